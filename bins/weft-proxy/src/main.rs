@@ -1,0 +1,3 @@
+//! The data plane, with its agent built in.
+
+fn main() {}

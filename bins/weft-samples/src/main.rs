@@ -1,0 +1,3 @@
+//! The sample workloads, as one multi-call program.
+
+fn main() {}

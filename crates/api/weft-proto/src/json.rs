@@ -1,0 +1,163 @@
+//! Canonical protobuf JSON, with every `Any` expanded under `@type`.
+//!
+//! The descriptor pool costs about 11 MB, so it is built on first use: a proxy that is never asked for a config dump and
+//! reads no bootstrap file never pays for it. An `Any` of a type that the pool does not know is kept as its type URL and
+//! base64 bytes.
+
+use base64::Engine as _;
+use prost::{Message, Name};
+use prost_reflect::{
+    DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, ReflectMessage, SerializeOptions,
+};
+use serde_json::Value;
+use std::sync::LazyLock;
+
+static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
+    // The bytes are generated beside the code: a failure here is a broken build, and the pool is left empty, which makes
+    // every conversion return an error that names the type.
+    DescriptorPool::decode(include_bytes!("generated/descriptors.bin").as_slice()).unwrap_or_default()
+});
+
+/// Why JSON and a message could not be turned into one another.
+#[derive(Debug, thiserror::Error)]
+pub enum JsonError {
+    /// The pool has no such message.
+    #[error("unknown message type {0}")]
+    UnknownType(String),
+    /// The JSON does not fit the message; the text names the field.
+    #[error("{0}")]
+    Json(#[from] serde_json::Error),
+    /// The message's own bytes do not decode.
+    #[error("{0}")]
+    Decode(#[from] prost::DecodeError),
+    /// The YAML text does not parse.
+    #[error("{0}")]
+    Yaml(String),
+}
+
+fn descriptor(name: &str) -> Result<MessageDescriptor, JsonError> {
+    POOL.get_message_by_name(name).ok_or_else(|| JsonError::UnknownType(name.to_string()))
+}
+
+/// Writes `message` as canonical JSON; `proto_names` keeps field names as the schema spells them (Envoy's own dumps do).
+///
+/// # Errors
+/// When the message is not of the generated schema.
+pub fn to_json<M: Message + Name>(message: &M, proto_names: bool) -> Result<Value, JsonError> {
+    let mut dynamic = DynamicMessage::new(descriptor(&M::full_name())?);
+    dynamic.merge(message.encode_to_vec().as_slice())?;
+    let options = SerializeOptions::new().use_proto_field_name(proto_names).skip_default_fields(true);
+    if let Ok(value) = dynamic.serialize_with_options(serde_json::value::Serializer, &options) {
+        return Ok(value);
+    }
+    hide_unknown_anys(&mut dynamic);
+    Ok(dynamic.serialize_with_options(serde_json::value::Serializer, &options)?)
+}
+
+/// Reads canonical JSON into a message; a field that the schema does not have is an error that names it.
+///
+/// # Errors
+/// When the JSON does not fit `M`.
+pub fn from_json<M: Message + Name + Default>(value: &Value) -> Result<M, JsonError> {
+    let options = DeserializeOptions::new().deny_unknown_fields(true);
+    let dynamic = DynamicMessage::deserialize_with_options(descriptor(&M::full_name())?, value, &options)?;
+    Ok(M::decode(dynamic.encode_to_vec().as_slice())?)
+}
+
+/// Reads YAML (or JSON, which is YAML) into a message: Envoy's bootstrap files.
+///
+/// # Errors
+/// When the text is not YAML, or does not fit `M`.
+pub fn from_yaml<M: Message + Name + Default>(text: &str) -> Result<M, JsonError> {
+    let value: Value = serde_saphyr::from_str(text).map_err(|e| JsonError::Yaml(e.to_string()))?;
+    from_json(&value)
+}
+
+/// Replaces each `Any` that cannot be expanded by a `Struct` that carries its type URL and bytes.
+fn hide_unknown_anys(message: &mut DynamicMessage) {
+    let fields: Vec<_> = message.fields().map(|(field, _)| field).collect();
+    for field in fields {
+        hide_in_value(message.get_field_mut(&field));
+    }
+}
+
+fn hide_in_value(value: &mut prost_reflect::Value) {
+    match value {
+        prost_reflect::Value::Message(inner) if inner.descriptor().full_name() == "google.protobuf.Any" => {
+            hide_in_any(inner);
+        }
+        prost_reflect::Value::Message(inner) => hide_unknown_anys(inner),
+        prost_reflect::Value::List(items) => items.iter_mut().for_each(hide_in_value),
+        prost_reflect::Value::Map(entries) => entries.values_mut().for_each(hide_in_value),
+        _ => {}
+    }
+}
+
+fn hide_in_any(any: &mut DynamicMessage) {
+    let Ok(plain) = any.transcode_to::<prost_types::Any>() else { return };
+    let name = plain.type_url.rsplit('/').next().unwrap_or_default();
+    let known = descriptor(name).ok().and_then(|d| DynamicMessage::decode(d, plain.value.as_slice()).ok());
+    let shown = match known {
+        Some(mut inner) => {
+            hide_unknown_anys(&mut inner);
+            prost_types::Any { type_url: plain.type_url, value: inner.encode_to_vec() }
+        }
+        None => opaque(&plain),
+    };
+    any.transcode_from(&shown).ok();
+}
+
+/// An `Any` that holds a `Struct` saying what it stands for.
+fn opaque(any: &prost_types::Any) -> prost_types::Any {
+    let text = |s: String| prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(s)) };
+    let fields = [
+        ("type_url".to_string(), text(any.type_url.clone())),
+        ("value".to_string(), text(base64::engine::general_purpose::STANDARD.encode(&any.value))),
+    ];
+    let shown = prost_types::Struct { fields: fields.into_iter().collect() };
+    prost_types::Any {
+        type_url: "type.googleapis.com/google.protobuf.Struct".to_string(),
+        value: shown.encode_to_vec(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::envoy::config::listener::v3::{Listener, ListenerFilter, listener_filter};
+    use crate::envoy::extensions::filters::listener::original_dst::v3::OriginalDst;
+
+    #[test]
+    fn any_is_expanded_and_read_back() {
+        let filter = ListenerFilter {
+            name: "envoy.filters.listener.original_dst".into(),
+            config_type: Some(listener_filter::ConfigType::TypedConfig(crate::pack(&OriginalDst::default()))),
+            ..Default::default()
+        };
+        let listener = Listener { name: "l".into(), listener_filters: vec![filter], ..Default::default() };
+        let json = to_json(&listener, true).unwrap();
+        assert_eq!(
+            json["listener_filters"][0]["typed_config"]["@type"],
+            "type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst"
+        );
+        assert_eq!(from_json::<Listener>(&json).unwrap(), listener);
+    }
+
+    #[test]
+    fn unknown_any_is_shown_as_bytes() {
+        let any = prost_types::Any { type_url: "type.googleapis.com/no.such.Type".into(), value: vec![1, 2] };
+        let filter = ListenerFilter {
+            name: "x".into(),
+            config_type: Some(listener_filter::ConfigType::TypedConfig(any)),
+            ..Default::default()
+        };
+        let json = to_json(&Listener { listener_filters: vec![filter], ..Default::default() }, true).unwrap();
+        assert!(json.to_string().contains("no.such.Type"), "{json}");
+    }
+
+    #[test]
+    fn unknown_field_is_named() {
+        let err = from_yaml::<Listener>("name: x\nnme: y\n").unwrap_err().to_string();
+        assert!(err.contains("nme"), "{err}");
+    }
+}

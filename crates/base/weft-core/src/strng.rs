@@ -1,0 +1,37 @@
+//! `Strng`: an immutable, cheaply cloned string, and an interner that stores equal strings once.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+/// A shared immutable string; a clone is one reference count.
+pub type Strng = Arc<str>;
+
+/// Stores each distinct string once. One per configuration build: dropped with what it interned.
+#[derive(Debug, Default)]
+pub struct Interner {
+    seen: HashSet<Strng, foldhash::fast::RandomState>,
+}
+
+impl Interner {
+    /// The one shared copy of `text`.
+    pub fn intern(&mut self, text: &str) -> Strng {
+        if let Some(found) = self.seen.get(text) {
+            return found.clone();
+        }
+        let stored: Strng = Arc::from(text);
+        self.seen.insert(stored.clone());
+        stored
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_strings_are_one() {
+        let mut interner = Interner::default();
+        assert!(Arc::ptr_eq(&interner.intern("a"), &interner.intern("a")));
+        assert!(!Arc::ptr_eq(&interner.intern("a"), &interner.intern("b")));
+    }
+}

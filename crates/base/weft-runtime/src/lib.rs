@@ -1,0 +1,1 @@
+//! Process life cycle: signals, readiness, drain, task groups, log set-up.

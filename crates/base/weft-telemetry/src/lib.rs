@@ -1,0 +1,1 @@
+//! Metric registry sharded by worker, access-log formatting, trace export.

@@ -1,0 +1,441 @@
+//! The immutable picture of the mesh that xDS is generated from.
+//!
+//! A [`MeshSnapshot`] is built by [`crate::build`] from the objects in the store and swapped in whole. Everything in it is
+//! resolved: short names are full, defaults are filled in, policies are indexed by who they bind. Parts that did not change
+//! since the last build are the same `Arc`, which is how the generator knows what it may reuse.
+
+use ipnet::IpNet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+use weft_core::{Provenance, Strng};
+use weft_k8s_api::istio;
+
+/// Labels of a workload or a selector.
+pub type Labels = BTreeMap<String, String>;
+
+/// The whole mesh, as the control plane knows it at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct MeshSnapshot {
+    /// Counts builds; shown as the xDS version.
+    pub version: u64,
+    /// Mesh-wide settings, defaults filled in.
+    pub mesh: Arc<istio::MeshConfig>,
+    /// Services by fully qualified host. One host may be declared by several namespaces (service entries): the first of
+    /// the list is the oldest and wins where one must be chosen.
+    pub services: BTreeMap<Strng, Vec<Arc<Service>>>,
+    /// Endpoints of each service port, by host and service port number.
+    pub endpoints: HashMap<(Strng, u16), Arc<Vec<Endpoint>>>,
+    /// Workloads by each of their addresses: pods and workload entries.
+    pub workloads: HashMap<IpAddr, Arc<Workload>>,
+    /// Virtual services after delegate resolution, oldest first (then by namespace and name), short hosts completed.
+    pub virtual_services: Vec<Arc<VirtualService>>,
+    /// Destination rules by namespace of the rule, then by host (full name or wildcard), merged as Istio merges them.
+    pub destination_rules: BTreeMap<String, BTreeMap<String, Arc<DestinationRule>>>,
+    /// Gateways, oldest first.
+    pub gateways: Vec<Arc<Gateway>>,
+    /// Sidecar resources by namespace, those with a selector first, then oldest first.
+    pub sidecars: BTreeMap<String, Vec<Arc<Sidecar>>>,
+    /// Peer authentication, by scope.
+    pub peer_auth: Arc<PeerAuthPolicies>,
+    /// Authorization policies by namespace, oldest first.
+    pub authorization: BTreeMap<String, Vec<Arc<Policy<istio::AuthorizationPolicy>>>>,
+    /// Request authentication by namespace, oldest first.
+    pub request_auth: BTreeMap<String, Vec<Arc<Policy<istio::RequestAuthentication>>>>,
+    /// Telemetry by namespace, oldest first.
+    pub telemetry: BTreeMap<String, Vec<Arc<Policy<istio::Telemetry>>>>,
+    /// Envoy filters by namespace, by priority then oldest first.
+    pub envoy_filters: BTreeMap<String, Vec<Arc<Policy<istio::EnvoyFilter>>>>,
+    /// Secrets that gateways may name in `credentialName`, by namespace and name.
+    pub secrets: BTreeMap<(String, String), Arc<Credential>>,
+    /// Labels of namespaces.
+    pub namespaces: BTreeMap<String, Labels>,
+    /// What the build found wrong: accepted objects that refer to something missing, conflicts, ignored policies.
+    pub warnings: Vec<Warning>,
+}
+
+/// Where a service came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Registry {
+    /// A Kubernetes Service.
+    Kubernetes,
+    /// A ServiceEntry.
+    External,
+}
+
+/// How the addresses behind a service are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Resolution {
+    /// From the control plane's endpoints, balanced by the client's proxy.
+    #[default]
+    Static,
+    /// The client's proxy resolves the endpoints' names, and balances over all addresses.
+    Dns,
+    /// As `Dns`, but only one address is used at a time, as the resolver gives it.
+    DnsRoundRobin,
+    /// To the address that the client dialled (headless services, `NONE`).
+    Passthrough,
+    /// By the host of each request (wildcard names): `DYNAMIC_DNS`.
+    DynamicDns,
+}
+
+/// A service that can be called by name.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Service {
+    /// Fully qualified host, lower case; may start with `*.`.
+    pub host: Strng,
+    /// Name of the object it came from.
+    pub name: String,
+    /// Namespace of that object.
+    pub namespace: String,
+    /// Where it came from; `None` only in a default value.
+    pub registry: Option<Registry>,
+    /// Virtual addresses; empty for headless services and for hosts known by name alone.
+    pub addresses: Vec<IpNet>,
+    /// Addresses that the mesh gave to a service entry that has none, so that TCP can be told apart.
+    pub auto_addresses: Vec<IpAddr>,
+    /// Ports, in declared order.
+    pub ports: Vec<ServicePort>,
+    /// How its endpoints are found.
+    pub resolution: Resolution,
+    /// True for `clusterIP: None`.
+    pub headless: bool,
+    /// True when outside the mesh: no mutual TLS by default, no peer metadata.
+    pub mesh_external: bool,
+    /// Selector over workloads; empty = endpoints are given by hand.
+    pub selector: Labels,
+    /// SANs that servers of this service may present (`subjectAltNames` of a service entry).
+    pub subject_alt_names: Vec<String>,
+    /// Service accounts of its workloads, as SPIFFE ids: who may run it (secure naming).
+    pub identities: BTreeSet<String>,
+    /// `externalName` of an ExternalName service.
+    pub external_name: Option<String>,
+    /// Who sees it.
+    pub export_to: ExportTo,
+    /// `internalTrafficPolicy: Local`, `publishNotReadyAddresses` and kin.
+    pub node_local: bool,
+    /// Unix seconds of creation.
+    pub created: i64,
+    /// Labels of the object.
+    pub labels: Labels,
+    /// The object.
+    pub provenance: Provenance,
+}
+
+/// A port of a service.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServicePort {
+    /// Port clients dial.
+    pub number: u16,
+    /// Name, possibly empty.
+    pub name: String,
+    /// What is spoken on it.
+    pub protocol: Protocol,
+    /// Port on the workload when it is a number; endpoints carry the resolved one.
+    pub target_port: Option<u16>,
+}
+
+/// What is spoken on a port, from `appProtocol`, else the port's name, else unknown (sniffed).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Protocol {
+    /// HTTP/1.1 (and upgrades).
+    Http,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+    /// gRPC.
+    Grpc,
+    /// gRPC-Web, carried over HTTP/1.1 or HTTP/2.
+    GrpcWeb,
+    /// TLS that the proxy does not open; inside is HTTP.
+    Https,
+    /// TLS that the proxy does not open.
+    Tls,
+    /// Bytes.
+    Tcp,
+    /// MongoDB: bytes, server may speak first or not.
+    Mongo,
+    /// MySQL: bytes, the server speaks first.
+    MySql,
+    /// Redis: bytes.
+    Redis,
+    /// Datagrams: not carried by the proxy.
+    Udp,
+    /// To be detected from the first bytes.
+    #[default]
+    Unknown,
+}
+
+impl Protocol {
+    /// HTTP that the proxy reads.
+    pub fn is_http(self) -> bool {
+        matches!(self, Protocol::Http | Protocol::Http2 | Protocol::Grpc | Protocol::GrpcWeb)
+    }
+    /// HTTP/2 towards the workload.
+    pub fn is_http2(self) -> bool {
+        matches!(self, Protocol::Http2 | Protocol::Grpc)
+    }
+    /// TLS passed on unopened.
+    pub fn is_tls(self) -> bool {
+        matches!(self, Protocol::Https | Protocol::Tls)
+    }
+    /// Bytes: no detection, no HTTP.
+    pub fn is_tcp(self) -> bool {
+        matches!(self, Protocol::Tcp | Protocol::Mongo | Protocol::MySql | Protocol::Redis)
+    }
+    /// Not known: the proxy looks at the first bytes.
+    pub fn is_unknown(self) -> bool {
+        matches!(self, Protocol::Unknown)
+    }
+}
+
+/// Namespaces that see an object.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum ExportTo {
+    /// All.
+    #[default]
+    All,
+    /// These; the object's own namespace is written out.
+    Namespaces(BTreeSet<String>),
+    /// None (`~`).
+    Nobody,
+}
+
+impl ExportTo {
+    /// True when a proxy in `namespace` sees the object.
+    pub fn visible_in(&self, namespace: &str) -> bool {
+        match self {
+            ExportTo::All => true,
+            ExportTo::Namespaces(set) => set.contains(namespace),
+            ExportTo::Nobody => false,
+        }
+    }
+}
+
+/// One address behind a service port.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Endpoint {
+    /// Where to connect.
+    pub address: EndpointAddress,
+    /// Labels of the workload: subsets select by them.
+    pub labels: Arc<Labels>,
+    /// The workload, when known.
+    pub workload: Option<Arc<Workload>>,
+    /// SPIFFE id the endpoint runs as; empty when unknown.
+    pub identity: String,
+    /// Whether it accepts mutual TLS (it has a sidecar, or says so by `security.istio.io/tlsMode: istio`).
+    pub mtls: bool,
+    /// Locality `region/zone/subzone`; empty when unknown.
+    pub locality: String,
+    /// Network it is in; empty for the default.
+    pub network: String,
+    /// Weight; 0 = none given.
+    pub weight: u32,
+    /// Health: ready, or on its way out.
+    pub health: Health,
+    /// Node it runs on; empty when unknown.
+    pub node: String,
+}
+
+/// Where an endpoint is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum EndpointAddress {
+    /// IP address and port.
+    Ip(IpAddr, u16),
+    /// DNS name and port, resolved by the client's proxy.
+    Name(String, u16),
+    /// Unix domain socket.
+    Unix(String),
+}
+
+/// Whether new requests may be sent to an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Health {
+    /// Yes.
+    #[default]
+    Healthy,
+    /// Only those that are pinned to it: it is going away.
+    Draining,
+    /// No.
+    Unhealthy,
+}
+
+/// Something that runs: a pod or a workload entry.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Workload {
+    /// Pod or workload-entry name.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Labels.
+    pub labels: Arc<Labels>,
+    /// Annotations that concern the mesh.
+    pub annotations: Labels,
+    /// Service account.
+    pub service_account: String,
+    /// `spiffe://<trust domain>/ns/<ns>/sa/<sa>`.
+    pub identity: String,
+    /// Name of the Deployment, StatefulSet … it belongs to; else its own.
+    pub workload_name: String,
+    /// Kind of that owner.
+    pub owner_kind: String,
+    /// `service.istio.io/canonical-name`, else `app`, else the workload's name.
+    pub canonical_name: String,
+    /// `service.istio.io/canonical-revision`, else `version`, else `latest`.
+    pub canonical_revision: String,
+    /// Has a sidecar or is a gateway.
+    pub in_mesh: bool,
+    /// Node.
+    pub node: String,
+    /// Locality `region/zone/subzone`.
+    pub locality: String,
+    /// Network.
+    pub network: String,
+    /// Ready.
+    pub ready: bool,
+    /// Ports that the containers declare: number and name.
+    pub container_ports: Vec<(u16, String)>,
+}
+
+/// A virtual service, resolved.
+#[derive(Debug, Clone)]
+pub struct VirtualService {
+    /// Hosts, fully qualified and lower case, in declared order; may be `*` or start with `*.`.
+    pub hosts: Vec<Strng>,
+    /// Gateways as `namespace/name`, or `mesh`; never empty.
+    pub gateways: Vec<String>,
+    /// Namespace of the object.
+    pub namespace: String,
+    /// Name of the object.
+    pub name: String,
+    /// Who sees it.
+    pub export_to: ExportTo,
+    /// Unix seconds of creation.
+    pub created: i64,
+    /// The spec, delegates resolved and merged; destination hosts are fully qualified.
+    pub spec: Arc<istio::VirtualService>,
+    /// For each `spec.http` entry its origin: delegates come from other objects.
+    pub http_origin: Vec<Provenance>,
+    /// The object.
+    pub provenance: Provenance,
+}
+
+/// A destination rule, merged from all of its host in its namespace.
+#[derive(Debug, Clone)]
+pub struct DestinationRule {
+    /// Host, fully qualified and lower case; may start with `*.`.
+    pub host: Strng,
+    /// Namespace.
+    pub namespace: String,
+    /// Name of the oldest object.
+    pub name: String,
+    /// Who sees it.
+    pub export_to: ExportTo,
+    /// Merged spec: the oldest object's top-level traffic policy wins, subsets are added up.
+    pub spec: Arc<istio::DestinationRule>,
+    /// Objects it was merged from.
+    pub origins: Vec<Provenance>,
+}
+
+/// A gateway object.
+#[derive(Debug, Clone)]
+pub struct Gateway {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Unix seconds of creation.
+    pub created: i64,
+    /// The spec as given.
+    pub spec: Arc<istio::Gateway>,
+    /// The object.
+    pub provenance: Provenance,
+}
+
+/// A Sidecar object.
+#[derive(Debug, Clone)]
+pub struct Sidecar {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Unix seconds of creation.
+    pub created: i64,
+    /// The spec as given.
+    pub spec: Arc<istio::Sidecar>,
+    /// The object.
+    pub provenance: Provenance,
+}
+
+/// A policy bound to workloads by namespace and selector.
+#[derive(Debug, Clone)]
+pub struct Policy<T> {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Unix seconds of creation.
+    pub created: i64,
+    /// Selector; empty = the whole namespace (or mesh, in the root namespace).
+    pub selector: Labels,
+    /// The spec as given.
+    pub spec: Arc<T>,
+    /// The object's annotations (dry run).
+    pub annotations: Labels,
+    /// The object.
+    pub provenance: Provenance,
+}
+
+/// Mutual-TLS mode of an inbound port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum MtlsMode {
+    /// Plain text only.
+    Disable,
+    /// Both.
+    #[default]
+    Permissive,
+    /// Mutual TLS only.
+    Strict,
+}
+
+/// Peer authentication policies by scope; see [`MeshSnapshot::mtls_mode`].
+#[derive(Debug, Clone, Default)]
+pub struct PeerAuthPolicies {
+    /// Mesh-wide mode: the oldest policy without selector in the root namespace.
+    pub mesh: MtlsMode,
+    /// Namespace-wide modes, unset ones left out.
+    pub namespaces: BTreeMap<String, MtlsMode>,
+    /// Policies with a selector by namespace, oldest first.
+    pub workloads: BTreeMap<String, Vec<Arc<Policy<istio::PeerAuthentication>>>>,
+}
+
+/// A secret for TLS at a gateway.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credential {
+    /// PEM certificate chain; empty when the secret holds only CA certificates.
+    pub cert_chain: Vec<u8>,
+    /// PEM private key.
+    pub private_key: Vec<u8>,
+    /// PEM CA certificates, when given (`ca.crt`, `cacert`, or the `-cacert` secret).
+    pub ca: Option<Vec<u8>>,
+    /// Certificate revocation list, when given.
+    pub crl: Option<Vec<u8>>,
+}
+
+impl std::fmt::Debug for Credential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credential").field("cert_chain", &self.cert_chain.len()).finish_non_exhaustive()
+    }
+}
+
+/// Something that is wrong with an accepted object.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Warning {
+    /// The object and the place in it.
+    pub at: Provenance,
+    /// A stable code, where `istioctl analyze` has one (`IST0101` …), else a word.
+    pub code: &'static str,
+    /// What is wrong and what would be right.
+    pub message: String,
+}

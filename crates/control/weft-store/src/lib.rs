@@ -1,0 +1,1 @@
+//! Kubernetes-shaped object store with memory and cluster backends.

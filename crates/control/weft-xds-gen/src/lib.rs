@@ -1,0 +1,1 @@
+//! From a MeshSnapshot and a proxy node to xDS resources. Pure.

@@ -1,0 +1,1 @@
+//! ADS: delta and state-of-the-world, ACK tracking, pushes.

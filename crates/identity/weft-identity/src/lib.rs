@@ -1,0 +1,1 @@
+//! TrustDomain, SpiffeId, Svid, TrustBundle. Pure: no I/O, no clock.

@@ -1,0 +1,1 @@
+//! The one crypto provider: keys, CSRs, TLS configurations, SPIFFE verification.

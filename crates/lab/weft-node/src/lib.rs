@@ -1,0 +1,1 @@
+//! Pods in network namespaces, and the controllers that make them.

@@ -1,0 +1,7 @@
+//! RBAC policies: compiled from Envoy's messages, evaluated on every connection or request. Pure: no I/O, no clock.
+//!
+//! Reading order: [`types`], `compile` (message → types), `evaluate` (facts → decision).
+
+pub mod types;
+
+pub use types::*;

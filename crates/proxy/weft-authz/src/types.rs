@@ -1,0 +1,210 @@
+//! Compiled policies, and what they are asked.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use weft_core::Strng;
+
+/// A compiled RBAC filter: enforced rules and, for dry run, shadow rules.
+#[derive(Debug, Default)]
+pub struct Rbac {
+    /// Enforced; `None` allows.
+    pub rules: Option<Rules>,
+    /// Evaluated and reported only.
+    pub shadow: Option<Rules>,
+    /// Prefix of shadow statistics.
+    pub shadow_prefix: String,
+    /// Prefix of counters (network filter).
+    pub stat_prefix: String,
+}
+
+/// Rules of one action.
+#[derive(Debug)]
+pub struct Rules {
+    /// What a match does.
+    pub action: RuleAction,
+    /// Policies by name, e.g. `ns[foo]-policy[httpbin]-rule[0]`; a policy matches when any of its permissions and any of
+    /// its principals match.
+    pub policies: Vec<RulePolicy>,
+}
+
+/// What a match does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RuleAction {
+    /// Lets through; no match denies.
+    Allow,
+    /// Denies; no match lets through.
+    Deny,
+    /// Lets through and marks.
+    Log,
+}
+
+/// One policy. What its conditions are is private to this crate (`evaluate`).
+#[derive(Debug)]
+pub struct RulePolicy {
+    /// Name.
+    pub name: Strng,
+    /// Any of these must hold.
+    pub permissions: Vec<Condition>,
+    /// And any of these.
+    pub principals: Vec<Condition>,
+}
+
+/// A tree of conditions; leaves are filled in by `compile`.
+#[derive(Debug)]
+pub enum Condition {
+    /// Always.
+    Any,
+    /// All of them.
+    And(Vec<Condition>),
+    /// One of them.
+    Or(Vec<Condition>),
+    /// Not it.
+    Not(Box<Condition>),
+    /// A leaf.
+    Leaf(crate::types::Leaf),
+}
+
+/// A single test. Variants carry compiled matchers.
+#[derive(Debug)]
+pub enum Leaf {
+    /// Destination in a range.
+    DestinationIp(ipnet::IpNet),
+    /// Destination port.
+    DestinationPort(u16),
+    /// Destination ports `[start, end)`.
+    DestinationPortRange(u16, u16),
+    /// SNI.
+    ServerName(Matcher),
+    /// Client certificate's URI or DNS SAN, else its subject; `None` = any verified certificate.
+    Principal(Option<Matcher>),
+    /// Address of the connection's peer.
+    DirectRemoteIp(ipnet::IpNet),
+    /// Address of the client after trusted `x-forwarded-for`.
+    RemoteIp(ipnet::IpNet),
+    /// A header or pseudo-header; value by value.
+    Header(HeaderTest),
+    /// Path without query.
+    Path(Matcher),
+    /// Path by template (`/a/{*}/b/{**}`).
+    PathTemplate(Arc<regex::Regex>),
+    /// Dynamic metadata: filter, path of keys, value (JWT claims).
+    Metadata(Strng, Vec<Strng>, ValueTest),
+    /// Filter state, e.g. `io.istio.peer_principal`.
+    FilterState(Strng, Matcher),
+    /// Something that this proxy cannot evaluate: never holds in ALLOW, always holds in DENY (fails closed).
+    Unsupported(Strng),
+}
+
+/// A condition on a string.
+#[derive(Debug, Clone)]
+pub enum Matcher {
+    /// Equal.
+    Exact(Strng),
+    /// Starts with.
+    Prefix(Strng),
+    /// Ends with.
+    Suffix(Strng),
+    /// Contains.
+    Contains(Strng),
+    /// Matches as a whole.
+    Regex(Arc<regex::Regex>),
+    /// Ignoring ASCII case.
+    IgnoreCase(Box<Matcher>),
+}
+
+/// A condition on a header.
+#[derive(Debug)]
+pub struct HeaderTest {
+    /// Lower-case name, or `:method`, `:authority`, `:path`, `:scheme`.
+    pub name: Strng,
+    /// `None` = presence.
+    pub value: Option<Matcher>,
+    /// Turns the result round.
+    pub invert: bool,
+}
+
+/// A condition on a metadata value.
+#[derive(Debug)]
+pub enum ValueTest {
+    /// A string.
+    String(Matcher),
+    /// Any element of a list, or the value itself.
+    AnyOf(Matcher),
+    /// Present.
+    Present,
+    /// A boolean.
+    Bool(bool),
+}
+
+/// What a decision is made on.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts<'a> {
+    /// Peer of the connection.
+    pub peer: SocketAddr,
+    /// Client after trusted `x-forwarded-for`.
+    pub remote: SocketAddr,
+    /// Original destination.
+    pub destination: SocketAddr,
+    /// SNI.
+    pub server_name: Option<&'a str>,
+    /// Verified client certificate; `None` = no mutual TLS.
+    pub certificate: Option<&'a PeerCertificate>,
+    /// The request; `None` for TCP.
+    pub request: Option<RequestFacts<'a>>,
+    /// Dynamic metadata by filter name (`envoy.filters.http.jwt_authn` …).
+    pub metadata: &'a [(Strng, MetadataValue)],
+}
+
+/// What of a client certificate decides.
+#[derive(Debug, Clone, Default)]
+pub struct PeerCertificate {
+    /// URI SANs.
+    pub uris: Vec<Strng>,
+    /// DNS SANs.
+    pub dns: Vec<Strng>,
+    /// Subject, RFC 2253.
+    pub subject: String,
+}
+
+/// What of a request decides; normalised as routing sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestFacts<'a> {
+    /// Method.
+    pub method: &'a str,
+    /// Authority, lower case.
+    pub authority: &'a str,
+    /// Path without query.
+    pub path: &'a str,
+    /// Path with query.
+    pub path_and_query: &'a str,
+    /// `http` or `https`.
+    pub scheme: &'a str,
+    /// Headers.
+    pub headers: &'a http::HeaderMap,
+}
+
+/// A metadata value.
+#[derive(Debug, Clone, PartialEq)]
+pub enum MetadataValue {
+    /// Text.
+    String(Strng),
+    /// Number.
+    Number(f64),
+    /// Boolean.
+    Bool(bool),
+    /// List.
+    List(Vec<MetadataValue>),
+    /// Fields.
+    Struct(Vec<(Strng, MetadataValue)>),
+}
+
+/// The outcome.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// Let through.
+    pub allowed: bool,
+    /// Policy that matched: `none` when none did.
+    pub policy: Option<Strng>,
+    /// Outcome of the shadow rules.
+    pub shadow: Option<(bool, Option<Strng>)>,
+}

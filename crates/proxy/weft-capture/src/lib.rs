@@ -1,0 +1,1 @@
+//! Traffic redirection by nftables.

@@ -1,0 +1,1 @@
+//! Bytes to protocol: sniffing, PROXY protocol, normalisation, body types.

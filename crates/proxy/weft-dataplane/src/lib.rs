@@ -1,0 +1,1 @@
+//! Workers, listeners, connections and requests: the life of a request.

@@ -1,0 +1,1 @@
+//! HTTP and network filters in the order that a request passes them.

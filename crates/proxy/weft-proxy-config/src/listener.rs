@@ -1,0 +1,249 @@
+//! Compiled listeners and filter chains.
+
+use crate::{HttpConnectionManager, ServerTls};
+use ipnet::IpNet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use weft_authz::Rbac;
+use weft_core::Strng;
+
+/// A compiled listener.
+#[derive(Debug)]
+pub struct Listener {
+    /// Name.
+    pub name: Strng,
+    /// Where it listens.
+    pub addresses: Vec<ListenAddress>,
+    /// False: it only receives connections that another listener hands over by original destination.
+    pub bind: bool,
+    /// Hands a connection to the listener of its original destination, when there is one.
+    pub use_original_dst: bool,
+    /// Accepts connections to addresses that are not its own (`IP_TRANSPARENT`).
+    pub transparent: bool,
+    /// Exact balance between workers, by re-use of the port.
+    pub reuse_port: bool,
+    /// What to look at before a filter chain is chosen.
+    pub inspect: Inspect,
+    /// Filter chains.
+    pub chains: Vec<Arc<FilterChain>>,
+    /// When none matches.
+    pub default_chain: Option<Arc<FilterChain>>,
+    /// Side of the workload.
+    pub direction: TrafficDirection,
+    /// Access logs for connections that match no filter chain.
+    pub access_logs: Arc<[AccessLog]>,
+    /// Hash of the message: equal hash, equal listener — its sockets and connections are left alone.
+    pub fingerprint: u64,
+    /// Ignore the client's address range etc.; limit of open connections.
+    pub max_connections: Option<u32>,
+}
+
+/// Where a listener listens.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ListenAddress {
+    /// TCP.
+    Tcp(SocketAddr),
+    /// Unix domain socket.
+    Unix(Strng),
+}
+
+/// Side of the workload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TrafficDirection {
+    /// Not said.
+    #[default]
+    Unspecified,
+    /// To the workload.
+    Inbound,
+    /// From the workload.
+    Outbound,
+}
+
+/// Listener filters, as switches.
+#[derive(Debug, Clone, Default)]
+pub struct Inspect {
+    /// `original_dst`: the destination before redirection is the connection's local address.
+    pub original_dst: bool,
+    /// `tls_inspector`: look for a ClientHello.
+    pub tls: bool,
+    /// `http_inspector`: look for HTTP.
+    pub http: bool,
+    /// `proxy_protocol`: a PROXY header comes first; `true` inside = it may be absent.
+    pub proxy_protocol: Option<bool>,
+    /// Destination ports on which an inspector is switched off (`filter_disabled`): (port, tls off, http off).
+    pub disabled_ports: Vec<(u16, bool, bool)>,
+    /// How long to wait for first bytes.
+    pub timeout: Option<Duration>,
+    /// After the time: go on (`true`) or close.
+    pub continue_on_timeout: bool,
+}
+
+/// A compiled filter chain.
+#[derive(Debug)]
+pub struct FilterChain {
+    /// Name; shown in logs.
+    pub name: Strng,
+    /// When it applies.
+    pub matcher: ChainMatch,
+    /// TLS of the client's side; `None` = plain.
+    pub tls: Option<Arc<ServerTls>>,
+    /// Time for the handshake.
+    pub handshake_timeout: Option<Duration>,
+    /// Network filters before the last.
+    pub filters: Vec<NetworkFilter>,
+    /// The last network filter.
+    pub terminal: Terminal,
+}
+
+/// Conditions of a filter chain; empty lists hold always. Precedence is Envoy's: port, then address, server name,
+/// transport protocol, application protocol, direct source, source type, source address, source port.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ChainMatch {
+    /// Destination port.
+    pub destination_port: Option<u16>,
+    /// Destination ranges.
+    pub destination: Vec<IpNet>,
+    /// SNI, exact or `*.suffix`.
+    pub server_names: Vec<Strng>,
+    /// `tls` or `raw_buffer`; `None` = any.
+    pub transport: Option<Transport>,
+    /// ALPN, or what was sniffed (`http/1.1`, `h2c`).
+    pub application_protocols: Vec<Strng>,
+    /// Client's ranges.
+    pub source: Vec<IpNet>,
+    /// Client's ports.
+    pub source_ports: Vec<u16>,
+    /// Client on this machine (`Some(true)`) or elsewhere (`Some(false)`).
+    pub source_local: Option<bool>,
+}
+
+/// Transport as detected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Transport {
+    /// Plain.
+    RawBuffer,
+    /// TLS.
+    Tls,
+}
+
+/// What is known of a connection when its filter chain is chosen.
+#[derive(Debug, Clone)]
+pub struct ConnectionFacts<'a> {
+    /// Original destination.
+    pub destination: SocketAddr,
+    /// Client.
+    pub source: SocketAddr,
+    /// SNI, lower case.
+    pub server_name: Option<&'a str>,
+    /// Transport.
+    pub transport: Transport,
+    /// ALPN offered, or `http/1.1` / `h2c` when sniffed.
+    pub application_protocols: &'a [Strng],
+    /// Client's address without PROXY protocol.
+    pub direct_source: IpAddr,
+}
+
+/// A network filter before the last one.
+#[derive(Debug, Clone)]
+pub enum NetworkFilter {
+    /// Authorization of the connection.
+    Rbac(Arc<Rbac>),
+    /// Bounds open connections of the chain.
+    ConnectionLimit(u64),
+    /// Metrics of connections.
+    Telemetry(Arc<crate::Telemetry>),
+    /// Names the cluster by SNI (`sni_cluster`).
+    SniCluster,
+}
+
+/// The last network filter.
+#[derive(Debug, Clone)]
+pub enum Terminal {
+    /// HTTP.
+    Http(Arc<HttpConnectionManager>),
+    /// TCP.
+    Tcp(Arc<TcpProxy>),
+}
+
+/// The TCP proxy filter.
+#[derive(Debug)]
+pub struct TcpProxy {
+    /// Prefix of its counters.
+    pub stat_prefix: Strng,
+    /// Where to.
+    pub cluster: TcpCluster,
+    /// Closes a connection idle for so long; `None` = never. Envoy's default is one hour.
+    pub idle_timeout: Option<Duration>,
+    /// Longest life of a connection.
+    pub max_duration: Option<Duration>,
+    /// Tries to connect.
+    pub max_connect_attempts: u32,
+    /// Access logs.
+    pub access_logs: Arc<[AccessLog]>,
+    /// Hash by source address for consistent balancing.
+    pub hash_source_ip: bool,
+}
+
+/// Where a TCP proxy forwards to.
+#[derive(Debug)]
+pub enum TcpCluster {
+    /// One cluster.
+    One(Strng),
+    /// By weight: (cluster, weight), and the sum.
+    Weighted(Vec<(Strng, u32)>, u32),
+}
+
+/// An access log.
+#[derive(Debug, Clone)]
+pub struct AccessLog {
+    /// Where to.
+    pub sink: LogSink,
+    /// Text of the format; the default of Envoy when `None`. JSON formats are objects of formats.
+    pub format: LogFormat,
+    /// Only log what this holds for.
+    pub filter: Option<Arc<LogFilter>>,
+}
+
+/// Where access logs go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogSink {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+    /// A file, appended to.
+    File(Strng),
+}
+
+/// How a line looks.
+#[derive(Debug, Clone)]
+pub enum LogFormat {
+    /// Envoy's default text.
+    Default,
+    /// Text with `%COMMAND%`s.
+    Text(Strng),
+    /// A JSON object whose string leaves are formats.
+    Json(Arc<serde_json::Value>),
+}
+
+/// Which requests are logged.
+#[derive(Debug)]
+pub enum LogFilter {
+    /// Status compared: (`=`, `>=`, `<=` as -0/+1/-1, value).
+    Status(std::cmp::Ordering, bool, u16),
+    /// Duration at least so long.
+    Slower(Duration),
+    /// Any response flag, or one of these.
+    Flags(Vec<Strng>),
+    /// Not a health check.
+    NotHealthCheck,
+    /// Share in parts per million.
+    Sample(u32),
+    /// All.
+    And(Vec<LogFilter>),
+    /// Any.
+    Or(Vec<LogFilter>),
+    /// A header.
+    Header(weft_route::HeaderMatcher),
+}

@@ -1,0 +1,1 @@
+//! Delta ADS client: subscriptions, ACK and NACK, reconnect.
