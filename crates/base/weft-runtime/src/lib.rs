@@ -1,1 +1,11 @@
-//! Process life cycle: signals, readiness, drain, task groups, log set-up.
+//! The life cycle of a process: log set-up ([`logging`]), signals ([`signal`]), readiness ([`ready`]), drain ([`drain`]).
+//!
+//! Small values that are passed down; no process-wide state but the log filter, which the admin port may change.
+
+pub mod drain;
+pub mod logging;
+pub mod ready;
+pub mod signal;
+
+pub use drain::{Drain, DrainGuard, DrainWatch};
+pub use ready::{Readiness, ReadyBlock};
