@@ -1,0 +1,156 @@
+//! The rules in a real network namespace made without privilege: redirection, the original destination, and the exemptions.
+//! Skipped, saying so, where the kernel permits no user namespace or `nft` is not installed.
+
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
+use socket2::{Domain, Socket, Type};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
+use std::time::Duration;
+use weft_capture::{CaptureConfig, DnsCapture, OutboundRanges, ProxyOwner};
+
+const MARK: u32 = 1337;
+/// Address of the "pod": on lo beside 127.0.0.1, as a pod's own address is reached through lo.
+const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 9);
+const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(10, 96, 1, 1);
+const BOUND: Duration = Duration::from_secs(5);
+
+/// The test process re-runs itself in new namespaces: a test harness has many threads, and only a process with one may
+/// enter a user namespace.
+#[test]
+fn redirects_in_an_unprivileged_namespace() {
+    if std::env::var_os("WEFT_CAPTURE_INNER").is_some() {
+        return;
+    }
+    let unshare_works = Command::new("unshare").args(["-Urn", "true"]).status().is_ok_and(|s| s.success());
+    if !unshare_works || weft_capture::find_tool("nft").is_none() {
+        eprintln!("skipped: needs unshare, user namespaces and nft");
+        return;
+    }
+    let exe = std::env::current_exe().unwrap();
+    let output = Command::new("unshare")
+        .args(["-Urn"])
+        .arg(exe)
+        .args(["--exact", "inner", "--nocapture", "--test-threads=1"])
+        .env("WEFT_CAPTURE_INNER", "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("inner checks done"), "{text}");
+}
+
+/// Runs only when started by the test above; alone it has nothing to check.
+#[test]
+fn inner() {
+    if std::env::var_os("WEFT_CAPTURE_INNER").is_none() {
+        return;
+    }
+    set_up_addresses();
+    let outbound = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 15001)).unwrap();
+    let inbound = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 15006)).unwrap();
+    let app = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 9080)).unwrap();
+    weft_capture::apply(&CaptureConfig {
+        owner: ProxyOwner::Mark(MARK),
+        outbound: OutboundRanges::All,
+        exclude_outbound_ports: vec![3306],
+        dns: Some(DnsCapture::default()),
+        ..CaptureConfig::default()
+    })
+    .unwrap();
+
+    // The application calls another address: the proxy gets it and learns where it was meant to go.
+    let (from, _kept) = dial(ELSEWHERE, 80, None, None);
+    assert_eq!(accepted(&outbound), (from, original(ELSEWHERE, 80)));
+    // The application calls itself by loopback or by its address: nothing between.
+    let (from, _kept) = dial(Ipv4Addr::LOCALHOST, 9080, None, None);
+    assert_eq!(accepted(&app).0, from);
+    let (from, _kept) = dial(POD, 9080, None, None);
+    assert_eq!(accepted(&app).0, from);
+    // The proxy calls this pod by its address: as if received from another pod.
+    let (from, _kept) = dial(POD, 9080, Some(MARK), None);
+    assert_eq!(accepted(&inbound), (from, original(POD, 9080)));
+    // The proxy hands a received request to the application, from 127.0.0.6: nothing between.
+    let (from, _kept) = dial(POD, 9080, Some(MARK), Some(Ipv4Addr::new(127, 0, 0, 6)));
+    assert_eq!(accepted(&app).0, from);
+    // An excluded port leaves the pod: here no route leads on, so it must not reach the proxy.
+    assert_nothing_arrives(&outbound, 3306);
+    dns_goes_to_the_proxy();
+    // Removal undoes everything.
+    weft_capture::remove().unwrap();
+    assert_nothing_arrives(&outbound, 80);
+    weft_capture::remove().unwrap();
+    println!("inner checks done");
+}
+
+fn set_up_addresses() {
+    let ip = weft_capture::find_tool("ip").expect("ip is installed where the tests run");
+    for args in [
+        "link set lo up",
+        "addr add 10.244.0.9/32 dev lo",
+        "link add out0 type veth peer name out1",
+        "link set out0 up",
+        "link set out1 up",
+        "route add default dev out0",
+    ] {
+        assert!(Command::new(&ip).args(args.split(' ')).status().unwrap().success(), "ip {args}");
+    }
+}
+
+fn dial(to: Ipv4Addr, port: u16, mark: Option<u32>, source: Option<Ipv4Addr>) -> (SocketAddr, TcpStream) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    if let Some(mark) = mark {
+        setsockopt(&socket, sockopt::Mark, &mark).unwrap();
+    }
+    if let Some(source) = source {
+        socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
+    }
+    socket.connect_timeout(&SocketAddr::from((to, port)).into(), BOUND).unwrap();
+    let stream = TcpStream::from(socket);
+    (stream.local_addr().unwrap(), stream)
+}
+
+fn accepted(listener: &TcpListener) -> (SocketAddr, Option<SocketAddr>) {
+    let (stream, peer) = listener.accept().unwrap();
+    let original = getsockopt(&stream, sockopt::OriginalDst).ok().map(|raw| {
+        let address = Ipv4Addr::from(u32::from_be(raw.sin_addr.s_addr));
+        SocketAddr::from((address, u16::from_be(raw.sin_port)))
+    });
+    (peer, original)
+}
+
+fn original(address: Ipv4Addr, port: u16) -> Option<SocketAddr> {
+    Some(SocketAddr::from((address, port)))
+}
+
+/// A dial that finds no one must time out, and the proxy must have nothing to accept.
+fn assert_nothing_arrives(listener: &TcpListener, port: u16) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let to = SocketAddr::from((ELSEWHERE, port));
+    assert!(socket.connect_timeout(&to.into(), Duration::from_millis(300)).is_err());
+    listener.set_nonblocking(true).unwrap();
+    assert!(listener.accept().is_err(), "port {port} reached the proxy");
+    listener.set_nonblocking(false).unwrap();
+}
+
+fn dns_goes_to_the_proxy() {
+    // Bound to loopback, where the redirection delivers: from a wildcard socket the answer would leave with the pod's own
+    // address, and the client would not know it.
+    let server = UdpSocket::bind((Ipv4Addr::LOCALHOST, 15053)).unwrap();
+    server.set_read_timeout(Some(BOUND)).unwrap();
+    let client = UdpSocket::bind((POD, 0)).unwrap();
+    client.set_read_timeout(Some(BOUND)).unwrap();
+    client.connect((Ipv4Addr::new(10, 96, 0, 10), 53)).unwrap();
+    client.send(b"query").unwrap();
+    let mut buffer = [0; 16];
+    let (n, peer) = server.recv_from(&mut buffer).unwrap();
+    assert_eq!(&buffer[..n], b"query");
+    server.send_to(b"answer", peer).unwrap();
+    // The answer appears to come from the server that was asked, or a connected socket would not take it.
+    let n = client.recv(&mut buffer).unwrap();
+    assert_eq!(&buffer[..n], b"answer");
+    let tcp = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 15053)).unwrap();
+    let (_, mut kept) = dial(Ipv4Addr::new(10, 96, 0, 10), 53, None, None);
+    kept.write_all(b"q").unwrap();
+    let (mut stream, _) = tcp.accept().unwrap();
+    stream.read_exact(&mut buffer[..1]).unwrap();
+}
