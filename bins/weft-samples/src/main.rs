@@ -1,3 +1,63 @@
-//! The sample workloads, as one multi-call program.
+//! The sample workloads, as one multi-call program: `weft-samples NAME [ARGS]`.
+//!
+//! They behave as the documents of the mesh's users describe, down to the time-outs that some journeys exist to find. They
+//! know nothing of the mesh: trace headers are passed on, and that is all.
 
-fn main() {}
+mod bookinfo;
+mod client;
+mod helloworld;
+mod httpbin;
+mod serve;
+mod tcp_echo;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "weft-samples", version, about = "Sample workloads of the mesh, in one program")]
+struct Cli {
+    #[command(subcommand)]
+    sample: Sample,
+}
+
+#[derive(Subcommand)]
+enum Sample {
+    /// Bookinfo: the product page
+    Productpage(serve::Listen),
+    /// Bookinfo: book details
+    Details(serve::Listen),
+    /// Bookinfo: reviews (env ENABLE_RATINGS, STAR_COLOR)
+    Reviews(serve::Listen),
+    /// Bookinfo: ratings
+    Ratings(serve::Listen),
+    /// An HTTP request and response service
+    Httpbin(httpbin::Args),
+    /// httpbin under the command line of its usual image
+    Gunicorn(httpbin::GunicornArgs),
+    /// Says its version and instance
+    Helloworld(helloworld::Args),
+    /// Answers each line with a prefix and the line
+    TcpEcho(tcp_echo::Args),
+    /// Waits for ever: a pod to run commands in
+    Sleep {
+        /// Ignored: `infinity`, `3650d`
+        duration: Option<String>,
+    },
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    match Cli::parse().sample {
+        Sample::Productpage(listen) => serve::http(listen, 9080, bookinfo::productpage::router()).await,
+        Sample::Details(listen) => serve::http(listen, 9080, bookinfo::details::router()).await,
+        Sample::Reviews(listen) => serve::http(listen, 9080, bookinfo::reviews::router()?).await,
+        Sample::Ratings(listen) => serve::http(listen, 9080, bookinfo::ratings::router()).await,
+        Sample::Httpbin(args) => httpbin::run(args).await,
+        Sample::Gunicorn(args) => httpbin::run(args.into()).await,
+        Sample::Helloworld(args) => helloworld::run(args).await,
+        Sample::TcpEcho(args) => tcp_echo::run(args).await,
+        Sample::Sleep { .. } => {
+            weft_runtime::signal::stop().await?;
+            Ok(())
+        }
+    }
+}
