@@ -1,1 +1,23 @@
-//! Bytes to protocol: sniffing, PROXY protocol, normalisation, body types.
+//! Bytes to protocol: what a connection speaks, what a request may look like, how bodies and local replies are carried.
+//! No configuration, no routing, no sockets of its own.
+//!
+//! Reading order: [`proxy_protocol`], [`client_hello`], [`http_sniff`] (first bytes of a connection), [`io`] (the stream
+//! under HTTP), [`strict`] (which requests are refused), [`hop`] (headers of one hop), [`body`], [`grpc`], [`reason`] (the
+//! one table of everything that goes wrong).
+
+pub mod body;
+pub mod client_hello;
+pub mod exec;
+pub mod grpc;
+pub mod hop;
+pub mod http_sniff;
+pub mod io;
+pub mod proxy_protocol;
+pub mod reason;
+pub mod replay;
+pub mod strict;
+
+pub use body::{BodyError, BodyObserver, ProxyBody};
+pub use exec::LocalExec;
+pub use io::{Io, Stream};
+pub use reason::{Flags, Reason};

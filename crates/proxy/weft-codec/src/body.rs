@@ -1,0 +1,204 @@
+//! The one body type of requests and responses. A closed enum: no boxed body on the usual path, and both directions stream
+//! with back-pressure.
+
+use crate::replay::ReplayBody;
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use tokio::sync::mpsc;
+
+/// A body on its way through.
+#[derive(Default)]
+pub struct ProxyBody {
+    kind: Kind,
+    observer: Option<Box<dyn BodyObserver>>,
+}
+
+#[derive(Default)]
+enum Kind {
+    #[default]
+    Empty,
+    Full(Bytes),
+    Incoming(Incoming),
+    Replay(ReplayBody),
+    Channel(mpsc::Receiver<Result<Frame<Bytes>, BodyError>>),
+}
+
+/// Sees a body pass: counts it, cuts it short, learns how it ended. Dropped with the body; a drop without
+/// [`BodyObserver::end`] means that the receiver went away.
+pub trait BodyObserver {
+    /// Asked before each frame; an error ends the body with it.
+    fn poll_abort(&mut self, _cx: &mut Context<'_>) -> Option<BodyError> {
+        None
+    }
+    /// A frame is passing; trailers may be edited.
+    fn frame(&mut self, frame: &mut Frame<Bytes>);
+    /// The body ended, in order or with an error. Called once at most.
+    fn end(&mut self, error: Option<&BodyError>);
+}
+
+/// Why a body broke off.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The connection it came on failed.
+    #[error(transparent)]
+    Hyper(#[from] hyper::Error),
+    /// This proxy cut it.
+    #[error("{0}")]
+    Aborted(&'static str),
+}
+
+impl ProxyBody {
+    /// No body.
+    pub fn empty() -> Self {
+        Self::default()
+    }
+
+    /// A body at hand.
+    pub fn full(bytes: impl Into<Bytes>) -> Self {
+        let bytes = bytes.into();
+        Self { kind: if bytes.is_empty() { Kind::Empty } else { Kind::Full(bytes) }, observer: None }
+    }
+
+    /// A body fed frame by frame.
+    pub fn channel(frames: mpsc::Receiver<Result<Frame<Bytes>, BodyError>>) -> Self {
+        Self { kind: Kind::Channel(frames), observer: None }
+    }
+
+    /// A body that can be sent again.
+    pub fn replay(body: ReplayBody) -> Self {
+        Self { kind: Kind::Replay(body), observer: None }
+    }
+
+    /// Lets `observer` see the body pass. A body that is already at its end is reported at once.
+    pub fn observed(mut self, mut observer: Box<dyn BodyObserver>) -> Self {
+        if self.is_end_stream() {
+            observer.end(None);
+            self.observer = None;
+        } else {
+            self.observer = Some(observer);
+        }
+        self
+    }
+
+    fn poll_kind(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut self.kind {
+            Kind::Empty => Poll::Ready(None),
+            Kind::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                self.kind = Kind::Empty;
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Kind::Incoming(incoming) => Pin::new(incoming).poll_frame(cx).map(|f| f.map(|r| r.map_err(Into::into))),
+            Kind::Replay(replay) => Pin::new(replay).poll_frame(cx),
+            Kind::Channel(frames) => frames.poll_recv(cx),
+        }
+    }
+
+    fn finish(&mut self, error: Option<&BodyError>) {
+        if let Some(mut observer) = self.observer.take() {
+            observer.end(error);
+        }
+    }
+}
+
+impl From<Incoming> for ProxyBody {
+    fn from(incoming: Incoming) -> Self {
+        Self { kind: if incoming.is_end_stream() { Kind::Empty } else { Kind::Incoming(incoming) }, observer: None }
+    }
+}
+
+impl Body for ProxyBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        if let Some(observer) = &mut this.observer
+            && let Some(error) = observer.poll_abort(cx)
+        {
+            this.finish(Some(&error));
+            this.kind = Kind::Empty;
+            return Poll::Ready(Some(Err(error)));
+        }
+        let mut frame = ready!(this.poll_kind(cx));
+        match &mut frame {
+            None => this.finish(None),
+            Some(Err(error)) => this.finish(Some(error)),
+            Some(Ok(frame)) => {
+                if let Some(observer) = &mut this.observer {
+                    observer.frame(frame);
+                }
+                // hyper asks no more after the last frame of a body of known length.
+                if this.observer.is_some() && this.is_end_stream() {
+                    this.finish(None);
+                }
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Empty => true,
+            Kind::Full(bytes) => bytes.is_empty(),
+            Kind::Incoming(incoming) => incoming.is_end_stream(),
+            Kind::Replay(replay) => replay.is_end_stream(),
+            Kind::Channel(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Empty => SizeHint::with_exact(0),
+            Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Incoming(incoming) => incoming.size_hint(),
+            Kind::Replay(replay) => replay.size_hint(),
+            Kind::Channel(_) => SizeHint::default(),
+        }
+    }
+}
+
+impl fmt::Debug for ProxyBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProxyBody").field("end", &self.is_end_stream()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt;
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    struct Seen(Rc<RefCell<String>>);
+    impl BodyObserver for Seen {
+        fn frame(&mut self, frame: &mut Frame<Bytes>) {
+            self.0.borrow_mut().push_str(&format!("{} ", frame.data_ref().map_or(0, Bytes::len)));
+        }
+        fn end(&mut self, error: Option<&BodyError>) {
+            self.0.borrow_mut().push_str(if error.is_some() { "error" } else { "end" });
+        }
+    }
+
+    #[tokio::test]
+    async fn observers_see_frames_and_the_end_once() {
+        let seen = Rc::new(RefCell::new(String::new()));
+        let body = ProxyBody::full("hello").observed(Box::new(Seen(seen.clone())));
+        assert_eq!(body.size_hint().exact(), Some(5));
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "hello");
+        assert_eq!(*seen.borrow(), "5 end");
+        seen.borrow_mut().clear();
+        drop(ProxyBody::empty().observed(Box::new(Seen(seen.clone()))));
+        assert_eq!(*seen.borrow(), "end");
+        seen.borrow_mut().clear();
+        let (tx, rx) = mpsc::channel(2);
+        tx.send(Err(BodyError::Aborted("cut"))).await.unwrap();
+        assert!(ProxyBody::channel(rx).observed(Box::new(Seen(seen.clone()))).collect().await.is_err());
+        assert_eq!(*seen.borrow(), "error");
+    }
+}

@@ -1,0 +1,105 @@
+//! Headers that belong to one hop (RFC 9110 §7.6.1) and must not be passed on.
+
+use http::header::{CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+/// Options that one `connection` header may name; a request with more is not honest.
+const MAX_OPTIONS: usize = 16;
+
+/// Removes hop-by-hop headers, and those that `connection` names. `te: trailers` stays, since both sides pass trailers.
+/// The upgrade headers go too: an upgrade is put back by whoever carries it out.
+pub fn strip(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        strip_named(headers);
+        headers.remove(CONNECTION);
+    }
+    // A lookup of an absent header is a hash and a probe; an ordinary request has none of these.
+    headers.remove(KEEP_ALIVE);
+    headers.remove(PROXY_CONNECTION);
+    headers.remove(TRANSFER_ENCODING);
+    if headers.contains_key(UPGRADE) {
+        headers.remove(UPGRADE);
+        headers.remove(HTTP2_SETTINGS);
+    }
+    if headers.contains_key(TE) {
+        let trailers = headers.get_all(TE).iter().any(|v| has_token(v, "trailers"));
+        headers.remove(TE);
+        if trailers {
+            headers.insert(TE, HeaderValue::from_static("trailers"));
+        }
+    }
+}
+
+/// Removes what `connection` names. Headers that carry identity or routing are not for a client to remove.
+fn strip_named(headers: &mut HeaderMap) {
+    let mut named: smallvec::SmallVec<[HeaderName; 4]> = smallvec::SmallVec::new();
+    for value in headers.get_all(CONNECTION) {
+        let Ok(text) = value.to_str() else { continue };
+        for option in text.split(',').map(str::trim).take(MAX_OPTIONS) {
+            if option.is_empty() || option.eq_ignore_ascii_case("close") || option.eq_ignore_ascii_case("keep-alive") {
+                continue;
+            }
+            if let Ok(name) = HeaderName::from_bytes(option.as_bytes())
+                && !is_protected(&name)
+                && name != TE
+                && name != TRAILER
+            {
+                named.push(name);
+            }
+        }
+    }
+    for name in named {
+        headers.remove(name);
+    }
+}
+
+fn is_protected(name: &HeaderName) -> bool {
+    let text = name.as_str();
+    text == "host"
+        || text == "authorization"
+        || text == "cookie"
+        || text == "content-length"
+        || text.starts_with("x-forwarded-")
+        || text.starts_with("x-envoy-")
+        || text == "x-request-id"
+}
+
+/// True when the comma-separated `value` holds `token`, ignoring case and parameters.
+pub fn has_token(value: &HeaderValue, token: &str) -> bool {
+    value.to_str().is_ok_and(|text| {
+        text.split(',').any(|t| t.split(';').next().is_some_and(|t| t.trim().eq_ignore_ascii_case(token)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strips_what_is_of_one_hop() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "close, X-Foo, x-forwarded-for, authorization"),
+            ("keep-alive", "timeout=5"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("http2-settings", "x"),
+            ("te", "gzip, trailers;q=1"),
+            ("x-foo", "1"),
+            ("x-bar", "2"),
+            ("x-forwarded-for", "1.1.1.1"),
+            ("authorization", "secret"),
+            ("trailer", "x-sum"),
+        ] {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        strip(&mut headers);
+        let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["authorization", "te", "trailer", "x-bar", "x-forwarded-for"]);
+        assert_eq!(headers["te"], "trailers");
+    }
+}
