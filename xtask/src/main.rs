@@ -1,3 +1,43 @@
-//! The project's own tasks.
+//! The project's own tasks: `cargo xtask TASK`.
+//!
+//! `test` is the README's second command and what CI runs: it installs what the tests need and runs all of them.
 
-fn main() {}
+mod deps;
+mod peers;
+mod run;
+mod test;
+mod tidy;
+
+use anyhow::{Result, bail};
+
+const HELP: &str = "cargo xtask TASK
+
+  test      install what the tests need, then run every check and test (what CI runs)
+  tidy      checks of the text: file heads and sizes, unsafe code, unfinished marks, formatting
+  deps      checks which crate may import which
+  peers     install the programs that tests run against (Debian, PyPI), and print where they are
+  codegen   generate the xDS types anew; with --check, fail when they differ from what is committed
+";
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["test"] => test::all(),
+        ["tidy"] => tidy::check(),
+        ["deps"] => deps::check(),
+        ["peers"] => peers::install().map(|peers| println!("envoy: {}", peers.envoy.display())),
+        ["codegen"] => run::cargo(&["run", "--quiet", "--manifest-path", "xtask/codegen/Cargo.toml"]),
+        ["codegen", "--check"] => codegen_check(),
+        [] | ["help" | "-h" | "--help"] => {
+            print!("{HELP}");
+            Ok(())
+        }
+        other => bail!("no task {other:?}\n\n{HELP}"),
+    }
+}
+
+fn codegen_check() -> Result<()> {
+    run::cargo(&["run", "--quiet", "--manifest-path", "xtask/codegen/Cargo.toml"])?;
+    run::command("git", &["diff", "--exit-code", "--stat", "--", "crates/api/weft-proto/src/generated"])
+}

@@ -8,7 +8,7 @@ use clap::Args as ClapArgs;
 #[derive(ClapArgs)]
 pub struct Args {
     /// Version to report
-    #[arg(env = "SERVICE_VERSION", default_value = "v1")]
+    #[arg(long, env = "SERVICE_VERSION", default_value = "v1")]
     version: String,
     #[command(flatten)]
     listen: serve::Listen,

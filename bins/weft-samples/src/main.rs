@@ -25,8 +25,8 @@ enum Sample {
     Productpage(serve::Listen),
     /// Bookinfo: book details
     Details(serve::Listen),
-    /// Bookinfo: reviews (env ENABLE_RATINGS, STAR_COLOR)
-    Reviews(serve::Listen),
+    /// Bookinfo: reviews
+    Reviews(bookinfo::reviews::Args),
     /// Bookinfo: ratings
     Ratings(serve::Listen),
     /// An HTTP request and response service
@@ -49,7 +49,7 @@ async fn main() -> anyhow::Result<()> {
     match Cli::parse().sample {
         Sample::Productpage(listen) => serve::http(listen, 9080, bookinfo::productpage::router()).await,
         Sample::Details(listen) => serve::http(listen, 9080, bookinfo::details::router()).await,
-        Sample::Reviews(listen) => serve::http(listen, 9080, bookinfo::reviews::router()?).await,
+        Sample::Reviews(args) => bookinfo::reviews::run(args).await,
         Sample::Ratings(listen) => serve::http(listen, 9080, bookinfo::ratings::router()).await,
         Sample::Httpbin(args) => httpbin::run(args).await,
         Sample::Gunicorn(args) => httpbin::run(args.into()).await,

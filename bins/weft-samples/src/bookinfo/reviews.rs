@@ -2,7 +2,7 @@
 //!
 //! The time limit for ratings is part of the sample: 10 s in v2, 2.5 s in v3 (spec 1:T-FI-03).
 
-use anyhow::Context as _;
+use crate::serve;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -17,6 +17,22 @@ const TEXTS: [(&str, &str); 2] = [
     ("Reviewer2", "A short play that rewards being read aloud. The jokes have aged better than the plot."),
 ];
 
+/// What the versions differ in. Each version of the image has its own; the environment overrides it.
+#[derive(clap::Args)]
+pub struct Args {
+    /// v1: no stars, v2: black stars, v3: red stars
+    #[arg(long, default_value = "v1")]
+    version: String,
+    /// Ask ratings for stars
+    #[arg(long, env = "ENABLE_RATINGS")]
+    enable_ratings: Option<bool>,
+    /// Colour of the stars
+    #[arg(long, env = "STAR_COLOR")]
+    star_color: Option<String>,
+    #[command(flatten)]
+    listen: serve::Listen,
+}
+
 struct Settings {
     ratings: bool,
     color: String,
@@ -24,19 +40,20 @@ struct Settings {
     cluster: String,
 }
 
-pub fn router() -> anyhow::Result<Router> {
-    let env = |name: &str, default: &str| std::env::var(name).unwrap_or_else(|_| default.to_string());
-    let ratings = env("ENABLE_RATINGS", "false");
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let env = |name: &str| std::env::var(name).unwrap_or_else(|_| "null".to_string());
+    let color = if args.version == "v3" { "red" } else { "black" };
     let settings = Settings {
-        ratings: ratings.parse().with_context(|| format!("ENABLE_RATINGS is {ratings:?}; it must be true or false"))?,
-        color: env("STAR_COLOR", "black"),
-        pod: env("HOSTNAME", "null"),
-        cluster: env("CLUSTER_NAME", "null"),
+        ratings: args.enable_ratings.unwrap_or(args.version != "v1"),
+        color: args.star_color.unwrap_or_else(|| color.to_string()),
+        pod: env("HOSTNAME"),
+        cluster: env("CLUSTER_NAME"),
     };
-    Ok(Router::new()
+    let router = Router::new()
         .route("/reviews/{id}", get(reviews))
         .route("/health", get(|| async { Json(json!({"status": "Reviews is healthy"})) }))
-        .with_state(Arc::new(settings)))
+        .with_state(Arc::new(settings));
+    serve::http(args.listen, 9080, router).await
 }
 
 async fn reviews(State(settings): State<Arc<Settings>>, Path(id): Path<String>, headers: HeaderMap) -> Response {

@@ -1,0 +1,24 @@
+//! Everything that must hold before a change lands, quickest first.
+
+use crate::{deps, peers, run, tidy};
+use anyhow::Result;
+use std::time::Instant;
+
+/// Installs what tests need and runs all of them.
+pub fn all() -> Result<()> {
+    let start = Instant::now();
+    let peers = peers::install()?;
+    tidy::check()?;
+    deps::check()?;
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let bins = run::target().join("release");
+    let env = [("ENVOY", peers.envoy.as_path()), ("WEFT_BIN_DIR", bins.as_path())];
+    run::with_env(&cargo, &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"], &env)?;
+    // The journeys drive the programs as users get them: optimised.
+    run::with_env(&cargo, &["build", "--release", "--quiet"], &env)?;
+    run::with_env(&cargo, &["test", "--workspace", "--exclude", "weft-journeys", "--quiet"], &env)?;
+    // One lab at a time: each journey measures, and the machine may be small.
+    run::with_env(&cargo, &["test", "--package", "weft-journeys", "--", "--test-threads=1", "--nocapture"], &env)?;
+    println!("All checks and tests passed in {:.0}s.", start.elapsed().as_secs_f64());
+    Ok(())
+}
