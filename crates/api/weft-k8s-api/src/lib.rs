@@ -5,6 +5,7 @@
 
 pub mod istio;
 pub mod kinds;
+mod macros;
 pub mod object;
 
 pub use k8s_openapi;
