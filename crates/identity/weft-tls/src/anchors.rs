@@ -1,0 +1,171 @@
+//! Whom to trust: root certificates, by trust domain where that is wanted, and revocation lists.
+
+use crate::{CertificateFacts, TlsError, pem};
+use rustls_pki_types::{CertificateDer, TrustAnchor};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use weft_identity::TrustDomain;
+
+/// Where distributions keep their roots.
+const SYSTEM_BUNDLES: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// Roots and revocation lists. A clone is one reference count.
+#[derive(Clone, Default)]
+pub struct TrustAnchors {
+    inner: Arc<Inner>,
+}
+
+#[derive(Clone, Default)]
+struct Inner {
+    roots: Roots,
+    by_trust_domain: BTreeMap<TrustDomain, Roots>,
+    crls: Vec<Arc<webpki::CertRevocationList<'static>>>,
+    /// DER of `crls`, to tell two sets apart.
+    crl_der: Vec<Vec<u8>>,
+}
+
+#[derive(Clone, Default)]
+struct Roots {
+    certificates: Vec<CertificateDer<'static>>,
+    anchors: Vec<TrustAnchor<'static>>,
+}
+
+impl TrustAnchors {
+    /// Roots from PEM.
+    ///
+    /// # Errors
+    /// When there is no certificate, or one cannot be read.
+    pub fn from_pem(roots: &[u8]) -> Result<Self, TlsError> {
+        Ok(Self { inner: Arc::new(Inner { roots: Roots::from_pem(roots)?, ..Inner::default() }) })
+    }
+
+    /// The roots of the operating system.
+    ///
+    /// # Errors
+    /// When there is no bundle in the usual places, or none of its certificates can be read.
+    pub fn system() -> Result<Self, TlsError> {
+        let what = "system root certificates";
+        for path in SYSTEM_BUNDLES {
+            let Ok(text) = std::fs::read(path) else { continue };
+            let certificates = pem::certificates(what, &text)?;
+            // Distributions carry roots that a strict parser refuses; one of them must not take the others along.
+            let (certificates, anchors): (Vec<_>, Vec<_>) =
+                certificates.into_iter().filter_map(|der| anchor(&der).ok().map(|anchor| (der, anchor))).unzip();
+            if !anchors.is_empty() {
+                return Ok(Self {
+                    inner: Arc::new(Inner { roots: Roots { certificates, anchors }, ..Inner::default() }),
+                });
+            }
+        }
+        let reason = format!("none found in {}; install the ca-certificates package", SYSTEM_BUNDLES.join(", "));
+        Err(TlsError::Pem { what, reason })
+    }
+
+    /// Adds roots for one trust domain alone: peers with a SPIFFE ID of that domain are checked against these and no others.
+    ///
+    /// # Errors
+    /// As [`from_pem`](Self::from_pem).
+    pub fn with_trust_domain(mut self, domain: TrustDomain, roots: &[u8]) -> Result<Self, TlsError> {
+        let roots = Roots::from_pem(roots)?;
+        Arc::make_mut(&mut self.inner).by_trust_domain.insert(domain, roots);
+        Ok(self)
+    }
+
+    /// Adds revocation lists. With any list, each certificate of a peer's chain must be covered by one that has not
+    /// expired, as with Envoy: what cannot be known to be unrevoked is refused.
+    ///
+    /// # Errors
+    /// When there is no list, or one cannot be read.
+    pub fn with_crls(mut self, crls: &[u8]) -> Result<Self, TlsError> {
+        let inner = Arc::make_mut(&mut self.inner);
+        for der in pem::revocation_lists(crls)? {
+            let list = webpki::OwnedCertRevocationList::from_der(&der)
+                .map_err(|e| TlsError::Pem { what: "certificate revocation list", reason: e.to_string() })?;
+            inner.crls.push(Arc::new(list.into()));
+            inner.crl_der.push(der.as_ref().to_vec());
+        }
+        Ok(self)
+    }
+
+    /// The certificates of the general roots, DER.
+    pub fn certificates(&self) -> &[CertificateDer<'static>] {
+        &self.inner.roots.certificates
+    }
+
+    /// The general roots as PEM.
+    pub fn pem(&self) -> String {
+        pem::encode_chain(self.certificates())
+    }
+
+    /// Facts of every root, those of trust domains included.
+    pub fn facts(&self) -> Vec<CertificateFacts> {
+        let domains = self.inner.by_trust_domain.values();
+        std::iter::once(&self.inner.roots)
+            .chain(domains)
+            .flat_map(|roots| &roots.certificates)
+            .filter_map(|der| CertificateFacts::from_der("root certificate", der).ok())
+            .collect()
+    }
+
+    /// Trust domains that have roots of their own.
+    pub fn trust_domains(&self) -> impl Iterator<Item = &TrustDomain> {
+        self.inner.by_trust_domain.keys()
+    }
+
+    /// The roots for a peer of the trust domain (`None` = it has no SPIFFE ID).
+    pub(crate) fn roots_for(&self, domain: Option<&TrustDomain>) -> &[TrustAnchor<'static>] {
+        domain
+            .and_then(|domain| self.inner.by_trust_domain.get(domain))
+            .map_or(&self.inner.roots.anchors, |own| &own.anchors)
+    }
+
+    pub(crate) fn has_trust_domains(&self) -> bool {
+        !self.inner.by_trust_domain.is_empty()
+    }
+
+    pub(crate) fn crls(&self) -> &[Arc<webpki::CertRevocationList<'static>>] {
+        &self.inner.crls
+    }
+}
+
+impl Roots {
+    fn from_pem(text: &[u8]) -> Result<Self, TlsError> {
+        let certificates = pem::certificates("root certificates", text)?;
+        let anchors = certificates.iter().map(anchor).collect::<Result<_, _>>()?;
+        Ok(Self { certificates, anchors })
+    }
+}
+
+fn anchor(der: &CertificateDer<'static>) -> Result<TrustAnchor<'static>, TlsError> {
+    webpki::anchor_from_trusted_cert(der).map(|anchor| anchor.to_owned()).map_err(|error| TlsError::Certificate {
+        what: "root certificates",
+        reason: format!("a certificate cannot be used as a root: {error}"),
+    })
+}
+
+impl PartialEq for TrustAnchors {
+    fn eq(&self, other: &Self) -> bool {
+        let domains = |a: &Self| {
+            a.inner.by_trust_domain.iter().map(|(d, r)| (d.clone(), r.certificates.clone())).collect::<Vec<_>>()
+        };
+        self.certificates() == other.certificates()
+            && self.inner.crl_der == other.inner.crl_der
+            && domains(self) == domains(other)
+    }
+}
+
+impl fmt::Debug for TrustAnchors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TrustAnchors")
+            .field("roots", &self.inner.roots.certificates.len())
+            .field("trust_domains", &self.inner.by_trust_domain.keys().collect::<Vec<_>>())
+            .field("crls", &self.inner.crls.len())
+            .finish()
+    }
+}
