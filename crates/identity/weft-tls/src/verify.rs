@@ -86,13 +86,13 @@ fn certificate_error(error: webpki::Error) -> Error {
     let certificate = match error {
         W::CertExpired { time, not_after } => CertificateError::ExpiredContext { time, not_after },
         W::CertNotValidYet { time, not_before } => CertificateError::NotValidYetContext { time, not_before },
-        W::UnknownIssuer => CertificateError::UnknownIssuer,
+        // A root of the same name but another key is a stranger's, not a broken signature.
+        W::UnknownIssuer | W::InvalidSignatureForPublicKey => CertificateError::UnknownIssuer,
         W::CertRevoked => CertificateError::Revoked,
         W::UnknownRevocationStatus => CertificateError::UnknownRevocationStatus,
         W::CrlExpired { time, next_update } => CertificateError::ExpiredRevocationListContext { time, next_update },
         W::CertNotValidForName(_) => CertificateError::NotValidForName,
         W::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
-        W::InvalidSignatureForPublicKey => CertificateError::BadSignature,
         W::BadDer | W::BadDerTime | W::TrailingData(_) => CertificateError::BadEncoding,
         other => CertificateError::Other(OtherError(Arc::new(other))),
     };

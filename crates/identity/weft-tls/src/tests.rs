@@ -1,0 +1,415 @@
+//! Real handshakes over loopback sockets.
+
+use crate::*;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use weft_identity::TrustDomain;
+
+const REVIEWS: &str = "spiffe://cluster.local/ns/default/sa/reviews";
+const RATINGS: &str = "spiffe://cluster.local/ns/default/sa/ratings";
+
+struct Authority(Issuer);
+
+impl Authority {
+    fn new() -> Self {
+        let now = SystemTime::now();
+        let params = RootParams {
+            organization: "cluster.local".into(),
+            key: KeyKind::EcdsaP256,
+            not_before: now - Duration::from_secs(600),
+            not_after: now + Duration::from_secs(3600),
+        };
+        Self(Issuer::self_signed(&params).unwrap())
+    }
+
+    fn anchors(&self) -> TrustAnchors {
+        TrustAnchors::from_pem(self.0.certificate_pem().as_bytes()).unwrap()
+    }
+
+    fn key(&self, name: San) -> CertifiedKey {
+        self.key_until(KeyKind::EcdsaP256, name, SystemTime::now() + Duration::from_secs(600))
+    }
+
+    fn spiffe(&self, id: &str) -> CertifiedKey {
+        self.key(San::Uri(id.into()))
+    }
+
+    fn key_until(&self, kind: KeyKind, name: San, not_after: SystemTime) -> CertifiedKey {
+        let key = PrivateKey::generate(kind).unwrap();
+        let leaf = LeafParams { names: vec![name], not_before: not_after - Duration::from_secs(650), not_after };
+        let issued = self.0.sign_key(&key, &leaf).unwrap();
+        CertifiedKey::from_pem(issued.pem.as_bytes(), key.to_pem().as_bytes()).unwrap()
+    }
+}
+
+fn only(id: &'static str) -> Option<SanPredicate> {
+    Some(Arc::new(move |peer: &PeerCertificate| peer.uris.iter().any(|uri| **uri == *id)))
+}
+
+fn server(params: ServerParams) -> ServerContext {
+    ServerContext::build(params).unwrap()
+}
+
+fn mesh_server(ca: &Authority, client_san: Option<SanPredicate>) -> ServerContext {
+    server(ServerParams {
+        certificates: vec![ca.spiffe(REVIEWS)],
+        client_auth: ClientAuth::Required { anchors: ca.anchors(), san: client_san },
+        alpn: vec![b"istio".to_vec(), b"h2".to_vec()],
+        ..ServerParams::default()
+    })
+}
+
+fn mesh_client(ca: &Authority, server_san: Option<SanPredicate>) -> ClientContext {
+    ClientContext::build(ClientParams {
+        certificate: Some(ca.spiffe(RATINGS)),
+        sni: Some("outbound_.9080_._.reviews.default.svc.cluster.local".into()),
+        alpn: vec![b"istio".to_vec()],
+        ..ClientParams::new(ServerVerification::Chain { anchors: ca.anchors(), san: server_san })
+    })
+    .unwrap()
+}
+
+/// One connection: the handshake on both sides, then a byte each way, which also delivers the session ticket.
+async fn connect(
+    client: &ClientContext,
+    server: &ServerContext,
+) -> (Result<TlsFacts, HandshakeError>, Result<TlsFacts, HandshakeError>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = server.clone();
+    let accepting = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let Accepted { mut stream, facts } = server.accept(stream).await?;
+        // A client that refuses us at the end of a 1.3 handshake closes here.
+        stream.write_all(b"x").await.map_err(|e| HandshakeError::from_io(&e))?;
+        let _ = stream.read_u8().await;
+        Ok(facts)
+    });
+    let stream = TcpStream::connect(address).await.unwrap();
+    let connecting = async {
+        let Connected { mut stream, facts } = client.connect(stream).await?;
+        // A server that refuses us at the end of a 1.3 handshake is heard of on the first read.
+        stream.read_u8().await.map_err(|e| HandshakeError::from_io(&e))?;
+        stream.write_all(b"y").await.map_err(|e| HandshakeError::from_io(&e))?;
+        Ok(facts)
+    };
+    let bounded = async { (connecting.await, accepting.await.unwrap()) };
+    tokio::time::timeout(Duration::from_secs(10), bounded).await.expect("handshake within ten seconds")
+}
+
+fn reason<T>(result: Result<T, HandshakeError>) -> Reason {
+    result.err().map(|error| error.reason).expect("a failed handshake")
+}
+
+#[tokio::test]
+async fn mutual_tls_tells_each_who_the_other_is() {
+    let ca = Authority::new();
+    let (client, server) = connect(&mesh_client(&ca, only(REVIEWS)), &mesh_server(&ca, only(RATINGS))).await;
+    let (client, server) = (client.unwrap(), server.unwrap());
+    let (reviews, ratings) = (client.peer.unwrap(), server.peer.unwrap());
+    assert_eq!(reviews.spiffe_id().unwrap().to_string(), REVIEWS);
+    assert_eq!(ratings.spiffe_id().unwrap().to_string(), RATINGS);
+    assert_eq!((ratings.sha256().len(), ratings.subject.as_str()), (64, ""));
+    assert_eq!(ratings.issuer, "O=cluster.local");
+    assert!(ratings.pem_url_encoded().starts_with("-----BEGIN%20CERTIFICATE-----%0A"));
+    assert_eq!(server.server_name.as_deref(), Some("outbound_.9080_._.reviews.default.svc.cluster.local"));
+    assert_eq!(server.alpn.as_deref(), Some(&b"istio"[..]));
+    assert_eq!((server.version, server.cipher), ("TLSv1.3", "TLS_AES_128_GCM_SHA256"));
+}
+
+#[tokio::test]
+async fn wrong_names_are_refused_on_both_sides() {
+    let ca = Authority::new();
+    let (client, _) = connect(&mesh_client(&ca, only(RATINGS)), &mesh_server(&ca, None)).await;
+    let error = client.unwrap_err();
+    assert_eq!(error.reason, Reason::NameMismatch);
+    assert!(error.detail.contains(REVIEWS), "{error}");
+    let (client, server) = connect(&mesh_client(&ca, None), &mesh_server(&ca, only(REVIEWS))).await;
+    assert_eq!((reason(client), reason(server)), (Reason::RefusedByPeer, Reason::NameMismatch));
+}
+
+#[tokio::test]
+async fn strangers_are_refused() {
+    let (ca, other) = (Authority::new(), Authority::new());
+    let (client, _) = connect(&mesh_client(&other, None), &mesh_server(&ca, None)).await;
+    assert_eq!(reason(client), Reason::Untrusted);
+    let stranger = ClientContext::build(ClientParams {
+        certificate: Some(other.spiffe(RATINGS)),
+        ..ClientParams::new(ServerVerification::Insecure)
+    });
+    let (_, server) = connect(&stranger.unwrap(), &mesh_server(&ca, None)).await;
+    assert_eq!(reason(server), Reason::Untrusted);
+    let nobody = ClientContext::build(ClientParams::new(ServerVerification::Insecure)).unwrap();
+    let (_, server) = connect(&nobody, &mesh_server(&ca, None)).await;
+    assert_eq!(reason(server), Reason::NoCertificate);
+}
+
+#[tokio::test]
+async fn expired_certificates_are_refused() {
+    let ca = Authority::new();
+    let past = SystemTime::now() - Duration::from_secs(1);
+    let expired = |id: &str| ca.key_until(KeyKind::EcdsaP256, San::Uri(id.into()), past);
+    let expired_server = server(ServerParams { certificates: vec![expired(REVIEWS)], ..ServerParams::default() });
+    let (client, _) = connect(&mesh_client(&ca, None), &expired_server).await;
+    assert_eq!(reason(client), Reason::Expired);
+    let expired_client = ClientContext::build(ClientParams {
+        certificate: Some(expired(RATINGS)),
+        ..ClientParams::new(ServerVerification::Chain { anchors: ca.anchors(), san: None })
+    });
+    let (_, server) = connect(&expired_client.unwrap(), &mesh_server(&ca, None)).await;
+    assert_eq!(reason(server), Reason::Expired);
+}
+
+#[tokio::test]
+async fn optional_client_certificates() {
+    let ca = Authority::new();
+    let server = server(ServerParams {
+        certificates: vec![ca.spiffe(REVIEWS)],
+        client_auth: ClientAuth::Optional { anchors: ca.anchors(), san: None },
+        ..ServerParams::default()
+    });
+    let nobody = ClientContext::build(ClientParams::new(ServerVerification::Insecure)).unwrap();
+    let (client, served) = connect(&nobody, &server).await;
+    assert!(client.is_ok() && served.unwrap().peer.is_none());
+    let (_, served) = connect(&mesh_client(&Authority::new(), None), &server).await;
+    assert!(served.is_err(), "one that comes must be good");
+}
+
+#[tokio::test]
+async fn web_names() {
+    let ca = Authority::new();
+    let server = server(ServerParams {
+        certificates: vec![
+            ca.key(San::Dns("other.example".into())),
+            ca.key_until(
+                KeyKind::Rsa2048,
+                San::Dns("*.shop.example".into()),
+                SystemTime::now() + Duration::from_secs(60),
+            ),
+        ],
+        ..ServerParams::default()
+    });
+    for (sni, expected) in [
+        (Some("www.shop.example"), None),
+        (Some("other.example"), None),
+        (Some("evil.example"), Some(Reason::NameMismatch)),
+        (None, Some(Reason::Local)),
+    ] {
+        let client = ClientContext::build(ClientParams {
+            sni: sni.map(str::to_owned),
+            ..ClientParams::new(ServerVerification::WebPki { anchors: ca.anchors(), san: None })
+        });
+        let (client, _) = connect(&client.unwrap(), &server).await;
+        assert_eq!(client.err().map(|e| e.reason), expected, "{sni:?}");
+    }
+}
+
+#[tokio::test]
+async fn sessions_stay_within_their_context() {
+    let ca = Authority::new();
+    let client = mesh_client(&ca, None);
+    let before = mesh_server(&ca, None);
+    assert!(!connect(&client, &before).await.0.unwrap().resumed);
+    let (resumed, served) = connect(&client, &before).await;
+    assert!(resumed.unwrap().resumed);
+    assert_eq!(
+        served.unwrap().peer.unwrap().spiffe_id().unwrap().to_string(),
+        RATINGS,
+        "a resumed peer keeps its name"
+    );
+    let after = mesh_server(&ca, only(RATINGS));
+    assert!(!connect(&client, &after).await.0.unwrap().resumed, "a new server context knows no old session");
+    assert!(!connect(&mesh_client(&ca, None), &after).await.0.unwrap().resumed, "nor does a new client context");
+}
+
+#[tokio::test]
+async fn expired_sessions_are_not_resumed() {
+    let ca = Authority::new();
+    let soon = SystemTime::now() + Duration::from_secs(2);
+    let short = ca.key_until(KeyKind::EcdsaP256, San::Uri(RATINGS.into()), soon);
+    let client = ClientContext::build(ClientParams {
+        certificate: Some(short),
+        ..ClientParams::new(ServerVerification::Chain { anchors: ca.anchors(), san: None })
+    })
+    .unwrap();
+    let server = mesh_server(&ca, None);
+    connect(&client, &server).await.1.unwrap();
+    let served = loop {
+        let (_, served) = connect(&client, &server).await;
+        match SystemTime::now() > soon + Duration::from_secs(1) {
+            true => break served,
+            false => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    };
+    assert_eq!(reason(served), Reason::Expired);
+}
+
+#[tokio::test]
+async fn application_protocols_without_overlap_go_on_without() {
+    let ca = Authority::new();
+    let client = ClientContext::build(ClientParams {
+        certificate: Some(ca.spiffe(RATINGS)),
+        alpn: vec![b"http/1.1".to_vec()],
+        ..ClientParams::new(ServerVerification::Chain { anchors: ca.anchors(), san: None })
+    });
+    let (client, server) = connect(&client.unwrap(), &mesh_server(&ca, None)).await;
+    assert_eq!((client.unwrap().alpn, server.unwrap().alpn), (None, None));
+}
+
+#[tokio::test]
+async fn versions_and_suites() {
+    let ca = Authority::new();
+    let with = |settings: TlsSettings| {
+        server(ServerParams { certificates: vec![ca.spiffe(REVIEWS)], settings, ..ServerParams::default() })
+    };
+    let client = mesh_client(&ca, None);
+    let tls12 = TlsSettings { max_version: TlsVersion::V1_2, ..TlsSettings::default() };
+    let facts = connect(&client, &with(tls12.clone())).await.0.unwrap();
+    assert_eq!((facts.version, facts.cipher), ("TLSv1.2", "ECDHE-ECDSA-AES256-GCM-SHA384"));
+    let tls13 = TlsSettings { min_version: TlsVersion::V1_3, ..TlsSettings::default() };
+    let old = ClientContext::build(ClientParams {
+        settings: tls12,
+        ..ClientParams::new(ServerVerification::Chain { anchors: ca.anchors(), san: None })
+    });
+    assert_eq!(reason(connect(&old.unwrap(), &with(tls13)).await.1), Reason::NothingInCommon);
+}
+
+#[tokio::test]
+async fn each_trust_domain_has_its_own_roots() {
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let domain = |name| TrustDomain::new(name).unwrap();
+    let anchors = TrustAnchors::default()
+        .with_trust_domain(domain("cluster.local"), ours.0.certificate_pem().as_bytes())
+        .unwrap()
+        .with_trust_domain(domain("partner"), theirs.0.certificate_pem().as_bytes())
+        .unwrap();
+    let server = server(ServerParams {
+        certificates: vec![ours.spiffe(REVIEWS)],
+        client_auth: ClientAuth::Required { anchors, san: None },
+        ..ServerParams::default()
+    });
+    for (authority, id, accepted) in [
+        (&ours, RATINGS, true),
+        (&theirs, "spiffe://partner/ns/a/sa/b", true),
+        // An authority may not speak for another's domain.
+        (&theirs, RATINGS, false),
+        (&ours, "spiffe://unknown/ns/a/sa/b", false),
+    ] {
+        let client = ClientContext::build(ClientParams {
+            certificate: Some(authority.spiffe(id)),
+            ..ClientParams::new(ServerVerification::Insecure)
+        });
+        assert_eq!(connect(&client.unwrap(), &server).await.1.is_ok(), accepted, "{id}");
+    }
+}
+
+#[tokio::test]
+async fn revoked_certificates_are_refused() {
+    let now = SystemTime::now();
+    let key = PrivateKey::generate(KeyKind::EcdsaP256).unwrap();
+    let again = PrivateKey::from_pem(key.to_pem().as_bytes()).unwrap();
+    let mut root = rcgen::CertificateParams::default();
+    root.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    root.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
+    let certificate = root.self_signed(&key).unwrap();
+    let ca = Authority(Issuer::from_pem(certificate.pem().as_bytes(), key.to_pem().as_bytes()).unwrap());
+    let (good, bad) = (ca.spiffe(RATINGS), ca.spiffe(RATINGS));
+    let serial: Vec<u8> =
+        (0..32).step_by(2).map(|i| u8::from_str_radix(&bad.facts().serial[i..i + 2], 16).unwrap()).collect();
+    let start = rcgen::date_time_ymd(1970, 1, 1) + now.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let list = rcgen::CertificateRevocationListParams {
+        this_update: start - Duration::from_secs(60),
+        next_update: start + Duration::from_secs(600),
+        crl_number: rcgen::SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: vec![rcgen::RevokedCertParams {
+            serial_number: rcgen::SerialNumber::from_slice(&serial),
+            revocation_time: start - Duration::from_secs(60),
+            reason_code: None,
+            invalidity_date: None,
+        }],
+        key_identifier_method: rcgen::KeyIdMethod::Sha256,
+    };
+    let list = list.signed_by(&rcgen::Issuer::new(root, again)).unwrap().pem().unwrap();
+    let anchors = ca.anchors().with_crls(list.as_bytes()).unwrap();
+    let server = server(ServerParams {
+        certificates: vec![ca.spiffe(REVIEWS)],
+        client_auth: ClientAuth::Required { anchors, san: None },
+        ..ServerParams::default()
+    });
+    for (certificate, revoked) in [(good, false), (bad, true)] {
+        let client = ClientContext::build(ClientParams {
+            certificate: Some(certificate),
+            ..ClientParams::new(ServerVerification::Insecure)
+        });
+        let (_, served) = connect(&client.unwrap(), &server).await;
+        assert_eq!(served.err().map(|e| e.reason), revoked.then_some(Reason::Revoked));
+    }
+}
+
+#[tokio::test]
+async fn a_context_can_be_chosen_by_the_client_hello() {
+    let ca = Authority::new();
+    let server = mesh_server(&ca, None);
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let client = mesh_client(&ca, None);
+    let connecting = tokio::spawn(async move { client.connect(near).await });
+    let start = LazyAcceptor::new(Acceptor::default(), far).await.unwrap();
+    let hello = ClientHelloFacts::of(&start.client_hello());
+    assert_eq!(hello.sni.as_deref(), Some("outbound_.9080_._.reviews.default.svc.cluster.local"));
+    let accepted = server.accept_started(start).await.unwrap();
+    assert!(accepted.facts.peer.is_some());
+    assert!(connecting.await.unwrap().is_ok());
+}
+
+#[tokio::test]
+async fn plain_text_is_named() {
+    let ca = Authority::new();
+    let (mut near, far) = tokio::io::duplex(1024);
+    near.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let failed = mesh_server(&ca, None).accept(far).await.map(|accepted| accepted.facts);
+    assert_eq!(reason(failed), Reason::NotTls);
+}
+
+#[test]
+fn requests_are_checked() {
+    let made = generate_key_and_csr(KeyKind::EcdsaP256, &[San::Uri(RATINGS.into())]).unwrap();
+    let request = CertificateRequest::from_pem(made.csr_pem.as_bytes()).unwrap();
+    assert_eq!((request.uris.as_slice(), request.wants_ca), (&[RATINGS.to_owned()][..], false));
+    // One bit of the signature changed: the sender does not hold the key.
+    let mut der = rustls_pki_types::pem::PemObject::from_pem_slice(made.csr_pem.as_bytes())
+        .map(|der: rustls_pki_types::CertificateSigningRequestDer<'_>| der.as_ref().to_vec())
+        .unwrap();
+    *der.last_mut().unwrap() ^= 1;
+    let forged = pem::encode("CERTIFICATE REQUEST", &der);
+    let error = CertificateRequest::from_pem(forged.as_bytes()).unwrap_err().to_string();
+    assert!(error.contains("does not hold the key"), "{error}");
+    for bad in [&b""[..], b"x", made.key_pem.as_bytes(), &vec![b'a'; csr::MAX_CSR_BYTES + 1]] {
+        assert!(CertificateRequest::from_pem(bad).is_err());
+    }
+}
+
+#[test]
+fn material_that_does_not_fit_is_named() {
+    let (ca, other) = (Authority::new(), Authority::new());
+    let certificate = ca.0.certificate_pem();
+    let error = CertifiedKey::from_pem(certificate.as_bytes(), other.0.key_pem().as_bytes()).unwrap_err().to_string();
+    assert!(error.contains("does not belong"), "{error}");
+    let error = Issuer::from_pem(certificate.as_bytes(), other.0.key_pem().as_bytes()).unwrap_err().to_string();
+    assert!(error.contains("does not belong"), "{error}");
+    let made = generate_key_and_csr(KeyKind::EcdsaP256, &[San::Uri(RATINGS.into())]).unwrap();
+    let request = CertificateRequest::from_pem(made.csr_pem.as_bytes()).unwrap();
+    let now = SystemTime::now();
+    let leaf = LeafParams {
+        names: vec![San::Uri(RATINGS.into())],
+        not_before: now,
+        not_after: now + Duration::from_secs(9999),
+    };
+    let issued = ca.0.sign_request(&request, &leaf).unwrap();
+    assert!(issued.facts.not_after <= ca.0.facts().not_after, "a leaf does not outlive its issuer");
+    let error = Issuer::from_pem(issued.pem.as_bytes(), made.key_pem.as_bytes()).unwrap_err().to_string();
+    assert!(error.contains("CA:FALSE"), "{error}");
+    assert!(CertifiedKey::from_pem(issued.pem.as_bytes(), made.key_pem.as_bytes()).is_ok());
+}
