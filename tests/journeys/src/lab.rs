@@ -1,0 +1,200 @@
+//! A lab of a test's own: `weft up` in a state folder and on ports of its own, stopped when dropped.
+
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::io::{BufRead as _, BufReader};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+/// How long a lab may take to start.
+const START_LIMIT: Duration = Duration::from_secs(90);
+/// How long a lab may take to stop.
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+
+/// A running lab.
+pub struct Lab {
+    child: Child,
+    home: tempfile::TempDir,
+    /// Port of the ingress gateway on loopback.
+    pub port: u16,
+    /// What `weft up` printed until it was ready.
+    pub greeting: String,
+    lines: Receiver<String>,
+}
+
+/// The folder with the programs: `WEFT_BIN_DIR`, else the release build.
+pub fn bin_dir() -> PathBuf {
+    if let Some(dir) = std::env::var_os("WEFT_BIN_DIR") {
+        return PathBuf::from(dir);
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from).join("release")
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// `weft ARGS` with its state in `home`.
+pub fn weft(home: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(bin_dir().join("weft"));
+    command.args(args).env("WEFT_HOME", home).env_remove("KUBECONFIG").stdin(Stdio::null());
+    command
+}
+
+impl Lab {
+    /// Starts Bookinfo, and waits until `weft up` says that it serves.
+    pub fn start(args: &[&str]) -> Result<Self> {
+        let port = free_port()?;
+        let home = tempfile::tempdir()?;
+        let mut command = weft(home.path(), &["up", "--port", &port.to_string()]);
+        let mut child =
+            command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().with_context(|| {
+                format!("cannot start {}; build it with: cargo build --release", bin_dir().join("weft").display())
+            })?;
+        let (send, lines) = channel();
+        let out = child.stdout.take().context("stdout")?;
+        let err = child.stderr.take().context("stderr")?;
+        for reader in [Box::new(out) as Box<dyn std::io::Read + Send>, Box::new(err)] {
+            let send = send.clone();
+            std::thread::spawn(move || {
+                for line in BufReader::new(reader).lines().map_while(Result::ok) {
+                    if send.send(line).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        let mut lab = Self { child, home, port, greeting: String::new(), lines };
+        lab.wait_until_ready()?;
+        Ok(lab)
+    }
+
+    /// Reads what `weft up` prints, up to the line that says how to stop it.
+    fn wait_until_ready(&mut self) -> Result<()> {
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => {
+                    self.greeting.push_str(&line);
+                    self.greeting.push('\n');
+                    if line.contains("Ctrl-C") {
+                        return Ok(());
+                    }
+                }
+                Err(_) => {
+                    bail!("weft up was not ready within {START_LIMIT:?} or ended; it printed:\n{}", self.greeting)
+                }
+            }
+        }
+    }
+
+    /// Runs `weft ARGS`; its output on success.
+    pub fn weft(&self, args: &[&str]) -> Result<String> {
+        let out = self.try_weft(args)?;
+        if !out.status.success() {
+            bail!("weft {} failed: {}\n{}{}", args.join(" "), out.status, text(&out.stdout), text(&out.stderr));
+        }
+        Ok(text(&out.stdout))
+    }
+
+    /// Runs `weft ARGS`, whatever comes of it.
+    pub fn try_weft(&self, args: &[&str]) -> Result<Output> {
+        Ok(weft(self.home.path(), args).output()?)
+    }
+
+    /// Applies manifests given as text.
+    pub fn apply(&self, manifests: &str) -> Result<String> {
+        let file = tempfile::Builder::new().suffix(".yaml").tempfile()?;
+        std::fs::write(file.path(), manifests)?;
+        self.weft(&["apply", "-f", file.path().to_str().context("path")?])
+    }
+
+    /// Applies a sample.
+    pub fn apply_sample(&self, path: &str) -> Result<String> {
+        self.weft(&["apply", "-f", &crate::sample(path)])
+    }
+
+    /// Objects of a kind, as JSON.
+    pub fn objects(&self, kind: &str, more: &[&str]) -> Result<Vec<serde_json::Value>> {
+        let out = self.weft(&[&["get", kind, "-o", "json"], more].concat())?;
+        let list: serde_json::Value = serde_json::from_str(&out).with_context(|| out.clone())?;
+        Ok(list["items"].as_array().cloned().unwrap_or_default())
+    }
+
+    /// Names of the ready pods that carry a label.
+    pub fn ready_pods(&self, selector: &str, namespace: &str) -> Result<Vec<String>> {
+        let pods = self.objects("pods", &["-n", namespace, "-l", selector])?;
+        let ready = |pod: &&serde_json::Value| {
+            let conditions = pod["status"]["conditions"].as_array();
+            let is_ready = conditions.into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True");
+            is_ready && pod["metadata"]["deletionTimestamp"].is_null()
+        };
+        Ok(pods.iter().filter(ready).filter_map(|p| p["metadata"]["name"].as_str()).map(str::to_string).collect())
+    }
+
+    /// Waits for `count` ready pods that carry a label; their names.
+    pub fn wait_ready(&self, selector: &str, namespace: &str, count: usize) -> Result<Vec<String>> {
+        crate::eventually(Duration::from_secs(60), || {
+            let pods = self.ready_pods(selector, namespace)?;
+            anyhow::ensure!(pods.len() == count, "{} of {count} pods with {selector} are ready", pods.len());
+            Ok(pods)
+        })
+    }
+
+    /// Process id of `weft up`.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).unwrap_or(i32::MAX))
+    }
+
+    /// The state folder.
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// URL of a path at the ingress gateway.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    /// Sends `signal` to `weft up` and waits for its end.
+    pub fn stop(&mut self, signal: Signal) -> Result<std::process::ExitStatus> {
+        if let Some(status) = self.child.try_wait()? {
+            return Ok(status);
+        }
+        kill(self.pid(), signal)?;
+        let deadline = Instant::now() + STOP_LIMIT;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                bail!("weft up did not end within {STOP_LIMIT:?} after {signal}");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if self.stop(Signal::SIGINT).is_err() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        if std::thread::panicking() {
+            let rest: Vec<String> = self.lines.try_iter().collect();
+            eprintln!("--- weft up printed:\n{}{}", self.greeting, rest.join("\n"));
+        }
+    }
+}
+
+/// Bytes as text.
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

@@ -1,0 +1,32 @@
+//! What journeys are written with: a lab of their own ([`Lab`]), a browser ([`http`]), a constant-rate load ([`load`]).
+
+pub mod browser;
+pub mod lab;
+pub mod load;
+pub mod processes;
+
+pub use lab::Lab;
+
+use std::time::{Duration, Instant};
+
+/// Waits until `check` gives a value; fails with what it said last after `limit`.
+///
+/// # Errors
+/// The last reason, when the time is over.
+pub fn eventually<T>(limit: Duration, mut check: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match check() {
+            Ok(value) => return Ok(value),
+            Err(reason) if Instant::now() >= deadline => {
+                return Err(reason.context(format!("not so within {limit:?}")));
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
+
+/// The folder of samples.
+pub fn sample(path: &str) -> String {
+    format!("{}/../../samples/{path}", env!("CARGO_MANIFEST_DIR"))
+}

@@ -1,0 +1,136 @@
+//! Zero failed requests at 500/s through the gateway while everything changes around them.
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use std::time::Duration;
+use weft_journeys::browser::{Stars, get, stars};
+use weft_journeys::lab::text;
+use weft_journeys::load::Load;
+use weft_journeys::processes::descendants;
+use weft_journeys::{Lab, eventually, sample};
+
+const RATE: u32 = 500;
+const SOON: Duration = Duration::from_secs(30);
+
+/// A load, an event, and not one failure.
+fn under_load(lab: &Lab, what: &str, event: impl FnOnce() -> Result<()>) -> Result<()> {
+    let load = Load::start(&lab.url("/productpage"), RATE);
+    std::thread::sleep(Duration::from_secs(1));
+    let outcome = event();
+    std::thread::sleep(Duration::from_secs(1));
+    let report = load.stop()?;
+    println!("{what}: {report}");
+    outcome?;
+    ensure!(report.failures.is_empty(), "{what}: {report}");
+    ensure!(report.sent > 0 && report.ok == report.sent, "{what}: {report}");
+    Ok(())
+}
+
+fn sees(lab: &Lab, want: Stars) -> Result<()> {
+    eventually(SOON, || {
+        let seen = stars(&lab.url(""), None)?;
+        ensure!(seen == want, "saw {seen:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn routes_rollouts_and_restarts() -> Result<()> {
+    let lab = Lab::start(&[])?;
+    lab.apply_sample("bookinfo/networking/destination-rule-all.yaml")?;
+    lab.apply_sample("bookinfo/networking/virtual-service-all-v1.yaml")?;
+    sees(&lab, Stars::None)?;
+
+    under_load(&lab, "twenty flips of a VirtualService", || {
+        for flip in 0..20 {
+            let (file, want) = if flip % 2 == 0 {
+                ("virtual-service-reviews-v3", Stars::Red)
+            } else {
+                ("virtual-service-all-v1", Stars::None)
+            };
+            lab.weft(&["apply", "-f", &sample(&format!("bookinfo/networking/{file}.yaml"))])?;
+            sees(&lab, want)?;
+        }
+        Ok(())
+    })?;
+
+    under_load(&lab, "rollout of a Deployment", || {
+        let before = lab.ready_pods("app=productpage", "default")?;
+        let patch = "{\"spec\":{\"template\":{\"metadata\":{\"annotations\":{\"rolled\":\"once\"}}}}}";
+        lab.weft(&["patch", "deployment", "productpage-v1", "-p", patch])?;
+        lab.weft(&["patch", "deployment", "details-v1", "-p", patch])?;
+        eventually(SOON, || {
+            let now = lab.ready_pods("app=productpage", "default")?;
+            ensure!(now.len() == 1 && now != before, "{before:?} -> {now:?}");
+            let all = lab.objects("pods", &["-n", "default", "-l", "app=productpage"])?.len();
+            ensure!(all == 1, "{all} pods of productpage");
+            Ok(())
+        })
+    })?;
+
+    under_load(&lab, "control plane killed and restarted", || {
+        let old = descendants(lab.pid(), "weftd")?;
+        ensure!(old.len() == 1, "{old:?}");
+        kill(old[0], Signal::SIGKILL)?;
+        eventually(SOON, || {
+            let new = descendants(lab.pid(), "weftd")?;
+            ensure!(new.len() == 1 && new != old, "{new:?}");
+            Ok(())
+        })?;
+        // It serves again when a change arrives.
+        lab.apply_sample("bookinfo/networking/virtual-service-reviews-v3.yaml")?;
+        sees(&lab, Stars::Red)
+    })
+}
+
+#[test]
+fn certificates_rotate() -> Result<()> {
+    let lab = Lab::start(&["--workload-cert-ttl", "20s"])?;
+    let serial = |lab: &Lab| -> Result<String> {
+        let pod = lab.wait_ready("app=details", "default", 1)?.remove(0);
+        let out = lab.weft(&["proxy-config", "secret", &pod, "-o", "json"])?;
+        let all: serde_json::Value = serde_json::from_str(&out)?;
+        Ok(all.to_string())
+    };
+    let first = serial(&lab)?;
+    under_load(&lab, "certificates rotating every few seconds", || {
+        for _ in 0..3 {
+            let before = serial(&lab)?;
+            eventually(SOON, || {
+                ensure!(serial(&lab)? != before, "the certificate did not change");
+                Ok(())
+            })?;
+        }
+        Ok(())
+    })?;
+    ensure!(serial(&lab)? != first);
+    Ok(())
+}
+
+#[test]
+fn control_plane_down() -> Result<()> {
+    let lab = Lab::start(&[])?;
+    lab.weft(&["patch", "deployment", "istiod", "-n", "istio-system", "-p", "{\"spec\":{\"replicas\":0}}"])?;
+    eventually(SOON, || {
+        ensure!(descendants(lab.pid(), "weftd")?.is_empty(), "weftd still runs");
+        Ok(())
+    })?;
+    under_load(&lab, "control plane away", || Ok(()))?;
+
+    // New pods wait, and say why.
+    lab.apply_sample("sleep/sleep.yaml")?;
+    eventually(SOON, || {
+        let pods = lab.objects("pods", &["-n", "default", "-l", "app=sleep"])?;
+        let said = serde_json::to_string(&pods)?;
+        ensure!(pods.len() == 1 && said.contains("istiod"), "{said}");
+        Ok(())
+    })?;
+    ensure!(lab.ready_pods("app=sleep", "default")?.is_empty(), "a pod without configuration is ready");
+    let status = lab.try_weft(&["get", "pods"])?;
+    println!("{}", text(&status.stdout));
+
+    lab.weft(&["patch", "deployment", "istiod", "-n", "istio-system", "-p", "{\"spec\":{\"replicas\":1}}"])?;
+    lab.wait_ready("app=sleep", "default", 1)?;
+    ensure!(get(&lab.url("/productpage"), &[])?.status == 200);
+    Ok(())
+}
