@@ -1,5 +1,40 @@
 //! From objects to the immutable [`MeshSnapshot`]. Knows Kubernetes and Istio objects; knows nothing of xDS.
+//!
+//! Reading order: [`snapshot`] (what is built), `inputs` (what it is built from), `build` (the steps), then the sections in
+//! the order of data: `parsed`, `kubernetes`, `workloads`, `services`, `service_entries`, `endpoints`, `virtual_services`,
+//! `destination_rules`, `policies`, `secrets`, `warnings`; last `lookup` and `scope`: the questions that the generator asks.
 
+mod build;
+mod destination_rules;
+mod endpoints;
+pub mod hosts;
+mod inputs;
+mod kubernetes;
+mod lookup;
+pub mod memo;
+mod parsed;
+mod policies;
+mod protocol;
+mod scope;
+mod secrets;
+mod service_entries;
+mod services;
 pub mod snapshot;
+mod virtual_services;
+mod warnings;
+mod workloads;
 
+pub use build::build;
+pub use inputs::{Inputs, KINDS};
+pub use lookup::ServiceInstance;
+pub use scope::{EgressScope, HostPattern, SidecarScope};
+pub use secrets::CA_SUFFIX;
 pub use snapshot::*;
+pub use virtual_services::MESH_GATEWAY;
+
+/// Reads the spec of an Istio object; the error names the object and the field. Unknown fields were reported when the
+/// object was accepted; they do not stop it here.
+fn istio_spec<T: serde::de::DeserializeOwned>(object: &weft_k8s_api::Object) -> Result<T, String> {
+    use weft_k8s_api::de::{Dialect, read};
+    read(object.spec(), "spec", Dialect::ProtoJson, &mut Vec::new()).map_err(|e| format!("{}: {e}", object.key()))
+}

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
-use weft_core::{Provenance, Strng};
+use weft_core::{Provenance, Strng, well_known};
 use weft_k8s_api::istio;
 
 /// Labels of a workload or a selector.
@@ -52,6 +52,81 @@ pub struct MeshSnapshot {
     pub namespaces: BTreeMap<String, Labels>,
     /// What the build found wrong: accepted objects that refer to something missing, conflicts, ignored policies.
     pub warnings: Vec<Warning>,
+    /// Settings of the control plane: domain, trust domain, root namespace.
+    pub settings: Arc<Settings>,
+    /// Endpoints of services whose host another namespace's service owns in [`Self::endpoints`]: by namespace of the
+    /// service, host and port. Read through [`MeshSnapshot::endpoints_of`].
+    pub other_endpoints: HashMap<(String, Strng, u16), Arc<Vec<Endpoint>>>,
+    /// The services of each namespace, in the order of their hosts.
+    pub services_by_namespace: BTreeMap<String, Vec<Arc<Service>>>,
+    /// Workloads by `namespace/name`; of pods and workload entries of one name, the pod.
+    pub workloads_by_name: HashMap<String, Arc<Workload>>,
+    /// Destination rules with a workload selector, by namespace, oldest first. They come before the rules without one,
+    /// for the clients they select. Read through [`MeshSnapshot::destination_rule_for_workload`].
+    pub selected_destination_rules: BTreeMap<String, Vec<Arc<DestinationRule>>>,
+    /// In which build each section last changed: equal numbers in two snapshots of one process mean equal sections.
+    pub sections: Sections,
+    /// What the next build may reuse.
+    #[doc(hidden)]
+    pub memo: crate::memo::Memo,
+}
+
+/// What the control plane is told at its start, beside the mesh config.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// DNS suffix of service names; default `cluster.local`.
+    pub domain: String,
+    /// Trust domain of SPIFFE ids; default `cluster.local`.
+    pub trust_domain: String,
+    /// Namespace whose policies bind the whole mesh; default `istio-system`.
+    pub root_namespace: String,
+    /// Cluster id; default `Kubernetes`.
+    pub cluster_id: String,
+    /// Network of the workloads that do not name theirs; empty by default.
+    pub network: String,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            domain: well_known::DEFAULT_DOMAIN.into(),
+            trust_domain: well_known::DEFAULT_TRUST_DOMAIN.into(),
+            root_namespace: well_known::ROOT_NAMESPACE.into(),
+            cluster_id: well_known::DEFAULT_CLUSTER_ID.into(),
+            network: String::new(),
+        }
+    }
+}
+
+/// The build (see [`MeshSnapshot::version`]) in which each section last changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Sections {
+    /// Mesh config and settings.
+    pub mesh: u64,
+    /// Services, without their endpoints.
+    pub services: u64,
+    /// Endpoints.
+    pub endpoints: u64,
+    /// Workloads.
+    pub workloads: u64,
+    /// Virtual services.
+    pub virtual_services: u64,
+    /// Destination rules.
+    pub destination_rules: u64,
+    /// Gateways.
+    pub gateways: u64,
+    /// Sidecars.
+    pub sidecars: u64,
+    /// Peer authentication, authorization, request authentication.
+    pub security: u64,
+    /// Telemetry.
+    pub telemetry: u64,
+    /// Envoy filters.
+    pub envoy_filters: u64,
+    /// Secrets.
+    pub secrets: u64,
+    /// Namespaces.
+    pub namespaces: u64,
 }
 
 /// Where a service came from.
@@ -123,7 +198,7 @@ pub struct Service {
 }
 
 /// A port of a service.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct ServicePort {
     /// Port clients dial.
     pub number: u16,
@@ -133,6 +208,8 @@ pub struct ServicePort {
     pub protocol: Protocol,
     /// Port on the workload when it is a number; endpoints carry the resolved one.
     pub target_port: Option<u16>,
+    /// Port on the workload when it is a name: each pod says which number it has. Empty when a number.
+    pub target_port_name: String,
 }
 
 /// What is spoken on a port, from `appProtocol`, else the port's name, else unknown (sniffed).
@@ -299,7 +376,7 @@ pub struct Workload {
 }
 
 /// A virtual service, resolved.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct VirtualService {
     /// Hosts, fully qualified and lower case, in declared order; may be `*` or start with `*.`.
     pub hosts: Vec<Strng>,
@@ -322,7 +399,7 @@ pub struct VirtualService {
 }
 
 /// A destination rule, merged from all of its host in its namespace.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct DestinationRule {
     /// Host, fully qualified and lower case; may start with `*.`.
     pub host: Strng,
@@ -339,7 +416,7 @@ pub struct DestinationRule {
 }
 
 /// A gateway object.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Gateway {
     /// Namespace.
     pub namespace: String,
@@ -354,7 +431,7 @@ pub struct Gateway {
 }
 
 /// A Sidecar object.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Sidecar {
     /// Namespace.
     pub namespace: String,
@@ -369,7 +446,7 @@ pub struct Sidecar {
 }
 
 /// A policy bound to workloads by namespace and selector.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Policy<T> {
     /// Namespace.
     pub namespace: String,
@@ -400,7 +477,7 @@ pub enum MtlsMode {
 }
 
 /// Peer authentication policies by scope; see [`MeshSnapshot::mtls_mode`].
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct PeerAuthPolicies {
     /// Mesh-wide mode: the oldest policy without selector in the root namespace.
     pub mesh: MtlsMode,

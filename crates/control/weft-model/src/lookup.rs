@@ -1,0 +1,217 @@
+//! The questions that the generator asks of a snapshot. Pure: the answer depends on the snapshot and the arguments alone.
+
+use crate::endpoints::{selected_by, target_port};
+use crate::parsed::selects;
+use crate::policies::mtls_mode;
+use crate::virtual_services::MESH_GATEWAY;
+use crate::{
+    DestinationRule, Endpoint, EndpointAddress, Gateway, Labels, MeshSnapshot, MtlsMode, Policy, Service, ServicePort,
+    VirtualService, Workload, hosts, services, workloads,
+};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use weft_k8s_api::istio;
+
+/// A service port that a workload serves.
+#[derive(Debug, Clone)]
+pub struct ServiceInstance {
+    /// The service.
+    pub service: Arc<Service>,
+    /// Its port.
+    pub port: ServicePort,
+    /// Port of the workload that it leads to.
+    pub target_port: u16,
+}
+
+impl MeshSnapshot {
+    /// Endpoints of a service port; `None` when the service has no such port.
+    pub fn endpoints_of(&self, service: &Service, port: u16) -> Option<&Arc<Vec<Endpoint>>> {
+        if !self.other_endpoints.is_empty() {
+            let slot = (service.namespace.clone(), service.host.clone(), port);
+            if let Some(own) = self.other_endpoints.get(&slot) {
+                return Some(own);
+            }
+        }
+        self.endpoints.get(&(service.host.clone(), port))
+    }
+
+    /// The service that a client in `namespace` means by `host`: of several, its own namespace's, else the first.
+    pub fn service_for(&self, host: &str, namespace: &str) -> Option<&Arc<Service>> {
+        self.services.get(host).and_then(|list| choose(list.iter(), namespace))
+    }
+
+    /// As [`Self::service_for`]; when no service has the name, the one with the most specific wildcard that covers it.
+    pub fn service_covering(&self, host: &str, namespace: &str) -> Option<&Arc<Service>> {
+        if let Some(exact) = self.service_for(host, namespace) {
+            return Some(exact);
+        }
+        // Wildcards sort before all other names.
+        let wildcards = self.services.iter().take_while(|(h, _)| h.as_bytes() <= b"*~".as_slice());
+        let visible = wildcards.filter_map(|(h, list)| Some((&**h, choose(list.iter(), namespace)?)));
+        hosts::most_specific(host, visible.filter(|(h, _)| hosts::is_wildcard(h)))
+    }
+
+    /// Services that clients in `namespace` may see, one for each host, in the order of hosts.
+    pub fn services_visible_to(&self, namespace: &str) -> Vec<Arc<Service>> {
+        self.services.values().filter_map(|list| choose(list.iter(), namespace)).cloned().collect()
+    }
+
+    /// The destination rule for `host` as clients in `client_namespace` see it; `service` is the service of that host, if
+    /// there is one. Looked for in the client's namespace, then the service's, then the root namespace; in each, the exact
+    /// host before the most specific wildcard. Rules with a workload selector are left out.
+    pub fn destination_rule_for(
+        &self,
+        host: &str,
+        client_namespace: &str,
+        service: Option<&Service>,
+    ) -> Option<&Arc<DestinationRule>> {
+        let mut looked_at: [&str; 3] = [""; 3];
+        let places = [client_namespace, service.map_or("", |s| &s.namespace), &self.settings.root_namespace];
+        for (i, place) in places.into_iter().enumerate() {
+            if place.is_empty() || looked_at.contains(&place) {
+                continue;
+            }
+            looked_at[i] = place;
+            let Some(rules) = self.destination_rules.get(place) else { continue };
+            // A namespace always sees its own rules, whatever they say of others.
+            let visible =
+                |rule: &DestinationRule| place == client_namespace || rule.export_to.visible_in(client_namespace);
+            if let Some(rule) = rules.get(host).filter(|r| visible(r)) {
+                return Some(rule);
+            }
+            // `*` sorts before any name, so wildcards come first.
+            let wildcards = rules.iter().take_while(|(h, _)| h.starts_with('*')).filter(|(_, r)| visible(r));
+            if let Some(rule) = hosts::most_specific(host, wildcards.map(|(h, r)| (h.as_str(), r))) {
+                return Some(rule);
+            }
+        }
+        None
+    }
+
+    /// As [`Self::destination_rule_for`], for the client workload with `labels`: a rule of its namespace that selects it
+    /// comes before the others.
+    pub fn destination_rule_for_workload(
+        &self,
+        host: &str,
+        client_namespace: &str,
+        labels: &Labels,
+        service: Option<&Service>,
+    ) -> Option<&Arc<DestinationRule>> {
+        let selecting =
+            self.selected_destination_rules.get(client_namespace).into_iter().flatten().filter(|rule| {
+                rule.spec.workload_selector.as_ref().is_some_and(|s| selected_by(&s.match_labels, labels))
+            });
+        hosts::most_specific(host, selecting.map(|rule| (&*rule.host, rule)))
+            .or_else(|| self.destination_rule_for(host, client_namespace, service))
+    }
+
+    /// Virtual services bound to `gateway` (`mesh` or `namespace/name`) that proxies in `namespace` see, oldest first.
+    pub fn virtual_services_for(&self, gateway: &str, namespace: &str) -> Vec<Arc<VirtualService>> {
+        let bound = |vs: &&Arc<VirtualService>| vs.gateways.iter().any(|g| g == gateway);
+        self.virtual_services.iter().filter(bound).filter(|vs| vs.export_to.visible_in(namespace)).cloned().collect()
+    }
+
+    /// Those bound to sidecars.
+    pub fn mesh_virtual_services(&self, namespace: &str) -> Vec<Arc<VirtualService>> {
+        self.virtual_services_for(MESH_GATEWAY, namespace)
+    }
+
+    /// Gateways whose selector selects a gateway workload with `labels`, oldest first.
+    pub fn gateways_for(&self, labels: &Labels) -> Vec<Arc<Gateway>> {
+        self.gateways.iter().filter(|g| selects(&g.spec.selector, labels)).cloned().collect()
+    }
+
+    /// Mutual-TLS mode of a workload's port: the oldest policy that selects the workload (its mode for the port, then its
+    /// own), then the namespace's, then the mesh's. `UNSET` asks the wider scope.
+    pub fn mtls_mode(&self, namespace: &str, labels: &Labels, port: u16) -> MtlsMode {
+        let policies = self.peer_auth.workloads.get(namespace).into_iter().flatten();
+        let selected = policies.into_iter().find(|p| selects(&p.selector, labels));
+        let own = selected.and_then(|p| {
+            mtls_mode(p.spec.port_level_mtls.get(&u32::from(port))).or_else(|| mtls_mode(p.spec.mtls.as_ref()))
+        });
+        own.or_else(|| self.peer_auth.namespaces.get(namespace).copied()).unwrap_or(self.peer_auth.mesh)
+    }
+
+    /// Authorization policies that bind a workload, the root namespace's first.
+    pub fn authorization_for(&self, namespace: &str, labels: &Labels) -> Vec<Arc<Policy<istio::AuthorizationPolicy>>> {
+        self.policies_for(&self.authorization, namespace, labels)
+    }
+
+    /// Request authentication that binds a workload, the root namespace's first; all of it holds together.
+    pub fn request_auth_for(&self, namespace: &str, labels: &Labels) -> Vec<Arc<Policy<istio::RequestAuthentication>>> {
+        self.policies_for(&self.request_auth, namespace, labels)
+    }
+
+    /// Envoy filters that bind a workload: the root namespace's first, each namespace's by priority, then age.
+    pub fn envoy_filters_for(&self, namespace: &str, labels: &Labels) -> Vec<Arc<Policy<istio::EnvoyFilter>>> {
+        self.policies_for(&self.envoy_filters, namespace, labels)
+    }
+
+    /// Policies of one kind in the root namespace and in the workload's own that select the workload.
+    pub fn policies_for<T>(
+        &self,
+        by_namespace: &BTreeMap<String, Vec<Arc<Policy<T>>>>,
+        namespace: &str,
+        labels: &Labels,
+    ) -> Vec<Arc<Policy<T>>> {
+        let root = self.settings.root_namespace.as_str();
+        let of = |ns: &str| by_namespace.get(ns).map_or(&[][..], Vec::as_slice);
+        let own = if namespace == root { &[][..] } else { of(namespace) };
+        of(root).iter().chain(own).filter(|p| selects(&p.selector, labels)).cloned().collect()
+    }
+
+    /// Telemetry settings of a workload, widest first: at most one for the mesh, one for the namespace and one that
+    /// selects the workload, the oldest of each.
+    pub fn telemetry_for(&self, namespace: &str, labels: &Labels) -> Vec<Arc<Policy<istio::Telemetry>>> {
+        let root = self.settings.root_namespace.as_str();
+        let of = |ns: &str| self.telemetry.get(ns).map_or(&[][..], Vec::as_slice);
+        let wide = |ns: &str| of(ns).iter().find(|p| p.selector.is_empty()).cloned();
+        let mesh = wide(root);
+        let own = if namespace == root { None } else { wide(namespace) };
+        let selected = of(namespace).iter().find(|p| selected_by(&p.selector, labels)).cloned();
+        mesh.into_iter().chain(own).chain(selected).collect()
+    }
+
+    /// The workload of a proxy: the one of its name, else the one at its address.
+    pub fn proxy_workload(&self, namespace: &str, name: &str, address: IpAddr) -> Option<&Arc<Workload>> {
+        self.workloads_by_name.get(&workloads::key(namespace, name)).or_else(|| self.workloads.get(&address))
+    }
+
+    /// Service ports that a workload serves: of the services of its namespace that select it, and of those without a
+    /// selector that list one of its addresses. In the order of hosts, then ports.
+    pub fn service_instances(&self, workload: &Workload) -> Vec<ServiceInstance> {
+        let mut found = Vec::new();
+        for service in self.services_by_namespace.get(&workload.namespace).into_iter().flatten() {
+            for port in service.ports.iter().filter(|p| services::carried(p)) {
+                let target = if service.selector.is_empty() {
+                    self.listed_port(service, port, workload)
+                } else if selected_by(&service.selector, &workload.labels) {
+                    target_port(port, workload)
+                } else {
+                    None
+                };
+                if let Some(target_port) = target {
+                    found.push(ServiceInstance { service: service.clone(), port: port.clone(), target_port });
+                }
+            }
+        }
+        found
+    }
+
+    fn listed_port(&self, service: &Service, port: &ServicePort, workload: &Workload) -> Option<u16> {
+        self.endpoints_of(service, port.number)?.iter().find_map(|endpoint| match &endpoint.address {
+            EndpointAddress::Ip(ip, number) if workload.addresses.contains(ip) => Some(*number),
+            _ => None,
+        })
+    }
+}
+
+/// Of the services of one host, the one that clients in `namespace` mean: their own, else the first they see.
+pub(crate) fn choose<'a>(
+    list: impl Iterator<Item = &'a Arc<Service>> + Clone,
+    namespace: &str,
+) -> Option<&'a Arc<Service>> {
+    let visible = list.filter(|s| s.export_to.visible_in(namespace));
+    visible.clone().find(|s| s.namespace == namespace).or_else(|| visible.clone().next())
+}

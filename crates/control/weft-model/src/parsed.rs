@@ -1,0 +1,168 @@
+//! Objects read into typed facts, once per change: the first step of a build.
+//!
+//! A [`Kind`] keeps what it read. In the next build an object that is the same `Arc` (or the same revision) is not read
+//! again, and one that reads to equal facts (a status update, a heartbeat) keeps its old `Arc`, so nothing after it changes.
+
+use crate::{Labels, Warning};
+use std::collections::HashMap;
+use std::sync::Arc;
+use weft_core::Provenance;
+use weft_k8s_api::Object;
+
+/// The envelope of an object.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Meta {
+    pub namespace: String,
+    pub name: String,
+    pub created: i64,
+    pub labels: Arc<Labels>,
+    pub annotations: Labels,
+    pub provenance: Provenance,
+}
+
+/// An object, read.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Parsed<T> {
+    pub meta: Meta,
+    pub spec: Arc<T>,
+}
+
+/// All objects of one kind, read, oldest first (then by name and namespace).
+#[derive(Debug)]
+pub(crate) struct Kind<T> {
+    /// As given, to see what changed.
+    objects: Vec<Arc<Object>>,
+    /// By position in `objects`; `None` where the object could not be read.
+    read: Vec<Option<Arc<Parsed<T>>>>,
+    /// Those that could be read, oldest first.
+    pub items: Arc<Vec<Arc<Parsed<T>>>>,
+    /// Why the others could not.
+    pub errors: Arc<Vec<Warning>>,
+    /// Build in which `items` last changed.
+    pub changed: u64,
+}
+
+impl<T> Default for Kind<T> {
+    fn default() -> Self {
+        Self { objects: Vec::new(), read: Vec::new(), items: Arc::default(), errors: Arc::default(), changed: 0 }
+    }
+}
+
+/// How an object of a kind is read. The error is a sentence for the user.
+pub(crate) type Reader<T> = fn(&Object) -> Result<T, String>;
+
+impl<T: PartialEq> Kind<T> {
+    /// This kind after build `version`, whose list is `objects`.
+    pub fn refresh(self: &Arc<Self>, objects: &[Arc<Object>], version: u64, reader: Reader<T>) -> Arc<Self> {
+        let unchanged =
+            self.objects.len() == objects.len() && self.objects.iter().zip(objects).all(|(a, b)| same_revision(a, b));
+        if unchanged {
+            return self.clone();
+        }
+        let before: HashMap<(&str, &str), usize> =
+            self.objects.iter().enumerate().map(|(i, o)| ((o.namespace(), o.name()), i)).collect();
+        let mut errors: Vec<Warning> = Vec::new();
+        let mut read = Vec::with_capacity(objects.len());
+        for object in objects {
+            let old = before.get(&(object.namespace(), object.name())).copied();
+            read.push(self.read_one(object, old, reader, &mut errors));
+        }
+        let mut items: Vec<Arc<Parsed<T>>> = read.iter().flatten().cloned().collect();
+        items.sort_by(|a, b| age_order(&a.meta).cmp(&age_order(&b.meta)));
+        let same =
+            items.len() == self.items.len() && items.iter().zip(self.items.iter()).all(|(a, b)| Arc::ptr_eq(a, b));
+        Arc::new(Self {
+            objects: objects.to_vec(),
+            read,
+            items: if same { self.items.clone() } else { Arc::new(items) },
+            errors: Arc::new(errors),
+            changed: if same { self.changed } else { version },
+        })
+    }
+
+    fn read_one(
+        &self,
+        object: &Arc<Object>,
+        old: Option<usize>,
+        reader: Reader<T>,
+        errors: &mut Vec<Warning>,
+    ) -> Option<Arc<Parsed<T>>> {
+        let old_read = old.and_then(|i| self.read.get(i)).and_then(Option::as_ref);
+        if let (Some(i), Some(parsed)) = (old, old_read)
+            && same_revision(&self.objects[i], object)
+        {
+            return Some(parsed.clone());
+        }
+        let meta = Meta::of(object);
+        match reader(object) {
+            Ok(spec) => {
+                if let Some(parsed) = old_read
+                    && parsed.meta == meta
+                    && *parsed.spec == spec
+                {
+                    return Some(parsed.clone());
+                }
+                Some(Arc::new(Parsed { meta, spec: Arc::new(spec) }))
+            }
+            Err(message) => {
+                errors.push(Warning { at: meta.provenance, code: "IST0106", message });
+                None
+            }
+        }
+    }
+}
+
+/// The key of age: a conflict is decided for the older object, then by name and namespace.
+pub(crate) fn age_order(meta: &Meta) -> (i64, &str, &str) {
+    (meta.created, &meta.name, &meta.namespace)
+}
+
+/// True when `b` is certainly the object that `a` is, without comparing bodies.
+fn same_revision(a: &Arc<Object>, b: &Arc<Object>) -> bool {
+    if Arc::ptr_eq(a, b) {
+        return true;
+    }
+    let (a, b) = (&a.metadata, &b.metadata);
+    a.resource_version.is_some()
+        && a.resource_version == b.resource_version
+        && a.uid.is_some()
+        && a.uid == b.uid
+        && a.name == b.name
+        && a.namespace == b.namespace
+}
+
+impl Meta {
+    /// The envelope of `object`. Annotations that no part of the mesh reads are left out, so that their change is none.
+    pub fn of(object: &Object) -> Self {
+        Self {
+            namespace: object.namespace().into(),
+            name: object.name().into(),
+            created: object.created(),
+            labels: Arc::new(object.metadata.labels.clone().unwrap_or_default()),
+            annotations: mesh_annotations(object),
+            provenance: Provenance::object(&object.kind, object.namespace(), object.name()),
+        }
+    }
+}
+
+fn mesh_annotations(object: &Object) -> Labels {
+    let of_mesh = |name: &str| {
+        let domain = name.split_once('/').map_or("", |(domain, _)| domain);
+        domain.ends_with("istio.io") || domain.ends_with("weft.dev") || domain == "prometheus.io"
+    };
+    let all = object.metadata.annotations.iter().flatten();
+    all.filter(|(name, _)| of_mesh(name)).map(|(k, v)| (k.clone(), v.clone())).collect()
+}
+
+/// True when every entry of `selector` is in `labels`; an empty selector selects all.
+pub(crate) fn selects(selector: &Labels, labels: &Labels) -> bool {
+    selector.iter().all(|(k, v)| labels.get(k) == Some(v))
+}
+
+/// The `Arc` of the last build when the value is still the same, else a new one.
+pub(crate) fn reuse<T: PartialEq>(old: Option<&Arc<T>>, new: T) -> Arc<T> {
+    match old {
+        Some(old) if **old == new => old.clone(),
+        _ => Arc::new(new),
+    }
+}

@@ -1,0 +1,132 @@
+//! Services of the mesh from Kubernetes Services. (Those from service entries: `service_entries`.)
+
+use crate::kubernetes::{IntOrName, ServicePortSpec, ServiceSpec};
+use crate::parsed::{Meta, Parsed};
+use crate::{ExportTo, Protocol, Registry, Resolution, Service, ServicePort, Settings, protocol};
+use ipnet::IpNet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use weft_core::well_known::annotation;
+
+/// The mesh's view of one Kubernetes Service. Who runs it (`identities`) is filled in when its endpoints are known.
+pub(crate) fn from_kubernetes(object: &Parsed<ServiceSpec>, settings: &Settings, default_export: &ExportTo) -> Service {
+    let (meta, spec) = (&object.meta, &*object.spec);
+    let external = spec.r#type == "ExternalName";
+    let headless = !external && spec.cluster_ip == "None";
+    Service {
+        host: format!("{}.{}.svc.{}", meta.name, meta.namespace, settings.domain).into(),
+        name: meta.name.clone(),
+        namespace: meta.namespace.clone(),
+        registry: Some(Registry::Kubernetes),
+        addresses: if external { Vec::new() } else { cluster_ips(spec) },
+        auto_addresses: Vec::new(),
+        ports: spec.ports.iter().map(port).collect(),
+        resolution: match (external, headless) {
+            (true, _) => Resolution::Dns,
+            (_, true) => Resolution::Passthrough,
+            _ => Resolution::Static,
+        },
+        headless,
+        mesh_external: external,
+        selector: spec.selector.clone().unwrap_or_default(),
+        external_name: (external && !spec.external_name.is_empty()).then(|| spec.external_name.to_ascii_lowercase()),
+        export_to: annotated_export(meta, default_export),
+        node_local: spec.internal_traffic_policy == "Local",
+        created: meta.created,
+        labels: (*meta.labels).clone(),
+        provenance: meta.provenance.clone(),
+        ..Service::default()
+    }
+}
+
+fn cluster_ips(spec: &ServiceSpec) -> Vec<IpNet> {
+    let mut addresses: Vec<IpNet> = Vec::new();
+    for text in std::iter::once(&spec.cluster_ip).chain(&spec.cluster_ips) {
+        if let Ok(ip) = text.parse::<IpAddr>()
+            && !addresses.contains(&IpNet::from(ip))
+        {
+            addresses.push(IpNet::from(ip));
+        }
+    }
+    addresses
+}
+
+fn port(spec: &ServicePortSpec) -> ServicePort {
+    let (target_port, target_port_name) = match &spec.target_port {
+        None => (Some(spec.port), String::new()),
+        // Zero is how an absent target port is written by some tools.
+        Some(IntOrName::Number(0)) => (Some(spec.port), String::new()),
+        Some(IntOrName::Number(number)) => (Some(*number), String::new()),
+        Some(IntOrName::Name(name)) => match name.parse::<u16>() {
+            Ok(number) => (Some(number), String::new()),
+            Err(_) => (None, name.clone()),
+        },
+    };
+    ServicePort {
+        number: spec.port,
+        name: spec.name.clone(),
+        protocol: protocol::of_service_port(spec.port, &spec.name, &spec.protocol, spec.app_protocol.as_deref()),
+        target_port,
+        target_port_name,
+    }
+}
+
+fn annotated_export(meta: &Meta, default: &ExportTo) -> ExportTo {
+    match meta.annotations.get(annotation::EXPORT_TO) {
+        None => localise(default, &meta.namespace),
+        Some(text) => export_to(text.split(','), &meta.namespace, default),
+    }
+}
+
+/// Reads an `exportTo` list of an object in `namespace`: `*` all, `.` its own namespace, `~` nobody, else names. An empty
+/// list is the mesh's default.
+pub(crate) fn export_to<S: AsRef<str>>(
+    list: impl IntoIterator<Item = S>,
+    namespace: &str,
+    default: &ExportTo,
+) -> ExportTo {
+    let mut names = std::collections::BTreeSet::new();
+    let mut nobody = false;
+    for item in list {
+        match item.as_ref().trim() {
+            "" => {}
+            "*" => return ExportTo::All,
+            "." => {
+                names.insert(namespace.to_string());
+            }
+            "~" => nobody = true,
+            other => {
+                names.insert(other.to_string());
+            }
+        }
+    }
+    match (nobody, names.is_empty()) {
+        (true, _) => ExportTo::Nobody,
+        (false, true) => localise(default, namespace),
+        (false, false) => ExportTo::Namespaces(names),
+    }
+}
+
+/// A mesh-wide default may name `.`: it stands for the namespace of each object.
+fn localise(default: &ExportTo, namespace: &str) -> ExportTo {
+    match default {
+        ExportTo::Namespaces(set) if set.contains(".") => {
+            ExportTo::Namespaces(set.iter().map(|n| if n == "." { namespace.to_string() } else { n.clone() }).collect())
+        }
+        other => other.clone(),
+    }
+}
+
+/// The services, those that were equal in the last build as the same `Arc`s.
+pub(crate) fn kubernetes_services(
+    objects: &[Arc<Parsed<ServiceSpec>>],
+    settings: &Settings,
+    default_export: &ExportTo,
+) -> Vec<Service> {
+    objects.iter().map(|o| from_kubernetes(o, settings, default_export)).collect()
+}
+
+/// True for ports that proxies carry.
+pub(crate) fn carried(port: &ServicePort) -> bool {
+    port.protocol != Protocol::Udp
+}

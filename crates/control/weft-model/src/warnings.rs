@@ -1,0 +1,141 @@
+//! What is wrong with objects that are accepted: references to what is not there. (Conflicts are found where things are
+//! merged.)
+
+use crate::parsed::selects;
+use crate::virtual_services::MESH_GATEWAY;
+use crate::{Gateway, MeshSnapshot, VirtualService, Warning, hosts, services};
+use std::collections::BTreeSet;
+use weft_core::Provenance;
+use weft_k8s_api::istio;
+
+/// Code of a reference to something that does not exist.
+const NOT_FOUND: &str = "IST0101";
+/// Code of a destination that must say which port it means.
+const PORT_REQUIRED: &str = "IST0112";
+
+/// Adds a warning for each reference that leads nowhere.
+pub(crate) fn references(snapshot: &MeshSnapshot, found: &mut Vec<Warning>) {
+    let gateways: BTreeSet<String> = snapshot.gateways.iter().map(|g| format!("{}/{}", g.namespace, g.name)).collect();
+    for vs in &snapshot.virtual_services {
+        virtual_service(snapshot, vs, &gateways, found);
+    }
+    for rule in snapshot.destination_rules.values().flat_map(|rules| rules.values()) {
+        if !hosts::is_wildcard(&rule.host) && !known_host(snapshot, &rule.host) {
+            let at = rule.origins.first().cloned().unwrap_or_default().at("spec.host");
+            found.push(not_found(at, format!("host {} is no service of the mesh; the rule has no effect", rule.host)));
+        }
+    }
+    for gateway in &snapshot.gateways {
+        gateway_references(snapshot, gateway, found);
+    }
+}
+
+fn not_found(at: Provenance, message: String) -> Warning {
+    Warning { at, code: NOT_FOUND, message }
+}
+
+fn virtual_service(
+    snapshot: &MeshSnapshot,
+    vs: &VirtualService,
+    gateways: &BTreeSet<String>,
+    found: &mut Vec<Warning>,
+) {
+    for (i, gateway) in vs.gateways.iter().enumerate() {
+        if gateway != MESH_GATEWAY && !gateways.contains(gateway) {
+            let at = vs.provenance.at(format!("spec.gateways[{i}]"));
+            found.push(not_found(at, format!("Gateway {gateway} does not exist")));
+        }
+    }
+    for (route, origin) in vs.spec.http.iter().zip(&vs.http_origin) {
+        let at = |field: &str| origin.at(format!("{}.{field}", origin.path));
+        for (i, to) in route.route.iter().enumerate() {
+            destination(snapshot, to.destination.as_ref(), vs, &at(&format!("route[{i}].destination")), found);
+        }
+        destination(snapshot, route.mirror.as_ref(), vs, &at("mirror"), found);
+        for (i, mirror) in route.mirrors.iter().enumerate() {
+            destination(snapshot, mirror.destination.as_ref(), vs, &at(&format!("mirrors[{i}].destination")), found);
+        }
+    }
+    for (i, route) in vs.spec.tls.iter().enumerate() {
+        for (j, to) in route.route.iter().enumerate() {
+            let at = vs.provenance.at(format!("spec.tls[{i}].route[{j}].destination"));
+            destination(snapshot, to.destination.as_ref(), vs, &at, found);
+        }
+    }
+    for (i, route) in vs.spec.tcp.iter().enumerate() {
+        for (j, to) in route.route.iter().enumerate() {
+            let at = vs.provenance.at(format!("spec.tcp[{i}].route[{j}].destination"));
+            destination(snapshot, to.destination.as_ref(), vs, &at, found);
+        }
+    }
+}
+
+fn destination(
+    snapshot: &MeshSnapshot,
+    to: Option<&istio::Destination>,
+    vs: &VirtualService,
+    at: &Provenance,
+    found: &mut Vec<Warning>,
+) {
+    let Some(to) = to else { return };
+    let place = |field: &str| at.at(format!("{}.{field}", at.path));
+    let Some(service) = snapshot.service_covering(&to.host, &vs.namespace) else {
+        let message =
+            format!("host {} is no service that namespace {} sees; the route answers 503", to.host, vs.namespace);
+        found.push(not_found(place("host"), message));
+        return;
+    };
+    if !to.subset.is_empty() && !subset_exists(snapshot, &to.host, &to.subset) {
+        let message =
+            format!("subset {} of host {} is in no DestinationRule; the route answers 503", to.subset, to.host);
+        found.push(not_found(place("subset"), message));
+    }
+    let ports: Vec<u16> = service.ports.iter().filter(|p| services::carried(p)).map(|p| p.number).collect();
+    match to.port.as_ref().map(|p| p.number) {
+        Some(port) if !ports.iter().any(|p| u32::from(*p) == port) => {
+            let message = format!("service {} has no port {port}; it has {ports:?}; the route answers 503", to.host);
+            found.push(not_found(place("port.number"), message));
+        }
+        None if ports.len() > 1 => {
+            let message = format!("service {} has the ports {ports:?}; say which with port.number", to.host);
+            found.push(Warning { at: place("port"), code: PORT_REQUIRED, message });
+        }
+        _ => {}
+    }
+}
+
+fn known_host(snapshot: &MeshSnapshot, host: &str) -> bool {
+    snapshot.services.contains_key(host)
+        || snapshot.services.keys().take_while(|h| h.as_bytes() <= b"*~".as_slice()).any(|h| hosts::covers(h, host))
+}
+
+fn subset_exists(snapshot: &MeshSnapshot, host: &str, subset: &str) -> bool {
+    let merged = snapshot.destination_rules.values().flat_map(|rules| rules.values());
+    let mut rules = merged.chain(snapshot.selected_destination_rules.values().flatten());
+    rules.any(|r| hosts::covers(&r.host, host) && r.spec.subsets.iter().any(|s| s.name == subset))
+}
+
+fn gateway_references(snapshot: &MeshSnapshot, gateway: &Gateway, found: &mut Vec<Warning>) {
+    let selected = snapshot.workloads_by_name.values().filter(|w| selects(&gateway.spec.selector, &w.labels));
+    let namespaces: BTreeSet<&str> = selected.map(|w| w.namespace.as_str()).collect();
+    if namespaces.is_empty() {
+        let labels: Vec<String> = gateway.spec.selector.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        let message = format!("selector {} selects no workload; no proxy listens for this gateway", labels.join(","));
+        found.push(not_found(gateway.provenance.at("spec.selector"), message));
+        return;
+    }
+    for (i, server) in gateway.spec.servers.iter().enumerate() {
+        let Some(tls) = &server.tls else { continue };
+        let names = std::iter::once(&tls.credential_name).chain(&tls.credential_names).filter(|n| !n.is_empty());
+        for name in names {
+            let secret_name = name.strip_prefix("kubernetes://").unwrap_or(name);
+            let missing = |ns: &&&str| !snapshot.secrets.contains_key(&((**ns).to_string(), secret_name.to_string()));
+            if let Some(namespace) = namespaces.iter().find(missing) {
+                let message =
+                    format!("secret {namespace}/{secret_name} does not exist, or holds no certificate and key");
+                let at = gateway.provenance.at(format!("spec.servers[{i}].tls.credentialName"));
+                found.push(not_found(at, message));
+            }
+        }
+    }
+}
