@@ -1,1 +1,25 @@
-//! Kubernetes-shaped object store with memory and cluster backends.
+//! Kubernetes-shaped object store: the memory backend that the lab serves, and the client side of any Kubernetes API.
+//!
+//! Reading order: [`selector`] (label and field selectors), [`memory`] (objects, revisions, create/update/delete/list),
+//! [`watch`] (events from a revision on), [`merge`] (three-way and strategic merges), [`error`]; then the other side of the
+//! wire: [`client`] (`ApiClient`, the only user of a Kubernetes client library), [`cache`] (a local copy of some kinds) and
+//! [`source`] (what keeps that copy equal to the server's state).
+
+pub mod cache;
+pub mod client;
+pub mod error;
+pub mod memory;
+pub mod merge;
+pub mod selector;
+pub mod source;
+pub mod watch;
+
+pub use cache::{Cache, Changes};
+pub use client::{ApiClient, ClientError};
+pub use error::StoreError;
+pub use memory::{
+    DeleteOptions, Deleted, ListQuery, MemoryStore, ObjectList, Preconditions, Propagation, StoreOptions,
+};
+pub use selector::{FieldSelector, LabelSelector, SelectorError};
+pub use source::{KubeSource, SourceOptions, SourceState};
+pub use watch::{EventType, Watch, WatchEvent, WatchQuery};
