@@ -20,6 +20,8 @@ mod secrets;
 mod service_entries;
 mod services;
 pub mod snapshot;
+#[cfg(test)]
+mod tests;
 mod virtual_services;
 mod warnings;
 mod workloads;

@@ -1,0 +1,159 @@
+//! What a change leaves as it was.
+
+use super::{REVIEWS, inputs, objects};
+use crate::{Inputs, MeshSnapshot, Sections, build};
+use serde_json::json;
+use std::sync::Arc;
+use weft_k8s_api::Object;
+
+const VS: &str = r#"
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: one, namespace: default}
+spec: {hosts: [reviews], http: [{route: [{destination: {host: reviews}}]}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: two, namespace: default}
+spec: {hosts: [two.example.com], http: [{delegate: {name: leaf}}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: leaf, namespace: default}
+spec: {http: [{route: [{destination: {host: reviews}}]}]}
+"#;
+
+/// The inputs with one object changed.
+fn edit(inputs: &Inputs, kind: &str, name: &str, change: impl Fn(&mut Object)) -> Inputs {
+    let mut edited = inputs.clone();
+    let list: Vec<Arc<Object>> = inputs
+        .of(kind)
+        .iter()
+        .map(|o| {
+            if o.name() != name {
+                return o.clone();
+            }
+            let mut object = (**o).clone();
+            change(&mut object);
+            Arc::new(object)
+        })
+        .collect();
+    let group = list[0].group().to_string();
+    edited.set(&group, kind, list);
+    edited
+}
+
+fn changed(old: &MeshSnapshot, new: &MeshSnapshot) -> Sections {
+    // 1 where the section changed in the last build, else 0.
+    let flag = |o: u64, n: u64| u64::from(o != n);
+    let (o, n) = (old.sections, new.sections);
+    Sections {
+        mesh: flag(o.mesh, n.mesh),
+        services: flag(o.services, n.services),
+        endpoints: flag(o.endpoints, n.endpoints),
+        workloads: flag(o.workloads, n.workloads),
+        virtual_services: flag(o.virtual_services, n.virtual_services),
+        destination_rules: flag(o.destination_rules, n.destination_rules),
+        gateways: flag(o.gateways, n.gateways),
+        sidecars: flag(o.sidecars, n.sidecars),
+        security: flag(o.security, n.security),
+        telemetry: flag(o.telemetry, n.telemetry),
+        envoy_filters: flag(o.envoy_filters, n.envoy_filters),
+        secrets: flag(o.secrets, n.secrets),
+        namespaces: flag(o.namespaces, n.namespaces),
+    }
+}
+
+#[test]
+fn each_edit_touches_its_sections_alone() {
+    let before = inputs(&(REVIEWS.to_string() + VS));
+    let first = build(&before, None);
+    let none = Sections::default();
+    type Edit = (&'static str, &'static str, fn(&mut Object), Sections);
+    let edits: [Edit; 6] = [
+        (
+            "Pod",
+            "reviews-v1-6f4d-abcde",
+            |o| {
+                // A heartbeat.
+                o.body["status"]["conditions"][0]["lastProbeTime"] = json!("2026-01-01T00:00:00Z");
+            },
+            none,
+        ),
+        (
+            "VirtualService",
+            "one",
+            |o| {
+                o.metadata.resource_version = Some("99".into());
+                o.body.insert("status".into(), json!({"x": 1}));
+            },
+            none,
+        ),
+        (
+            "VirtualService",
+            "one",
+            |o| o.body["spec"]["hosts"] = json!(["ratings"]),
+            Sections { virtual_services: 1, ..none },
+        ),
+        (
+            "EndpointSlice",
+            "reviews-1",
+            |o| {
+                o.body["endpoints"][1]["conditions"] = json!({"ready": true});
+            },
+            Sections { endpoints: 1, ..none },
+        ),
+        (
+            "Service",
+            "reviews",
+            |o| {
+                o.body["spec"]["ports"][0]["name"] = json!("http2");
+            },
+            Sections { services: 1, endpoints: 1, ..none },
+        ),
+        (
+            "Pod",
+            "reviews-v1-6f4d-abcde",
+            |o| {
+                o.metadata.labels.get_or_insert_default().insert("version".into(), "v3".into());
+            },
+            Sections { workloads: 1, endpoints: 1, ..none },
+        ),
+    ];
+    for (i, (kind, name, change, want)) in edits.into_iter().enumerate() {
+        let after = build(&edit(&before, kind, name, change), Some(&first));
+        assert_eq!(changed(&first, &after), want, "edit {i} of {kind} {name}");
+        assert_eq!(after.version, first.version + 1);
+    }
+}
+
+#[test]
+fn unchanged_virtual_services_keep_their_arcs_and_delegates_are_followed() {
+    let before = inputs(VS);
+    let first = build(&before, None);
+    let find = |mesh: &MeshSnapshot, name: &str| mesh.virtual_services.iter().find(|v| v.name == name).unwrap().clone();
+    let next = build(
+        &edit(&before, "VirtualService", "leaf", |o| {
+            o.body["spec"]["http"][0]["timeout"] = json!("1s");
+        }),
+        Some(&first),
+    );
+    assert!(Arc::ptr_eq(&find(&first, "one"), &find(&next, "one")));
+    assert!(find(&next, "two").spec.http[0].timeout.is_some());
+}
+
+#[test]
+fn a_build_on_top_equals_a_build_from_nothing() {
+    let before = inputs(&(REVIEWS.to_string() + VS));
+    let first = build(&before, None);
+    let mut after = Inputs::new(before.mesh.clone(), before.settings.clone());
+    for object in objects(VS) {
+        after.push(object);
+    }
+    let on_top = build(&after, Some(&first));
+    let fresh = build(&after, None);
+    assert!(on_top.services.is_empty() && on_top.endpoints.is_empty() && on_top.workloads.is_empty());
+    assert_eq!(on_top.virtual_services, fresh.virtual_services);
+    assert_eq!(on_top.warnings, fresh.warnings);
+}

@@ -1,0 +1,174 @@
+//! Security policies, telemetry, envoy filters, secrets.
+
+use super::{labels, mesh, warnings_of};
+use crate::MtlsMode;
+
+#[test]
+fn mutual_tls_by_scope() {
+    let mesh = mesh(
+        r#"
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: istio-system, creationTimestamp: "2026-01-01T00:00:00Z"}
+spec: {mtls: {mode: STRICT}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: late, namespace: istio-system, creationTimestamp: "2026-01-02T00:00:00Z"}
+spec: {mtls: {mode: DISABLE}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: foo}
+spec: {mtls: {mode: PERMISSIVE}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: unset, namespace: bar}
+spec: {mtls: {mode: UNSET}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: old, namespace: foo, creationTimestamp: "2026-01-01T00:00:00Z"}
+spec: {selector: {matchLabels: {app: db}}, mtls: {mode: UNSET}, portLevelMtls: {80: {mode: DISABLE}, 81: {mode: UNSET}}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: young, namespace: foo, creationTimestamp: "2026-01-05T00:00:00Z"}
+spec: {selector: {matchLabels: {app: db}}, mtls: {mode: STRICT}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: web, namespace: foo}
+spec: {selector: {matchLabels: {app: web}}, mtls: {mode: STRICT}, portLevelMtls: {90: {mode: PERMISSIVE}}}
+"#,
+    );
+    for (namespace, app, port, want) in [
+        ("other", "x", 80, MtlsMode::Strict),
+        ("bar", "x", 80, MtlsMode::Strict),
+        ("foo", "x", 80, MtlsMode::Permissive),
+        ("foo", "db", 80, MtlsMode::Disable),
+        ("foo", "db", 81, MtlsMode::Permissive),
+        ("foo", "db", 82, MtlsMode::Permissive),
+        ("foo", "web", 80, MtlsMode::Strict),
+        ("foo", "web", 90, MtlsMode::Permissive),
+        ("bar", "web", 90, MtlsMode::Strict),
+    ] {
+        assert_eq!(mesh.mtls_mode(namespace, &labels(&[("app", app)]), port), want, "{namespace} {app} {port}");
+    }
+    assert_eq!(warnings_of(&mesh, "PeerAuthentication", "late"), ["PolicyConflict "]);
+    assert_eq!(super::mesh("").mtls_mode("any", &labels(&[]), 1), MtlsMode::Permissive);
+}
+
+#[test]
+fn policies_bind_by_namespace_and_selector() {
+    let policy = |ns: &str, name: &str, day: u8, spec: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}, namespace: {ns}, creationTimestamp: \"2026-01-0{day}T00:00:00Z\"}}\nspec: {{{spec}}}\n---\n"
+        )
+    };
+    let mesh = mesh(
+        &[
+            policy("foo", "second", 2, "action: DENY"),
+            policy("foo", "first", 1, ""),
+            policy("foo", "web", 3, "selector: {matchLabels: {app: web}}"),
+            policy("istio-system", "mesh", 4, ""),
+            policy("istio-system", "mesh-web", 5, "selector: {matchLabels: {app: web}}"),
+            policy("foo", "bound", 6, "targetRefs: [{kind: Gateway, group: gateway.networking.k8s.io, name: x}]"),
+        ]
+        .concat(),
+    );
+    for (namespace, app, want) in [
+        ("foo", "x", vec!["mesh", "first", "second"]),
+        ("foo", "web", vec!["mesh", "mesh-web", "first", "second", "web"]),
+        ("bar", "web", vec!["mesh", "mesh-web"]),
+        ("istio-system", "x", vec!["mesh"]),
+    ] {
+        let bound = mesh.authorization_for(namespace, &labels(&[("app", app)]));
+        assert_eq!(bound.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), want, "{namespace} {app}");
+    }
+    assert_eq!(warnings_of(&mesh, "AuthorizationPolicy", "bound"), ["IST0101 spec.targetRefs"]);
+}
+
+#[test]
+fn telemetry_and_filters() {
+    let mesh = mesh(
+        r#"
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {name: mesh, namespace: istio-system}
+spec: {}
+---
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {name: late, namespace: istio-system, creationTimestamp: "2026-01-02T00:00:00Z"}
+spec: {}
+---
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {name: foo, namespace: foo}
+spec: {}
+---
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {name: web, namespace: foo}
+spec: {selector: {matchLabels: {app: web}}}
+---
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: {name: late, namespace: foo}
+spec: {priority: 10}
+---
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: {name: early, namespace: foo, creationTimestamp: "2026-01-02T00:00:00Z"}
+spec: {priority: -1}
+---
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: {name: root, namespace: istio-system}
+spec: {workloadSelector: {labels: {app: web}}, priority: 99}
+"#,
+    );
+    let web = labels(&[("app", "web")]);
+    let names = |ns: &str, l| mesh.telemetry_for(ns, l).iter().map(|t| t.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names("foo", &web), ["mesh", "foo", "web"]);
+    assert_eq!(names("bar", &web), ["mesh"]);
+    assert_eq!(names("istio-system", &web), ["mesh"]);
+    let filters: Vec<_> = mesh.envoy_filters_for("foo", &web).iter().map(|f| f.name.clone()).collect();
+    assert_eq!(filters, ["root", "early", "late"]);
+}
+
+#[test]
+fn secrets_become_credentials() {
+    // base64 of "-----BEGIN CERTIFICATE-----", "-----BEGIN PRIVATE KEY-----", "ca"
+    let (cert, key, ca) = ("LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0t", "LS0tLS1CRUdJTiBQUklWQVRFIEtFWS0tLS0t", "Y2E=");
+    let secret = |name: &str, kind: &str, data: &str| {
+        format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}, namespace: istio-system}}\ntype: {kind}\ndata: {{{data}}}\n---\n"
+        )
+    };
+    let mesh = mesh(
+        &[
+            secret("tls", "kubernetes.io/tls", &format!("tls.crt: {cert}, tls.key: {key}")),
+            secret("generic", "Opaque", &format!("cert: {cert}, key: {key}, cacert: {ca}")),
+            secret("two", "Opaque", &format!("tls.crt: {cert}, tls.key: {key}")),
+            secret("two-cacert", "Opaque", &format!("ca.crt: {ca}")),
+            secret("other", "Opaque", "password: Y2E="),
+            secret("half", "kubernetes.io/tls", &format!("tls.crt: {cert}")),
+            secret("garbage", "kubernetes.io/tls", &format!("tls.crt: {ca}, tls.key: {ca}")),
+        ]
+        .concat(),
+    );
+    let of = |name: &str| mesh.secrets.get(&("istio-system".to_string(), name.to_string()));
+    assert!(of("tls").is_some_and(|c| c.ca.is_none() && c.cert_chain.starts_with(b"-----BEGIN")));
+    assert!(of("generic").is_some_and(|c| c.ca.as_deref() == Some(b"ca")));
+    assert!(of("two").is_some_and(|c| c.ca.as_deref() == Some(b"ca") && !c.private_key.is_empty()));
+    assert!(of("two-cacert").is_some_and(|c| c.private_key.is_empty()));
+    for none in ["other", "half", "garbage"] {
+        assert!(of(none).is_none(), "{none}");
+    }
+    for wrong in ["half", "garbage"] {
+        assert_eq!(warnings_of(&mesh, "Secret", wrong), ["IST0106 "]);
+    }
+}
