@@ -1,10 +1,12 @@
 //! Whom to trust: root certificates, by trust domain where that is wanted, and revocation lists.
 
+use crate::settings::default_provider;
 use crate::{CertificateFacts, TlsError, pem};
-use rustls_pki_types::{CertificateDer, TrustAnchor};
+use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 use weft_identity::TrustDomain;
 
 /// Where distributions keep their roots.
@@ -116,6 +118,28 @@ impl TrustAnchors {
     /// Trust domains that have roots of their own.
     pub fn trust_domains(&self) -> impl Iterator<Item = &TrustDomain> {
         self.inner.by_trust_domain.keys()
+    }
+
+    /// Whether a chain (leaf first) leads to one of the roots and is valid at `now`, for any purpose.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn verify_chain(&self, chain: &[CertificateDer<'static>], now: SystemTime) -> Result<(), TlsError> {
+        let what = "certificate chain";
+        let wrong = |reason: String| TlsError::Certificate { what, reason };
+        let Some((leaf, intermediates)) = chain.split_first() else { return Err(wrong("it is empty".into())) };
+        let facts = CertificateFacts::from_der(what, leaf)?;
+        let leaf = webpki::EndEntityCert::try_from(leaf).map_err(|e| wrong(e.to_string()))?;
+        let time = UnixTime::since_unix_epoch(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
+        let algorithms = default_provider().signature_verification_algorithms.all;
+        let roots = self.roots_for(facts.spiffe_id().as_ref().map(|id| id.trust_domain()));
+        match leaf.verify_for_usage(algorithms, roots, intermediates, time, webpki::KeyUsage::client_auth(), None, None) {
+            Ok(_) => Ok(()),
+            Err(webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey) => {
+                Err(wrong(format!("it leads to no trusted root; its issuer is {:?}", facts.issuer)))
+            }
+            Err(error) => Err(wrong(error.to_string())),
+        }
     }
 
     /// The roots for a peer of the trust domain (`None` = it has no SPIFFE ID).

@@ -1,0 +1,259 @@
+//! The rules of signing: which identity, for how long, under which chain. No I/O; the caller says what time it is.
+
+use crate::CaMaterial;
+use std::time::{Duration, SystemTime};
+use weft_identity::{SpiffeId, TrustBundle, TrustDomain};
+use weft_tls::{
+    CertificateFacts, CertificateRequest, CertifiedKey, Issuer, KeyKind, LeafParams, PrivateKey, RootParams, San,
+    TlsError, TrustAnchors, Zeroizing, pem,
+};
+
+/// How long a self-signed root lives: ten years, as Istio's.
+const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// Rules of signing.
+#[derive(Debug, Clone)]
+pub struct CaPolicy {
+    /// Lifetime when none is asked for; 24 h.
+    pub default_ttl: Duration,
+    /// Longest lifetime; a longer one that is asked for is cut to it. 90 days.
+    pub max_ttl: Duration,
+    /// How far the beginning is set back, for clocks that run behind ours; 2 min.
+    pub backdate: Duration,
+    /// Kind of key of a new root; ECDSA P-256.
+    pub root_key: KeyKind,
+}
+
+impl Default for CaPolicy {
+    fn default() -> Self {
+        Self {
+            default_ttl: Duration::from_secs(24 * 3600),
+            max_ttl: Duration::from_secs(90 * 24 * 3600),
+            backdate: Duration::from_secs(120),
+            root_key: KeyKind::EcdsaP256,
+        }
+    }
+}
+
+/// Why a request is not signed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SignError {
+    /// The request is broken, or asks for what is never given. The caller's fault.
+    #[error("{0}")]
+    BadRequest(String),
+    /// The request asks for another's identity.
+    #[error("{caller} may not have a certificate for {asked:?}; a request names the caller's own identity or none")]
+    NotYours {
+        /// Who asks.
+        caller: SpiffeId,
+        /// What for.
+        asked: String,
+    },
+    /// The authority failed.
+    #[error(transparent)]
+    Authority(#[from] TlsError),
+}
+
+/// A signed certificate and the chain to its root.
+#[derive(Debug, Clone)]
+pub struct SignedChain {
+    /// PEM: the leaf, intermediates if any, the root last, one certificate each.
+    pub chain: Vec<String>,
+    /// Facts of the leaf.
+    pub facts: CertificateFacts,
+}
+
+/// A certificate authority of one trust domain.
+#[derive(Debug)]
+pub struct Authority {
+    issuer: Issuer,
+    trust_domain: TrustDomain,
+    policy: CaPolicy,
+    /// PEM from the signing certificate (exclusive of the root) upwards; empty for a self-signed root.
+    intermediates: Vec<String>,
+    roots: TrustAnchors,
+    material: CaMaterial,
+}
+
+impl Authority {
+    /// A new self-signed authority.
+    ///
+    /// # Errors
+    /// When the crypto library fails.
+    pub fn self_signed(trust_domain: TrustDomain, policy: CaPolicy, now: SystemTime) -> Result<Self, TlsError> {
+        let issuer = Issuer::self_signed(&RootParams {
+            organization: trust_domain.to_string(),
+            key: policy.root_key,
+            not_before: now - policy.backdate,
+            not_after: now + ROOT_LIFETIME,
+        })?;
+        let certificate = issuer.certificate_pem();
+        let material = CaMaterial {
+            ca_cert: certificate.clone(),
+            ca_key: issuer.key_pem(),
+            root_cert: certificate,
+            cert_chain: String::new(),
+        };
+        Self::new(issuer, trust_domain, policy, material, now)
+    }
+
+    /// From what a Secret holds.
+    ///
+    /// # Errors
+    /// When certificate, key, chain and root do not fit each other, or a certificate has expired.
+    pub fn from_material(
+        material: CaMaterial,
+        trust_domain: TrustDomain,
+        policy: CaPolicy,
+        now: SystemTime,
+    ) -> Result<Self, TlsError> {
+        let issuer = Issuer::from_pem(material.ca_cert.as_bytes(), material.ca_key.as_bytes())?;
+        Self::new(issuer, trust_domain, policy, material, now)
+    }
+
+    fn new(
+        issuer: Issuer,
+        trust_domain: TrustDomain,
+        policy: CaPolicy,
+        material: CaMaterial,
+        now: SystemTime,
+    ) -> Result<Self, TlsError> {
+        let roots = TrustAnchors::from_pem(material.root_cert.as_bytes())?;
+        let intermediates = intermediates(&issuer, &material, &roots)?;
+        let authority = Self { issuer, trust_domain, policy, intermediates, roots, material };
+        authority.check(now)?;
+        Ok(authority)
+    }
+
+    /// Signs a certificate for nobody and verifies it, so that a chain that no peer would accept is found at start.
+    fn check(&self, now: SystemTime) -> Result<(), TlsError> {
+        let key = PrivateKey::generate(KeyKind::EcdsaP256)?;
+        let names = vec![San::Uri(format!("spiffe://{}/ns/none/sa/none", self.trust_domain))];
+        let leaf =
+            LeafParams { names, not_before: now - self.policy.backdate, not_after: now + self.policy.default_ttl };
+        let signed = self.issuer.sign_key(&key, &leaf)?;
+        let chain = std::iter::once(&signed.pem).chain(&self.intermediates).cloned().collect::<String>();
+        self.roots.verify_chain(&pem::certificates("certificate chain", chain.as_bytes())?, now).map_err(|error| {
+            let reason = format!("what it signs would not be trusted under root-cert.pem: {error}");
+            TlsError::Certificate { what: "CA certificate", reason }
+        })
+    }
+
+    /// The trust domain.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// What to keep in a Secret.
+    pub fn material(&self) -> &CaMaterial {
+        &self.material
+    }
+
+    /// Root certificates for workloads, PEM: the content of `istio-ca-root-cert`.
+    pub fn root_pem(&self) -> &str {
+        &self.material.root_cert
+    }
+
+    /// The roots, parsed.
+    pub fn roots(&self) -> &TrustAnchors {
+        &self.roots
+    }
+
+    /// The roots as a bundle of the trust domain.
+    pub fn bundle(&self) -> TrustBundle {
+        TrustBundle::of(self.trust_domain.clone(), self.root_pem())
+    }
+
+    /// Facts of the certificate that signs.
+    pub fn facts(&self) -> &CertificateFacts {
+        self.issuer.facts()
+    }
+
+    /// The earliest end of a root.
+    pub fn root_not_after(&self) -> SystemTime {
+        self.roots.facts().iter().map(|facts| facts.not_after).min().unwrap_or(self.issuer.facts().not_after)
+    }
+
+    /// Signs a request for `caller`'s own identity. Nothing but the key is taken from the request; names in it must be the
+    /// caller's. `ttl` of zero asks for the default.
+    ///
+    /// # Errors
+    /// When the request is broken, asks for another identity or for an authority's powers, or signing fails.
+    pub fn sign(
+        &self,
+        caller: &SpiffeId,
+        csr: &[u8],
+        ttl: Duration,
+        now: SystemTime,
+    ) -> Result<SignedChain, SignError> {
+        let request = CertificateRequest::from_pem(csr).map_err(|error| SignError::BadRequest(error.to_string()))?;
+        if request.wants_ca {
+            return Err(SignError::BadRequest("a certificate that signs others is never given".into()));
+        }
+        let identity = caller.to_string();
+        let stranger = request.uris.iter().find(|uri| **uri != identity).or(request.other_names.first());
+        if let Some(asked) = stranger {
+            return Err(SignError::NotYours { caller: caller.clone(), asked: asked.chars().take(128).collect() });
+        }
+        let ttl = if ttl.is_zero() { self.policy.default_ttl } else { ttl.min(self.policy.max_ttl) };
+        let signed = self.issuer.sign_request(&request, &self.leaf(vec![San::Uri(identity)], ttl, now))?;
+        Ok(SignedChain { chain: self.chain_of(signed.pem), facts: signed.facts })
+    }
+
+    /// A certificate for a server of our own (weftd itself): DNS names, and the identity it has as a client.
+    ///
+    /// # Errors
+    /// When a name cannot be written into a certificate, or the crypto library fails.
+    pub fn server_certificate(
+        &self,
+        dns: &[&str],
+        identity: Option<&SpiffeId>,
+        ttl: Duration,
+        now: SystemTime,
+    ) -> Result<CertifiedKey, TlsError> {
+        let (chain, key) = self.server_certificate_pem(dns, identity, ttl, now)?;
+        CertifiedKey::from_pem(chain.as_bytes(), key.as_bytes())
+    }
+
+    /// As [`server_certificate`](Self::server_certificate), as PEM: the chain without the root, and the key.
+    ///
+    /// # Errors
+    /// As [`server_certificate`](Self::server_certificate).
+    pub fn server_certificate_pem(
+        &self,
+        dns: &[&str],
+        identity: Option<&SpiffeId>,
+        ttl: Duration,
+        now: SystemTime,
+    ) -> Result<(String, Zeroizing<String>), TlsError> {
+        let key = PrivateKey::generate(KeyKind::EcdsaP256)?;
+        let mut names: Vec<San> = identity.iter().map(|id| San::Uri(id.to_string())).collect();
+        names.extend(dns.iter().map(|name| San::Dns((*name).to_owned())));
+        let signed = self.issuer.sign_key(&key, &self.leaf(names, ttl.min(self.policy.max_ttl), now))?;
+        let chain = std::iter::once(signed.pem).chain(self.intermediates.iter().cloned()).collect();
+        Ok((chain, key.to_pem()))
+    }
+
+    fn leaf(&self, names: Vec<San>, ttl: Duration, now: SystemTime) -> LeafParams {
+        LeafParams { names, not_before: now - self.policy.backdate, not_after: now + ttl }
+    }
+
+    fn chain_of(&self, leaf: String) -> Vec<String> {
+        let roots = self.roots.certificates().iter().map(|der| pem::encode("CERTIFICATE", der));
+        std::iter::once(leaf).chain(self.intermediates.iter().cloned()).chain(roots).collect()
+    }
+}
+
+/// The signing certificate and those above it, up to but without a root; empty when the signing certificate is a root.
+fn intermediates(issuer: &Issuer, material: &CaMaterial, roots: &TrustAnchors) -> Result<Vec<String>, TlsError> {
+    let mut chain = pem::certificates("CA certificate", issuer.certificate_pem().as_bytes())?;
+    if !material.cert_chain.trim().is_empty() {
+        for above in pem::certificates("cert-chain.pem", material.cert_chain.as_bytes())? {
+            if !chain.contains(&above) {
+                chain.push(above);
+            }
+        }
+    }
+    chain.retain(|der| !roots.certificates().contains(der));
+    Ok(chain.iter().map(|der| pem::encode("CERTIFICATE", der)).collect())
+}

@@ -1,0 +1,317 @@
+//! The authority and its service: what is signed, what is refused, and what OpenSSL thinks of it.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tonic::{Code, Request};
+use weft_ca::{
+    AuthFailure, Authority, CaMaterial, CaPolicy, CertificateService, SignError, TokenAuthenticator, TokenIdentity,
+    TokenReview,
+};
+use weft_identity::{SpiffeId, TrustDomain};
+use weft_proto::istio::v1::auth::IstioCertificateRequest;
+use weft_proto::istio::v1::auth::istio_certificate_service_server::IstioCertificateService as _;
+use weft_tls::{Issuer, KeyKind, San, generate_key_and_csr};
+
+const REVIEWS: &str = "spiffe://cluster.local/ns/default/sa/reviews";
+const RATINGS: &str = "spiffe://cluster.local/ns/default/sa/ratings";
+
+fn domain() -> TrustDomain {
+    TrustDomain::new("cluster.local").unwrap()
+}
+
+fn authority() -> Authority {
+    Authority::self_signed(domain(), CaPolicy::default(), SystemTime::now()).unwrap()
+}
+
+fn id(text: &str) -> SpiffeId {
+    SpiffeId::parse(text).unwrap()
+}
+
+fn csr(kind: KeyKind, names: &[San]) -> String {
+    generate_key_and_csr(kind, names).unwrap().csr_pem
+}
+
+fn uri(text: &str) -> San {
+    San::Uri(text.into())
+}
+
+fn openssl(arguments: &[&str]) -> String {
+    let output = Command::new("openssl").args(arguments).output().expect("the openssl command is installed");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "openssl {arguments:?}: {text}");
+    text
+}
+
+#[test]
+fn openssl_accepts_what_is_signed() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_string_lossy().into_owned()
+    };
+    let authority = authority();
+    for kind in [KeyKind::EcdsaP256, KeyKind::EcdsaP384, KeyKind::Rsa2048] {
+        let request = csr(kind, &[uri(REVIEWS)]);
+        let signed = authority.sign(&id(REVIEWS), request.as_bytes(), Duration::ZERO, SystemTime::now()).unwrap();
+        let (leaf, root) = (file("leaf.pem", &signed.chain[0]), file("root.pem", authority.root_pem()));
+        for purpose in ["sslserver", "sslclient"] {
+            let text = openssl(&["verify", "-x509_strict", "-purpose", purpose, "-CAfile", &root, &leaf]);
+            assert!(text.contains(": OK"), "{text}");
+        }
+        let text = openssl(&["x509", "-in", &leaf, "-noout", "-text"]);
+        for expected in [
+            "X509v3 Subject Alternative Name: critical",
+            REVIEWS,
+            "CA:FALSE",
+            "TLS Web Server Authentication, TLS Web Client Authentication",
+            "Issuer: O = cluster.local",
+        ] {
+            assert!(text.contains(expected), "{expected} in {text}");
+        }
+        assert!(openssl(&["req", "-in", &file("csr.pem", &request), "-noout", "-verify"]).contains("OK"));
+    }
+}
+
+#[test]
+fn an_intermediate_made_by_openssl_can_be_plugged_in() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
+    let (root, root_key) = (path("root-cert.pem"), path("root-key.pem"));
+    openssl(&[
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/O=Example/CN=Root",
+        "-addext",
+        "keyUsage=critical,keyCertSign",
+        "-keyout",
+        &root_key,
+        "-out",
+        &root,
+    ]);
+    let (ca, ca_key, request, extensions) = (path("ca-cert.pem"), path("ca-key.pem"), path("ca.csr"), path("ext"));
+    std::fs::write(&extensions, "basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n")
+        .unwrap();
+    // The old spelling of an RSA key, which Istio's own scripts made.
+    openssl(&["genrsa", "-traditional", "-out", &ca_key, "2048"]);
+    openssl(&["req", "-new", "-key", &ca_key, "-subj", "/O=Istio/CN=Intermediate CA", "-out", &request]);
+    openssl(&[
+        "x509",
+        "-req",
+        "-in",
+        &request,
+        "-CA",
+        &root,
+        "-CAkey",
+        &root_key,
+        "-CAcreateserial",
+        "-days",
+        "1",
+        "-extfile",
+        &extensions,
+        "-out",
+        &ca,
+    ]);
+    let read = |name: &str| std::fs::read(path(name)).unwrap();
+    let chain = [read("ca-cert.pem"), read("root-cert.pem")].concat();
+    let data = BTreeMap::from([
+        ("ca-cert.pem".to_owned(), read("ca-cert.pem")),
+        ("ca-key.pem".to_owned(), read("ca-key.pem")),
+        ("root-cert.pem".to_owned(), read("root-cert.pem")),
+        ("cert-chain.pem".to_owned(), chain),
+    ]);
+    let material = CaMaterial::from_secret(&data).unwrap();
+    let now = SystemTime::now() + Duration::from_secs(1);
+    let authority = Authority::from_material(material.clone(), domain(), CaPolicy::default(), now).unwrap();
+    let signed =
+        authority.sign(&id(REVIEWS), csr(KeyKind::EcdsaP256, &[]).as_bytes(), Duration::from_secs(3600), now).unwrap();
+    assert_eq!(signed.chain.len(), 3, "leaf, intermediate, root");
+    std::fs::write(path("leaf.pem"), &signed.chain[0]).unwrap();
+    openssl(&["verify", "-x509_strict", "-CAfile", &root, "-untrusted", &ca, &path("leaf.pem")]);
+
+    let stranger = self::authority();
+    let wrong_root = CaMaterial { root_cert: stranger.root_pem().to_owned(), ..material.clone() };
+    let error = Authority::from_material(wrong_root, domain(), CaPolicy::default(), now).unwrap_err().to_string();
+    assert!(error.contains("would not be trusted"), "{error}");
+    let wrong_key = CaMaterial { ca_key: stranger.material().ca_key.clone(), ..material };
+    assert!(Authority::from_material(wrong_key, domain(), CaPolicy::default(), now).is_err());
+}
+
+#[test]
+fn a_root_survives_its_secret() {
+    let first = authority();
+    let kept = CaMaterial::from_secret(&first.material().to_secret()).unwrap();
+    let again = Authority::from_material(kept, domain(), CaPolicy::default(), SystemTime::now()).unwrap();
+    assert_eq!(first.root_pem(), again.root_pem());
+    assert!(again.root_not_after() > SystemTime::now() + Duration::from_secs(9 * 365 * 24 * 3600));
+}
+
+#[test]
+fn lifetimes() {
+    let authority = authority();
+    let now = SystemTime::now();
+    for (asked, given) in [(0, 24 * 3600), (10, 10), (u64::from(u32::MAX) * 1000, 90 * 24 * 3600)] {
+        let signed = authority
+            .sign(&id(REVIEWS), csr(KeyKind::EcdsaP256, &[]).as_bytes(), Duration::from_secs(asked), now)
+            .unwrap();
+        let life = signed.facts.not_after.duration_since(now).unwrap().as_secs_f64();
+        assert!((life - given as f64).abs() <= 1.0, "asked {asked}, given {life}");
+        let back = now.duration_since(signed.facts.not_before).unwrap().as_secs();
+        assert!((119..=121).contains(&back), "{back}");
+    }
+}
+
+#[test]
+fn nobody_gets_anothers_identity() {
+    let authority = authority();
+    for names in [
+        vec![uri(RATINGS)],
+        vec![uri(REVIEWS), uri(RATINGS)],
+        vec![uri("spiffe://cluster.local")],
+        vec![uri("spiffe://other/ns/default/sa/reviews")],
+        vec![uri("SPIFFE://cluster.local/ns/default/sa/reviews")],
+        vec![uri(REVIEWS), San::Dns("istiod.istio-system.svc".into())],
+        vec![San::Dns("istiod.istio-system.svc".into())],
+        vec![San::Ip("10.0.0.1".parse().unwrap())],
+    ] {
+        let refused =
+            authority.sign(&id(REVIEWS), csr(KeyKind::EcdsaP256, &names).as_bytes(), Duration::ZERO, SystemTime::now());
+        assert!(matches!(refused, Err(SignError::NotYours { .. })), "{names:?}: {refused:?}");
+    }
+    for names in [vec![], vec![uri(REVIEWS)]] {
+        let signed = authority
+            .sign(&id(REVIEWS), csr(KeyKind::EcdsaP256, &names).as_bytes(), Duration::ZERO, SystemTime::now())
+            .unwrap();
+        assert_eq!(signed.facts.uris.iter().map(|u| u.to_string()).collect::<Vec<_>>(), [REVIEWS]);
+        assert!(signed.facts.dns.is_empty() && signed.facts.subject.is_empty() && !signed.facts.is_ca);
+    }
+}
+
+#[test]
+fn requests_that_are_not_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
+    openssl(&[
+        "req",
+        "-new",
+        "-newkey",
+        "rsa:1024",
+        "-nodes",
+        "-subj",
+        "/CN=a",
+        "-keyout",
+        &path("weak.key"),
+        "-out",
+        &path("weak.csr"),
+    ]);
+    openssl(&[
+        "req",
+        "-new",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-subj",
+        "/CN=a",
+        "-addext",
+        "basicConstraints=critical,CA:TRUE",
+        "-keyout",
+        &path("ca.key"),
+        "-out",
+        &path("ca.csr"),
+    ]);
+    let read = |name: &str| std::fs::read_to_string(path(name)).unwrap();
+    let authority = authority();
+    for (request, says) in [
+        (String::new(), "PEM"),
+        ("x".repeat(20_000), "too many"),
+        (authority.root_pem().to_owned(), "PEM"),
+        (read("weak.csr"), "1024 bits"),
+        (read("ca.csr"), "never given"),
+    ] {
+        let refused = authority.sign(&id(REVIEWS), request.as_bytes(), Duration::ZERO, SystemTime::now());
+        let Err(SignError::BadRequest(text)) = refused else { panic!("{says}: {refused:?}") };
+        assert!(text.contains(says), "{says}: {text}");
+    }
+}
+
+#[test]
+fn the_control_planes_own_certificate() {
+    let authority = authority();
+    let now = SystemTime::now();
+    let key = authority
+        .server_certificate(&["istiod.istio-system.svc", "istiod"], Some(&id(REVIEWS)), Duration::from_secs(60), now)
+        .unwrap();
+    assert!(key.facts().dns_matches("istiod.istio-system.svc"));
+    assert_eq!(key.facts().spiffe_id(), Some(id(REVIEWS)));
+    authority.roots().verify_chain(key.chain(), now).unwrap();
+    let stranger = Issuer::from_pem(authority.root_pem().as_bytes(), self::authority().material().ca_key.as_bytes());
+    assert!(stranger.is_err());
+}
+
+fn service() -> CertificateService {
+    let review: TokenReview = Arc::new(|token| {
+        Box::pin(async move {
+            match token.as_str() {
+                "reviews-token" => Ok(TokenIdentity { namespace: "default".into(), service_account: "reviews".into() }),
+                "later" => Err(AuthFailure::Unavailable("API server away".into())),
+                _ => Err(AuthFailure::Refused("token not accepted".into())),
+            }
+        })
+    });
+    CertificateService::new(Arc::new(authority()), vec![Arc::new(TokenAuthenticator::new(domain(), review))])
+}
+
+async fn ask(service: &CertificateService, token: Option<&str>, csr: String, ttl: i64) -> Result<Vec<String>, Code> {
+    let mut request = Request::new(IstioCertificateRequest { csr, validity_duration: ttl, metadata: None });
+    if let Some(token) = token {
+        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+    }
+    service.create_certificate(request).await.map(|answer| answer.into_inner().cert_chain).map_err(|s| s.code())
+}
+
+#[tokio::test]
+async fn the_service_answers_by_the_book() {
+    let service = service();
+    let own = || csr(KeyKind::EcdsaP256, &[uri(REVIEWS)]);
+    for (token, csr, ttl, expected) in [
+        (None, own(), 0, Err(Code::Unauthenticated)),
+        (Some("stolen"), own(), 0, Err(Code::Unauthenticated)),
+        (Some("later"), own(), 0, Err(Code::Unavailable)),
+        (Some("reviews-token"), csr(KeyKind::EcdsaP256, &[uri(RATINGS)]), 0, Err(Code::PermissionDenied)),
+        (Some("reviews-token"), "nonsense".into(), 0, Err(Code::InvalidArgument)),
+        (Some("reviews-token"), own(), -1, Err(Code::InvalidArgument)),
+        (Some("reviews-token"), own(), 0, Ok(2)),
+    ] {
+        let answer = ask(&service, token, csr, ttl).await.map(|chain| chain.len());
+        assert_eq!(answer, expected, "{token:?} {ttl}");
+    }
+    let stats = service.stats();
+    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!((count(&stats.requests), count(&stats.authentication_failures)), (7, 3));
+    assert_eq!((count(&stats.refused), count(&stats.signed)), (3, 1));
+}
+
+#[tokio::test]
+async fn one_identity_cannot_use_up_the_authority() {
+    let service = service();
+    let mut refused = None;
+    for _ in 0..2000 {
+        if let Err(code) = ask(&service, Some("reviews-token"), "nonsense".into(), 0).await {
+            if code == Code::ResourceExhausted {
+                refused = Some(code);
+                break;
+            }
+        }
+    }
+    assert_eq!(refused, Some(Code::ResourceExhausted));
+}
