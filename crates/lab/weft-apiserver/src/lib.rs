@@ -1,1 +1,38 @@
-//! Kubernetes REST over weft-store.
+//! Kubernetes REST over weft-store: what `kubectl`, client libraries and Weft's own programs talk to in the lab.
+//!
+//! Reading order, which is the order of a request: [`server`] (listen, limits, dispatch), [`route`] (path to target),
+//! [`auth`] and [`tokens`] (who, and may they), [`resources`] (the verbs), [`admission`], [`defaults`], [`validation`]
+//! (before an object is stored), [`patch`], [`watching`], [`render`] and [`table`] (answers), [`status`] (errors). Beside
+//! them: [`discovery`] and [`openapi`], [`reviews`], [`pods`] (logs, exec, port-forward), [`collect`] (owners and
+//! namespaces).
+//!
+//! Not here: running pods, addresses, controllers of workloads. They are in `weft-node`, behind [`pods::PodBackend`] and
+//! [`admission::Admission`].
+
+pub mod admission;
+pub mod auth;
+pub mod collect;
+pub mod defaults;
+mod discovery;
+mod openapi;
+mod params;
+mod patch;
+pub mod pods;
+mod render;
+mod resources;
+mod reviews;
+pub mod route;
+mod scale;
+pub mod server;
+pub mod status;
+mod table;
+pub mod tokens;
+pub mod validation;
+mod watching;
+
+pub use admission::{Admission, AdmissionRequest, Denial, Operation};
+pub use auth::User;
+pub use pods::{ExecRequest, ExecStreams, LogRequest, PodBackend, PodError, PodRef, PodStream};
+pub use server::{AdminToken, ApiServer, ApiServerOptions};
+pub use status::ApiError;
+pub use tokens::{BoundPod, TokenTable};

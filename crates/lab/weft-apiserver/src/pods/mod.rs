@@ -1,0 +1,208 @@
+//! Into pods: logs, commands and ports. What runs the pods stands behind [`PodBackend`]; here is its contract and the choice
+//! of the container. The WebSocket protocols are in `exec` and `forward`.
+
+mod exec;
+mod forward;
+
+use crate::params::Params;
+use crate::route::Target;
+use crate::server::Context;
+use crate::status::ApiError;
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use futures_util::StreamExt;
+use http::header::CONTENT_TYPE;
+use http::Method;
+use serde_json::Value;
+use std::io;
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
+use weft_k8s_api::Object;
+
+/// A pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodRef {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Uid: a pod of the same name made later is another pod.
+    pub uid: String,
+}
+
+/// What to read of a log.
+#[derive(Debug, Clone)]
+pub struct LogRequest {
+    /// The pod.
+    pub pod: PodRef,
+    /// The container; one of the pod's.
+    pub container: String,
+    /// Go on with new lines until the container ends.
+    pub follow: bool,
+    /// Only that many last lines.
+    pub tail_lines: Option<u64>,
+    /// Only lines of the last seconds.
+    pub since_seconds: Option<u64>,
+    /// The container's previous run.
+    pub previous: bool,
+    /// Put the time (RFC 3339) and a space before each line.
+    pub timestamps: bool,
+    /// At most that many bytes.
+    pub limit_bytes: Option<u64>,
+}
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct ExecRequest {
+    /// The pod.
+    pub pod: PodRef,
+    /// The container; one of the pod's.
+    pub container: String,
+    /// Program and arguments; never empty.
+    pub command: Vec<String>,
+    /// Whether the caller will send input.
+    pub stdin: bool,
+    /// Whether to give the command a terminal.
+    pub tty: bool,
+}
+
+/// A running command. Dropping `exit` before it is done ends the command.
+pub struct ExecStreams {
+    /// Its input, when asked for. Shutting it down is the end of the input.
+    pub stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>,
+    /// Its output.
+    pub stdout: Option<Box<dyn AsyncRead + Send + Unpin>>,
+    /// Its errors; `None` with a terminal.
+    pub stderr: Option<Box<dyn AsyncRead + Send + Unpin>>,
+    /// Sets the terminal's size in columns and rows.
+    pub resize: Option<Box<dyn Fn(u16, u16) + Send + Sync>>,
+    /// Its exit code (128 + signal when it was killed).
+    pub exit: BoxFuture<'static, io::Result<i32>>,
+}
+
+/// A connection into a pod.
+pub trait PodStream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> PodStream for T {}
+
+/// Why the backend cannot do it.
+#[derive(Debug, Error)]
+pub enum PodError {
+    /// There is no such pod here (any more).
+    #[error("pod {0} is not on this node")]
+    NotFound(String),
+    /// The container does not run (now).
+    #[error("{0}")]
+    NotRunning(String),
+    /// The request makes no sense for this pod.
+    #[error("{0}")]
+    Invalid(String),
+    /// The operating system said no.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+impl PodError {
+    fn into_error(self) -> ApiError {
+        match self {
+            Self::NotFound(_) | Self::NotRunning(_) | Self::Invalid(_) => ApiError::bad_request(self.to_string()),
+            Self::Io(e) => ApiError::internal(e.to_string()),
+        }
+    }
+}
+
+/// What runs pods.
+pub trait PodBackend: Send + Sync {
+    /// Opens a log. The stream ends when the log does (or, following, when the container ends).
+    fn logs(&self, request: LogRequest) -> BoxFuture<'_, Result<BoxStream<'static, io::Result<Bytes>>, PodError>>;
+
+    /// Starts a command.
+    fn exec(&self, request: ExecRequest) -> BoxFuture<'_, Result<ExecStreams, PodError>>;
+
+    /// Connects to a TCP port on the pod's loopback.
+    fn connect(&self, pod: PodRef, port: u16) -> BoxFuture<'_, Result<Box<dyn PodStream>, PodError>>;
+}
+
+/// The pod's subresources that reach into it.
+pub(crate) async fn handle(context: Context, target: &Target, request: http::Request<Body>) -> Result<Response, ApiError> {
+    let store = &context.server.store();
+    let pod = store.find("", "Pod", target.namespace(), target.name());
+    let pod = pod.ok_or_else(|| ApiError::not_found(target.kind, target.name()))?;
+    let sub = target.sub.as_deref().unwrap_or_default();
+    match (sub, request.method()) {
+        ("log", &Method::GET) => logs(&context, &pod).await,
+        ("exec", &Method::GET | &Method::POST) => exec::handle(context, &pod, request).await,
+        ("portforward", &Method::GET | &Method::POST) => forward::handle(context, &pod, request).await,
+        _ => Err(ApiError::method_not_allowed()),
+    }
+}
+
+async fn logs(context: &Context, pod: &Object) -> Result<Response, ApiError> {
+    let params = &context.params;
+    let request = LogRequest {
+        pod: reference(pod),
+        container: container(pod, params, &["containers", "initContainers"])?,
+        follow: params.is_set("follow"),
+        tail_lines: params.number("tailLines")?,
+        since_seconds: params.number("sinceSeconds")?,
+        previous: params.is_set("previous"),
+        timestamps: params.is_set("timestamps"),
+        limit_bytes: params.number("limitBytes")?,
+    };
+    let log = backend(context)?.logs(request).await.map_err(PodError::into_error)?;
+    let permit = context.stream_permit()?;
+    let mut closing = context.server.closing();
+    let closed = async move {
+        let _ = closing.wait_for(|c| *c).await;
+    };
+    let log = log.take_until(Box::pin(closed)).map(move |item| {
+        let _held = &permit;
+        item
+    });
+    Ok(([(CONTENT_TYPE, "text/plain; charset=utf-8")], Body::from_stream(log)).into_response())
+}
+
+fn backend(context: &Context) -> Result<std::sync::Arc<dyn PodBackend>, ApiError> {
+    context.server.pods().ok_or_else(|| ApiError::unavailable("nothing here runs pods: no logs, commands or ports"))
+}
+
+fn reference(pod: &Object) -> PodRef {
+    PodRef {
+        namespace: pod.namespace().into(),
+        name: pod.name().into(),
+        uid: pod.metadata.uid.clone().unwrap_or_default(),
+    }
+}
+
+/// The container that is meant: the one named, the only one, or the one that the pod names as its default.
+fn container(pod: &Object, params: &Params, lists: &[&str]) -> Result<String, ApiError> {
+    let names_in = |list: &&str| {
+        let containers = pod.spec().get(*list).and_then(Value::as_array).into_iter().flatten();
+        containers.filter_map(|c| c.get("name").and_then(Value::as_str)).collect::<Vec<_>>()
+    };
+    let names: Vec<&str> = lists.iter().flat_map(names_in).collect();
+    if let Some(asked) = params.get("container") {
+        return match names.contains(&asked) {
+            true => Ok(asked.to_string()),
+            false => Err(ApiError::bad_request(format!(
+                "container {asked} is not valid for pod {}; it has {}",
+                pod.name(),
+                names.join(", ")
+            ))),
+        };
+    }
+    let default = pod.annotation("kubectl.kubernetes.io/default-container").filter(|d| names.contains(d));
+    let main = names_in(&"containers");
+    match (default, main.as_slice()) {
+        (Some(name), _) => Ok(name.to_string()),
+        (None, [only]) => Ok((*only).to_string()),
+        _ => Err(ApiError::bad_request(format!(
+            "a container name must be specified for pod {}, choose one of: [{}]",
+            pod.name(),
+            names.join(" ")
+        ))),
+    }
+}
