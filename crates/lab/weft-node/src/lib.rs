@@ -1,1 +1,4 @@
 //! Pods in network namespaces, and the controllers that make them.
+pub mod init;
+pub mod network;
+pub mod sandbox;

@@ -1,0 +1,55 @@
+//! The lab's network: one bridge, an address and a virtual cable per pod, cluster addresses, cluster DNS.
+//!
+//! Reading order: [`links`] (bridge, cables, addresses, routes), [`addresses`] (who has which), [`services`] (cluster
+//! addresses to endpoints, in nftables), [`view`] (what the network needs of the objects), [`dns`] (names).
+
+pub mod addresses;
+pub mod dns;
+pub mod links;
+pub mod services;
+pub mod view;
+
+use std::net::Ipv4Addr;
+
+/// The bridge's address, the pods' gateway.
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
+/// Network of the pods, `/16`.
+pub const POD_NETWORK: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 0);
+/// Network of the services, `/16`.
+pub const SERVICE_NETWORK: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 0);
+/// Cluster address of the Kubernetes API.
+pub const API_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
+/// Cluster address of the DNS server.
+pub const DNS_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
+/// Port of the Kubernetes API on [`GATEWAY`].
+pub const API_PORT: u16 = 6443;
+/// DNS suffix of the cluster.
+pub const DOMAIN: &str = weft_core::well_known::DEFAULT_DOMAIN;
+
+/// Why the network could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// The kernel refused a link, address or route.
+    #[error("cannot {step}: {cause}")]
+    Netlink {
+        /// The step.
+        step: String,
+        /// The kernel's words.
+        cause: String,
+    },
+    /// A socket or file.
+    #[error("cannot {step}: {cause}")]
+    Io {
+        /// The step.
+        step: String,
+        /// The system's words.
+        #[source]
+        cause: std::io::Error,
+    },
+    /// The rules of cluster addresses.
+    #[error(transparent)]
+    Rules(#[from] weft_capture::CaptureError),
+    /// Every address is taken.
+    #[error("no pod address is free in 10.244.0.0/16")]
+    Full,
+}
