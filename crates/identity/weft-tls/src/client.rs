@@ -100,6 +100,14 @@ impl ClientContext {
         Ok(Self { config: Arc::new(config), name, needs_name, certificate: params.certificate })
     }
 
+    /// The same context, offering other protocols: trust, and the sessions kept under it, stay shared.
+    #[must_use]
+    pub fn with_alpn(&self, alpn: Vec<Vec<u8>>) -> Self {
+        let mut config = (*self.config).clone();
+        config.alpn_protocols = alpn;
+        Self { config: Arc::new(config), ..self.clone() }
+    }
+
     /// The certificate shown.
     pub fn certificate(&self) -> Option<&CertifiedKey> {
         self.certificate.as_ref()

@@ -1,0 +1,241 @@
+//! One request to the authority: connect, verify it, show who we are, check what comes back.
+
+use crate::secrets::union;
+use crate::{SvidConfig, WorkloadSecrets};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+use tokio::net::TcpStream;
+use tonic::transport::{Channel, Endpoint};
+use weft_identity::{SpiffeId, Svid};
+use weft_proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
+use weft_proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
+use weft_tls::{
+    CertifiedKey, ClientContext, ClientParams, KeyAndCsr, San, ServerVerification, TlsError, TrustAnchors, Zeroizing,
+    generate_key_and_csr,
+};
+
+/// Largest file read: tokens and root bundles are far below.
+const MAX_FILE_BYTES: u64 = 1024 * 1024;
+/// Most certificates in an answer.
+const MAX_CHAIN: usize = 16;
+
+/// Why there is no new SVID. Each says what is missing and what would help.
+#[derive(Debug, thiserror::Error)]
+pub enum CaError {
+    /// A file is missing or cannot be read.
+    #[error("{what} {path} cannot be read: {reason}")]
+    File {
+        /// What is in it.
+        what: &'static str,
+        /// Where it should be.
+        path: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The authority cannot be reached, or is not who it should be.
+    #[error("the certificate authority at {address} cannot be reached: {reason}")]
+    Connect {
+        /// Where.
+        address: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The authority refuses.
+    #[error("the certificate authority refuses: {0}")]
+    Refused(String),
+    /// The answer cannot be used.
+    #[error("the certificate authority's answer cannot be used: {0}")]
+    Answer(String),
+    /// Key or request cannot be made.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// Asks for a certificate for a new key.
+///
+/// # Errors
+/// Why there is none.
+pub async fn request_svid(config: &SvidConfig, current: Option<&WorkloadSecrets>) -> Result<WorkloadSecrets, CaError> {
+    let late = || CaError::Connect {
+        address: config.ca_address.clone(),
+        reason: format!("no answer within {:?}", config.request_timeout),
+    };
+    tokio::time::timeout(config.request_timeout, exchange(config, current)).await.map_err(|_| late())?
+}
+
+async fn exchange(config: &SvidConfig, current: Option<&WorkloadSecrets>) -> Result<WorkloadSecrets, CaError> {
+    let file_roots = read_file("the mesh's root certificate", &config.root_cert_path).await?;
+    let now = SystemTime::now();
+    let certificate = current.filter(|secrets| secrets.svid.is_valid_at(now)).map(|s| s.certificate.clone());
+    let token = match (read_file("the service-account token", &config.token_path).await, &certificate) {
+        (Ok(token), _) => Some(Zeroizing::new(token)),
+        // The certificate in hand proves who we are just as well.
+        (Err(_), Some(_)) => None,
+        (Err(error), None) => return Err(error),
+    };
+    let (kind, names) = (config.key, config.identity.iter().map(|id| San::Uri(id.to_string())).collect::<Vec<_>>());
+    // An RSA key takes a second to make.
+    let made = tokio::task::spawn_blocking(move || generate_key_and_csr(kind, &names))
+        .await
+        .map_err(|error| CaError::Answer(format!("making a key failed: {error}")))??;
+    let channel = connect(config, &file_roots, certificate).await?;
+    let answer = ask(config, channel, token.as_ref().map(|token| token.trim()), &made).await?;
+    accept(config, made, &answer.cert_chain, &file_roots, current.map_or(1, |secrets| secrets.version + 1))
+}
+
+async fn connect(config: &SvidConfig, roots: &str, certificate: Option<CertifiedKey>) -> Result<Channel, CaError> {
+    let failed = |reason: String| CaError::Connect { address: config.ca_address.clone(), reason };
+    let anchors = TrustAnchors::from_pem(roots.as_bytes()).map_err(|error| CaError::File {
+        what: "the mesh's root certificate",
+        path: config.root_cert_path.display().to_string(),
+        reason: error.to_string(),
+    })?;
+    let context = ClientContext::build(ClientParams {
+        certificate,
+        sni: Some(config.ca_server_name.clone()),
+        alpn: vec![b"h2".to_vec()],
+        ..ClientParams::new(ServerVerification::WebPki { anchors, san: None })
+    })?;
+    grpc_channel(&config.ca_address, context).await.map_err(failed)
+}
+
+/// A gRPC channel over one TLS connection, made now, so that what goes wrong is told in its own words. The channel does not
+/// connect again by itself once the connection is lost: make a new one.
+///
+/// # Errors
+/// A sentence: name not resolved, connection refused, handshake failed with its reason.
+pub async fn grpc_channel(address: &str, context: ClientContext) -> Result<Channel, String> {
+    let tcp = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+    // Small messages that someone waits for.
+    tcp.set_nodelay(true).map_err(|error| error.to_string())?;
+    let connected = context.connect(tcp).await.map_err(|error| error.to_string())?;
+    let mut stream = Some(connected.stream);
+    let connector = tower::service_fn(move |_: http::Uri| {
+        let stream = stream.take().map(hyper_util::rt::TokioIo::new);
+        std::future::ready(stream.ok_or_else(|| std::io::Error::other("the connection was lost")))
+    });
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| error.to_string())?;
+    endpoint
+        .http2_keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(10))
+        .connect_with_connector(connector)
+        .await
+        .map_err(|error| describe(&error))
+}
+
+/// An error with its causes, which tonic leaves out.
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        cause = inner.source();
+    }
+    text
+}
+
+async fn ask(
+    config: &SvidConfig,
+    channel: Channel,
+    token: Option<&str>,
+    made: &KeyAndCsr,
+) -> Result<IstioCertificateResponse, CaError> {
+    let mut request = tonic::Request::new(IstioCertificateRequest {
+        csr: made.csr_pem.clone(),
+        validity_duration: i64::try_from(config.ttl.as_secs()).unwrap_or(i64::MAX),
+        metadata: None,
+    });
+    if let Some(token) = token {
+        let value = Zeroizing::new(format!("Bearer {token}"));
+        let mut value: tonic::metadata::MetadataValue<_> = value.parse().map_err(|_| CaError::File {
+            what: "the service-account token",
+            path: config.token_path.display().to_string(),
+            reason: "it holds characters that no token has".into(),
+        })?;
+        value.set_sensitive(true);
+        request.metadata_mut().insert("authorization", value);
+    }
+    if let Ok(cluster) = config.cluster_id.parse() {
+        request.metadata_mut().insert("clusterid", cluster);
+    }
+    let answer = IstioCertificateServiceClient::new(channel).create_certificate(request).await;
+    answer.map(tonic::Response::into_inner).map_err(|status| match status.code() {
+        tonic::Code::Unavailable => CaError::Connect { address: config.ca_address.clone(), reason: describe(&status) },
+        code => CaError::Refused(format!("{code:?}: {}", status.message())),
+    })
+}
+
+/// Checks the answer: the certificate is for our key and identity, valid now, and leads to a root that we were given.
+fn accept(
+    config: &SvidConfig,
+    made: KeyAndCsr,
+    chain: &[String],
+    file_roots: &str,
+    version: u64,
+) -> Result<WorkloadSecrets, CaError> {
+    let unusable = CaError::Answer;
+    if chain.len() < 2 || chain.len() > MAX_CHAIN {
+        return Err(unusable(format!(
+            "it has {} certificates; expected the leaf first and the root last",
+            chain.len()
+        )));
+    }
+    let chain: Vec<String> = chain.iter().map(|pem| format!("{}\n", pem.trim())).collect();
+    let (received_roots, chain) = split_roots(&chain).map_err(|error| unusable(error.to_string()))?;
+    let certificate = CertifiedKey::from_pem(chain.as_bytes(), made.key_pem.as_bytes())
+        .map_err(|error| unusable(error.to_string()))?;
+    let id = check_identity(config, &certificate)?;
+    let roots_pem = union(&received_roots, file_roots).map_err(|error| unusable(error.to_string()))?;
+    let trust = TrustAnchors::from_pem(roots_pem.as_bytes())?;
+    trust.verify_chain(certificate.chain(), SystemTime::now()).map_err(|error| {
+        unusable(format!("{error}; if the clocks of this machine and the control plane's differ, set them right"))
+    })?;
+    let (not_before, not_after) = (certificate.facts().not_before, certificate.facts().not_after);
+    let svid = Svid { id, chain_pem: chain, key_pem: made.key_pem, not_before, not_after };
+    Ok(WorkloadSecrets { svid, certificate, trust, roots_pem, received_roots, version })
+}
+
+fn check_identity(config: &SvidConfig, certificate: &CertifiedKey) -> Result<SpiffeId, CaError> {
+    let Some(id) = certificate.facts().spiffe_id() else {
+        return Err(CaError::Answer("the certificate has no SPIFFE ID".into()));
+    };
+    match &config.identity {
+        Some(wanted) if *wanted != id => Err(CaError::Answer(format!("it is for {id}, but we are {wanted}"))),
+        _ => Ok(id),
+    }
+}
+
+/// Roots (those that signed themselves) and the rest of the chain, both PEM. When none signed itself, the last is the root.
+fn split_roots(chain: &[String]) -> Result<(String, String), TlsError> {
+    let mut roots = String::new();
+    let mut rest = String::new();
+    for (index, pem) in chain.iter().enumerate() {
+        let own = |der: &[u8]| weft_tls::CertificateFacts::from_der("certificate chain", der);
+        let ders = weft_tls::pem::certificates("certificate chain", pem.as_bytes())?;
+        let signed_itself =
+            ders.first().map(|der| own(der)).transpose()?.is_some_and(|f| f.is_ca && f.subject == f.issuer);
+        let last_resort = index + 1 == chain.len() && roots.is_empty();
+        match index > 0 && (signed_itself || last_resort) {
+            true => roots.push_str(pem),
+            false => rest.push_str(pem),
+        }
+    }
+    Ok((roots, rest))
+}
+
+pub(crate) async fn read_file(what: &'static str, path: &Path) -> Result<String, CaError> {
+    let failed = |reason: String| CaError::File { what, path: path.display().to_string(), reason };
+    let size = tokio::fs::metadata(path).await.map_err(|error| failed(error.to_string()))?.len();
+    if size > MAX_FILE_BYTES {
+        return Err(failed(format!("{size} bytes are too many; the limit is {MAX_FILE_BYTES}")));
+    }
+    let text = tokio::fs::read_to_string(path).await.map_err(|error| failed(error.to_string()))?;
+    match text.trim().is_empty() {
+        true => Err(failed("it is empty".into())),
+        false => Ok(text),
+    }
+}
