@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio_rustls::{client, server};
+use weft_tls::{ClientStream, ServerStream};
 
 /// A connection of one of the kinds that this proxy speaks.
 #[derive(Debug)]
@@ -17,9 +17,9 @@ pub enum Stream {
     /// Plain TCP.
     Tcp(TcpStream),
     /// TLS, this proxy being the server.
-    ServerTls(Box<server::TlsStream<TcpStream>>),
+    ServerTls(Box<ServerStream<TcpStream>>),
     /// TLS, this proxy being the client.
-    ClientTls(Box<client::TlsStream<TcpStream>>),
+    ClientTls(Box<ClientStream<TcpStream>>),
     /// Unix domain socket.
     Unix(UnixStream),
 }

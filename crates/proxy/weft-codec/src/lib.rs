@@ -1,12 +1,11 @@
 //! Bytes to protocol: what a connection speaks, what a request may look like, how bodies and local replies are carried.
 //! No configuration, no routing, no sockets of its own.
 //!
-//! Reading order: [`proxy_protocol`], [`client_hello`], [`http_sniff`] (first bytes of a connection), [`io`] (the stream
+//! Reading order: [`proxy_protocol`], [`http_sniff`] (first bytes of a connection), [`io`] (the stream
 //! under HTTP), [`strict`] (which requests are refused), [`hop`] (headers of one hop), [`body`], [`grpc`], [`reason`] (the
 //! one table of everything that goes wrong).
 
 pub mod body;
-pub mod client_hello;
 pub mod exec;
 pub mod grpc;
 pub mod hop;

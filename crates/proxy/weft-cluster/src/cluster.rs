@@ -1,0 +1,333 @@
+//! A cluster with its live state in one worker: hosts, limits, counters. Its configuration never changes: a changed cluster
+//! is a new [`LiveCluster`] that takes over hosts, connections and counters.
+
+use crate::connect::{self, Alpn, ConnectionFacts, Plan};
+use crate::error::UpstreamError;
+use crate::hosts::{Host, HostSet};
+use crate::limits::{Breaker, Limit};
+use crate::outlier::{Outcome, may_eject};
+use crate::pool::{self, Lease, OpenGuard, Want};
+use crate::stats::ClusterStats;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+use weft_codec::{Io, Reason};
+use weft_core::Strng;
+use weft_proxy_config::{Cluster, Discovery, EndpointAddress, EndpointSet, UpstreamTransport};
+
+/// How long a first request waits for a name to be resolved.
+const RESOLVE_WAIT: Duration = Duration::from_secs(5);
+/// Destinations kept of a cluster that forwards to where the client wanted to go.
+const MAX_DESTINATIONS: usize = 4096;
+
+/// A cluster in use.
+#[derive(Debug)]
+pub struct LiveCluster {
+    /// Its configuration.
+    pub config: Arc<Cluster>,
+    /// Its counters.
+    pub stats: Rc<ClusterStats>,
+    /// Its limits.
+    pub breaker: Breaker,
+    pub(crate) hosts: RefCell<Rc<HostSet>>,
+    /// What `hosts` was built from.
+    pub(crate) source: RefCell<Option<Arc<EndpointSet>>>,
+    /// Hosts by destination, for clusters that have no list.
+    pub(crate) destinations: RefCell<HashMap<EndpointAddress, Rc<Host>, foldhash::fast::RandomState>>,
+    pub(crate) resolved: Cell<bool>,
+    pub(crate) changed: Notify,
+    ejected: Cell<usize>,
+    next_sweep: Cell<Option<Instant>>,
+    pub(crate) used: Cell<bool>,
+    /// This worker reports gauges that must not be counted once per worker.
+    pub(crate) primary: bool,
+}
+
+/// What a pick is made by.
+#[derive(Debug, Default)]
+pub struct PickContext<'a> {
+    /// For consistent balancing.
+    pub hash: Option<u64>,
+    /// Endpoints that failed this request already.
+    pub avoid: &'a [Rc<Host>],
+    /// How often to choose anew to avoid them.
+    pub attempts: u32,
+    /// Labels an endpoint must have.
+    pub labels: &'a [(Strng, Strng)],
+    /// The connection's original destination.
+    pub destination: Option<SocketAddr>,
+    /// The request's host, for dynamic forwarding.
+    pub authority: Option<&'a str>,
+}
+
+impl LiveCluster {
+    pub(crate) fn new(config: Arc<Cluster>, stats: Rc<ClusterStats>, breaker: Breaker, primary: bool) -> Self {
+        let resolved = !matches!(config.discovery, Discovery::StrictDns(..) | Discovery::LogicalDns(..));
+        Self {
+            config,
+            stats,
+            breaker,
+            hosts: RefCell::default(),
+            source: RefCell::default(),
+            destinations: RefCell::default(),
+            resolved: Cell::new(resolved),
+            changed: Notify::new(),
+            ejected: Cell::new(0),
+            next_sweep: Cell::new(None),
+            used: Cell::new(true),
+            primary,
+        }
+    }
+
+    /// Takes over hosts and their connections from an earlier state of the same cluster.
+    pub(crate) fn inherit(&self, earlier: &LiveCluster) {
+        self.hosts.replace(earlier.hosts.borrow().clone());
+        self.destinations.replace(std::mem::take(&mut *earlier.destinations.borrow_mut()));
+        self.source.replace(None);
+        self.ejected.set(earlier.ejected.get());
+        self.next_sweep.set(earlier.next_sweep.get());
+        // What was resolved stays good until the new state has resolved again.
+        self.resolved.set(self.resolved.get() || (earlier.resolved.get() && !self.hosts.borrow().all.is_empty()));
+    }
+
+    /// Replaces the hosts by those of `endpoints`; hosts that stay keep their connections.
+    pub(crate) fn set_endpoints(
+        &self,
+        endpoints: &Arc<EndpointSet>,
+        resolve: &dyn Fn(&EndpointAddress) -> Vec<EndpointAddress>,
+    ) {
+        let before = self.hosts.borrow().clone();
+        let next = Rc::new(HostSet::build(endpoints, &before, resolve));
+        before.retire_missing(&next);
+        self.ejected.set(next.all.iter().filter(|h| h.outlier.is_ejected()).count());
+        self.hosts.replace(next);
+        self.source.replace(Some(endpoints.clone()));
+        self.report_membership();
+        self.changed.notify_waiters();
+    }
+
+    pub(crate) fn report_membership(&self) {
+        if self.primary {
+            let hosts = self.hosts.borrow();
+            self.stats.membership_total.set(hosts.all.len() as i64);
+            self.stats.membership_healthy.set(hosts.all.iter().filter(|h| h.is_usable()).count() as i64);
+        }
+    }
+
+    /// Waits until names have been resolved for the first time; at once for clusters that need none.
+    pub async fn ready(&self) {
+        if self.resolved.get() {
+            return;
+        }
+        let wait = async {
+            while !self.resolved.get() {
+                self.changed.notified().await;
+            }
+        };
+        let _ = tokio::time::timeout(RESOLVE_WAIT, wait).await;
+    }
+
+    /// Chooses an endpoint.
+    ///
+    /// # Errors
+    /// `NoHealthyUpstream` when there is none, `DropOverload` for the share that is to be dropped.
+    pub fn pick(&self, context: &PickContext<'_>) -> Result<Rc<Host>, UpstreamError> {
+        self.used.set(true);
+        match &self.config.discovery {
+            Discovery::OriginalDst(port) => self.pick_destination(context, *port),
+            _ => self.pick_listed(context),
+        }
+    }
+
+    fn pick_listed(&self, context: &PickContext<'_>) -> Result<Rc<Host>, UpstreamError> {
+        if self.ejected.get() > 0 {
+            self.take_back();
+        }
+        let hosts = self.hosts.borrow();
+        if hosts.drop > 0 && fastrand::u32(..1_000_000) < hosts.drop {
+            return Err(UpstreamError::unsent(Reason::DropOverload));
+        }
+        let usable = hosts.usable(self.config.panic_threshold, self.config.locality_weighted);
+        let fits = |host: &Rc<Host>| {
+            !context.avoid.iter().any(|failed| Rc::ptr_eq(failed, host)) && has_labels(host, context.labels)
+        };
+        let mut last = None;
+        for attempt in 0..=context.attempts {
+            let random = fastrand::u64(..);
+            // A second look with the same hash would give the same host.
+            let hash = context.hash.filter(|_| attempt == 0);
+            let Some(group) = usable.group(random) else { break };
+            let Some(host) = group.pick(&self.config.lb, hash, random) else { break };
+            if fits(host) {
+                return Ok(host.clone());
+            }
+            last = Some(host.clone());
+        }
+        if !context.labels.is_empty() {
+            let group = usable.group(fastrand::u64(..));
+            let labelled = group.and_then(|g| g.hosts().iter().find(|h| has_labels(h, context.labels)));
+            return labelled.cloned().ok_or_else(|| self.none_healthy());
+        }
+        last.ok_or_else(|| self.none_healthy())
+    }
+
+    fn none_healthy(&self) -> UpstreamError {
+        self.stats.cx_none_healthy.inc();
+        UpstreamError::unsent(Reason::NoHealthyUpstream)
+    }
+
+    fn pick_destination(&self, context: &PickContext<'_>, port: Option<u16>) -> Result<Rc<Host>, UpstreamError> {
+        let Some(mut destination) = context.destination else { return Err(self.none_healthy()) };
+        if let Some(port) = port {
+            destination.set_port(port);
+        }
+        let address = EndpointAddress::Ip(destination);
+        let mut known = self.destinations.borrow_mut();
+        if let Some(host) = known.get(&address) {
+            return Ok(host.clone());
+        }
+        if known.len() >= MAX_DESTINATIONS {
+            known.retain(|_, host| host.active.get() > 0 || host.counts.cx_active.get() > 0);
+        }
+        let host = Rc::new(Host::new(address.clone(), Strng::from(""), 0));
+        known.insert(address, host.clone());
+        Ok(host)
+    }
+
+    /// The host that `authority` names, for dynamic forwarding; `addresses` is what it resolved to.
+    pub fn dynamic_host(&self, name: &str, address: SocketAddr) -> Rc<Host> {
+        let key = EndpointAddress::Ip(address);
+        let mut known = self.destinations.borrow_mut();
+        if known.len() >= MAX_DESTINATIONS {
+            known.retain(|_, host| host.active.get() > 0 || host.counts.cx_active.get() > 0);
+        }
+        let make = || {
+            let host = Host::new(key.clone(), Strng::from(""), 0);
+            Rc::new(Host { hostname: Some(Strng::from(name)), ..host })
+        };
+        known.entry(key.clone()).or_insert_with(make).clone()
+    }
+
+    /// The transport for an endpoint: the first match of its metadata, else the cluster's own.
+    pub fn transport(&self, host: &Host) -> &UpstreamTransport {
+        if self.config.transport_matches.is_empty() {
+            return &self.config.transport;
+        }
+        let metadata = host.metadata.borrow();
+        let fits = |labels: &[(Strng, Strng)]| labels.iter().all(|label| metadata.transport.contains(label));
+        let found = self.config.transport_matches.iter().find(|(labels, _)| fits(labels));
+        found.map_or(&self.config.transport, |(_, transport)| transport)
+    }
+
+    /// A place on a connection for an HTTP request.
+    ///
+    /// # Errors
+    /// Nothing was sent.
+    pub async fn acquire(self: &Rc<Self>, host: &Rc<Host>, want: Want<'_>) -> Result<Lease, UpstreamError> {
+        pool::acquire(self, host, want).await
+    }
+
+    /// A connection of its own, for TCP.
+    ///
+    /// # Errors
+    /// When connecting failed or the limit of connections is reached.
+    pub async fn connect_tcp(
+        self: &Rc<Self>,
+        host: &Rc<Host>,
+        sni: Option<&str>,
+    ) -> Result<(Io, Rc<ConnectionFacts>, TcpGuard), UpstreamError> {
+        let Some(permit) = self.breaker.take(Limit::Connections) else {
+            self.stats.cx_overflow.inc();
+            return Err(UpstreamError::unsent(Reason::Overflow));
+        };
+        let transport = self.transport(host);
+        let plan = Plan { cluster: self, transport, alpn: Alpn::Configured, sni };
+        let (io, facts) = connect::connect(host, plan).await?;
+        host.active.set(host.active.get() + 1);
+        let guard = OpenGuard::unpooled(host, self, &facts, permit);
+        Ok((io, facts, TcpGuard { host: host.clone(), _open: guard }))
+    }
+
+    /// Notes what a try said about its endpoint.
+    pub fn report(&self, host: &Rc<Host>, outcome: Outcome) {
+        let counts = &host.counts;
+        crate::stats::bump(if outcome == Outcome::Success { &counts.rq_success } else { &counts.rq_error });
+        let Some(policy) = &self.config.outlier else { return };
+        if !host.outlier.note(policy, outcome) {
+            return;
+        }
+        let total = self.hosts.borrow().all.len();
+        if may_eject(policy, self.ejected.get(), total) {
+            host.outlier.eject(policy, Instant::now());
+            self.ejected.set(self.ejected.get() + 1);
+            self.stats.ejections_total.inc();
+            self.stats.ejections_active.add(1);
+            self.hosts.borrow().invalidate();
+            self.report_membership();
+            self.next_sweep.set(Some(Instant::now() + policy.interval.min(Duration::from_secs(1))));
+            tracing::info!(cluster = %self.config.name, host = %host.name, "endpoint ejected after errors in a row");
+        }
+    }
+
+    /// Takes back ejected endpoints whose time is over.
+    fn take_back(&self) {
+        let now = Instant::now();
+        if self.next_sweep.get().is_some_and(|at| now < at) {
+            return;
+        }
+        self.next_sweep.set(Some(now + Duration::from_millis(100)));
+        let hosts = self.hosts.borrow();
+        let back = hosts.all.iter().filter(|host| host.outlier.sweep(now)).count();
+        if back > 0 {
+            self.ejected.set(self.ejected.get().saturating_sub(back));
+            self.stats.ejections_active.add(-(back as i64));
+            hosts.invalidate();
+            drop(hosts);
+            self.report_membership();
+        }
+    }
+
+    /// Closes idle connections whose time is over.
+    pub(crate) fn sweep(&self, now: Instant) {
+        for host in &self.hosts.borrow().all {
+            host.pools.sweep(&self.config.limits, now);
+        }
+        let mut destinations = self.destinations.borrow_mut();
+        destinations.retain(|_, host| {
+            host.pools.sweep(&self.config.limits, now);
+            host.active.get() > 0 || host.counts.cx_active.get() > 0 || Rc::strong_count(host) > 1
+        });
+    }
+
+    /// Lets go of all connections as they become idle.
+    pub(crate) fn drain(&self) {
+        for host in &self.hosts.borrow().all {
+            host.removed.set(true);
+            host.pools.drain();
+        }
+        for host in self.destinations.borrow().values() {
+            host.removed.set(true);
+            host.pools.drain();
+        }
+    }
+}
+
+fn has_labels(host: &Host, labels: &[(Strng, Strng)]) -> bool {
+    labels.is_empty() || labels.iter().all(|label| host.metadata.borrow().labels.contains(label))
+}
+
+/// Counts a TCP connection until it ends.
+pub struct TcpGuard {
+    host: Rc<Host>,
+    _open: OpenGuard,
+}
+
+impl Drop for TcpGuard {
+    fn drop(&mut self) {
+        self.host.active.set(self.host.active.get().saturating_sub(1));
+    }
+}

@@ -1,0 +1,225 @@
+//! One connection to one endpoint: TCP (or Unix), then TLS when its transport says so, within the cluster's time.
+
+use crate::cluster::LiveCluster;
+use crate::error::UpstreamError;
+use crate::hosts::Host;
+use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
+use weft_codec::io::IoMeter;
+use weft_codec::{Io, Reason, Stream};
+use weft_proxy_config::{ClientTls, EndpointAddress, UpstreamTransport};
+use weft_tls::TlsFacts;
+
+/// The ALPN prefix by which meshes of Istio's kind tell proxies from applications.
+const MESH_ALPN: &str = "istio";
+
+/// What is offered by ALPN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alpn {
+    /// What the cluster's TLS context says.
+    Configured,
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+/// What is known of a connection to an endpoint.
+#[derive(Debug)]
+pub struct ConnectionFacts {
+    /// Our end.
+    pub local: Option<SocketAddr>,
+    /// Their end.
+    pub remote: Option<SocketAddr>,
+    /// TLS, when there is any.
+    pub tls: Option<TlsFacts>,
+    /// Bytes that passed.
+    pub meter: Arc<IoMeter>,
+}
+
+impl ConnectionFacts {
+    /// The protocol that ALPN agreed on is HTTP/2.
+    pub fn is_h2(&self) -> bool {
+        let alpn = self.tls.as_ref().and_then(|tls| tls.alpn.as_deref());
+        matches!(alpn, Some(b"h2" | b"istio-h2"))
+    }
+
+    /// The first URI name of the server's certificate.
+    pub fn peer_uri(&self) -> Option<&str> {
+        self.tls.as_ref()?.peer.as_ref()?.uris.first().map(|uri| &**uri)
+    }
+}
+
+/// How a connection is to be made.
+pub struct Plan<'a> {
+    /// The cluster.
+    pub cluster: &'a LiveCluster,
+    /// The transport chosen for the endpoint.
+    pub transport: &'a UpstreamTransport,
+    /// What to offer.
+    pub alpn: Alpn,
+    /// SNI by the request's host (`auto_host_sni`).
+    pub sni: Option<&'a str>,
+}
+
+/// Connects, within the cluster's connect timeout.
+///
+/// # Errors
+/// A typed error; nothing of a request was sent.
+pub async fn connect(host: &Host, plan: Plan<'_>) -> Result<(Io, Rc<ConnectionFacts>), UpstreamError> {
+    let stats = plan.cluster.stats.clone();
+    let limit = plan.cluster.config.connect_timeout;
+    crate::stats::bump(&host.counts.cx_total);
+    stats.cx_total.inc();
+    let outcome = tokio::time::timeout(limit, connect_untimed(host, plan)).await;
+    let error = match outcome {
+        Ok(Ok(made)) => return Ok(made),
+        Ok(Err(error)) => error,
+        Err(_elapsed) => {
+            stats.cx_connect_timeout.inc();
+            UpstreamError::unsent(Reason::ConnectTimeout)
+        }
+    };
+    stats.cx_connect_fail.inc();
+    crate::stats::bump(&host.counts.cx_connect_fail);
+    tracing::debug!(cluster = %host.name, %error, "connect failed");
+    Err(error)
+}
+
+async fn connect_untimed(host: &Host, plan: Plan<'_>) -> Result<(Io, Rc<ConnectionFacts>), UpstreamError> {
+    let refused = |error: &io::Error| {
+        UpstreamError::unsent(Reason::ConnectionFailure).with_detail(format!("delayed connect error: {}", text(error)))
+    };
+    let tcp = match &host.address {
+        EndpointAddress::Ip(address) => tcp(*address, &plan).await.map_err(|e| refused(&e))?,
+        EndpointAddress::Unix(path) => {
+            let stream = UnixStream::connect(&**path).await.map_err(|e| refused(&e))?;
+            return Ok(facts(Stream::Unix(stream), None, None, None));
+        }
+        EndpointAddress::Name(name, _) => {
+            return Err(UpstreamError::unsent(Reason::NoHealthyUpstream)
+                .with_detail(format!("the name {name} is not resolved")));
+        }
+    };
+    let (local, remote) = (tcp.local_addr().ok(), tcp.peer_addr().ok());
+    let UpstreamTransport::Tls(tls) = plan.transport else {
+        return Ok(facts(Stream::Tcp(tcp), local, remote, None));
+    };
+    let context = context(tls, plan.alpn)?;
+    let connected = match plan.sni {
+        Some(sni) => context.connect_to(tcp, sni).await,
+        None => context.connect(tcp).await,
+    };
+    match connected {
+        Ok(connected) => {
+            plan.cluster.stats.ssl_handshake.inc();
+            Ok(facts(Stream::ClientTls(Box::new(connected.stream)), local, remote, Some(connected.facts)))
+        }
+        Err(error) => {
+            plan.cluster.stats.ssl_connection_error.inc();
+            Err(UpstreamError::unsent(Reason::ConnectionFailure).with_detail(format!("TLS_error:|{error}")))
+        }
+    }
+}
+
+fn facts(
+    stream: Stream,
+    local: Option<SocketAddr>,
+    remote: Option<SocketAddr>,
+    tls: Option<TlsFacts>,
+) -> (Io, Rc<ConnectionFacts>) {
+    let io = Io::new(stream);
+    let facts = ConnectionFacts { local, remote, tls, meter: io.meter() };
+    (io, Rc::new(facts))
+}
+
+async fn tcp(address: SocketAddr, plan: &Plan<'_>) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_nodelay(true)?;
+    let cluster = &plan.cluster.config;
+    if let Some((probes, time, interval)) = cluster.limits.keepalive {
+        let seconds = |n: u32| Duration::from_secs(u64::from(n.max(1)));
+        let mut keepalive = socket2::TcpKeepalive::new();
+        if time > 0 {
+            keepalive = keepalive.with_time(seconds(time));
+        }
+        if interval > 0 {
+            keepalive = keepalive.with_interval(seconds(interval));
+        }
+        if probes > 0 {
+            keepalive = keepalive.with_retries(probes);
+        }
+        socket2::SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
+    }
+    if let Some(source) = source_for(cluster.source_address, address.ip()) {
+        // Without this each connection would hold a local port of its own, whatever its destination.
+        setsockopt(&socket, IpBindAddressNoPort, &true).map_err(io::Error::from)?;
+        socket.bind(SocketAddr::new(source, 0))?;
+    }
+    socket.connect(address).await
+}
+
+/// The source address, when it is of the destination's family.
+fn source_for(configured: Option<IpAddr>, destination: IpAddr) -> Option<IpAddr> {
+    configured.filter(|source| source.is_ipv4() == destination.is_ipv4())
+}
+
+/// `Connection refused`, without Rust's `(os error 111)`.
+fn text(error: &io::Error) -> String {
+    let full = error.to_string();
+    match full.find(" (os error") {
+        Some(end) => full[..end].to_string(),
+        None => full,
+    }
+}
+
+/// The TLS context, with ALPN for the protocol that will be spoken.
+fn context(tls: &Arc<ClientTls>, alpn: Alpn) -> Result<weft_tls::ClientContext, UpstreamError> {
+    let context = tls
+        .context()
+        .map_err(|why| UpstreamError::unsent(Reason::ConnectionFailure).with_detail(format!("TLS_error:|{why}")))?;
+    let names: &[&str] = match alpn_override(&tls.spec.alpn, alpn) {
+        None => return Ok((*context).clone()),
+        Some(names) => names,
+    };
+    Ok(context.with_alpn(names.iter().map(|n| n.as_bytes().to_vec()).collect()))
+}
+
+/// Between proxies of a mesh, ALPN carries the protocol of the request inside (Istio's `istio-http/1.1` and `istio-h2`), so
+/// that the far side needs no sniffing. A context without ALPN offers what will be spoken.
+fn alpn_override(configured: &[weft_core::Strng], alpn: Alpn) -> Option<&'static [&'static str]> {
+    let mesh = configured.iter().any(|name| &**name == MESH_ALPN);
+    match (alpn, mesh, configured.is_empty()) {
+        (Alpn::Http1, true, _) => Some(&["istio-http/1.1", "istio", "http/1.1"]),
+        (Alpn::Http2, true, _) => Some(&["istio-h2", "istio", "h2"]),
+        (Alpn::Http1, false, true) => Some(&["http/1.1"]),
+        (Alpn::Http2, false, true) => Some(&["h2"]),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alpn_names_the_protocol_inside() {
+        let mesh = ["istio-peer-exchange".into(), "istio".into()];
+        assert_eq!(alpn_override(&mesh, Alpn::Http1), Some(&["istio-http/1.1", "istio", "http/1.1"][..]));
+        assert_eq!(alpn_override(&mesh, Alpn::Configured), None);
+        assert_eq!(alpn_override(&["h2".into()], Alpn::Http2), None);
+        assert_eq!(alpn_override(&[], Alpn::Http2), Some(&["h2"][..]));
+    }
+
+    #[test]
+    fn source_of_the_same_family_only() {
+        let six = Some(IpAddr::from([127, 0, 0, 6]));
+        assert_eq!(source_for(six, IpAddr::from([10, 0, 0, 1])), six);
+        assert_eq!(source_for(six, "::1".parse().unwrap()), None);
+    }
+}

@@ -1,0 +1,627 @@
+//! Connections to one endpoint, kept for further requests. HTTP/1: a stack of idle connections, the warmest on top. HTTP/2:
+//! few connections, each shared up to its number of streams. A request takes a [`Lease`]; what it does not give back in
+//! order is closed.
+
+use crate::cluster::LiveCluster;
+use crate::connect::{self, Alpn, ConnectionFacts, Plan};
+use crate::error::UpstreamError;
+use crate::hosts::Host;
+use crate::limits::{Limit, Permit};
+use crate::stats::ClusterStats;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use smallvec::SmallVec;
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+use weft_codec::{Io, LocalExec, ProxyBody, Reason};
+use weft_core::Strng;
+use weft_proxy_config::{ClientTls, ConnectionLimits, UpstreamProtocol, UpstreamTransport};
+
+/// Idle time of a connection unless the cluster says otherwise.
+const DEFAULT_IDLE: Duration = Duration::from_secs(3600);
+/// A request that could not be sent again is not put on a connection idle for longer: many servers close idle connections
+/// after few seconds, and a close that crosses the request loses it.
+const CAREFUL_IDLE: Duration = Duration::from_secs(2);
+/// Connections made with TLS secrets that were replaced meanwhile go within this time, and twice this at most.
+const RETIRE_AFTER: Duration = Duration::from_secs(10);
+/// HTTP/2 windows: enough for 1 Gbit/s at 8 ms, and no more, since an endpoint may fill them all.
+const STREAM_WINDOW: u32 = 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+
+/// What a request asks of a connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Want<'a> {
+    /// The client's side speaks HTTP/2 (for clusters that follow it), or the request needs it.
+    pub http2: bool,
+    /// Only a new connection will do.
+    pub fresh: bool,
+    /// The request cannot be sent twice: no connection that may be about to close.
+    pub careful: bool,
+    /// The request's host, for clusters that derive SNI from it.
+    pub host: Option<&'a str>,
+}
+
+/// All pools of an endpoint: one for each kind of transport that was asked for.
+#[derive(Debug, Default)]
+pub struct HostPools(RefCell<SmallVec<[Rc<Pool>; 1]>>);
+
+/// Connections of one kind.
+#[derive(Debug)]
+pub struct Pool {
+    alpn: Alpn,
+    sni: Option<Strng>,
+    /// The newest context; older connections carry the one they were made with.
+    transport: RefCell<UpstreamTransport>,
+    changed: Cell<Option<Instant>>,
+    idle: RefCell<Vec<Box<Http1>>>,
+    shared: RefCell<Vec<Rc<Http2>>>,
+    open: Cell<u32>,
+    connecting_shared: Cell<bool>,
+    failures: Cell<u64>,
+    last_failure: RefCell<Option<UpstreamError>>,
+    freed: Notify,
+    drained: Cell<bool>,
+}
+
+#[derive(Debug)]
+struct Http1 {
+    sender: http1::SendRequest<ProxyBody>,
+    facts: Rc<ConnectionFacts>,
+    secrets: usize,
+    created: Instant,
+    idle_since: Instant,
+    idle_limit: Duration,
+    served: u32,
+}
+
+#[derive(Debug)]
+struct Http2 {
+    sender: RefCell<http2::SendRequest<ProxyBody>>,
+    facts: Rc<ConnectionFacts>,
+    secrets: usize,
+    created: Instant,
+    idle_since: Cell<Instant>,
+    active: Cell<u32>,
+    served: Cell<u32>,
+    peer: Rc<PeerSettings>,
+}
+
+/// What the endpoint's SETTINGS say.
+#[derive(Debug)]
+struct PeerSettings {
+    max_streams: Cell<usize>,
+    extended_connect: Cell<bool>,
+}
+
+/// A request's place on a connection.
+#[derive(Debug)]
+pub struct Lease {
+    /// The endpoint.
+    pub host: Rc<Host>,
+    /// The connection.
+    pub facts: Rc<ConnectionFacts>,
+    /// The connection has served before.
+    pub reused: bool,
+    pool: Rc<Pool>,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Http1(Option<Box<Http1>>),
+    Http2(Rc<Http2>),
+}
+
+/// A request that got no response.
+#[derive(Debug)]
+pub struct SendFailure {
+    /// Why.
+    pub error: UpstreamError,
+    /// The request, when it came back untouched.
+    pub request: Option<Box<Request<ProxyBody>>>,
+}
+
+/// Identity of a TLS context: two connections of equal identity were made with the same secrets.
+fn secrets_of(transport: &UpstreamTransport) -> usize {
+    match transport {
+        UpstreamTransport::Plain => 0,
+        UpstreamTransport::Tls(tls) => Arc::as_ptr(tls) as usize,
+    }
+}
+
+/// Equal but for secrets.
+fn same_kind(a: &UpstreamTransport, b: &UpstreamTransport) -> bool {
+    match (a, b) {
+        (UpstreamTransport::Plain, UpstreamTransport::Plain) => true,
+        (UpstreamTransport::Tls(a), UpstreamTransport::Tls(b)) => Arc::ptr_eq(a, b) || a.spec == b.spec,
+        _ => false,
+    }
+}
+
+fn wants_host_sni(transport: &UpstreamTransport) -> bool {
+    let auto = |tls: &Arc<ClientTls>| tls.spec.auto_host_sni;
+    matches!(transport, UpstreamTransport::Tls(tls) if auto(tls))
+}
+
+impl HostPools {
+    /// The pool for that transport, made when missing.
+    fn pool(&self, transport: &UpstreamTransport, alpn: Alpn, sni: Option<&str>) -> Rc<Pool> {
+        let mut pools = self.0.borrow_mut();
+        for pool in pools.iter() {
+            if pool.alpn == alpn && pool.sni.as_deref() == sni && same_kind(&pool.transport.borrow(), transport) {
+                pool.follow(transport);
+                return pool.clone();
+            }
+        }
+        let pool = Rc::new(Pool {
+            alpn,
+            sni: sni.map(Strng::from),
+            transport: RefCell::new(transport.clone()),
+            changed: Cell::new(None),
+            idle: RefCell::default(),
+            shared: RefCell::default(),
+            open: Cell::new(0),
+            connecting_shared: Cell::new(false),
+            failures: Cell::new(0),
+            last_failure: RefCell::default(),
+            freed: Notify::new(),
+            drained: Cell::new(false),
+        });
+        pools.push(pool.clone());
+        pool
+    }
+
+    /// Closes what is idle, and lets go of the rest as it becomes idle.
+    pub fn drain(&self) {
+        for pool in self.0.borrow_mut().drain(..) {
+            pool.drained.set(true);
+            pool.idle.borrow_mut().clear();
+            pool.shared.borrow_mut().clear();
+            pool.freed.notify_waiters();
+        }
+    }
+
+    /// Closes what has been idle for too long; forgets pools without connections.
+    pub fn sweep(&self, limits: &ConnectionLimits, now: Instant) {
+        self.0.borrow_mut().retain(|pool| {
+            pool.idle.borrow_mut().retain(|conn| !pool.is_stale_http1(conn, limits, now));
+            pool.shared.borrow_mut().retain(|conn| !pool.is_stale_http2(conn, limits, now));
+            pool.open.get() > 0 || Rc::strong_count(pool) > 1
+        });
+    }
+}
+
+impl Pool {
+    /// Notes a change of secrets.
+    fn follow(&self, transport: &UpstreamTransport) {
+        let changed = secrets_of(&self.transport.borrow()) != secrets_of(transport);
+        if changed {
+            self.transport.replace(transport.clone());
+            self.changed.set(Some(Instant::now()));
+        }
+    }
+
+    /// Connections made with earlier secrets go one by one, not all at once.
+    fn is_outdated(&self, secrets: usize, created: Instant, now: Instant) -> bool {
+        let Some(changed) = self.changed.get() else { return false };
+        if secrets == secrets_of(&self.transport.borrow()) {
+            return false;
+        }
+        let spread = Duration::from_nanos((changed - created).as_nanos() as u64 % RETIRE_AFTER.as_nanos() as u64);
+        now.duration_since(changed) > RETIRE_AFTER + spread
+    }
+
+    fn is_worn(&self, served: u32, created: Instant, limits: &ConnectionLimits, now: Instant) -> bool {
+        let most = limits.max_requests_per_connection;
+        (most > 0 && served >= most)
+            || limits.max_connection_duration.is_some_and(|longest| now.duration_since(created) >= longest)
+    }
+
+    fn is_stale_http1(&self, conn: &Http1, limits: &ConnectionLimits, now: Instant) -> bool {
+        conn.sender.is_closed()
+            || now.duration_since(conn.idle_since) >= conn.idle_limit
+            || self.is_worn(conn.served, conn.created, limits, now)
+            || self.is_outdated(conn.secrets, conn.created, now)
+    }
+
+    fn is_stale_http2(&self, conn: &Http2, limits: &ConnectionLimits, now: Instant) -> bool {
+        let idle = limits.idle_timeout.unwrap_or(DEFAULT_IDLE);
+        conn.sender.borrow().is_closed()
+            || (conn.active.get() == 0 && now.duration_since(conn.idle_since.get()) >= idle)
+            || self.is_worn(conn.served.get(), conn.created, limits, now)
+            || self.is_outdated(conn.secrets, conn.created, now)
+    }
+
+    /// A place on a connection that is there, without waiting.
+    fn take(self: &Rc<Self>, host: &Rc<Host>, want: Want<'_>, limits: &ConnectionLimits) -> Option<Lease> {
+        if want.fresh {
+            return None;
+        }
+        let now = Instant::now();
+        if let Some(conn) = self.take_shared(limits, now) {
+            return Some(Lease::shared(host, self, conn, true));
+        }
+        let mut idle = self.idle.borrow_mut();
+        let mut at = idle.len();
+        while at > 0 {
+            at -= 1;
+            let conn = &idle[at];
+            if self.is_stale_http1(conn, limits, now) {
+                idle.remove(at);
+            } else if want.careful && now.duration_since(conn.idle_since) > CAREFUL_IDLE {
+                return None;
+            } else if conn.sender.is_ready() {
+                let conn = idle.remove(at);
+                drop(idle);
+                return Some(Lease::exclusive(host, self, conn, true));
+            }
+        }
+        None
+    }
+
+    fn take_shared(&self, limits: &ConnectionLimits, now: Instant) -> Option<Rc<Http2>> {
+        let mut shared = self.shared.borrow_mut();
+        if shared.is_empty() {
+            return None;
+        }
+        shared.retain(|conn| !self.is_stale_http2(conn, limits, now));
+        let has_room = |conn: &&Rc<Http2>| {
+            let most = limits.max_concurrent_streams.max(1) as usize;
+            (conn.active.get() as usize) < most.min(conn.peer.max_streams.get())
+        };
+        shared.iter().filter(has_room).min_by_key(|conn| conn.active.get()).cloned()
+    }
+}
+
+/// A place on a connection to `host` for one request; makes a connection when none is free.
+///
+/// # Errors
+/// When connecting failed, or a limit is reached. Nothing was sent.
+pub async fn acquire(cluster: &Rc<LiveCluster>, host: &Rc<Host>, want: Want<'_>) -> Result<Lease, UpstreamError> {
+    let transport = cluster.transport(host);
+    let (alpn, one_connection) = match cluster.config.protocol {
+        UpstreamProtocol::Http2 => (Alpn::Http2, true),
+        UpstreamProtocol::UseDownstream if want.http2 => (Alpn::Http2, true),
+        UpstreamProtocol::Auto if want.http2 => (Alpn::Configured, true),
+        UpstreamProtocol::Auto => (Alpn::Configured, false),
+        _ => (Alpn::Http1, false),
+    };
+    let sni = want.host.filter(|_| wants_host_sni(transport));
+    let pool = host.pools.pool(transport, alpn, sni);
+    let limits = &cluster.config.limits;
+    if let Some(lease) = pool.take(host, want, limits) {
+        return Ok(lease);
+    }
+    let _waiting = Waiting::start(cluster)?;
+    let mut failures = pool.failures.get();
+    loop {
+        if one_connection && pool.connecting_shared.get() {
+            // Another request is connecting already, and this one can share its connection.
+            pool.freed.notified().await;
+            if pool.failures.get() != failures {
+                failures = pool.failures.get();
+                if let Some(error) = pool.last_failure.borrow().clone() {
+                    return Err(error);
+                }
+            }
+        } else if let Some(permit) = connection_permit(cluster, &pool) {
+            return pool.connect(cluster, host, permit, one_connection).await;
+        } else {
+            cluster.stats.cx_overflow.inc();
+            pool.freed.notified().await;
+        }
+        if let Some(lease) = pool.take(host, Want { fresh: false, ..want }, limits) {
+            return Ok(lease);
+        }
+    }
+}
+
+/// An endpoint without any connection gets one even beyond the limit.
+fn connection_permit(cluster: &LiveCluster, pool: &Pool) -> Option<Permit> {
+    let permit = cluster.breaker.take(Limit::Connections);
+    if permit.is_none() && pool.open.get() == 0 {
+        return Some(cluster.breaker.force(Limit::Connections));
+    }
+    permit
+}
+
+/// A request that waits for a connection.
+struct Waiting {
+    stats: Rc<ClusterStats>,
+    _permit: Permit,
+}
+
+impl Waiting {
+    fn start(cluster: &LiveCluster) -> Result<Self, UpstreamError> {
+        let Some(permit) = cluster.breaker.take(Limit::Pending) else {
+            cluster.stats.rq_pending_overflow.inc();
+            return Err(UpstreamError::unsent(Reason::Overflow));
+        };
+        cluster.stats.rq_pending_total.inc();
+        cluster.stats.rq_pending_active.add(1);
+        Ok(Self { stats: cluster.stats.clone(), _permit: permit })
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.stats.rq_pending_active.add(-1);
+    }
+}
+
+/// Clears the mark of a shared attempt, also when the request that made it is cancelled.
+struct Attempt<'a>(&'a Pool, bool);
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if self.1 {
+            self.0.connecting_shared.set(false);
+            self.0.freed.notify_waiters();
+        }
+    }
+}
+
+impl Pool {
+    async fn connect(
+        self: &Rc<Self>,
+        cluster: &Rc<LiveCluster>,
+        host: &Rc<Host>,
+        permit: Permit,
+        one_connection: bool,
+    ) -> Result<Lease, UpstreamError> {
+        self.connecting_shared.set(one_connection);
+        let attempt = Attempt(self, one_connection);
+        let transport = self.transport.borrow().clone();
+        let plan = Plan { cluster, transport: &transport, alpn: self.alpn, sni: self.sni.as_deref() };
+        let outcome = connect::connect(host, plan).await;
+        let (io, facts) = outcome.inspect_err(|error| {
+            self.failures.set(self.failures.get() + 1);
+            self.last_failure.replace(Some(error.clone()));
+        })?;
+        let guard = OpenGuard::new(self, host, cluster, &facts, permit);
+        let http2 = match (self.alpn, &facts.tls) {
+            (Alpn::Http2, _) => true,
+            (Alpn::Configured, Some(_)) => facts.is_h2(),
+            _ => false,
+        };
+        let secrets = secrets_of(&transport);
+        let lease = if http2 {
+            cluster.stats.cx_http2_total.inc();
+            let conn = start_http2(io, facts, secrets, guard).await?;
+            let conn = Rc::new(conn);
+            if !self.drained.get() {
+                self.shared.borrow_mut().push(conn.clone());
+            }
+            Lease::shared(host, self, conn, false)
+        } else {
+            cluster.stats.cx_http1_total.inc();
+            let idle_limit = cluster.config.limits.idle_timeout.unwrap_or(DEFAULT_IDLE);
+            Lease::exclusive(host, self, start_http1(io, facts, secrets, guard, idle_limit).await?, false)
+        };
+        drop(attempt);
+        Ok(lease)
+    }
+}
+
+fn handshake_failed(error: &hyper::Error) -> UpstreamError {
+    UpstreamError::unsent(Reason::ConnectionFailure).with_detail(error.to_string())
+}
+
+async fn start_http1(
+    io: Io,
+    facts: Rc<ConnectionFacts>,
+    secrets: usize,
+    guard: OpenGuard,
+    idle_limit: Duration,
+) -> Result<Box<Http1>, UpstreamError> {
+    let (sender, connection) =
+        http1::Builder::new().handshake(TokioIo::new(io)).await.map_err(|e| handshake_failed(&e))?;
+    tokio::task::spawn_local(async move {
+        let _guard = guard;
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "upstream connection ended");
+        }
+    });
+    let now = Instant::now();
+    Ok(Box::new(Http1 { sender, facts, secrets, created: now, idle_since: now, idle_limit, served: 0 }))
+}
+
+async fn start_http2(
+    io: Io,
+    facts: Rc<ConnectionFacts>,
+    secrets: usize,
+    guard: OpenGuard,
+) -> Result<Http2, UpstreamError> {
+    let (sender, mut connection) = http2::Builder::new(LocalExec)
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(64 * 1024)
+        .handshake(TokioIo::new(io))
+        .await
+        .map_err(|e| handshake_failed(&e))?;
+    let peer = Rc::new(PeerSettings {
+        max_streams: Cell::new(connection.current_max_send_streams()),
+        extended_connect: Cell::new(connection.is_extended_connect_protocol_enabled()),
+    });
+    let seen = peer.clone();
+    tokio::task::spawn_local(async move {
+        let _guard = guard;
+        let run = std::future::poll_fn(|cx| {
+            let outcome = Pin::new(&mut connection).poll(cx);
+            seen.max_streams.set(connection.current_max_send_streams());
+            seen.extended_connect.set(connection.is_extended_connect_protocol_enabled());
+            outcome
+        });
+        if let Err(error) = run.await {
+            tracing::debug!(%error, "upstream connection ended");
+        }
+    });
+    let now = Instant::now();
+    Ok(Http2 {
+        peer,
+        sender: RefCell::new(sender),
+        facts,
+        secrets,
+        created: now,
+        idle_since: Cell::new(now),
+        active: Cell::new(0),
+        served: Cell::new(0),
+    })
+}
+
+/// Counts a connection as open until its task ends.
+pub(crate) struct OpenGuard {
+    pool: Weak<Pool>,
+    host: Weak<Host>,
+    stats: Rc<ClusterStats>,
+    facts: Rc<ConnectionFacts>,
+    _permit: Permit,
+}
+
+impl OpenGuard {
+    fn new(
+        pool: &Rc<Pool>,
+        host: &Rc<Host>,
+        cluster: &LiveCluster,
+        facts: &Rc<ConnectionFacts>,
+        permit: Permit,
+    ) -> Self {
+        pool.open.set(pool.open.get() + 1);
+        let mut guard = Self::unpooled(host, cluster, facts, permit);
+        guard.pool = Rc::downgrade(pool);
+        guard
+    }
+
+    /// For a connection that is no pool's.
+    pub(crate) fn unpooled(
+        host: &Rc<Host>,
+        cluster: &LiveCluster,
+        facts: &Rc<ConnectionFacts>,
+        permit: Permit,
+    ) -> Self {
+        crate::stats::bump(&host.counts.cx_active);
+        cluster.stats.cx_active.add(1);
+        Self {
+            pool: Weak::new(),
+            host: Rc::downgrade(host),
+            stats: cluster.stats.clone(),
+            facts: facts.clone(),
+            _permit: permit,
+        }
+    }
+}
+
+impl Drop for OpenGuard {
+    fn drop(&mut self) {
+        self.stats.cx_active.add(-1);
+        self.stats.cx_destroy.inc();
+        self.stats.cx_rx_bytes.add(self.facts.meter.read());
+        self.stats.cx_tx_bytes.add(self.facts.meter.written());
+        if let Some(host) = self.host.upgrade() {
+            host.counts.cx_active.set(host.counts.cx_active.get().saturating_sub(1));
+        }
+        if let Some(pool) = self.pool.upgrade() {
+            pool.open.set(pool.open.get().saturating_sub(1));
+            pool.freed.notify_one();
+        }
+    }
+}
+
+impl Lease {
+    fn exclusive(host: &Rc<Host>, pool: &Rc<Pool>, conn: Box<Http1>, reused: bool) -> Self {
+        let facts = conn.facts.clone();
+        host.active.set(host.active.get() + 1);
+        Self { host: host.clone(), facts, reused, pool: pool.clone(), kind: Kind::Http1(Some(conn)) }
+    }
+
+    fn shared(host: &Rc<Host>, pool: &Rc<Pool>, conn: Rc<Http2>, reused: bool) -> Self {
+        let facts = conn.facts.clone();
+        conn.active.set(conn.active.get() + 1);
+        conn.served.set(conn.served.get().saturating_add(1));
+        host.active.set(host.active.get() + 1);
+        Self { host: host.clone(), facts, reused, pool: pool.clone(), kind: Kind::Http2(conn) }
+    }
+
+    /// The connection speaks HTTP/2.
+    pub fn is_http2(&self) -> bool {
+        matches!(self.kind, Kind::Http2(_))
+    }
+
+    /// The endpoint takes extended CONNECT (RFC 8441).
+    pub fn takes_extended_connect(&self) -> bool {
+        match &self.kind {
+            Kind::Http2(conn) => conn.peer.extended_connect.get(),
+            Kind::Http1(_) => false,
+        }
+    }
+
+    /// Sends the request; returns when the response's head is there.
+    ///
+    /// # Errors
+    /// With the request, when it was not touched.
+    pub async fn send(&mut self, request: Request<ProxyBody>) -> Result<Response<Incoming>, SendFailure> {
+        crate::stats::bump(&self.host.counts.rq_total);
+        let outcome = match &mut self.kind {
+            Kind::Http1(Some(conn)) => {
+                conn.served = conn.served.saturating_add(1);
+                conn.sender.try_send_request(request).await
+            }
+            Kind::Http1(None) => {
+                let error = UpstreamError::unsent(Reason::ConnectionTermination);
+                return Err(SendFailure { error, request: Some(Box::new(request)) });
+            }
+            Kind::Http2(conn) => {
+                let sent = conn.sender.borrow_mut().try_send_request(request);
+                sent.await
+            }
+        };
+        outcome.map_err(|mut failure| {
+            let request = failure.take_message().map(Box::new);
+            let error = UpstreamError::from_hyper(&failure.into_error(), request.is_some());
+            SendFailure { error, request }
+        })
+    }
+
+    /// Heeds `keep-alive: timeout=N` of a response: the connection is not used in the last second before its server may
+    /// close it.
+    pub fn heed_keep_alive(&mut self, seconds: u64) {
+        if let Kind::Http1(Some(conn)) = &mut self.kind {
+            conn.idle_limit = conn.idle_limit.min(Duration::from_secs(seconds.saturating_sub(1)));
+        }
+    }
+
+    /// Gives the connection back: request and response have passed in order.
+    pub fn give_back(mut self) {
+        if let Kind::Http1(conn) = &mut self.kind
+            && let Some(mut conn) = conn.take()
+            && !self.pool.drained.get()
+            && !self.host.removed.get()
+            && !conn.sender.is_closed()
+        {
+            conn.idle_since = Instant::now();
+            if !conn.idle_limit.is_zero() {
+                self.pool.idle.borrow_mut().push(conn);
+                self.pool.freed.notify_one();
+            }
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.host.active.set(self.host.active.get().saturating_sub(1));
+        if let Kind::Http2(conn) = &self.kind {
+            conn.active.set(conn.active.get().saturating_sub(1));
+            conn.idle_since.set(Instant::now());
+            self.pool.freed.notify_one();
+        }
+    }
+}
