@@ -4,7 +4,6 @@ use crate::secrets::union;
 use crate::{SvidConfig, WorkloadSecrets};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
-use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
 use weft_identity::{SpiffeId, Svid};
 use weft_proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
@@ -105,9 +104,7 @@ async fn connect(config: &SvidConfig, roots: &str, certificate: Option<Certified
 /// # Errors
 /// A sentence: name not resolved, connection refused, handshake failed with its reason.
 pub async fn grpc_channel(address: &str, context: ClientContext) -> Result<Channel, String> {
-    let tcp = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
-    // Small messages that someone waits for.
-    tcp.set_nodelay(true).map_err(|error| error.to_string())?;
+    let tcp = weft_runtime::net::connect(address).await.map_err(|error| error.to_string())?;
     let connected = context.connect(tcp).await.map_err(|error| error.to_string())?;
     let mut stream = Some(connected.stream);
     let connector = tower::service_fn(move |_: http::Uri| {

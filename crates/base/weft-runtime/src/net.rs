@@ -1,0 +1,69 @@
+//! Outbound sockets of a process beside an application: the mark (`SO_MARK`) by which the pod's redirection rules know them
+//! from the application's own, where user ids cannot tell (see `weft_capture::ProxyOwner`).
+
+use nix::sys::socket::{setsockopt, sockopt};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU32, Ordering};
+use tokio::net::{TcpSocket, TcpStream, lookup_host};
+
+/// Environment variable with the mark, decimal.
+pub const MARK_VARIABLE: &str = "WEFT_SOCKET_MARK";
+
+/// The mark of the process; 0 = none. Set once at start.
+static MARK: AtomicU32 = AtomicU32::new(0);
+
+/// Marks every socket that [`mark`] and [`connect`] see from now on. Needs `CAP_NET_ADMIN`.
+pub fn set_mark(mark: u32) {
+    MARK.store(mark, Ordering::Relaxed);
+}
+
+/// Sets the process's mark on a socket before it connects; nothing when there is none.
+///
+/// # Errors
+/// When the kernel refuses: `CAP_NET_ADMIN` is missing.
+pub fn mark(socket: &impl AsFd) -> io::Result<()> {
+    match MARK.load(Ordering::Relaxed) {
+        0 => Ok(()),
+        mark => setsockopt(socket, sockopt::Mark, &mark).map_err(io::Error::from),
+    }
+}
+
+/// Connects to `HOST:PORT`, trying each address of the name in turn, with the process's mark and without Nagle's delay.
+///
+/// # Errors
+/// When the name has no address, or no address answers: the last failure.
+pub async fn connect(address: &str) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{address} has no address"));
+    for candidate in lookup_host(address).await? {
+        match connect_to(candidate).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+async fn connect_to(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    mark(&socket)?;
+    let stream = socket.connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn connects_by_name() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let stream = connect(&format!("localhost:{port}")).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap().port(), port);
+        drop(listener);
+        assert!(connect(&format!("127.0.0.1:{port}")).await.is_err());
+    }
+}
