@@ -1,4 +1,5 @@
 //! Pods in network namespaces, and the controllers that make them.
+pub mod controllers;
 pub mod init;
 pub mod network;
 pub mod sandbox;

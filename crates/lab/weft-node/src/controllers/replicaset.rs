@@ -1,0 +1,56 @@
+//! ReplicaSets: as many pods as asked for.
+
+use super::objects::{
+    delete, is_active, is_controlled_by, is_deleting, is_ready, list, pod_from_template, report, spec_number,
+    without_zeros, write_status,
+};
+use super::{Controller, PodMaker};
+use serde_json::json;
+use std::sync::Arc;
+use weft_k8s_api::Object;
+use weft_store::MemoryStore;
+
+/// Pods created for one ReplicaSet in one pass.
+const BURST: usize = 50;
+
+/// The controller.
+pub struct ReplicaSets;
+
+impl Controller for ReplicaSets {
+    fn reconcile(&mut self, store: &MemoryStore, maker: &dyn PodMaker) {
+        let pods = list(store, "", "Pod");
+        for set in list(store, "apps", "ReplicaSet") {
+            if is_deleting(&set) {
+                continue;
+            }
+            let own: Vec<_> = pods.iter().filter(|pod| is_controlled_by(pod, &set) && is_active(pod)).cloned().collect();
+            scale(store, maker, &set, &own);
+            status(store, &set, &own);
+        }
+    }
+}
+
+fn scale(store: &MemoryStore, maker: &dyn PodMaker, set: &Object, own: &[Arc<Object>]) {
+    let wanted = usize::try_from(spec_number(set, "replicas", 1)).unwrap_or(0);
+    for _ in own.len()..wanted.min(own.len() + BURST) {
+        let mut pod = pod_from_template(set, &set.spec()["template"], &[]);
+        pod.metadata.generate_name = Some(format!("{}-", set.name()));
+        if report(set, maker.create(pod)).is_none() {
+            return;
+        }
+    }
+    let surplus = own.len().saturating_sub(wanted);
+    let mut doomed = own.to_vec();
+    // First those that serve nobody, then the youngest: the pods that have been relied on longest stay.
+    doomed.sort_by_key(|pod| (is_ready(pod), -pod.created()));
+    doomed.iter().take(surplus).for_each(|pod| delete(store, pod));
+}
+
+fn status(store: &MemoryStore, set: &Object, own: &[Arc<Object>]) {
+    let ready = own.iter().filter(|pod| is_ready(pod)).count();
+    let status = json!({"replicas": own.len(), "fullyLabeledReplicas": own.len(), "readyReplicas": ready,
+                        "availableReplicas": ready, "observedGeneration": set.metadata.generation});
+    let mut status = without_zeros(status);
+    status["replicas"] = own.len().into();
+    write_status(store, set, status);
+}
