@@ -158,6 +158,7 @@ pub const KINDS: &[KindInfo] = &[
     ),
     istio("telemetry.istio.io", &["v1", "v1alpha1"], "Telemetry", "telemetries", "telemetry", &["telemetry"]),
     istio("extensions.istio.io", &["v1alpha1"], "WasmPlugin", "wasmplugins", "wasmplugin", &[]),
+    istio("extensions.istio.io", &["v1alpha1"], "TrafficExtension", "trafficextensions", "trafficextension", &[]),
 ];
 
 const fn app(

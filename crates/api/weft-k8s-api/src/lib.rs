@@ -1,13 +1,18 @@
 //! Istio, mesh-config and core Kubernetes kinds: parsing, defaults, validation.
 //!
 //! Reading order: [`object`] (any object, untyped), [`kinds`] (the table of kinds that Weft knows), [`istio`] (typed specs of
-//! Istio's kinds), `yaml` (documents to objects), `validate` (what is wrong with an object, with field paths).
+//! Istio's kinds), [`de`] (JSON to typed structs, with field paths), [`yaml`] (documents to objects), [`validate()`] (what is
+//! wrong with an object).
 
+pub mod de;
 pub mod istio;
 pub mod kinds;
 mod macros;
 pub mod object;
+pub mod validate;
+pub mod yaml;
 
 pub use k8s_openapi;
 pub use kinds::KindInfo;
 pub use object::{Object, ObjectKey};
+pub use validate::{Problem, Validation, parse_spec, validate};

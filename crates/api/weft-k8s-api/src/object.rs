@@ -82,7 +82,9 @@ impl Object {
     /// # Errors
     /// When the object is not of that shape.
     pub fn typed<T: serde::de::DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
-        serde_json::from_value(self.to_value())
+        use serde::de::Error;
+        crate::de::read(&self.to_value(), "", crate::de::Dialect::Kubernetes, &mut Vec::new())
+            .map_err(|e| serde_json::Error::custom(format!("{}: {e}", self.key())))
     }
 
     /// Turns a typed Kubernetes struct into an object.
