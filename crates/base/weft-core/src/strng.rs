@@ -22,6 +22,21 @@ impl Interner {
         self.seen.insert(stored.clone());
         stored
     }
+
+    /// Forgets the strings that nobody else holds.
+    pub fn sweep(&mut self) {
+        self.seen.retain(|text| Arc::strong_count(text) > 1);
+    }
+
+    /// Number of distinct strings held.
+    pub fn len(&self) -> usize {
+        self.seen.len()
+    }
+
+    /// Holds none.
+    pub fn is_empty(&self) -> bool {
+        self.seen.is_empty()
+    }
 }
 
 #[cfg(test)]
@@ -33,5 +48,8 @@ mod tests {
         let mut interner = Interner::default();
         assert!(Arc::ptr_eq(&interner.intern("a"), &interner.intern("a")));
         assert!(!Arc::ptr_eq(&interner.intern("a"), &interner.intern("b")));
+        let kept = interner.intern("a");
+        interner.sweep();
+        assert_eq!(interner.len(), 1, "only {kept} is held elsewhere");
     }
 }

@@ -37,6 +37,9 @@ pub struct Cluster {
     pub panic_threshold: u8,
     /// Locality weights are used.
     pub locality_weighted: bool,
+    /// Address to connect from (`upstream_bind_config`); Istio's inbound clusters use 127.0.0.6, which marks traffic that the
+    /// proxy itself sends to its workload.
+    pub source_address: Option<std::net::IpAddr>,
     /// Hash of the message: equal hash, equal cluster — its pools are kept.
     pub fingerprint: u64,
 }

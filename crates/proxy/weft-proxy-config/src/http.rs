@@ -7,6 +7,8 @@ use weft_authz::Rbac;
 use weft_core::Strng;
 use weft_route::{CorsPolicy, Fault, RouteTable};
 
+pub use weft_route::{EscapedSlashes, PathNormalization};
+
 /// A compiled HTTP connection manager.
 #[derive(Debug)]
 pub struct HttpConnectionManager {
@@ -27,6 +29,57 @@ pub struct HttpConnectionManager {
     /// Do not append to `x-forwarded-for`.
     pub skip_xff_append: bool,
     /// What to do with `x-forwarded-client-cert`.
+    pub xff_cert: ForwardClientCert,
+    /// Which details to write into it.
+    pub xff_cert_details: ClientCertDetails,
+    /// Make an `x-request-id` where there is none.
+    pub generate_request_id: bool,
+    /// Keep the client's `x-request-id` even at the edge.
+    pub preserve_external_request_id: bool,
+    /// `server` header: `None` leaves the upstream's.
+    pub server_name: Option<Strng>,
+    /// How the `server` header is treated.
+    pub server_header: ServerHeader,
+    /// Upgrades that are allowed, lower case (`websocket`, `connect`).
+    pub upgrades: Vec<Strng>,
+    /// Accept HTTP/1.0.
+    pub accept_http_10: bool,
+    /// Strip ports from the host: none, any.
+    pub strip_port: bool,
+    /// Strip a trailing dot from the host.
+    pub strip_trailing_dot: bool,
+    /// Bounds.
+    pub limits: HttpLimits,
+    /// Access logs.
+    pub access_logs: Arc<[AccessLog]>,
+    /// Tracing; `None` = off.
+    pub tracing: Option<Arc<Tracing>>,
+    /// Send `x-envoy-upstream-service-time`, `via` …
+    pub via: Option<Strng>,
+}
+
+/// Protocol of the client's side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Codec {
+    /// By ALPN or first bytes.
+    #[default]
+    Auto,
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+/// Where routes come from.
+#[derive(Debug, Clone)]
+pub enum RouteSource {
+    /// Inline.
+    Inline(Arc<RouteTable>),
+    /// By name from `ProxySnapshot::routes`.
+    Rds(Strng),
+}
+
+/// What to do with `x-forwarded-client-cert`.
     pub xff_cert: ForwardClientCert,
     /// Which details to write into it.
     pub xff_cert_details: ClientCertDetails,

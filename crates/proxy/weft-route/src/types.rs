@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use weft_core::{Provenance, Strng};
 
+pub use crate::pool::Regex;
+
 /// A compiled RouteConfiguration.
 #[derive(Debug, Default)]
 pub struct RouteTable {
@@ -16,16 +18,29 @@ pub struct RouteTable {
     pub virtual_hosts: Vec<Arc<VirtualHost>>,
     /// Exact domains → index into `virtual_hosts`.
     pub exact: HashMap<Strng, u32, foldhash::fast::RandomState>,
-    /// `*.suffix` domains (without the star), longest first.
-    pub suffixes: Vec<(Strng, u32)>,
-    /// `prefix.*` domains (without the star), longest first.
-    pub prefixes: Vec<(Strng, u32)>,
+    /// `*.suffix` domains (without the star).
+    pub suffixes: WildcardIndex,
+    /// `prefix.*` domains (without the star).
+    pub prefixes: WildcardIndex,
     /// Virtual host of `*`.
     pub catch_all: Option<u32>,
     /// Header operations for every request and response of the table.
     pub headers: HeaderOps,
     /// Match domains without the port of the authority.
     pub ignore_port_in_host: bool,
+    /// The most specific header operations (route) are applied last and so win; otherwise the table's are.
+    pub most_specific_wins: bool,
+    /// Virtual hosts come one by one (VHDS).
+    pub vhds: bool,
+}
+
+/// Wildcard domains: looked up by hash, once per distinct length, so that thousands of them cost no scan.
+#[derive(Debug, Default)]
+pub struct WildcardIndex {
+    /// Distinct lengths, longest first.
+    pub lengths: Vec<u16>,
+    /// Domain without its star → index of the virtual host.
+    pub domains: HashMap<Strng, u32, foldhash::fast::RandomState>,
 }
 
 /// A name that defaults to empty.
@@ -46,7 +61,9 @@ pub struct VirtualHost {
     pub headers: HeaderOps,
     /// Add `x-envoy-attempt-count` to requests.
     pub include_attempt_count: bool,
-    /// Redirect plain HTTP to HTTPS: all requests, or only those to external hosts (`EXTERNAL_ONLY`).
+    /// Add `x-envoy-attempt-count` to responses.
+    pub include_attempt_count_in_response: bool,
+    /// Redirect plain HTTP to HTTPS.
     pub require_tls: bool,
     /// Filter settings for this host.
     pub filters: FilterOverrides,
@@ -109,10 +126,6 @@ pub enum PathMatcher {
     /// `{name}`, `*`, `**` templates, compiled to an anchored expression.
     Template(Regex),
 }
-
-/// A regular expression that must match the whole text (RE2 semantics, linear time, bounded size).
-#[derive(Debug, Clone)]
-pub struct Regex(pub Arc<regex::Regex>);
 
 /// A condition on a string.
 #[derive(Debug, Clone)]
@@ -177,6 +190,8 @@ pub struct QueryMatcher {
     pub name: Strng,
     /// Value condition; `None` = present.
     pub value: Option<StringMatcher>,
+    /// The parameter must be absent (`value` is `None` then).
+    pub absent: bool,
 }
 
 /// What a route does.
@@ -199,12 +214,14 @@ pub struct Forward {
     pub cluster: ClusterChoice,
     /// Status when the cluster does not exist (503 unless set).
     pub cluster_not_found: StatusCode,
-    /// Whole-request timeout; `None` = no limit.
+    /// Whole-request timeout, from the end of the request to the end of the response; `None` = no limit. 15 s unless set.
     pub timeout: Option<Duration>,
-    /// Idle timeout of the stream; `None` = the connection manager's.
+    /// Idle timeout of the stream; `None` = the connection manager's, zero = off.
     pub idle_timeout: Option<Duration>,
-    /// Upper bound for timeouts by gRPC header.
+    /// Requests may set their timeout by `grpc-timeout`, up to this (zero = without bound); `None` = the header is ignored.
     pub max_grpc_timeout: Option<Duration>,
+    /// Longest life of the stream; `None` = no limit.
+    pub max_stream_duration: Option<Duration>,
     /// Retry policy.
     pub retry: Option<Arc<RetryPolicy>>,
     /// Path rewrite.
@@ -239,7 +256,7 @@ pub enum ClusterChoice {
 /// Clusters by weight.
 #[derive(Debug)]
 pub struct WeightedClusters {
-    /// Sum of weights, never 0.
+    /// Sum of weights, never 0 (a table of weights that add up to nothing is unusable).
     pub total: u32,
     /// Entries.
     pub clusters: Vec<WeightedCluster>,
@@ -268,9 +285,9 @@ pub enum PathRewrite {
     Keep,
     /// Replaces the matched prefix (or the whole matched exact path).
     Prefix(Strng),
-    /// Replaces what matches by a substitution with `\1`.
+    /// Replaces each match by a substitution, written as the `regex` crate does (`${1}`).
     Regex(Regex, Strng),
-    /// Replaces the whole path (query kept).
+    /// Replaces the whole path (query kept, unless a redirect's path brings its own).
     Full(Strng),
 }
 
@@ -286,12 +303,12 @@ pub enum HostRewrite {
     Auto,
     /// From this header.
     Header(HeaderName),
-    /// The path, by expression and substitution.
+    /// Made of the path (without query), by expression and substitution.
     PathRegex(Regex, Strng),
 }
 
 /// A mirror.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Mirror {
     /// Cluster that gets the copy.
     pub cluster: Strng,
@@ -434,6 +451,8 @@ pub struct HeaderAdd {
     pub value: HeaderFormat,
     /// What to do when it is there already.
     pub append: AppendAction,
+    /// Put it in even when its value turns out empty.
+    pub keep_empty: bool,
 }
 
 /// A header value.
@@ -509,8 +528,10 @@ pub struct CorsPolicy {
     pub max_age: Option<HeaderValue>,
     /// `access-control-allow-credentials`
     pub credentials: bool,
-    /// Pass preflights of origins that do not match on to the upstream (Istio's default `FORWARD`).
+    /// Pass preflights of origins that do not match on to the upstream; yes unless set (Istio's default `FORWARD`).
     pub forward_unmatched_preflights: bool,
+    /// `access-control-allow-private-network`
+    pub private_network: bool,
 }
 
 /// What routing sees of a request: normalised once, before (path, host) and never again.
