@@ -1,0 +1,205 @@
+//! The monitoring port: readiness, version, metrics, and debug endpoints for those who may see configuration.
+
+use crate::auth::BoxFuture;
+use crate::dump::config_dump;
+use crate::server::AdsServer;
+use axum::extract::{ConnectInfo, Query, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use weft_model::{EndpointAddress, MeshSnapshot, Registry};
+
+/// Says whether the bearer of these headers may see the debug endpoints.
+pub type Access = Arc<dyn Fn(HeaderMap) -> BoxFuture<'static, bool> + Send + Sync>;
+
+/// What the monitoring port shows.
+#[derive(Clone)]
+pub struct Monitoring {
+    /// The server.
+    pub server: AdsServer,
+    /// Name of this instance: the pod's.
+    pub instance: String,
+    /// Version of the control plane.
+    pub version: String,
+    /// Why it is not ready; empty when it is.
+    pub not_ready: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
+    /// Metrics of other parts, as Prometheus text.
+    pub more_metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// Who may see the debug endpoints besides callers on this machine.
+    pub access: Access,
+}
+
+/// The routes of the monitoring port. Serve them with connection info of [`SocketAddr`].
+pub fn router(monitoring: Monitoring) -> Router {
+    let debug = Router::new()
+        .route("/debug/syncz", get(syncz))
+        .route("/debug/config_dump", get(dump))
+        .route("/debug/registryz", get(registryz))
+        .route("/debug/endpointz", get(endpointz))
+        .route("/debug/push_status", get(push_status))
+        .layer(middleware::from_fn_with_state(monitoring.clone(), guard));
+    Router::new()
+        .route("/ready", get(ready))
+        .route("/version", get(version))
+        .route("/metrics", get(metrics))
+        .merge(debug)
+        .with_state(monitoring)
+}
+
+/// Configuration says who talks to whom: only this machine and proven callers see it. Without connection info nobody is
+/// taken to be on this machine.
+async fn guard(State(monitoring): State<Monitoring>, request: Request, next: Next) -> Response {
+    let remote = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|c| c.0.ip());
+    let local = remote.is_some_and(|ip| ip.is_loopback());
+    if local || (monitoring.access)(request.headers().clone()).await {
+        return next.run(request).await;
+    }
+    let message = "debug endpoints answer callers on this machine, or with the bearer token of a service account\n";
+    (StatusCode::FORBIDDEN, message).into_response()
+}
+
+async fn ready(State(monitoring): State<Monitoring>) -> Response {
+    let reasons = (monitoring.not_ready)();
+    if reasons.is_empty() {
+        return (StatusCode::OK, "ready\n").into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", reasons.join("; "))).into_response()
+}
+
+async fn version(State(monitoring): State<Monitoring>) -> Json<Value> {
+    Json(json!({ "version": monitoring.version, "instance": monitoring.instance }))
+}
+
+async fn metrics(State(monitoring): State<Monitoring>) -> Response {
+    let server = &monitoring.server;
+    let snapshot = server.snapshot().unwrap_or_default();
+    let count = |n: usize| n as u64;
+    let gauges = [
+        ("pilot_xds", "Proxies connected", count(server.proxies().len())),
+        ("pilot_xds_connected", "Proxies connected", count(server.proxies().len())),
+        ("pilot_services", "Services known", count(snapshot.services.len())),
+        ("pilot_virt_services", "Virtual services known", count(snapshot.virtual_services.len())),
+        ("pilot_workloads", "Workloads known", count(snapshot.workloads_by_name.len())),
+        ("pilot_warnings", "Objects accepted with a warning", count(snapshot.warnings.len())),
+        ("pilot_snapshot_version", "Builds since start", snapshot.version),
+    ];
+    let mut text = server.metrics().render(&gauges);
+    let version = monitoring.version.replace(['"', '\\', '\n'], "_");
+    text.push_str(&format!(
+        "# HELP pilot_info Version\n# TYPE pilot_info gauge\npilot_info{{version=\"{version}\"}} 1\n"
+    ));
+    text.push_str(&(monitoring.more_metrics)());
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+async fn syncz(State(monitoring): State<Monitoring>) -> Json<Value> {
+    let proxies = monitoring.server.proxies().list();
+    Json(proxies.iter().map(|p| p.to_json(&monitoring.instance)).collect())
+}
+
+#[derive(Deserialize)]
+struct DumpQuery {
+    #[serde(rename = "proxyID")]
+    proxy: Option<String>,
+}
+
+async fn dump(State(monitoring): State<Monitoring>, Query(query): Query<DumpQuery>) -> Response {
+    let Some(wanted) = query.proxy else {
+        return (StatusCode::BAD_REQUEST, "say which proxy: ?proxyID=POD.NAMESPACE\n").into_response();
+    };
+    // The newest connection of that name: an older one may not have noticed its end.
+    let proxies = monitoring.server.proxies().list();
+    let Some(offer) = proxies.iter().rev().find(|p| p.name == wanted).and_then(|p| p.offer()) else {
+        let known: Vec<&str> = proxies.iter().map(|p| p.name.as_str()).take(50).collect();
+        let message = format!("proxy {wanted} is not connected to this instance; connected: {}\n", known.join(", "));
+        return (StatusCode::NOT_FOUND, message).into_response();
+    };
+    match config_dump(&offer) {
+        Ok(value) => Json(value).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+async fn registryz(State(monitoring): State<Monitoring>) -> Json<Value> {
+    let snapshot = monitoring.server.snapshot().unwrap_or_default();
+    Json(snapshot.services.values().flatten().map(|s| service_json(s)).collect())
+}
+
+fn service_json(service: &weft_model::Service) -> Value {
+    let ports: Vec<Value> = service
+        .ports
+        .iter()
+        .map(|p| json!({ "name": p.name, "port": p.number, "protocol": format!("{:?}", p.protocol) }))
+        .collect();
+    let addresses: Vec<String> = service.addresses.iter().map(ToString::to_string).collect();
+    json!({
+        "hostname": &*service.host,
+        "name": service.name,
+        "namespace": service.namespace,
+        "registry": match service.registry { Some(Registry::External) => "External", _ => "Kubernetes" },
+        "addresses": addresses,
+        "autoAddresses": service.auto_addresses,
+        "ports": ports,
+        "resolution": format!("{:?}", service.resolution),
+        "meshExternal": service.mesh_external,
+        "identities": service.identities,
+    })
+}
+
+async fn endpointz(State(monitoring): State<Monitoring>) -> Json<Value> {
+    let snapshot = monitoring.server.snapshot().unwrap_or_default();
+    Json(endpoints_json(&snapshot))
+}
+
+fn endpoints_json(snapshot: &MeshSnapshot) -> Value {
+    let mut all: Vec<_> = snapshot.endpoints.iter().collect();
+    all.sort_by(|a, b| a.0.cmp(b.0));
+    let address = |a: &EndpointAddress| match a {
+        EndpointAddress::Ip(ip, port) => SocketAddr::new(*ip, *port).to_string(),
+        EndpointAddress::Name(name, port) => format!("{name}:{port}"),
+        EndpointAddress::Unix(path) => format!("unix://{path}"),
+    };
+    all.into_iter()
+        .map(|((host, port), list)| {
+            let endpoints: Vec<Value> = list
+                .iter()
+                .map(|e| {
+                    json!({
+                        "address": address(&e.address),
+                        "health": format!("{:?}", e.health),
+                        "mtls": e.mtls,
+                        "identity": e.identity,
+                        "locality": e.locality,
+                        "workload": e.workload.as_ref().map(|w| format!("{}/{}", w.namespace, w.name)),
+                    })
+                })
+                .collect();
+            json!({ "service": &**host, "port": port, "endpoints": endpoints })
+        })
+        .collect()
+}
+
+async fn push_status(State(monitoring): State<Monitoring>) -> Json<Value> {
+    let snapshot = monitoring.server.snapshot().unwrap_or_default();
+    let warnings: Vec<Value> = snapshot
+        .warnings
+        .iter()
+        .map(|w| {
+            json!({
+                "code": w.code,
+                "kind": w.at.kind,
+                "namespace": w.at.namespace,
+                "name": w.at.name,
+                "path": w.at.path,
+                "message": w.message,
+            })
+        })
+        .collect();
+    Json(json!({ "version": snapshot.version, "warnings": warnings }))
+}

@@ -1,0 +1,102 @@
+//! What a proxy may have at one moment: the generated resources, and the secrets that its listeners name.
+
+use crate::kind::Kind;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use weft_core::Strng;
+use weft_model::{CA_SUFFIX, Credential, MeshSnapshot};
+use weft_proto::envoy::config::core::v3::{DataSource, data_source::Specifier};
+use weft_proto::envoy::extensions::transport_sockets::tls::v3::{
+    CertificateValidationContext, Secret, TlsCertificate, secret,
+};
+use weft_xds_gen::{ProxyResources, Resource, ResourceMap};
+
+/// Beginning of the names of secrets that the control plane serves.
+const SECRET_SCHEME: &str = "kubernetes://";
+
+/// All resources for one proxy.
+#[derive(Debug, Clone, Default)]
+pub struct Offer {
+    /// Build of the snapshot it was made from.
+    pub version: u64,
+    resources: Arc<ProxyResources>,
+    secrets: ResourceMap,
+    names: ResourceMap,
+}
+
+impl Offer {
+    /// The generated resources, and `secrets` beside them.
+    pub fn new(version: u64, resources: Arc<ProxyResources>, secrets: ResourceMap) -> Self {
+        let names = resources.name_table.iter().cloned().collect();
+        Self { version, resources, secrets, names }
+    }
+
+    /// The resources of one type.
+    pub fn of(&self, kind: Kind) -> &ResourceMap {
+        match kind {
+            Kind::Cluster => &self.resources.clusters,
+            Kind::Endpoint => &self.resources.endpoints,
+            Kind::Listener => &self.resources.listeners,
+            Kind::Route => &self.resources.routes,
+            Kind::VirtualHost => &self.resources.virtual_hosts,
+            Kind::Secret => &self.secrets,
+            Kind::NameTable => &self.names,
+        }
+    }
+}
+
+/// Packs the secrets that a gateway of `namespace` names, from that namespace alone. Those packed for the last push are
+/// taken from `packed` when the credential is the same.
+pub(crate) fn secrets(
+    snapshot: &MeshSnapshot,
+    namespace: &str,
+    names: &[Strng],
+    packed: &mut BTreeMap<Strng, (Arc<Credential>, Arc<Resource>)>,
+) -> ResourceMap {
+    let mut now = BTreeMap::new();
+    for name in names {
+        let Some((credential, only_ca)) = find(snapshot, namespace, name) else { continue };
+        let resource = match packed.get(name).filter(|(old, _)| Arc::ptr_eq(old, credential)) {
+            Some((_, resource)) => resource.clone(),
+            None => match pack(name, credential, only_ca) {
+                Some(resource) => resource,
+                None => continue,
+            },
+        };
+        now.insert(name.clone(), (credential.clone(), resource));
+    }
+    *packed = now;
+    packed.values().map(|(_, resource)| resource.clone()).collect()
+}
+
+/// `kubernetes://NAME` is the certificate of secret NAME; `kubernetes://NAME-cacert` the CA certificates of a secret of that
+/// very name, else of NAME. A name with a namespace in it is not served: secrets do not leave their namespace.
+fn find<'a>(snapshot: &'a MeshSnapshot, namespace: &str, name: &str) -> Option<(&'a Arc<Credential>, bool)> {
+    let secret = name.strip_prefix(SECRET_SCHEME)?;
+    if secret.contains('/') {
+        return None;
+    }
+    let of = |secret: &str| snapshot.secrets.get(&(namespace.to_string(), secret.to_string()));
+    match secret.strip_suffix(CA_SUFFIX) {
+        None => of(secret).map(|c| (c, false)),
+        Some(stem) => of(secret).or_else(|| of(stem)).map(|c| (c, true)),
+    }
+}
+
+fn pack(name: &Strng, credential: &Credential, only_ca: bool) -> Option<Arc<Resource>> {
+    let bytes = |b: &[u8]| DataSource { specifier: Some(Specifier::InlineBytes(b.to_vec())), ..Default::default() };
+    let r#type = if only_ca || credential.private_key.is_empty() {
+        secret::Type::ValidationContext(CertificateValidationContext {
+            trusted_ca: Some(bytes(credential.ca.as_deref()?)),
+            crl: credential.crl.as_deref().map(bytes),
+            ..Default::default()
+        })
+    } else {
+        secret::Type::TlsCertificate(TlsCertificate {
+            certificate_chain: Some(bytes(&credential.cert_chain)),
+            private_key: Some(bytes(&credential.private_key)),
+            ..Default::default()
+        })
+    };
+    Some(Resource::new(name.clone(), &Secret { name: name.to_string(), r#type: Some(r#type) }))
+}

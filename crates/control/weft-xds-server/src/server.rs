@@ -1,0 +1,259 @@
+//! The service: takes snapshots, accepts streams, and lets each run by itself.
+
+use crate::auth::Authenticator;
+use crate::connection::{Sink, Variant, serve};
+use crate::metrics::Metrics;
+use crate::session::{Incoming, Names, Push};
+use crate::status::Registry;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use weft_model::MeshSnapshot;
+use weft_proto::envoy::service::discovery::v3::aggregated_discovery_service_server::{
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+};
+use weft_proto::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
+};
+use weft_xds_gen::{ProxyResources, ProxyView};
+
+/// Responses of one stream that wait to be written to the connection. Behind them the stream itself waits.
+const QUEUE: usize = 16;
+/// Largest request, in bytes.
+const MAX_REQUEST_BYTES: usize = 16 * 1024 * 1024;
+
+/// Makes the resources of a proxy: [`weft_xds_gen`]'s generator, or a fake in tests.
+pub trait Generate: Send + Sync + 'static {
+    /// The resources of `proxy` in `snapshot`.
+    fn generate(&self, snapshot: &Arc<MeshSnapshot>, proxy: &ProxyView) -> Arc<ProxyResources>;
+}
+
+/// Settings of the server.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Name of this instance, shown to users and in versions: the pod's name.
+    pub instance: String,
+    /// Streams served at once. Default: 10 000.
+    pub max_streams: usize,
+    /// Age at which a stream is ended, so that proxies spread over instances. Default: 30 minutes, varied by a tenth.
+    pub max_stream_age: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { instance: "weftd".into(), max_streams: 10_000, max_stream_age: Duration::from_secs(30 * 60) }
+    }
+}
+
+impl Options {
+    /// The age for one stream: between 95 and 105 percent, so that those that came together do not leave together.
+    pub(crate) fn stream_age(&self, id: u64) -> Duration {
+        let percent = 95 + (id.wrapping_mul(7) % 11) as u32;
+        self.max_stream_age.saturating_mul(percent) / 100
+    }
+}
+
+/// A snapshot and when it came.
+#[derive(Debug)]
+pub(crate) struct Published {
+    pub snapshot: Arc<MeshSnapshot>,
+    pub at: Instant,
+}
+
+/// What all streams share.
+pub(crate) struct Shared {
+    pub options: Options,
+    pub generator: Box<dyn Generate>,
+    pub snapshots: watch::Sender<Option<Arc<Published>>>,
+    pub closing: watch::Sender<bool>,
+    pub registry: Registry,
+    pub metrics: Metrics,
+    pub generating: Semaphore,
+    streams: Arc<Semaphore>,
+}
+
+/// The server of all proxies. A clone shares all state.
+#[derive(Clone)]
+pub struct AdsServer {
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl AdsServer {
+    /// A server that makes resources with `generator`.
+    pub fn new(generator: impl Generate, options: Options) -> Self {
+        let processors = std::thread::available_parallelism().map_or(2, usize::from);
+        let shared = Shared {
+            generator: Box::new(generator),
+            snapshots: watch::Sender::new(None),
+            closing: watch::Sender::new(false),
+            registry: Registry::default(),
+            metrics: Metrics::default(),
+            generating: Semaphore::new(processors),
+            streams: Arc::new(Semaphore::new(options.max_streams)),
+            options,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Serves this snapshot from now on. A proxy that is still busy with an older one skips those between.
+    pub fn publish(&self, snapshot: Arc<MeshSnapshot>) {
+        self.shared.metrics.published();
+        self.shared.snapshots.send_replace(Some(Arc::new(Published { snapshot, at: Instant::now() })));
+    }
+
+    /// The snapshot being served.
+    pub fn snapshot(&self) -> Option<Arc<MeshSnapshot>> {
+        self.shared.snapshots.borrow().as_ref().map(|p| p.snapshot.clone())
+    }
+
+    /// Connected proxies.
+    pub fn proxies(&self) -> &Registry {
+        &self.shared.registry
+    }
+
+    /// Counters.
+    pub fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    /// Ends all streams; the proxies connect elsewhere, or here again after the restart.
+    pub fn close(&self) {
+        self.shared.closing.send_replace(true);
+    }
+
+    /// The gRPC service, for callers that `authenticator` knows.
+    pub fn service(&self, authenticator: Arc<dyn Authenticator>) -> AggregatedDiscoveryServiceServer<AdsService> {
+        AggregatedDiscoveryServiceServer::new(AdsService { shared: self.shared.clone(), authenticator })
+            .max_decoding_message_size(MAX_REQUEST_BYTES)
+            .max_encoding_message_size(usize::MAX)
+    }
+}
+
+/// The gRPC service on one port.
+#[derive(Clone)]
+pub struct AdsService {
+    shared: Arc<Shared>,
+    authenticator: Arc<dyn Authenticator>,
+}
+
+impl AdsService {
+    async fn open<V: Variant>(
+        &self,
+        request: Request<Streaming<V::Request>>,
+    ) -> Result<Response<ReceiverStream<Result<V::Response, Status>>>, Status> {
+        let full = |_| Status::resource_exhausted("too many proxies are connected to this instance");
+        let slot = self.shared.streams.clone().try_acquire_owned().map_err(full)?;
+        let caller = self.authenticator.authenticate(request.metadata(), request.extensions()).await?;
+        let remote = remote(&request);
+        let (sink, responses): (Sink<V>, _) = mpsc::channel(QUEUE);
+        let shared = self.shared.clone();
+        let requests = request.into_inner();
+        tokio::spawn(async move {
+            serve::<V>(shared, caller, remote, requests, sink).await;
+            drop(slot);
+        });
+        Ok(Response::new(ReceiverStream::new(responses)))
+    }
+}
+
+/// Where a request came from, when the transport says it in one of the usual ways.
+fn remote<T>(request: &Request<T>) -> Option<SocketAddr> {
+    request.remote_addr().or_else(|| request.extensions().get::<RemoteAddr>().map(|r| r.0))
+}
+
+/// Address of the client, for transports of one's own to put into a request's extensions.
+#[derive(Debug, Clone, Copy)]
+pub struct RemoteAddr(pub SocketAddr);
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for AdsService {
+    type StreamAggregatedResourcesStream = ReceiverStream<Result<DiscoveryResponse, Status>>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        request: Request<Streaming<DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        self.open::<Sotw>(request).await
+    }
+
+    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        self.open::<Delta>(request).await
+    }
+}
+
+/// State of the world.
+struct Sotw;
+
+impl Variant for Sotw {
+    type Request = DiscoveryRequest;
+    type Response = DiscoveryResponse;
+    const DELTA: bool = false;
+
+    fn incoming(request: DiscoveryRequest) -> Incoming {
+        Incoming {
+            node: request.node,
+            type_url: request.type_url,
+            nonce: request.response_nonce,
+            error: request.error_detail.map(|e| e.message),
+            names: Names::All(request.resource_names),
+        }
+    }
+
+    fn response(push: Push, version: String) -> DiscoveryResponse {
+        DiscoveryResponse {
+            version_info: version,
+            type_url: push.kind.type_url().into(),
+            nonce: push.nonce,
+            resources: push.resources.iter().map(|r| r.any.clone()).collect(),
+            ..Default::default()
+        }
+    }
+}
+
+/// Delta.
+struct Delta;
+
+impl Variant for Delta {
+    type Request = DeltaDiscoveryRequest;
+    type Response = DeltaDiscoveryResponse;
+    const DELTA: bool = true;
+
+    fn incoming(request: DeltaDiscoveryRequest) -> Incoming {
+        Incoming {
+            node: request.node,
+            type_url: request.type_url,
+            nonce: request.response_nonce,
+            error: request.error_detail.map(|e| e.message),
+            names: Names::Delta {
+                subscribe: request.resource_names_subscribe,
+                unsubscribe: request.resource_names_unsubscribe,
+                have: request.initial_resource_versions,
+            },
+        }
+    }
+
+    fn response(push: Push, version: String) -> DeltaDiscoveryResponse {
+        let resource = |r: &Arc<weft_xds_gen::Resource>| Resource {
+            name: r.name.to_string(),
+            version: format!("{:x}", r.hash),
+            resource: Some(r.any.clone()),
+            ..Default::default()
+        };
+        DeltaDiscoveryResponse {
+            system_version_info: version,
+            type_url: push.kind.type_url().into(),
+            nonce: push.nonce,
+            resources: push.resources.iter().map(resource).collect(),
+            removed_resources: push.removed,
+            ..Default::default()
+        }
+    }
+}

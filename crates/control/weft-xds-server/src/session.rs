@@ -1,0 +1,527 @@
+//! The protocol of one stream, without I/O: what the client subscribed to, what it has, what it said of it, and so what it
+//! must be sent next. Serves both variants, delta and state-of-the-world.
+//!
+//! Rules kept here (xDS protocol):
+//! - A push is outstanding until it is acknowledged (ACK or NACK); until then nothing more of that type is sent, so a slow
+//!   client gets the newest state once it is ready, not a queue of old ones.
+//! - Only what changed is sent. Clusters are removed last, when the routes that used them are gone from the client.
+//! - A changed cluster is followed by its endpoints even when those did not change: the client warms it with them.
+
+use crate::kind::{KINDS, Kind};
+use crate::offer::Offer;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tonic::Status;
+use weft_core::Strng;
+use weft_proto::envoy::config::core::v3::Node;
+use weft_xds_gen::{Resource, ResourceMap};
+
+/// How long an unanswered push holds up the next one of its type.
+pub const ACK_TIMEOUT: Duration = Duration::from_secs(15);
+/// Most names that a client may subscribe to, for each type.
+pub const MAX_NAMES: usize = 100_000;
+/// Longest resource name, in bytes.
+pub const MAX_NAME_BYTES: usize = 1024;
+
+/// A request of either variant.
+#[derive(Debug)]
+pub struct Incoming {
+    /// Who asks; in the first request of a stream.
+    pub node: Option<Node>,
+    /// Type of the resources.
+    pub type_url: String,
+    /// The response that this answers; empty for the first request of a type.
+    pub nonce: String,
+    /// What was wrong with that response.
+    pub error: Option<String>,
+    /// Which resources.
+    pub names: Names,
+}
+
+/// How a request says which resources it wants.
+#[derive(Debug)]
+pub enum Names {
+    /// State of the world: exactly these.
+    All(Vec<String>),
+    /// Delta: these too, these no more; `have` is what the client kept from an earlier stream, with versions.
+    Delta {
+        /// Wanted from now on.
+        subscribe: Vec<String>,
+        /// Wanted no more.
+        unsubscribe: Vec<String>,
+        /// Kept from an earlier stream: name → version.
+        have: std::collections::BTreeMap<String, String>,
+    },
+}
+
+/// A response to send.
+#[derive(Debug)]
+pub struct Push {
+    /// Type of the resources.
+    pub kind: Kind,
+    /// Names this response.
+    pub nonce: String,
+    /// Build that it was made from.
+    pub version: u64,
+    /// New and changed resources (state of the world: all, for clusters and listeners).
+    pub resources: Vec<Arc<Resource>>,
+    /// Resources that are no more (delta).
+    pub removed: Vec<String>,
+}
+
+/// What became of an answer of the client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// Accepted.
+    Ack {
+        /// Type of the response.
+        kind: Kind,
+        /// Its nonce.
+        nonce: String,
+    },
+    /// Refused, in whole or in part.
+    Nack {
+        /// Type of the response.
+        kind: Kind,
+        /// Its nonce.
+        nonce: String,
+        /// Why.
+        message: String,
+    },
+}
+
+/// State of one stream.
+#[derive(Debug)]
+pub struct Session {
+    delta: bool,
+    next_nonce: u64,
+    types: [TypeState; KINDS.len()],
+}
+
+#[derive(Debug, Default)]
+struct TypeState {
+    /// The client asked for this type at least once.
+    subscribed: bool,
+    all: bool,
+    names: BTreeSet<String>,
+    /// `<route>/` of subscriptions `<route>/*`.
+    prefixes: BTreeSet<String>,
+    /// What the client has: name → hash.
+    sent: HashMap<Strng, u64>,
+    /// Names that the client was told do not exist.
+    absent: HashSet<String>,
+    /// The push that is not answered yet.
+    waiting: Option<(String, Instant)>,
+    /// The client waits for a response, whatever is in it.
+    owed: bool,
+    /// Names to be sent again though unchanged.
+    again: HashSet<Strng>,
+    /// What was compared last with nothing left over: equal again means nothing to do.
+    settled: Option<ResourceMap>,
+    /// Hash of what a state-of-the-world client was sent.
+    world: Option<u64>,
+}
+
+impl Session {
+    /// A new stream of the delta variant, or of the other.
+    pub fn new(delta: bool) -> Self {
+        Self { delta, next_nonce: 1, types: Default::default() }
+    }
+
+    /// Takes in a request. What follows from it comes out of [`Self::pushes`].
+    ///
+    /// # Errors
+    /// When the request is out of bounds.
+    pub fn receive(&mut self, request: Incoming) -> Result<Option<Answer>, Status> {
+        let Some(kind) = Kind::of(&request.type_url) else {
+            // Proxies may ask for types that others serve; they get no answer, as from any server without them.
+            tracing::debug!(type_url = request.type_url, "not served");
+            return Ok(None);
+        };
+        check_names(&request.names)?;
+        let state = &mut self.types[kind.index()];
+        let answers_current = state.waiting.as_ref().is_some_and(|(nonce, _)| *nonce == request.nonce);
+        let stale = !request.nonce.is_empty() && state.subscribed && !answers_current && state.waiting.is_some();
+        let answer = answers_current.then(|| {
+            state.waiting = None;
+            let nonce = request.nonce;
+            match request.error {
+                None => Answer::Ack { kind, nonce },
+                Some(message) => Answer::Nack { kind, nonce, message },
+            }
+        });
+        match request.names {
+            // A stale request says what the client wanted before it saw the response that is under way.
+            Names::All(_) if stale => {}
+            Names::All(names) => state.set_names(kind, names),
+            Names::Delta { subscribe, unsubscribe, have } => state.change_names(kind, subscribe, unsubscribe, have),
+        }
+        if state.names.len() + state.prefixes.len() > MAX_NAMES {
+            return Err(Status::resource_exhausted(format!("more than {MAX_NAMES} names of {}", kind.short())));
+        }
+        Ok(answer)
+    }
+
+    /// What must be sent now, given what there is.
+    pub fn pushes(&mut self, offer: &Offer, now: Instant) -> Vec<Push> {
+        let mut pushes: Vec<Push> = Vec::new();
+        for kind in KINDS {
+            let hold_removals = self.delta && kind == Kind::Cluster && self.routes_are_moving(offer);
+            let state = &mut self.types[kind.index()];
+            if !state.subscribed || state.is_waiting(now) {
+                continue;
+            }
+            let found = if self.delta {
+                state.delta(offer.of(kind), kind, hold_removals)
+            } else {
+                state.world(offer.of(kind), kind)
+            };
+            let Some((resources, removed)) = found else { continue };
+            let nonce = format!("{:x}-{}", self.next_nonce, offer.version);
+            self.next_nonce += 1;
+            state.waiting = Some((nonce.clone(), now + ACK_TIMEOUT));
+            if kind == Kind::Cluster {
+                self.warm(&resources);
+            }
+            pushes.push(Push { kind, nonce, version: offer.version, resources, removed });
+        }
+        pushes
+    }
+
+    /// When the next outstanding push is given up, if there is one.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.types.iter().filter_map(|t| t.waiting.as_ref().map(|(_, until)| *until)).min()
+    }
+
+    /// True while the client has listeners or routes that are not those of `offer`, or has not answered for them: they may
+    /// still name clusters that are gone.
+    fn routes_are_moving(&mut self, offer: &Offer) -> bool {
+        [Kind::Listener, Kind::Route, Kind::VirtualHost].into_iter().any(|kind| {
+            let state = &self.types[kind.index()];
+            state.subscribed && (state.waiting.is_some() || state.differs(offer.of(kind)))
+        })
+    }
+
+    /// The endpoints of changed clusters go out with them.
+    fn warm(&mut self, clusters: &[Arc<Resource>]) {
+        let endpoints = &mut self.types[Kind::Endpoint.index()];
+        for cluster in clusters {
+            if endpoints.sent.contains_key(&cluster.name) {
+                endpoints.again.insert(cluster.name.clone());
+            }
+        }
+    }
+}
+
+fn check_names(names: &Names) -> Result<(), Status> {
+    let check = |list: &[String]| {
+        if list.len() > MAX_NAMES {
+            return Err(Status::resource_exhausted(format!("{} names; at most {MAX_NAMES} are allowed", list.len())));
+        }
+        match list.iter().find(|n| n.len() > MAX_NAME_BYTES) {
+            Some(long) => Err(Status::invalid_argument(format!(
+                "a resource name has {} bytes; at most {MAX_NAME_BYTES} are allowed",
+                long.len()
+            ))),
+            None => Ok(()),
+        }
+    };
+    match names {
+        Names::All(list) => check(list),
+        Names::Delta { subscribe, unsubscribe, have } => {
+            check(subscribe)?;
+            check(unsubscribe)?;
+            if have.len() > MAX_NAMES {
+                return Err(Status::resource_exhausted("too many initial resource versions"));
+            }
+            Ok(())
+        }
+    }
+}
+
+type Found = Option<(Vec<Arc<Resource>>, Vec<String>)>;
+
+impl TypeState {
+    fn is_waiting(&mut self, now: Instant) -> bool {
+        match &self.waiting {
+            Some((_, until)) if *until > now => true,
+            Some(_) => {
+                self.waiting = None;
+                false
+            }
+            None => false,
+        }
+    }
+
+    fn set_names(&mut self, kind: Kind, names: Vec<String>) {
+        let first = !self.subscribed;
+        self.subscribed = true;
+        let all = names.iter().any(|n| n == "*") || (names.is_empty() && kind.empty_means_all() && (first || self.all));
+        let names: BTreeSet<String> = names.into_iter().filter(|n| n != "*").collect();
+        let grew = first || (all && !self.all) || names.iter().any(|n| !self.names.contains(n));
+        if !all {
+            self.sent.retain(|name, _| names.contains(&**name));
+        }
+        self.owed |= grew;
+        if grew || names.len() != self.names.len() {
+            self.settled = None;
+        }
+        self.all = all;
+        self.names = names;
+    }
+
+    fn change_names(
+        &mut self,
+        kind: Kind,
+        subscribe: Vec<String>,
+        unsubscribe: Vec<String>,
+        have: std::collections::BTreeMap<String, String>,
+    ) {
+        let first = !self.subscribed;
+        if !first && subscribe.is_empty() && unsubscribe.is_empty() {
+            return;
+        }
+        self.settled = None;
+        if first {
+            self.subscribed = true;
+            self.owed = true;
+            self.all = subscribe.is_empty() && kind.empty_means_all();
+            // Versions are hashes: what the client kept and is still the same need not be sent.
+            for (name, version) in have {
+                self.sent.insert(name.into(), u64::from_str_radix(&version, 16).unwrap_or(0));
+            }
+        }
+        for name in unsubscribe {
+            self.unsubscribe(&name);
+        }
+        for name in subscribe {
+            self.subscribe(kind, name, first);
+        }
+        if first && !self.all {
+            let (names, prefixes) = (&self.names, &self.prefixes);
+            self.sent
+                .retain(|name, _| names.contains(&**name) || prefixes.iter().any(|p| name.starts_with(p.as_str())));
+        }
+    }
+
+    fn subscribe(&mut self, kind: Kind, name: String, first: bool) {
+        // A client that asks again for what it has may have dropped it (xDS protocol): it gets it again.
+        self.owed = true;
+        if name == "*" {
+            self.all = true;
+            return;
+        }
+        match name.strip_suffix('*').filter(|prefix| kind == Kind::VirtualHost && prefix.ends_with('/')) {
+            Some(prefix) => {
+                self.prefixes.insert(prefix.to_string());
+            }
+            None => {
+                if !first {
+                    self.sent.remove(name.as_str());
+                }
+                self.absent.remove(&name);
+                self.names.insert(name);
+            }
+        }
+    }
+
+    fn unsubscribe(&mut self, name: &str) {
+        if name == "*" {
+            self.all = false;
+            let (names, prefixes) = (&self.names, &self.prefixes);
+            self.sent
+                .retain(|name, _| names.contains(&**name) || prefixes.iter().any(|p| name.starts_with(p.as_str())));
+            return;
+        }
+        if let Some(prefix) = name.strip_suffix('*').filter(|prefix| self.prefixes.contains(*prefix)) {
+            self.prefixes.remove(prefix);
+            let (names, all) = (&self.names, self.all);
+            self.sent.retain(|name, _| all || names.contains(&**name) || !name.starts_with(prefix));
+            return;
+        }
+        self.names.remove(name);
+        self.absent.remove(name);
+        if !self.wants_beyond_names(name) {
+            self.sent.remove(name);
+        }
+    }
+
+    fn wants_beyond_names(&self, name: &str) -> bool {
+        self.all || self.prefixes.iter().any(|p| name.starts_with(p.as_str()))
+    }
+
+    /// The resources of `map` that the client wants, by name.
+    fn wanted<'a>(&'a self, map: &'a ResourceMap) -> Box<dyn Iterator<Item = &'a Arc<Resource>> + 'a> {
+        if self.all {
+            return Box::new(map.iter());
+        }
+        let named = self.names.iter().filter_map(|name| map.get(name));
+        if self.prefixes.is_empty() {
+            return Box::new(named);
+        }
+        let names = &self.names;
+        let prefixed = map
+            .iter()
+            .filter(move |r| !names.contains(&*r.name) && self.prefixes.iter().any(|p| r.name.starts_with(p.as_str())));
+        Box::new(named.chain(prefixed))
+    }
+
+    /// True when the client does not have what it wants of `map`.
+    fn differs(&self, map: &ResourceMap) -> bool {
+        if self.is_settled(map) {
+            return false;
+        }
+        self.wanted(map).any(|r| self.sent.get(&r.name) != Some(&r.hash))
+            || self.sent.keys().any(|name| map.get(name).is_none())
+    }
+
+    fn is_settled(&self, map: &ResourceMap) -> bool {
+        self.settled.as_ref().is_some_and(|old| same(old, map))
+    }
+
+    fn delta(&mut self, map: &ResourceMap, kind: Kind, hold_removals: bool) -> Found {
+        if !self.owed && self.again.is_empty() && self.is_settled(map) {
+            return None;
+        }
+        let changed: Vec<Arc<Resource>> = self
+            .wanted(map)
+            .filter(|r| self.sent.get(&r.name) != Some(&r.hash) || self.again.contains(&r.name))
+            .cloned()
+            .collect();
+        let gone: Vec<Strng> = self.sent.keys().filter(|name| map.get(name).is_none()).cloned().collect();
+        let unknown =
+            |n: &&String| map.get(n).is_none() && !self.absent.contains(*n) && !self.sent.contains_key(n.as_str());
+        let missing: Vec<String> = self.names.iter().filter(unknown).cloned().collect();
+        let mut removed: Vec<String> = Vec::new();
+        let mut held = false;
+        for name in gone {
+            if hold_removals {
+                held = true;
+                continue;
+            }
+            self.sent.remove(&name);
+            if self.names.contains(&*name) {
+                self.absent.insert(name.to_string());
+            }
+            // With its cluster a client forgets the endpoints by itself; their removal, before that of the cluster, would
+            // leave it without any while routes still lead to it.
+            if kind != Kind::Endpoint || self.all {
+                removed.push(name.to_string());
+            }
+        }
+        removed.extend(missing.iter().cloned());
+        self.absent.extend(missing);
+        for resource in &changed {
+            self.sent.insert(resource.name.clone(), resource.hash);
+            self.absent.remove(&*resource.name);
+        }
+        removed.sort();
+        self.again.clear();
+        self.settled = (!held).then(|| map.clone());
+        let owed = std::mem::take(&mut self.owed);
+        (owed || !changed.is_empty() || !removed.is_empty()).then_some((changed, removed))
+    }
+
+    fn world(&mut self, map: &ResourceMap, kind: Kind) -> Found {
+        if !self.owed && self.again.is_empty() && self.is_settled(map) {
+            return None;
+        }
+        let wanted: Vec<Arc<Resource>> = self.wanted(map).cloned().collect();
+        let state = state_hash(&wanted);
+        let resources = if kind.is_full_state() {
+            let same = self.world == Some(state);
+            if same && !self.owed { Vec::new() } else { wanted.clone() }
+        } else {
+            // Of these types a response may hold just what changed. What is owed is what the client has not been sent.
+            let unsent = |r: &&Arc<Resource>| self.sent.get(&r.name) != Some(&r.hash) || self.again.contains(&r.name);
+            wanted.iter().filter(unsent).cloned().collect()
+        };
+        let changed = self.world != Some(state);
+        self.sent = wanted.iter().map(|r| (r.name.clone(), r.hash)).collect();
+        self.world = Some(state);
+        self.again.clear();
+        self.settled = Some(map.clone());
+        let owed = std::mem::take(&mut self.owed);
+        // An empty response to a client that waits for names which do not exist (yet) would tell it nothing.
+        let says_something = !resources.is_empty() || (kind.is_full_state() && (changed || owed));
+        says_something.then_some((resources, Vec::new()))
+    }
+}
+
+/// True when both hold the same: the same shared part, and equal own parts.
+fn same(a: &ResourceMap, b: &ResourceMap) -> bool {
+    Arc::ptr_eq(a.shared(), b.shared())
+        && a.own().len() == b.own().len()
+        && a.own().iter().zip(b.own()).all(|((n, x), (m, y))| n == m && (Arc::ptr_eq(x, y) || x.hash == y.hash))
+}
+
+fn state_hash(resources: &[Arc<Resource>]) -> u64 {
+    let mut hasher = foldhash::quality::FixedState::with_seed(7).build_hasher();
+    for resource in resources {
+        hasher.write(resource.name.as_bytes());
+        hasher.write_u64(resource.hash);
+    }
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weft_proto::Any;
+    use weft_xds_gen::ProxyResources;
+
+    fn offer(version: u64, hash: u64) -> Offer {
+        let listener = Arc::new(Resource { name: "l".into(), any: Any::default(), hash });
+        let resources = ProxyResources { listeners: [listener].into_iter().collect(), ..Default::default() };
+        Offer::new(version, Arc::new(resources), ResourceMap::default())
+    }
+
+    fn request(nonce: &str, names: Names) -> Incoming {
+        let type_url = Kind::Listener.type_url().to_string();
+        Incoming { node: None, type_url, nonce: nonce.into(), error: None, names }
+    }
+
+    fn no_names(delta: bool) -> Names {
+        match delta {
+            true => Names::Delta { subscribe: vec![], unsubscribe: vec![], have: Default::default() },
+            false => Names::All(vec![]),
+        }
+    }
+
+    #[test]
+    fn one_push_is_outstanding_until_answered_or_given_up() {
+        for delta in [true, false] {
+            let (mut session, now) = (Session::new(delta), Instant::now());
+            session.receive(request("", no_names(delta))).unwrap();
+            let first = session.pushes(&offer(1, 1), now);
+            assert_eq!(first.len(), 1);
+            assert!(session.pushes(&offer(2, 2), now).is_empty());
+            let answer = session.receive(request(&first[0].nonce, no_names(delta))).unwrap();
+            assert_eq!(answer, Some(Answer::Ack { kind: Kind::Listener, nonce: first[0].nonce.clone() }));
+            assert_eq!(session.pushes(&offer(2, 2), now).len(), 1);
+            assert!(session.pushes(&offer(3, 3), now + ACK_TIMEOUT / 2).is_empty());
+            assert_eq!(session.pushes(&offer(3, 3), now + ACK_TIMEOUT).len(), 1);
+            // An answer to what was given up is no answer to what is outstanding.
+            assert_eq!(session.receive(request(&first[0].nonce, no_names(delta))).unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn the_bounds_hold() {
+        let names = |n: usize, bytes: usize| (0..n).map(|i| format!("{i:0bytes$}")).collect::<Vec<_>>();
+        for (names, good) in [(names(10, 1024), true), (names(1, 1025), false), (names(MAX_NAMES + 1, 1), false)] {
+            assert_eq!(Session::new(false).receive(request("", Names::All(names))).is_ok(), good);
+        }
+        let mut session = Session::new(true);
+        let mut grow = |from: usize| {
+            let subscribe = (from..from + MAX_NAMES * 2 / 3).map(|i| i.to_string()).collect();
+            session
+                .receive(request("", Names::Delta { subscribe, unsubscribe: vec![], have: Default::default() }))
+                .is_ok()
+        };
+        assert!(grow(0));
+        assert!(!grow(MAX_NAMES));
+    }
+}
