@@ -170,7 +170,7 @@ pub(crate) enum IntOrName {
     Name(String),
 }
 
-pub(crate) const SERVICE: Reader<ServiceSpec> = |object| part(object, "spec");
+pub(crate) const SERVICE: Reader<ServiceSpec> = |object| Ok(part(object, "spec")?);
 
 /// Addresses behind a service, from one endpoint slice (or one `Endpoints` object).
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -301,10 +301,10 @@ pub(crate) const SECRET: Reader<Option<Credential>> = |object| {
         (None, None, ca) => Ok(Some(Credential { cert_chain: Vec::new(), private_key: Vec::new(), ca, crl })),
         (Some(cert_chain), Some(private_key), ca) => {
             if !is_pem(&cert_chain, "CERTIFICATE") {
-                return Err(format!("{}: the certificate (tls.crt or cert) is not PEM", object.key()));
+                return Err(format!("{}: the certificate (tls.crt or cert) is not PEM", object.key()).into());
             }
             if !is_pem(&private_key, "PRIVATE KEY") {
-                return Err(format!("{}: the private key (tls.key or key) is not PEM", object.key()));
+                return Err(format!("{}: the private key (tls.key or key) is not PEM", object.key()).into());
             }
             Ok(Some(Credential { cert_chain, private_key, ca, crl }))
         }
@@ -314,7 +314,8 @@ pub(crate) const SECRET: Reader<Option<Credential>> = |object| {
             Err(format!(
                 "{}: data has no {missing}; a kubernetes.io/tls secret needs tls.crt and tls.key",
                 object.key()
-            ))
+            )
+            .into())
         }
         _ => Ok(None),
     }

@@ -34,9 +34,14 @@ pub use secrets::CA_SUFFIX;
 pub use snapshot::*;
 pub use virtual_services::MESH_GATEWAY;
 
-/// Reads the spec of an Istio object; the error names the object and the field. Unknown fields were reported when the
-/// object was accepted; they do not stop it here.
-fn istio_spec<T: serde::de::DeserializeOwned>(object: &weft_k8s_api::Object) -> Result<T, String> {
-    use weft_k8s_api::de::{Dialect, read};
-    read(object.spec(), "spec", Dialect::ProtoJson, &mut Vec::new()).map_err(|e| format!("{}: {e}", object.key()))
+/// Reads the spec of an Istio object that passes validation. (Unknown fields were reported when it was accepted; they do
+/// not stop it here.)
+fn istio_spec<T>(object: &weft_k8s_api::Object) -> Result<T, parsed::Unreadable>
+where
+    T: serde::de::DeserializeOwned + Default,
+{
+    if let Some(problem) = weft_k8s_api::validate(object).errors.into_iter().next() {
+        return Err(parsed::Unreadable { path: problem.path, message: problem.message });
+    }
+    weft_k8s_api::parse_spec(object).map_err(|p| parsed::Unreadable { path: p.path, message: p.message })
 }

@@ -74,6 +74,6 @@ kinds! {
 
 /// Reads the spec of an Istio kind. An object that does not pass validation is not read: it slipped past admission, and
 /// half of a rule may be worse than none.
-fn spec_reader<T: DeserializeOwned>() -> Reader<T> {
+fn spec_reader<T: DeserializeOwned + Default>() -> Reader<T> {
     |object: &Object| crate::istio_spec(object)
 }

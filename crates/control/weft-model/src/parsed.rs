@@ -48,8 +48,21 @@ impl<T> Default for Kind<T> {
     }
 }
 
-/// How an object of a kind is read. The error is a sentence for the user.
-pub(crate) type Reader<T> = fn(&Object) -> Result<T, String>;
+/// Why an object could not be read: the place, empty for the whole, and a sentence for the user.
+#[derive(Debug)]
+pub(crate) struct Unreadable {
+    pub path: String,
+    pub message: String,
+}
+
+impl From<String> for Unreadable {
+    fn from(message: String) -> Self {
+        Self { path: String::new(), message }
+    }
+}
+
+/// How an object of a kind is read.
+pub(crate) type Reader<T> = fn(&Object) -> Result<T, Unreadable>;
 
 impl<T: PartialEq> Kind<T> {
     /// This kind after build `version`, whose list is `objects`.
@@ -104,8 +117,8 @@ impl<T: PartialEq> Kind<T> {
                 }
                 Some(Arc::new(Parsed { meta, spec: Arc::new(spec) }))
             }
-            Err(message) => {
-                errors.push(Warning { at: meta.provenance, code: "IST0106", message });
+            Err(Unreadable { path, message }) => {
+                errors.push(Warning { at: meta.provenance.at(path), code: "IST0106", message });
                 None
             }
         }

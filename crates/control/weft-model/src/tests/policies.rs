@@ -69,7 +69,7 @@ fn policies_bind_by_namespace_and_selector() {
     };
     let mesh = mesh(
         &[
-            policy("foo", "second", 2, "action: DENY"),
+            policy("foo", "second", 2, "action: DENY, rules: [{to: [{operation: {methods: [GET]}}]}]"),
             policy("foo", "first", 1, ""),
             policy("foo", "web", 3, "selector: {matchLabels: {app: web}}"),
             policy("istio-system", "mesh", 4, ""),

@@ -16,7 +16,7 @@ apiVersion: networking.istio.io/v1alpha3
 kind: VirtualService
 metadata: {name: older, namespace: a, creationTimestamp: "2026-01-01T00:00:00Z"}
 spec:
-  hosts: ["*"]
+  hosts: ["*.older.example.com"]
   gateways: [gw, other/gw, ./own, mesh]
   exportTo: ["."]
   http:
@@ -26,7 +26,7 @@ spec:
   tcp: [{match: [{gateways: [mesh]}], route: [{destination: {host: db}}]}]
 "#,
     );
-    let [older, younger] = mesh.virtual_services.as_slice() else { panic!() };
+    let [older, younger] = mesh.virtual_services.as_slice() else { panic!("{:?}", mesh.warnings) };
     assert_eq!((older.name.as_str(), younger.name.as_str()), ("older", "younger"));
     assert_eq!(older.gateways, ["a/gw", "other/gw", "a/own", "mesh"]);
     assert_eq!(younger.gateways, ["mesh"]);
@@ -83,7 +83,7 @@ metadata: {name: hidden, namespace: b}
 spec: {exportTo: ["."], http: [{route: [{destination: {host: hidden}}]}]}
 "#,
     );
-    let [root] = mesh.virtual_services.as_slice() else { panic!() };
+    let [root] = mesh.virtual_services.as_slice() else { panic!("{:?}", mesh.warnings) };
     let routes: Vec<_> = root.spec.http.iter().zip(&root.http_origin).collect();
     assert_eq!(routes.len(), 3);
     let (cart, origin) = routes[0];

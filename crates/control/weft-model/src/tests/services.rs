@@ -112,9 +112,14 @@ apiVersion: networking.istio.io/v1
 kind: ServiceEntry
 metadata: {name: dns, namespace: a}
 spec:
-  hosts: [httpbin.org, "*.wild.org"]
+  hosts: [httpbin.org]
   ports: [{number: 80, name: web, protocol: HTTP}, {number: 443, name: https, protocol: TLS, targetPort: 8443}]
   resolution: DNS
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: wild, namespace: a}
+spec: {hosts: ["*.wild.org"], resolution: NONE, ports: [{number: 80, name: web, protocol: HTTP}]}
 ---
 apiVersion: networking.istio.io/v1
 kind: ServiceEntry
@@ -238,7 +243,7 @@ spec: {ports: [{port: 700000}]}
 "#,
     );
     assert!(mesh.services.is_empty());
-    assert_eq!(super::warnings_of(&mesh, "ServiceEntry", "bad"), ["IST0106 "]);
+    assert_eq!(super::warnings_of(&mesh, "ServiceEntry", "bad"), ["IST0106 spec.hosts"]);
     assert_eq!(super::warnings_of(&mesh, "Service", "bad"), ["IST0106 "]);
 }
 
