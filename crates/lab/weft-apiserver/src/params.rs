@@ -70,7 +70,9 @@ pub(crate) fn shape(headers: &HeaderMap) -> Result<Shape, ApiError> {
             for part in parts {
                 match part.split_once('=') {
                     Some(("as", "Table")) => shape = Some(Shape::Table),
-                    Some(("as", "PartialObjectMetadata" | "PartialObjectMetadataList")) => shape = Some(Shape::Metadata),
+                    Some(("as", "PartialObjectMetadata" | "PartialObjectMetadataList")) => {
+                        shape = Some(Shape::Metadata)
+                    }
                     Some(("as", _)) => shape = None,
                     Some(("v", v)) => version = v,
                     _ => {}
@@ -94,8 +96,10 @@ mod tests {
             ("", Some(Shape::Full)),
             ("application/json", Some(Shape::Full)),
             ("*/*", Some(Shape::Full)),
-            ("application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json",
-             Some(Shape::Table)),
+            (
+                "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json",
+                Some(Shape::Table),
+            ),
             ("application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json", Some(Shape::Full)),
             ("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1", Some(Shape::Metadata)),
             ("application/vnd.kubernetes.protobuf,application/json", Some(Shape::Full)),

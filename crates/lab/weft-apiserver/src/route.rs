@@ -226,8 +226,10 @@ mod tests {
             ("/api/v1/namespaces/n/pods/p/log", "v1 Pod n p log"),
             ("/api/v1/namespaces/n/pods/p/proxy/x", "none"),
             ("/apis/apps/v1/namespaces/n/deployments/d/scale", "apps/v1 Deployment n d scale"),
-            ("/apis/networking.istio.io/v1beta1/namespaces/n/virtualservices/v",
-             "networking.istio.io/v1beta1 VirtualService n v -"),
+            (
+                "/apis/networking.istio.io/v1beta1/namespaces/n/virtualservices/v",
+                "networking.istio.io/v1beta1 VirtualService n v -",
+            ),
             ("/apis/networking.istio.io/v1/namespaces/n/envoyfilters", "none"),
             ("/api/v1/namespaces/n/configmaps/a%2Fb", "none"),
             ("/api/v1/namespaces/n/configmaps/a%2Db", "v1 ConfigMap n a-b -"),

@@ -161,7 +161,8 @@ impl ApiError {
                 Self::conflict(kind, &key.name, &why)
             }
             StoreError::NamespaceTerminating { key, namespace } => {
-                let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
+                let why =
+                    format!("unable to create new content in namespace {namespace} because it is being terminated");
                 Self::forbidden_object(kind, &key.name, &why)
             }
             StoreError::Invalid { key, field, message } => {

@@ -6,16 +6,16 @@ mod forward;
 
 use crate::params::Params;
 use crate::route::Target;
-use crate::server::Context;
+use crate::server::{Context, closed};
 use crate::status::ApiError;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
-use futures_util::StreamExt;
-use http::header::CONTENT_TYPE;
 use http::Method;
+use http::header::CONTENT_TYPE;
 use serde_json::Value;
 use std::io;
 use thiserror::Error;
@@ -127,7 +127,11 @@ pub trait PodBackend: Send + Sync {
 }
 
 /// The pod's subresources that reach into it.
-pub(crate) async fn handle(context: Context, target: &Target, request: http::Request<Body>) -> Result<Response, ApiError> {
+pub(crate) async fn handle(
+    context: Context,
+    target: &Target,
+    request: http::Request<Body>,
+) -> Result<Response, ApiError> {
     let store = &context.server.store();
     let pod = store.find("", "Pod", target.namespace(), target.name());
     let pod = pod.ok_or_else(|| ApiError::not_found(target.kind, target.name()))?;
@@ -155,10 +159,7 @@ async fn logs(context: &Context, pod: &Object) -> Result<Response, ApiError> {
     let log = backend(context)?.logs(request).await.map_err(PodError::into_error)?;
     let permit = context.stream_permit()?;
     let mut closing = context.server.closing();
-    let closed = async move {
-        let _ = closing.wait_for(|c| *c).await;
-    };
-    let log = log.take_until(Box::pin(closed)).map(move |item| {
+    let log = log.take_until(Box::pin(async move { closed(&mut closing).await })).map(move |item| {
         let _held = &permit;
         item
     });

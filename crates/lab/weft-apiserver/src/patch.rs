@@ -1,0 +1,129 @@
+//! Applying a patch's body to an object, by its content type.
+
+use crate::status::ApiError;
+use bytes::Bytes;
+use serde_json::Value;
+use weft_k8s_api::KindInfo;
+use weft_store::merge::{Lists, strategic_patch, three_way};
+
+/// Operations in a JSON patch at most.
+const MAX_OPERATIONS: usize = 10_000;
+
+/// A patch that has been read.
+#[derive(Debug)]
+pub(crate) enum Patch {
+    Json(json_patch::Patch),
+    Merge(Value),
+    Strategic(Value),
+    /// Server-side apply: creates the object when there is none.
+    Apply(Value),
+}
+
+const OFFERED: &str = "application/json-patch+json, application/merge-patch+json, \
+                       application/strategic-merge-patch+json, application/apply-patch+yaml";
+
+impl Patch {
+    pub(crate) fn read(kind: &KindInfo, content_type: &str, body: &Bytes) -> Result<Self, ApiError> {
+        let wrong = |e: &dyn std::fmt::Display| ApiError::bad_request(format!("the patch cannot be read: {e}"));
+        let json = || serde_json::from_slice::<Value>(body).map_err(|e| wrong(&e));
+        match content_type.split(';').next().unwrap_or_default().trim() {
+            "application/json-patch+json" => {
+                let patch: json_patch::Patch = serde_json::from_slice(body).map_err(|e| wrong(&e))?;
+                if patch.0.len() > MAX_OPERATIONS {
+                    return Err(ApiError::bad_request(format!("more than {MAX_OPERATIONS} operations")));
+                }
+                Ok(Self::Json(patch))
+            }
+            "application/merge-patch+json" => json().map(Self::Merge),
+            // Custom resources have no merge keys, and Kubernetes refuses this type for them.
+            "application/strategic-merge-patch+json" if Lists::of_group(kind.group) == Lists::ByKey => {
+                json().map(Self::Strategic)
+            }
+            "application/apply-patch+yaml" | "application/apply-patch" => read_yaml(body).map(Self::Apply),
+            other => Err(ApiError::unsupported_media_type(other, OFFERED)),
+        }
+    }
+
+    /// The patched object.
+    pub(crate) fn apply(&self, kind: &KindInfo, current: &Value) -> Result<Value, ApiError> {
+        match self {
+            Self::Json(patch) => {
+                let mut value = current.clone();
+                json_patch::patch(&mut value, patch)
+                    .map_err(|e| ApiError::bad_request(format!("the patch does not fit the object: {e}")))?;
+                Ok(value)
+            }
+            Self::Merge(patch) => {
+                let mut value = current.clone();
+                weft_store::merge::merge_patch(&mut value, patch);
+                Ok(value)
+            }
+            Self::Strategic(patch) => strategic_patch(current, patch).map_err(ApiError::bad_request),
+            Self::Apply(wanted) => Ok(three_way(Lists::of_group(kind.group), &Value::Null, current, wanted)),
+        }
+    }
+}
+
+/// Reads JSON or YAML.
+pub(crate) fn read_yaml(body: &Bytes) -> Result<Value, ApiError> {
+    if let Ok(value) = serde_json::from_slice(body) {
+        return Ok(value);
+    }
+    let text =
+        std::str::from_utf8(body).map_err(|_| ApiError::bad_request("the body is neither JSON nor UTF-8 text"))?;
+    serde_saphyr::from_str(text).map_err(|e| ApiError::bad_request(format!("the body is not YAML: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use weft_k8s_api::kinds::by_any_name;
+
+    #[test]
+    fn types() {
+        let current = json!({"spec": {"containers": [{"name": "a", "image": "1"}], "x": 1}});
+        let table = [
+            (
+                "pods",
+                "application/json-patch+json",
+                json!([{"op": "replace", "path": "/spec/x", "value": 2}]),
+                Some(json!({"spec": {"containers": [{"name": "a", "image": "1"}], "x": 2}})),
+            ),
+            (
+                "pods",
+                "application/json-patch+json; charset=utf-8",
+                json!([{"op": "test", "path": "/spec/x", "value": 2}]),
+                None,
+            ),
+            (
+                "pods",
+                "application/merge-patch+json",
+                json!({"spec": {"containers": [{"name": "b"}], "x": null}}),
+                Some(json!({"spec": {"containers": [{"name": "b"}]}})),
+            ),
+            (
+                "pods",
+                "application/strategic-merge-patch+json",
+                json!({"spec": {"containers": [{"name": "a", "image": "2"}]}}),
+                Some(json!({"spec": {"containers": [{"name": "a", "image": "2"}], "x": 1}})),
+            ),
+            ("vs", "application/strategic-merge-patch+json", json!({}), None),
+            (
+                "pods",
+                "application/apply-patch+yaml",
+                json!({"spec": {"containers": [{"name": "b"}]}}),
+                Some(json!({"spec": {"containers": [{"name": "a", "image": "1"}, {"name": "b"}], "x": 1}})),
+            ),
+            ("pods", "text/plain", json!({}), None),
+        ];
+        for (name, content_type, patch, want) in table {
+            let kind = by_any_name(name).unwrap();
+            let body = Bytes::from(patch.to_string());
+            let got = Patch::read(kind, content_type, &body).and_then(|p| p.apply(kind, &current)).ok();
+            assert_eq!(got, want, "{name} {content_type} {patch}");
+        }
+        assert_eq!(read_yaml(&Bytes::from("a:\n- 1\n")).unwrap(), json!({"a": [1]}));
+        assert!(read_yaml(&Bytes::from("a: [")).is_err());
+    }
+}

@@ -1,0 +1,456 @@
+//! The verbs on objects: get, list, watch, create, update, patch, delete. Every change goes the same way: defaults, hooks,
+//! validation, store.
+
+use crate::admission::{AdmissionRequest, Operation};
+use crate::auth::User;
+use crate::params::Params;
+use crate::patch::Patch;
+use crate::route::Target;
+use crate::server::{ApiServer, Context};
+use crate::status::ApiError;
+use crate::{defaults, pods, render, scale, validation, watching};
+use axum::body::Body;
+use axum::response::Response;
+use http::{Method, StatusCode};
+use serde_json::{Map, Value, json};
+use std::sync::Arc;
+use weft_k8s_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, Time};
+use weft_k8s_api::{KindInfo, Object};
+use weft_store::memory::key;
+use weft_store::{DeleteOptions, FieldSelector, LabelSelector, ListQuery, Preconditions, Propagation, StoreError};
+
+/// Repetitions of a change when another writer was quicker and the client named no version.
+const ATTEMPTS: usize = 8;
+
+/// A request for objects.
+pub(crate) async fn handle(
+    context: Context,
+    target: Target,
+    request: http::Request<Body>,
+) -> Result<Response, ApiError> {
+    let method = request.method().clone();
+    let watch = method == Method::GET && context.params.is_set("watch") && target.sub.is_none();
+    context.server.authorize(&context.user, verb(&method, &target, watch), &target)?;
+    match (target.kind.kind, target.sub.as_deref()) {
+        (_, None) => {}
+        ("Pod", Some("log" | "exec" | "portforward")) => return pods::handle(context, &target, request).await,
+        ("ServiceAccount", Some("token")) if method == Method::POST => {
+            return token_request(&context, &target, request).await;
+        }
+        ("Pod", Some("eviction")) if method == Method::POST => return delete(&context, &target, request).await,
+        ("Deployment" | "ReplicaSet" | "StatefulSet", Some("scale")) => {
+            return scale::handle(&context, &target, request).await;
+        }
+        ("Namespace", Some("finalize")) if method == Method::PUT => {}
+        (_, Some("status")) if defaults::has_status(target.kind) => {}
+        _ => return Err(ApiError::no_such_path()),
+    }
+    match (method, target.name.is_some()) {
+        (Method::GET, _) if watch => watching::watch(&context, &target),
+        (Method::GET, true) => get(&context, &target),
+        (Method::GET, false) => list(&context, &target),
+        (Method::POST, false) => create(&context, &target, request).await,
+        (Method::PUT, true) => update(&context, &target, request).await,
+        (Method::PATCH, true) => patch(&context, &target, request).await,
+        (Method::DELETE, true) if target.sub.is_none() => delete(&context, &target, request).await,
+        (Method::DELETE, false) => delete_collection(&context, &target, request).await,
+        _ => Err(ApiError::method_not_allowed()),
+    }
+}
+
+fn verb(method: &Method, target: &Target, watch: bool) -> &'static str {
+    match (method, target.name.is_some()) {
+        (&Method::GET, _) if watch => "watch",
+        (&Method::GET, true) => "get",
+        (&Method::GET, false) => "list",
+        (&Method::PUT, _) => "update",
+        (&Method::PATCH, _) => "patch",
+        (&Method::DELETE, true) => "delete",
+        (&Method::DELETE, false) => "deletecollection",
+        _ => "create",
+    }
+}
+
+fn current(context: &Context, target: &Target) -> Result<Arc<Object>, ApiError> {
+    let found = context.server.store().find(target.kind.group, target.kind.kind, target.namespace(), target.name());
+    found.ok_or_else(|| ApiError::not_found(target.kind, target.name()))
+}
+
+fn get(context: &Context, target: &Target) -> Result<Response, ApiError> {
+    render::object(context, target, StatusCode::OK, &*current(context, target)?, &[])
+}
+
+/// The selectors of a request.
+pub(crate) fn selectors(kind: &KindInfo, params: &Params) -> Result<(LabelSelector, FieldSelector), ApiError> {
+    let wrong = |e: weft_store::SelectorError| ApiError::bad_request(e.to_string());
+    let labels = LabelSelector::parse(params.get("labelSelector").unwrap_or_default()).map_err(wrong)?;
+    let fields = FieldSelector::parse(kind.kind, params.get("fieldSelector").unwrap_or_default()).map_err(wrong)?;
+    Ok((labels, fields))
+}
+
+fn list_query(context: &Context, target: &Target) -> Result<ListQuery, ApiError> {
+    let (labels, fields) = selectors(target.kind, &context.params)?;
+    Ok(ListQuery {
+        group: target.kind.group.into(),
+        kind: target.kind.kind.into(),
+        namespace: target.namespace.clone(),
+        labels,
+        fields,
+        limit: context.params.number("limit")?,
+        continue_token: context.params.get("continue").map(str::to_string),
+    })
+}
+
+fn list(context: &Context, target: &Target) -> Result<Response, ApiError> {
+    let query = list_query(context, target)?;
+    let list = context.server.store().list(&query).map_err(|e| ApiError::from_store(target.kind, e))?;
+    render::list(context, target, &list)
+}
+
+async fn create(context: &Context, target: &Target, request: http::Request<Body>) -> Result<Response, ApiError> {
+    if target.kind.namespaced && target.namespace.is_none() {
+        return Err(ApiError::method_not_allowed());
+    }
+    let body = context.read_json(request).await?;
+    create_from(context, target, body).await
+}
+
+async fn create_from(context: &Context, target: &Target, body: Value) -> Result<Response, ApiError> {
+    let object = read_object(target, body)?;
+    let strict = Strictness::read(&context.params)?;
+    let (made, warnings) = context.server.create(&context.user, object, context.params.dry_run()?, strict).await?;
+    render::object(context, target, StatusCode::CREATED, &made, &warnings)
+}
+
+/// What is done about fields that a kind does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strictness {
+    /// Nothing.
+    Ignore,
+    /// A warning.
+    Warn,
+    /// The object is refused.
+    Strict,
+}
+
+impl Strictness {
+    fn read(params: &Params) -> Result<Self, ApiError> {
+        match params.get("fieldValidation") {
+            Some("Ignore") => Ok(Self::Ignore),
+            None | Some("Warn") => Ok(Self::Warn),
+            Some("Strict") => Ok(Self::Strict),
+            Some(other) => {
+                Err(ApiError::bad_request(format!("fieldValidation={other}: one of Ignore, Warn, Strict is expected")))
+            }
+        }
+    }
+}
+
+impl ApiServer {
+    /// Creates an object as a user would: defaults, hooks, validation, store. Returns it with warnings.
+    ///
+    /// # Errors
+    /// What a client would get.
+    pub async fn create(
+        &self,
+        user: &User,
+        mut object: Object,
+        dry_run: bool,
+        strict: Strictness,
+    ) -> Result<(Arc<Object>, Vec<String>), ApiError> {
+        let kind = weft_k8s_api::kinds::by_kind(object.group(), &object.kind).ok_or_else(ApiError::no_such_path)?;
+        if object.metadata.resource_version.as_ref().is_some_and(|v| !v.is_empty()) {
+            return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
+        }
+        object.metadata.uid = None;
+        object.api_version = kind.api_version();
+        defaults::first_status(kind, &mut object);
+        let request = AdmissionRequest { operation: Operation::Create, kind, user: &user.name, dry_run, old: None };
+        let warnings = self.prepare(&request, &mut object, strict).await?;
+        let made = self.store().create_with(object, dry_run).map_err(|e| ApiError::from_store(kind, e))?;
+        if kind.kind == "Namespace" && !dry_run {
+            self.default_account(made.name())?;
+        }
+        Ok((made, warnings))
+    }
+
+    /// Everything between reading an object and storing it.
+    async fn prepare(
+        &self,
+        request: &AdmissionRequest<'_>,
+        object: &mut Object,
+        strict: Strictness,
+    ) -> Result<Vec<String>, ApiError> {
+        defaults::fill(request.kind, object);
+        let mut warnings = Vec::new();
+        for hook in &self.options().admission {
+            let said = hook.admit(request, object).await;
+            warnings.extend(said.map_err(|d| d.into_error(request.kind, object.name()))?);
+        }
+        if self.options().validate {
+            warnings.extend(validation::check(request.kind, object, strict)?);
+        }
+        Ok(warnings)
+    }
+}
+
+/// A change of an object that is computed from its present state.
+pub(crate) struct Change {
+    /// The new state. Its resource version is the one that it was made for.
+    pub(crate) object: Object,
+    /// Whether the client named the version: then a conflict is the client's to resolve.
+    pub(crate) explicit: bool,
+}
+
+/// Reads, changes, checks and writes an object; again when another writer was quicker.
+pub(crate) async fn rewrite(
+    context: &Context,
+    target: &Target,
+    change: impl Fn(&Object) -> Result<Change, ApiError>,
+) -> Result<(Arc<Object>, Vec<String>), ApiError> {
+    let (server, kind) = (&context.server, target.kind);
+    let dry_run = context.params.dry_run()?;
+    let strict = Strictness::read(&context.params)?;
+    let mut last = None;
+    for _ in 0..ATTEMPTS {
+        let old = current(context, target)?;
+        let Change { mut object, explicit } = change(&old)?;
+        object.api_version = kind.api_version();
+        let mut warnings = Vec::new();
+        if target.sub.as_deref().is_none_or(|s| s == "scale") {
+            let user = &context.user.name;
+            let request = AdmissionRequest { operation: Operation::Update, kind, user, dry_run, old: Some(&*old) };
+            warnings = server.prepare(&request, &mut object, strict).await?;
+        }
+        match server.store().update_with(object, dry_run) {
+            Ok(new) => return Ok((new, warnings)),
+            Err(error @ StoreError::Conflict { .. }) if !explicit => last = Some(error),
+            Err(error) => return Err(ApiError::from_store(kind, error)),
+        }
+    }
+    Err(last.map_or_else(|| ApiError::internal("no attempt was made"), |e| ApiError::from_store(kind, e)))
+}
+
+/// Puts the part that the target names (the whole, the status, the finalizers) of `wanted` into `old`.
+fn compose(target: &Target, old: &Object, mut wanted: Object) -> Change {
+    let version = wanted.metadata.resource_version.take().filter(|v| !v.is_empty());
+    let explicit = version.as_ref().is_some_and(|v| Some(v) != old.metadata.resource_version.as_ref());
+    let part = match (target.sub.as_deref(), target.kind.kind) {
+        (Some("status"), _) => Some("status"),
+        (Some("finalize"), _) => Some("spec"),
+        _ => None,
+    };
+    let mut object = match part {
+        Some(part) => {
+            let mut object = old.clone();
+            match wanted.body.shift_remove(part) {
+                Some(value) => drop(object.body.insert(part.into(), value)),
+                None => drop(object.body.shift_remove(part)),
+            }
+            object
+        }
+        None => {
+            let keep: &[&str] = match target.kind.kind {
+                // What holds a namespace back is changed through its own path.
+                "Namespace" => &["status", "spec"],
+                _ if defaults::has_status(target.kind) => &["status"],
+                _ => &[],
+            };
+            for part in keep {
+                match old.body.get(*part) {
+                    Some(value) => drop(wanted.body.insert((*part).into(), value.clone())),
+                    None => drop(wanted.body.shift_remove(*part)),
+                }
+            }
+            wanted
+        }
+    };
+    object.metadata.resource_version = version.clone().or_else(|| old.metadata.resource_version.clone());
+    Change { object, explicit: explicit || version.is_some() }
+}
+
+async fn update(context: &Context, target: &Target, request: http::Request<Body>) -> Result<Response, ApiError> {
+    let body = context.read_json(request).await?;
+    let wanted = read_object(target, body)?;
+    let (new, warnings) = rewrite(context, target, |old| Ok(compose(target, old, wanted.clone()))).await?;
+    render::object(context, target, StatusCode::OK, &new, &warnings)
+}
+
+async fn patch(context: &Context, target: &Target, request: http::Request<Body>) -> Result<Response, ApiError> {
+    let (content_type, body) = context.read_body(request).await?;
+    let mut patch = Patch::read(target.kind, &content_type, &body)?;
+    let manager = context.params.get("fieldManager");
+    if let Patch::Apply(wanted) = &mut patch {
+        let manager = manager.ok_or_else(|| ApiError::bad_request("fieldManager is required for apply patch"))?;
+        tidy_applied(target, wanted)?;
+        if target.sub.is_none() && current(context, target).is_err() {
+            let mut wanted = wanted.clone();
+            wanted["metadata"]["managedFields"] = json!([managed(target, manager)]);
+            return create_from(context, target, wanted).await;
+        }
+    }
+    let applied = matches!(patch, Patch::Apply(_)).then_some(manager).flatten();
+    let change = |old: &Object| {
+        let mut before = old.to_value();
+        before["apiVersion"] = target.api_version().into();
+        let after = patch.apply(target.kind, &before)?;
+        let mut wanted = read_object(target, after)?;
+        let same_version = wanted.metadata.resource_version == old.metadata.resource_version;
+        if same_version {
+            wanted.metadata.resource_version = None;
+        }
+        if let Some(manager) = applied {
+            note_manager(target, &mut wanted, manager);
+        }
+        Ok(compose(target, old, wanted))
+    };
+    let (new, warnings) = rewrite(context, target, change).await?;
+    render::object(context, target, StatusCode::OK, &new, &warnings)
+}
+
+/// An applied object says who it is by its path; what the server manages is not the client's.
+fn tidy_applied(target: &Target, wanted: &mut Value) -> Result<(), ApiError> {
+    let fields = wanted.as_object_mut().ok_or_else(|| ApiError::bad_request("an object is expected"))?;
+    let meta = fields.entry("metadata").or_insert_with(|| json!({}));
+    let meta = meta.as_object_mut().ok_or_else(|| ApiError::bad_request("metadata: an object is expected"))?;
+    meta.shift_remove("managedFields");
+    meta.entry("name").or_insert_with(|| target.name().into());
+    if let Some(namespace) = &target.namespace {
+        meta.entry("namespace").or_insert_with(|| namespace.clone().into());
+    }
+    Ok(())
+}
+
+fn managed(target: &Target, manager: &str) -> Value {
+    let time = Time(jiff::Timestamp::from_second(crate::tokens::now()).unwrap_or_default());
+    json!({
+        "manager": manager, "operation": "Apply", "apiVersion": target.api_version(), "time": time,
+        "fieldsType": "FieldsV1", "fieldsV1": {},
+    })
+}
+
+fn note_manager(target: &Target, object: &mut Object, manager: &str) {
+    let entries = object.metadata.managed_fields.get_or_insert_default();
+    let known =
+        entries.iter().any(|e| e.manager.as_deref() == Some(manager) && e.operation.as_deref() == Some("Apply"));
+    if !known && entries.len() < 64 {
+        entries.extend(serde_json::from_value::<ManagedFieldsEntry>(managed(target, manager)).ok());
+    }
+}
+
+/// Reads a body as an object that fits the path.
+pub(crate) fn read_object(target: &Target, body: Value) -> Result<Object, ApiError> {
+    let wrong = |message: String| ApiError::bad_request(message);
+    let mut object: Object = serde_json::from_value(body)
+        .map_err(|e| wrong(format!("the body is not an object of Kubernetes ({}): {e}", target.kind.kind)))?;
+    if object.api_version != target.api_version() || object.kind != target.kind.kind {
+        return Err(wrong(format!(
+            "the body is a {} of {}; this path takes {} of {}",
+            object.kind,
+            object.api_version,
+            target.kind.kind,
+            target.api_version()
+        )));
+    }
+    match (object.metadata.namespace.as_deref().unwrap_or_default(), target.namespace()) {
+        (_, "") => object.metadata.namespace = None,
+        ("", namespace) => object.metadata.namespace = Some(namespace.into()),
+        (found, namespace) if found != namespace => {
+            return Err(wrong(format!(
+                "the namespace of the provided object does not match the namespace sent on the request \
+                 ({found:?}, {namespace:?})"
+            )));
+        }
+        _ => {}
+    }
+    match (object.name(), target.name()) {
+        ("", name) if !name.is_empty() => object.metadata.name = Some(name.into()),
+        (found, name) if !name.is_empty() && found != name => {
+            return Err(wrong(format!("the name of the object ({found}) does not match the name on the URL ({name})")));
+        }
+        _ => {}
+    }
+    Ok(object)
+}
+
+async fn delete(context: &Context, target: &Target, request: http::Request<Body>) -> Result<Response, ApiError> {
+    let options = delete_options(context, request).await?;
+    let key = key(target.kind.group, target.kind.kind, target.namespace(), target.name());
+    let deleted = context.server.store().delete(&key, &options).map_err(|e| ApiError::from_store(target.kind, e))?;
+    if deleted.gone || target.sub.is_some() {
+        return Ok(render::deleted(target, &deleted.object));
+    }
+    render::object(context, target, StatusCode::OK, &deleted.object, &[])
+}
+
+async fn delete_collection(
+    context: &Context,
+    target: &Target,
+    request: http::Request<Body>,
+) -> Result<Response, ApiError> {
+    let query = list_query(context, target)?;
+    let options = delete_options(context, request).await?;
+    let store = context.server.store();
+    let list = store.list(&query).map_err(|e| ApiError::from_store(target.kind, e))?;
+    for object in &list.items {
+        match store.delete(&object.key(), &options) {
+            Ok(_) | Err(StoreError::NotFound(_)) => {}
+            Err(error) => return Err(ApiError::from_store(target.kind, error)),
+        }
+    }
+    render::list(context, target, &list)
+}
+
+/// Options from the body, or from the query string (which an eviction and old clients use).
+async fn delete_options(context: &Context, request: http::Request<Body>) -> Result<DeleteOptions, ApiError> {
+    let (_, body) = context.read_body(request).await?;
+    let body: Value = if body.is_empty() { Value::Null } else { crate::patch::read_yaml(&body)? };
+    // An eviction carries the options inside.
+    let body = body.get("deleteOptions").cloned().unwrap_or(body);
+    let empty = Map::new();
+    let fields = body.as_object().unwrap_or(&empty);
+    let params = &context.params;
+    let text = |name: &str| fields.get(name).and_then(Value::as_str).or_else(|| params.get(name));
+    let propagation = match text("propagationPolicy") {
+        None | Some("Background") => Propagation::Background,
+        Some("Foreground") => Propagation::Foreground,
+        Some("Orphan") => Propagation::Orphan,
+        Some(other) => {
+            let message = format!("propagationPolicy {other:?}: one of Background, Foreground, Orphan is expected");
+            return Err(ApiError::bad_request(message));
+        }
+    };
+    let expect =
+        |name: &str| body.pointer(&format!("/preconditions/{name}")).and_then(Value::as_str).map(str::to_string);
+    let dry_run = params.dry_run()? || fields.get("dryRun").is_some_and(|d| *d == json!(["All"]));
+    let grace = fields.get("gracePeriodSeconds").and_then(Value::as_i64);
+    Ok(DeleteOptions {
+        preconditions: Preconditions { uid: expect("uid"), resource_version: expect("resourceVersion") },
+        propagation,
+        grace_period_seconds: grace.or(params.number("gracePeriodSeconds")?),
+        dry_run,
+    })
+}
+
+async fn token_request(context: &Context, target: &Target, request: http::Request<Body>) -> Result<Response, ApiError> {
+    let mut body = context.read_json(request).await?;
+    let spec = body.get("spec").cloned().unwrap_or(Value::Null);
+    let audiences = spec.get("audiences").and_then(Value::as_array).into_iter().flatten();
+    let audiences: Vec<String> = audiences.filter_map(|a| a.as_str().map(str::to_string)).collect();
+    let seconds = spec.get("expirationSeconds").and_then(Value::as_i64).unwrap_or(3600);
+    let pod = match spec.get("boundObjectRef").filter(|b| !b.is_null()) {
+        None => None,
+        Some(bound) if bound.get("kind").and_then(Value::as_str) == Some("Pod") => {
+            let text = |name: &str| bound.get(name).and_then(Value::as_str).unwrap_or_default().to_string();
+            Some(crate::tokens::BoundPod { name: text("name"), uid: text("uid") })
+        }
+        Some(_) => return Err(ApiError::bad_request("spec.boundObjectRef: only Pods are supported")),
+    };
+    // The account must exist under its own name, whatever the body says.
+    current(context, target)?;
+    let holder = (target.namespace(), target.name());
+    let (token, expires) = context.server.tokens().issue(context.server.store(), holder, &audiences, seconds, pod)?;
+    let expires = Time(jiff::Timestamp::from_second(expires).unwrap_or_default());
+    body["status"] = json!({"token": token, "expirationTimestamp": expires});
+    Ok(render::value(&body))
+}
