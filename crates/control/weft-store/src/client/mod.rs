@@ -1,19 +1,21 @@
 //! `ApiClient`: any Kubernetes API, on untyped objects. Owns connection, paths and error words; a local copy of the state is
 //! [`crate::cache`]'s business.
 //!
-//! Reading order: this file (connection, get/list/create/replace/patch/delete), `apply`, `stream` (watch, logs), `pods`
-//! (exec, port-forward), `tokens`, `error`.
+//! Reading order: this file (connection, get/list/create/replace/patch/delete), `apply`, `table` (lists for people to read),
+//! `stream` (watch, logs), `pods` (exec, port-forward), `tokens`, `error`.
 
 mod apply;
 mod error;
 mod pods;
 mod stream;
+mod table;
 mod tokens;
 
 pub use apply::{Applied, ApplyOptions, Outcome};
 pub use error::{Cause, ClientError};
 pub use pods::{ExecOptions, ExecOutput, ExecSession, PortForward, TerminalResizer};
 pub use stream::{EventStream, LogOptions, LogStream, WatchOptions};
+pub use table::{Column, Row, Table};
 pub use tokens::{IssuedToken, TokenIdentity, TokenRequest};
 
 use crate::memory::{DeleteOptions, Propagation};
@@ -384,8 +386,18 @@ impl ApiClient {
 
     /// One request and its whole answer.
     async fn call(&self, method: Method, path: &str, body: Option<(&str, Vec<u8>)>) -> Result<Answer, ClientError> {
+        self.call_accepting("application/json", method, path, body).await
+    }
+
+    async fn call_accepting(
+        &self,
+        accept: &str,
+        method: Method,
+        path: &str,
+        body: Option<(&str, Vec<u8>)>,
+    ) -> Result<Answer, ClientError> {
         let exchange = async {
-            let response = self.start(method, path, body).await?;
+            let response = self.start_accepting(accept, method, path, body).await?;
             let warnings = warnings(response.headers());
             let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
             let body = body.map_err(|e| self.unreachable(&*e))?.to_bytes();
@@ -404,7 +416,17 @@ impl ApiClient {
         path: &str,
         body: Option<(&str, Vec<u8>)>,
     ) -> Result<http::Response<Body>, ClientError> {
-        let mut request = Request::builder().method(method).uri(path).header(ACCEPT, "application/json");
+        self.start_accepting("application/json", method, path, body).await
+    }
+
+    async fn start_accepting(
+        &self,
+        accept: &str,
+        method: Method,
+        path: &str,
+        body: Option<(&str, Vec<u8>)>,
+    ) -> Result<http::Response<Body>, ClientError> {
+        let mut request = Request::builder().method(method).uri(path).header(ACCEPT, accept);
         if let Some((kind, _)) = &body {
             request = request.header(CONTENT_TYPE, *kind);
         }
