@@ -1,7 +1,10 @@
 //! RBAC policies: compiled from Envoy's messages, evaluated on every connection or request. Pure: no I/O, no clock.
 //!
-//! Reading order: [`types`], `compile` (message → types), `evaluate` (facts → decision).
+//! Reading order: [`types`], [`compile`] (message → types), [`evaluate`] (facts → decision).
 
+pub mod compile;
+pub mod evaluate;
 pub mod types;
 
+pub use compile::{compile_http, compile_network};
 pub use types::*;

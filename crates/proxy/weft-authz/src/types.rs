@@ -1,8 +1,11 @@
 //! Compiled policies, and what they are asked.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use weft_core::Strng;
+use weft_route::Regex;
+
+/// A condition on a string.
+pub use weft_route::StringMatcher as Matcher;
 
 /// A compiled RBAC filter: enforced rules and, for dry run, shadow rules.
 #[derive(Debug, Default)]
@@ -86,41 +89,38 @@ pub enum Leaf {
     /// Path without query.
     Path(Matcher),
     /// Path by template (`/a/{*}/b/{**}`).
-    PathTemplate(Arc<regex::Regex>),
+    PathTemplate(Regex),
     /// Dynamic metadata: filter, path of keys, value (JWT claims).
     Metadata(Strng, Vec<Strng>, ValueTest),
     /// Filter state, e.g. `io.istio.peer_principal`.
     FilterState(Strng, Matcher),
-    /// Something that this proxy cannot evaluate: never holds in ALLOW, always holds in DENY (fails closed).
+    /// Something that this proxy cannot evaluate. It fails closed: where it would let through it does not hold, where it
+    /// would deny it holds, also below negations.
     Unsupported(Strng),
-}
-
-/// A condition on a string.
-#[derive(Debug, Clone)]
-pub enum Matcher {
-    /// Equal.
-    Exact(Strng),
-    /// Starts with.
-    Prefix(Strng),
-    /// Ends with.
-    Suffix(Strng),
-    /// Contains.
-    Contains(Strng),
-    /// Matches as a whole.
-    Regex(Arc<regex::Regex>),
-    /// Ignoring ASCII case.
-    IgnoreCase(Box<Matcher>),
 }
 
 /// A condition on a header.
 #[derive(Debug)]
 pub struct HeaderTest {
-    /// Lower-case name, or `:method`, `:authority`, `:path`, `:scheme`.
-    pub name: Strng,
-    /// `None` = presence.
-    pub value: Option<Matcher>,
-    /// Turns the result round.
+    /// The header or pseudo-header.
+    pub key: weft_route::HeaderKey,
+    /// What must hold of the value.
+    pub test: HeaderValueTest,
+    /// Turns the result round (not that of a missing header).
     pub invert: bool,
+    /// A missing header counts as empty.
+    pub missing_as_empty: bool,
+}
+
+/// What must hold of a header's value.
+#[derive(Debug)]
+pub enum HeaderValueTest {
+    /// Present (`true`) or absent (`false`).
+    Present(bool),
+    /// Value condition.
+    Value(Matcher),
+    /// An integer in `[start, end)`.
+    Range(i64, i64),
 }
 
 /// A condition on a metadata value.
@@ -128,12 +128,18 @@ pub struct HeaderTest {
 pub enum ValueTest {
     /// A string.
     String(Matcher),
-    /// Any element of a list, or the value itself.
-    AnyOf(Matcher),
-    /// Present.
-    Present,
+    /// Any element of a list.
+    AnyOf(Box<ValueTest>),
+    /// One of these.
+    Or(Vec<ValueTest>),
+    /// Present (`true`) or absent (`false`).
+    Present(bool),
     /// A boolean.
     Bool(bool),
+    /// A number in `[start, end)`.
+    Number(f64, f64),
+    /// This number.
+    NumberIs(f64),
 }
 
 /// What a decision is made on.
@@ -203,7 +209,7 @@ pub enum MetadataValue {
 pub struct Decision {
     /// Let through.
     pub allowed: bool,
-    /// Policy that matched: `none` when none did.
+    /// Policy that matched; `None` when none did.
     pub policy: Option<Strng>,
     /// Outcome of the shadow rules.
     pub shadow: Option<(bool, Option<Strng>)>,
