@@ -1,0 +1,133 @@
+//! A local copy that follows a server: first sync, changes, the server going away and coming back, kinds that are missing.
+
+mod common;
+
+use common::*;
+use serde_json::json;
+use std::time::Duration;
+use weft_k8s_api::{KindInfo, Object};
+use weft_store::memory::key;
+use weft_store::source::KindState;
+use weft_store::{DeleteOptions, KubeSource, MemoryStore, SourceOptions, StoreOptions};
+
+fn map(name: &str, data: &str) -> Object {
+    object(json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "default"}, "data": {"k": data},
+    }))
+}
+
+fn quick() -> SourceOptions {
+    SourceOptions {
+        missing_kind_interval: Duration::from_millis(50),
+        backoff_min: Duration::from_millis(10),
+        backoff_max: Duration::from_millis(50),
+        watch_length: Duration::from_secs(2),
+    }
+}
+
+/// A kind that the server does not have.
+static UNKNOWN: KindInfo = KindInfo {
+    group: "gateway.networking.k8s.io",
+    versions: &["v9"],
+    kind: "Nothing",
+    plural: "nothings",
+    singular: "nothing",
+    short: &[],
+    namespaced: true,
+    categories: &[],
+};
+
+#[tokio::test]
+async fn follows_changes() {
+    let lab = lab().await;
+    let store = lab.server.store();
+    store.create(map("a", "1")).unwrap();
+    let source = KubeSource::start(&lab.client, &[kind("cm"), kind("ns"), &UNKNOWN], &quick());
+    within(10, source.synced()).await;
+    within(10, source.kind_synced("", "Namespace")).await;
+    let cache = source.cache();
+    assert_eq!(cache.list("", "ConfigMap").len(), 1);
+    assert_eq!(cache.list("", "Namespace").len(), 2);
+    assert_eq!(cache.list("", "ConfigMap")[0].api_version, "v1");
+    assert!(source.connected());
+    let missing = (UNKNOWN.group.to_string(), UNKNOWN.kind.to_string());
+    assert_eq!(source.state().borrow().kinds.get(&missing), Some(&KindState::Missing));
+
+    let mark = cache.revision();
+    store.create(map("b", "1")).unwrap();
+    store.modify(&map("a", "").key(), |o| drop(o.body.insert("data".into(), json!({"k": "2"})))).unwrap();
+    store.delete(&map("b", "").key(), &DeleteOptions::default()).unwrap();
+    store.create(map("c", "1")).unwrap();
+    eventually("the last change arrives", || async { cache.find("", "ConfigMap", "default", "c").is_some() }).await;
+    assert!(cache.find("", "ConfigMap", "default", "b").is_none());
+    let changed: Vec<String> = cache.changes_since(mark).keys.unwrap().into_iter().map(|k| k.name).collect();
+    assert_eq!(changed, ["a", "b", "c"]);
+    assert_eq!(cache.get(&key("", "ConfigMap", "default", "a")).unwrap().body["data"]["k"], "2");
+}
+
+#[tokio::test]
+async fn outlives_the_server() {
+    let mut lab = lab().await;
+    let store = lab.server.store().clone();
+    for name in ["keep", "change", "remove"] {
+        store.create(map(name, "1")).unwrap();
+    }
+    let source = KubeSource::start(&lab.client, &[kind("cm")], &quick());
+    within(10, source.synced()).await;
+    let cache = source.cache().clone();
+    lab.stop().await;
+    let mut state = source.state();
+    within(10, state.wait_for(|s| !s.connected())).await.unwrap();
+    assert!(source.state().borrow().synced(), "what was read once stays complete");
+    assert!(source.state().borrow().problem().is_some_and(|p| p.contains("no answer from the API server")));
+    assert_eq!(cache.list("", "ConfigMap").len(), 3, "the last state stays");
+    let mark = cache.revision();
+    store.modify(&map("change", "").key(), |o| drop(o.body.insert("data".into(), json!({"k": "2"})))).unwrap();
+    store.delete(&map("remove", "").key(), &DeleteOptions::default()).unwrap();
+    store.create(map("new", "1")).unwrap();
+    let again = lab_with(store, options(), lab.address).await;
+    within(10, state.wait_for(|s| s.connected())).await.unwrap();
+    eventually("what was missed arrives", || async { cache.find("", "ConfigMap", "default", "new").is_some() }).await;
+    let names = |c: &weft_store::Changes| c.keys.as_ref().unwrap().iter().map(|k| k.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&cache.changes_since(mark)), ["change", "new", "remove"], "and nothing else counts as changed");
+    assert_eq!(cache.revision(), mark + 3, "each change once");
+    drop(again);
+}
+
+#[tokio::test]
+async fn lists_again_when_the_history_is_gone() {
+    let store = MemoryStore::with_options(StoreOptions { history: 2, ..StoreOptions::default() });
+    let mut lab = lab_with(store.clone(), options(), "127.0.0.1:0".parse().unwrap()).await;
+    for name in ["a", "b", "c"] {
+        store.create(map(name, "1")).unwrap();
+    }
+    let source = KubeSource::start(&lab.client, &[kind("cm")], &quick());
+    within(10, source.synced()).await;
+    let cache = source.cache().clone();
+    let mark = cache.revision();
+    lab.stop().await;
+    let mut state = source.state();
+    within(10, state.wait_for(|s| !s.connected())).await.unwrap();
+    store.delete(&map("a", "").key(), &DeleteOptions::default()).unwrap();
+    for name in ["d", "e", "f", "g"] {
+        store.create(map(name, "1")).unwrap();
+    }
+    let _again = lab_with(store, options(), lab.address).await;
+    eventually("the new list arrives", || async { cache.list("", "ConfigMap").len() == 6 }).await;
+    assert_eq!(cache.revision(), mark + 5, "one removed, four added, the others untouched");
+}
+
+#[tokio::test]
+async fn waits_for_a_server_that_is_not_there_yet() {
+    let address = { tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap() };
+    let client = weft_store::ApiClient::connect(&format!("http://{address}"), Some(TOKEN)).unwrap();
+    let source = KubeSource::start(&client, &[kind("cm")], &quick());
+    let mut state = source.state();
+    within(10, state.wait_for(|s| s.problem().is_some())).await.unwrap();
+    assert!(!source.state().borrow().synced());
+    let store = MemoryStore::with_options(StoreOptions { require_namespaces: false, ..StoreOptions::default() });
+    store.create(map("a", "1")).unwrap();
+    let _lab = lab_with(store, options(), address).await;
+    within(10, source.synced()).await;
+    assert_eq!(source.cache().list("", "ConfigMap").len(), 1);
+}
