@@ -1,1 +1,30 @@
-//! From a MeshSnapshot and a proxy node to xDS resources. Pure.
+//! From a [`MeshSnapshot`](weft_model::MeshSnapshot) and a proxy node to xDS resources. Pure: no I/O, no clock, no
+//! randomness; equal input gives equal bytes.
+//!
+//! Reading order: [`proxy`] (who asks), [`scope`] (what it sees), [`generate`] (the steps), [`resource`] (what comes out);
+//! then by type: `cluster`, `endpoint`, `route`, `listener`, `gateway`, `name_table`; what several need: `traffic` (traffic
+//! policies), `authz`, `observe` (logs, traces, metrics), `pb` (builders of messages). [`envoy_filter`] is where patches of
+//! finished messages will be applied.
+
+mod authz;
+mod cluster;
+mod endpoint;
+pub mod envoy_filter;
+mod gateway;
+pub mod generate;
+mod host;
+mod listener;
+mod name_table;
+mod observe;
+mod pb;
+pub mod proxy;
+pub mod resource;
+mod route;
+pub mod scope;
+mod traffic;
+
+pub use generate::{GenCache, generate, generate_endpoints};
+pub use pb::value::{PROVENANCE_KEY, read_provenance};
+pub use proxy::ProxyView;
+pub use resource::{ProxyResources, Resource, ResourceMap, Resources};
+pub use scope::{AskedFacts, Scope, ScopeKey};

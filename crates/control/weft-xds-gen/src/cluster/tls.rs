@@ -1,0 +1,289 @@
+//! TLS towards endpoints: as the destination rule says; else mutual TLS with the mesh's certificates to endpoints that
+//! take it.
+
+use super::{Draft, Target};
+use crate::pb::cluster::cluster::TransportSocketMatch;
+use crate::pb::{self, core, matcher, secret, tls, transport_socket, value};
+use crate::scope::View;
+use tls::common_tls_context::{CombinedCertificateValidationContext, ValidationContextType};
+use tls::subject_alt_name_matcher::SanType;
+use tls::tls_parameters::TlsProtocol;
+use weft_k8s_api::istio::{ClientTlsMode, ClientTlsSettings, ProxyProtocol, SimpleLb, TlsConfig};
+use weft_model::{MtlsMode, Registry, Resolution};
+use weft_proto::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
+use weft_proto::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
+
+/// Name of the TLS transport socket.
+pub(crate) const TLS_SOCKET: &str = "envoy.transport_sockets.tls";
+/// Key of the endpoint metadata that a transport socket is chosen by.
+pub(crate) const TLS_MODE_KEY: &str = "tlsMode";
+/// Value of [`TLS_MODE_KEY`] on endpoints that take the mesh's mutual TLS.
+pub(crate) const TLS_MODE_ISTIO: &str = "istio";
+/// Files of the system's own CA certificates are served under this name.
+const SYSTEM_ROOTS: &str = "file-root:system";
+
+/// Sets the transport socket, or the choice of sockets by endpoint.
+pub(super) fn apply(view: View<'_>, draft: &mut Draft, target: &Target<'_>) {
+    match &target.policy.tls {
+        Some(settings) => as_told(view, draft, target, settings),
+        None if detects(view, target) => {
+            let context = mesh_context(draft, target, None);
+            let socket = transport_socket(TLS_SOCKET, &context);
+            if draft.is_original_dst() {
+                draft.cluster.transport_socket = Some(socket);
+            } else {
+                draft.cluster.transport_socket_matches = by_endpoint(socket);
+            }
+        }
+        None => {}
+    }
+}
+
+fn as_told(view: View<'_>, draft: &mut Draft, target: &Target<'_>, settings: &ClientTlsSettings) {
+    let context = match settings.mode {
+        ClientTlsMode::Disable => None,
+        ClientTlsMode::IstioMutual => Some(mesh_context(draft, target, Some(settings))),
+        ClientTlsMode::Simple => origination(view, draft, target, settings, false),
+        ClientTlsMode::Mutual => origination(view, draft, target, settings, true),
+    };
+    draft.cluster.transport_socket = context.map(|c| transport_socket(TLS_SOCKET, &c));
+}
+
+/// Whether endpoints may take the mesh's mutual TLS without a destination rule saying so.
+fn detects(view: View<'_>, target: &Target<'_>) -> bool {
+    let service = target.service;
+    if service.mesh_external || view.mesh().enable_auto_mtls == Some(false) {
+        return false;
+    }
+    let dialled = target.policy.load_balancer.as_ref().and_then(|lb| lb.simple) == Some(SimpleLb::Passthrough);
+    if service.resolution == Resolution::Passthrough || dialled {
+        // The endpoint is not chosen here, so one answer has to hold for all of them.
+        let endpoints = view.snapshot.endpoints_of(service, target.port.number);
+        if endpoints.is_none_or(|all| all.is_empty() || all.iter().any(|e| !e.mtls)) {
+            return false;
+        }
+    }
+    let policies = &view.snapshot.peer_auth;
+    policies.namespaces.get(&service.namespace).copied().unwrap_or(policies.mesh) != MtlsMode::Disable
+}
+
+/// Mutual TLS with the mesh's certificates. The server must be one that runs the service.
+fn mesh_context(draft: &Draft, target: &Target<'_>, settings: Option<&ClientTlsSettings>) -> tls::UpstreamTlsContext {
+    let given = settings.map(|s| s.subject_alt_names.as_slice()).unwrap_or_default();
+    let names: Vec<String> = if given.is_empty() { server_identities(target) } else { given.to_vec() };
+    let sni = settings.map(|s| s.sni.clone()).filter(|sni| !sni.is_empty()).unwrap_or_else(|| target.name().sni());
+    let common = tls::CommonTlsContext {
+        tls_params: Some(mesh_params()),
+        tls_certificate_sds_secret_configs: vec![secret::from_agent(secret::SVID)],
+        alpn_protocols: mesh_alpn(draft, target),
+        validation_context_type: Some(combined(secret::from_agent(secret::ROOTS), &names, None)),
+        ..Default::default()
+    };
+    tls::UpstreamTlsContext { common_tls_context: Some(common), sni, ..Default::default() }
+}
+
+/// Who may answer for the service: its workloads' service accounts, and names a service entry declares.
+fn server_identities(target: &Target<'_>) -> Vec<String> {
+    let service = target.service;
+    let mut names: Vec<String> = service.subject_alt_names.clone();
+    names.extend(service.identities.iter().filter(|id| !service.subject_alt_names.contains(id)).cloned());
+    names.sort();
+    names
+}
+
+/// ALPN by which the server's proxy tells the mesh's traffic, and in it HTTP, from other TLS before it has read any of
+/// it: `istio` marks the mesh, `istio-http/1.1` and `istio-h2` HTTP, and the protocol itself is what is agreed on.
+fn mesh_alpn(draft: &Draft, target: &Target<'_>) -> Vec<String> {
+    let names: &[&str] = if !target.port.protocol.is_http() {
+        &["istio-peer-exchange", "istio"]
+    } else if draft.http.is_http2() {
+        &["istio-h2", "istio", "h2"]
+    } else if draft.http.is_http1() {
+        &["istio-http/1.1", "istio", "http/1.1"]
+    } else {
+        &["istio-peer-exchange", "istio"]
+    };
+    names.iter().map(|n| n.to_string()).collect()
+}
+
+/// TLS 1.2 to 1.3: what both sides of the mesh speak.
+pub(crate) fn mesh_params() -> tls::TlsParameters {
+    tls::TlsParameters {
+        tls_minimum_protocol_version: TlsProtocol::TlSv12 as i32,
+        tls_maximum_protocol_version: TlsProtocol::TlSv13 as i32,
+        ..Default::default()
+    }
+}
+
+/// Roots by SDS, and the names that the peer's certificate must have one of.
+pub(crate) fn combined(roots: tls::SdsSecretConfig, names: &[String], crl: Option<&str>) -> ValidationContextType {
+    let context = tls::CertificateValidationContext {
+        match_typed_subject_alt_names: names.iter().flat_map(|name| san_matchers(name)).collect(),
+        crl: crl.map(|file| core::DataSource {
+            specifier: Some(core::data_source::Specifier::Filename(file.into())),
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    ValidationContextType::CombinedValidationContext(CombinedCertificateValidationContext {
+        default_validation_context: Some(context),
+        validation_context_sds_secret_config: Some(roots),
+        ..Default::default()
+    })
+}
+
+/// Roots by SDS, and the trust domains that a client's SPIFFE id must be of.
+pub(crate) fn of_trust_domains(roots: tls::SdsSecretConfig, domains: &[String]) -> ValidationContextType {
+    let matcher = |domain: &String| tls::SubjectAltNameMatcher {
+        san_type: SanType::Uri as i32,
+        matcher: Some(matcher::prefix(format!("spiffe://{domain}/"))),
+        oid: String::new(),
+    };
+    let context = tls::CertificateValidationContext {
+        match_typed_subject_alt_names: domains.iter().map(matcher).collect(),
+        ..Default::default()
+    };
+    ValidationContextType::CombinedValidationContext(CombinedCertificateValidationContext {
+        default_validation_context: Some(context),
+        validation_context_sds_secret_config: Some(roots),
+        ..Default::default()
+    })
+}
+
+/// A name is a URI (SPIFFE) when it looks like one; else a DNS name or an address.
+fn san_matchers(name: &str) -> Vec<tls::SubjectAltNameMatcher> {
+    let kinds: &[SanType] = if name.contains("://") {
+        &[SanType::Uri]
+    } else if name.parse::<std::net::IpAddr>().is_ok() {
+        &[SanType::IpAddress]
+    } else {
+        &[SanType::Dns, SanType::Uri]
+    };
+    kinds
+        .iter()
+        .map(|kind| tls::SubjectAltNameMatcher {
+            san_type: *kind as i32,
+            matcher: Some(matcher::exact(name)),
+            oid: String::new(),
+        })
+        .collect()
+}
+
+/// Mutual TLS where the endpoint's metadata says that it takes it, else plain text.
+fn by_endpoint(mutual: core::TransportSocket) -> Vec<TransportSocketMatch> {
+    let istio = value::fields([(TLS_MODE_KEY, value::text(TLS_MODE_ISTIO))]);
+    vec![
+        TransportSocketMatch { name: "tlsMode-istio".into(), r#match: Some(istio), transport_socket: Some(mutual) },
+        TransportSocketMatch {
+            name: "tlsMode-disabled".into(),
+            r#match: Some(weft_proto::Struct::default()),
+            transport_socket: Some(raw_buffer()),
+        },
+    ]
+}
+
+fn raw_buffer() -> core::TransportSocket {
+    transport_socket("envoy.transport_sockets.raw_buffer", &RawBuffer {})
+}
+
+/// TLS to a server outside the mesh, with certificates of the user's own.
+fn origination(
+    view: View<'_>,
+    draft: &mut Draft,
+    target: &Target<'_>,
+    settings: &ClientTlsSettings,
+    mutual: bool,
+) -> Option<tls::UpstreamTlsContext> {
+    // A secret may be named by gateways, and by rules that select the workloads which may read it.
+    let selected = target.rule.is_some_and(|rule| rule.spec.workload_selector.is_some());
+    if !settings.credential_name.is_empty() && !view.scope.key.gateway && !selected {
+        return None;
+    }
+    let unverified = settings.insecure_skip_verify == Some(true);
+    let external = target.service.registry == Some(Registry::External);
+    let names = if settings.subject_alt_names.is_empty() && external {
+        target.service.subject_alt_names.clone()
+    } else {
+        settings.subject_alt_names.clone()
+    };
+    if settings.sni.is_empty() {
+        let upstream = draft.http.upstream.get_or_insert_default();
+        upstream.auto_sni = true;
+        upstream.auto_san_validation = names.is_empty() && !unverified;
+    }
+    let mut common = tls::CommonTlsContext { tls_params: Some(mesh_params()), ..Default::default() };
+    if settings.credential_name.is_empty() {
+        from_files(&mut common, settings, &names, mutual)?;
+    } else {
+        from_secret(&mut common, settings, &names, mutual);
+    }
+    if unverified {
+        common.validation_context_type = None;
+    }
+    add_defaults(&mut common, view.mesh().tls_defaults.as_ref());
+    if draft.http.is_http2() {
+        common.alpn_protocols = vec!["h2".into()];
+    }
+    Some(tls::UpstreamTlsContext { common_tls_context: Some(common), sni: settings.sni.clone(), ..Default::default() })
+}
+
+fn from_files(
+    common: &mut tls::CommonTlsContext,
+    settings: &ClientTlsSettings,
+    names: &[String],
+    mutual: bool,
+) -> Option<()> {
+    if mutual {
+        if settings.client_certificate.is_empty() || settings.private_key.is_empty() {
+            return None;
+        }
+        let name = format!("file-cert:{}~{}", settings.client_certificate, settings.private_key);
+        common.tls_certificate_sds_secret_configs.push(secret::from_agent(&name));
+    }
+    let roots = match settings.ca_certificates.as_str() {
+        "" | "system" => SYSTEM_ROOTS.to_string(),
+        file => format!("file-root:{file}"),
+    };
+    let crl = Some(settings.ca_crl.as_str()).filter(|file| !file.is_empty());
+    common.validation_context_type = Some(combined(secret::from_agent(&roots), names, crl));
+    Some(())
+}
+
+fn from_secret(common: &mut tls::CommonTlsContext, settings: &ClientTlsSettings, names: &[String], mutual: bool) {
+    let name = crate::gateway::tls::credential_resource(&settings.credential_name);
+    if mutual {
+        common.tls_certificate_sds_secret_configs.push(secret::from_control_plane(&name));
+    }
+    common.validation_context_type = Some(combined(secret::from_control_plane(&format!("{name}-cacert")), names, None));
+}
+
+/// Curves and ciphers that the mesh config sets for TLS outside the mesh.
+fn add_defaults(common: &mut tls::CommonTlsContext, defaults: Option<&TlsConfig>) {
+    let Some(defaults) = defaults else { return };
+    let params = common.tls_params.get_or_insert_default();
+    params.ecdh_curves.clone_from(&defaults.ecdh_curves);
+    params.cipher_suites.clone_from(&defaults.cipher_suites);
+}
+
+/// Puts the PROXY protocol in front of whatever transport the cluster has.
+pub(super) fn apply_proxy_protocol(draft: &mut Draft, settings: Option<&ProxyProtocol>) {
+    let Some(settings) = settings else { return };
+    let version = match settings.version {
+        weft_k8s_api::istio::ProxyProtocolVersion::V1 => core::proxy_protocol_config::Version::V1,
+        weft_k8s_api::istio::ProxyProtocolVersion::V2 => core::proxy_protocol_config::Version::V2,
+    };
+    let wrap = |inner: core::TransportSocket| {
+        let config = ProxyProtocolUpstreamTransport {
+            config: Some(core::ProxyProtocolConfig { version: version as i32, ..Default::default() }),
+            transport_socket: Some(inner),
+            ..Default::default()
+        };
+        pb::transport_socket("envoy.transport_sockets.upstream_proxy_protocol", &config)
+    };
+    for choice in &mut draft.cluster.transport_socket_matches {
+        choice.transport_socket = choice.transport_socket.take().map(wrap);
+    }
+    if draft.cluster.transport_socket_matches.is_empty() {
+        draft.cluster.transport_socket = Some(wrap(draft.cluster.transport_socket.take().unwrap_or_else(raw_buffer)));
+    }
+}

@@ -1,0 +1,337 @@
+//! The steps from a snapshot and a proxy to its resources, and the cache by which proxies share them.
+//!
+//! What is kept for a scope is kept part by part. Each part has a mark: the builds in which the sections of the snapshot that
+//! it depends on last changed. A part is made anew when its mark is another; what comes out equal stays the same `Arc`.
+
+use crate::cluster::{self, fixed, inbound};
+use crate::gateway::listener::GatewayMaker;
+use crate::gateway::{self, merge};
+use crate::listener::inbound::Inbound;
+use crate::listener::outbound::{self, Outbound};
+use crate::listener::{Maker, ports};
+use crate::observe::{Observability, ObserveKey};
+use crate::proxy::ProxyView;
+use crate::resource::{ProxyResources, Resource, ResourceMap, Resources, reuse};
+use crate::route;
+use crate::scope::{AskedFacts, Scope, ScopeKey, View};
+use crate::{endpoint, envoy_filter, name_table};
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use weft_core::Strng;
+use weft_model::{Labels, MeshSnapshot, Resolution, Sections};
+
+/// Scopes that no proxy asked for in so many builds are dropped.
+const KEEP_BUILDS: u64 = 16;
+
+/// Everything for one proxy.
+pub fn generate(snapshot: &MeshSnapshot, proxy: &ProxyView) -> ProxyResources {
+    GenCache::default().generate(snapshot, proxy)
+}
+
+/// The load assignment of one cluster, for the proxies of a scope; `None` when it has no such cluster found by EDS.
+pub fn generate_endpoints(snapshot: &MeshSnapshot, scope: &Scope, cluster: &str) -> Option<Arc<Resource>> {
+    endpoint::by_cluster_name(View { snapshot, scope }, cluster)
+}
+
+/// Keeps what was generated, so that proxies of equal view share it and the next snapshot reuses what did not change.
+/// All snapshots given to one cache must come from one series of builds.
+#[derive(Debug, Default)]
+pub struct GenCache {
+    asked: Mutex<Option<(Mark, Arc<AskedFacts>)>>,
+    scopes: Mutex<HashMap<ScopeKey, Arc<Mutex<Kept>>>>,
+}
+
+/// Builds in which the sections that a part depends on last changed.
+type Mark = Vec<u64>;
+
+/// What is kept for one scope.
+#[derive(Debug, Default)]
+struct Kept {
+    last_used: u64,
+    scope: Option<(Mark, Arc<Scope>)>,
+    clusters: Option<(Mark, Arc<Resources>)>,
+    endpoints: Option<(Mark, Arc<Resources>)>,
+    outbound: HashMap<OutboundKey, (Mark, Arc<Outbound>)>,
+    routes: Option<(Mark, SharedRoutes)>,
+    names: Option<(Mark, Arc<Resource>)>,
+    gateways: HashMap<GatewayKey, (Mark, Arc<GatewayPart>)>,
+}
+
+/// Route configurations, and virtual hosts apart.
+type SharedRoutes = (Arc<Resources>, Arc<Resources>);
+
+/// What outbound listeners depend on besides the scope.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct OutboundKey {
+    observe: ObserveKey,
+    intercepts: bool,
+    transparent: bool,
+}
+
+/// What listeners and routes of a gateway depend on besides the scope.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct GatewayKey {
+    observe: ObserveKey,
+    labels: Labels,
+    container_ports: Vec<(u16, String)>,
+}
+
+/// Listeners and routes of gateways of one key.
+#[derive(Debug, Default)]
+struct GatewayPart {
+    listeners: Arc<Resources>,
+    configurations: Arc<Resources>,
+    virtual_hosts: Arc<Resources>,
+    credentials: Vec<Strng>,
+    /// Clusters and endpoints for mutual TLS that is passed on by server name.
+    sni_clusters: Resources,
+    sni_endpoints: bool,
+}
+
+impl GenCache {
+    /// Everything for one proxy.
+    pub fn generate(&self, snapshot: &MeshSnapshot, proxy: &ProxyView) -> ProxyResources {
+        let proxy = proxy.with_workload(snapshot);
+        let (kept, scope) = self.kept(snapshot, &proxy);
+        let mut kept = lock(&kept);
+        let step = Step { view: View { snapshot, scope: &scope }, proxy: &proxy };
+        let mut resources = if proxy.is_gateway() { step.gateway(&mut kept) } else { step.sidecar(&mut kept) };
+        let bound = envoy_filter::bound(snapshot, &proxy);
+        resources.not_applied = bound.iter().map(|filter| filter.provenance.clone()).collect();
+        resources
+    }
+
+    /// The scope of a proxy.
+    pub fn scope(&self, snapshot: &MeshSnapshot, proxy: &ProxyView) -> Arc<Scope> {
+        self.kept(snapshot, &proxy.with_workload(snapshot)).1
+    }
+
+    /// How many scopes are kept.
+    pub fn len(&self) -> usize {
+        lock(&self.scopes).len()
+    }
+
+    /// True when none is kept.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The scope of `proxy`, and what is kept for it.
+    fn kept(&self, snapshot: &MeshSnapshot, proxy: &ProxyView) -> (Arc<Mutex<Kept>>, Arc<Scope>) {
+        let key = ScopeKey::new(snapshot, proxy, &self.asked(snapshot));
+        let kept = {
+            let mut scopes = lock(&self.scopes);
+            let now = snapshot.version;
+            if !scopes.contains_key(&key) {
+                scopes.retain(|_, kept| {
+                    kept.try_lock().map_or(true, |kept| kept.last_used.saturating_add(KEEP_BUILDS) >= now)
+                });
+            }
+            scopes.entry(key.clone()).or_default().clone()
+        };
+        let mut inside = lock(&kept);
+        inside.last_used = snapshot.version;
+        let s = &snapshot.sections;
+        let mark = vec![s.mesh, s.services, s.virtual_services, s.sidecars, s.namespaces];
+        let scope = remember(&mut inside.scope, mark, |_| Arc::new(Scope::new(snapshot, key, &proxy.labels)));
+        drop(inside);
+        (kept, scope)
+    }
+
+    fn asked(&self, snapshot: &MeshSnapshot) -> Arc<AskedFacts> {
+        let s = &snapshot.sections;
+        let mark = vec![s.mesh, s.services, s.virtual_services, s.destination_rules];
+        remember(&mut lock(&self.asked), mark, |_| Arc::new(AskedFacts::of(snapshot)))
+    }
+}
+
+/// One proxy, in one snapshot.
+struct Step<'a> {
+    view: View<'a>,
+    proxy: &'a ProxyView,
+}
+
+impl Step<'_> {
+    fn sidecar(&self, kept: &mut Kept) -> ProxyResources {
+        let (snapshot, proxy) = (self.view.snapshot, self.proxy);
+        let observe_key = ObserveKey::new(snapshot, proxy);
+        let observe = Observability::new(self.view, proxy, &observe_key);
+        let maker = Maker { view: self.view, observe: &observe };
+
+        let served = ports::of(snapshot, proxy, self.view.scope.sidecar.as_deref());
+        let outbound = self.outbound(kept, observe_key, maker);
+        let routes = self.routes(kept, &outbound);
+        let policies = snapshot.authorization_for(proxy.namespace(), &proxy.labels);
+        let inbound_listeners = Inbound { maker, proxy, ports: &served, policies }.listeners();
+
+        ProxyResources {
+            listeners: ResourceMap::new(self.without_own(&outbound), inbound_listeners),
+            routes: ResourceMap::new(routes.0.clone(), Resources::new()),
+            virtual_hosts: ResourceMap::new(routes.1.clone(), Resources::new()),
+            clusters: ResourceMap::new(self.clusters(kept), inbound::clusters(snapshot, proxy, &served)),
+            endpoints: ResourceMap::new(self.endpoints(kept), Resources::new()),
+            name_table: proxy.dns_capture().then(|| self.names(kept)),
+            ..ProxyResources::default()
+        }
+    }
+
+    fn gateway(&self, kept: &mut Kept) -> ProxyResources {
+        let part = self.gateway_part(kept);
+        let endpoints = self.endpoints(kept);
+        let sni = if part.sni_endpoints { endpoint::all(self.view, true) } else { Resources::new() };
+        ProxyResources {
+            listeners: ResourceMap::new(part.listeners.clone(), Resources::new()),
+            routes: ResourceMap::new(part.configurations.clone(), Resources::new()),
+            virtual_hosts: ResourceMap::new(part.virtual_hosts.clone(), Resources::new()),
+            clusters: ResourceMap::new(self.clusters(kept), part.sni_clusters.clone()),
+            endpoints: ResourceMap::new(endpoints, sni),
+            name_table: self.proxy.dns_capture().then(|| self.names(kept)),
+            credentials: part.credentials.clone(),
+            ..ProxyResources::default()
+        }
+    }
+
+    fn sections(&self) -> &Sections {
+        &self.view.snapshot.sections
+    }
+
+    /// Sections that every part of a scope depends on.
+    fn mark(&self, more: &[u64]) -> Mark {
+        let s = self.sections();
+        let mut mark = vec![s.mesh, s.services, s.virtual_services, s.sidecars, s.namespaces, s.destination_rules];
+        mark.extend(more);
+        mark
+    }
+
+    /// The endpoints' section where some service's clusters or listeners hold endpoints themselves; else nothing.
+    fn endpoints_inside(&self) -> u64 {
+        let holds = |r| matches!(r, Resolution::Dns | Resolution::DnsRoundRobin | Resolution::Passthrough);
+        if self.view.scope.services().any(|s| holds(s.resolution)) { self.sections().endpoints } else { 0 }
+    }
+
+    fn clusters(&self, kept: &mut Kept) -> Arc<Resources> {
+        let mark = self.mark(&[self.sections().security, self.endpoints_inside()]);
+        remember(&mut kept.clusters, mark, |old| {
+            let mut all = cluster::outbound(self.view);
+            all.extend(fixed::outbound(self.view.mesh(), self.view.scope.key.gateway));
+            reuse(old.unwrap_or(&Arc::default()), all)
+        })
+    }
+
+    fn endpoints(&self, kept: &mut Kept) -> Arc<Resources> {
+        let mark = self.mark(&[self.sections().security, self.sections().endpoints]);
+        remember(&mut kept.endpoints, mark, |old| {
+            reuse(old.unwrap_or(&Arc::default()), endpoint::all(self.view, false))
+        })
+    }
+
+    fn outbound(&self, kept: &mut Kept, observe: ObserveKey, maker: Maker<'_>) -> Arc<Outbound> {
+        let mark = self.mark(&[self.sections().telemetry, self.endpoints_inside()]);
+        let (intercepts, transparent) = (self.proxy.intercepts(), self.proxy.transparent());
+        let key = OutboundKey { observe, intercepts, transparent };
+        remember_by(&mut kept.outbound, key, mark, |_| {
+            let mut out = outbound::listeners(maker, intercepts);
+            if intercepts {
+                let listener = maker.virtual_outbound(transparent);
+                let resource = Resource::new(listener.name.as_str(), &listener);
+                Arc::make_mut(&mut out.listeners).insert(resource.name.clone(), resource);
+            }
+            Arc::new(out)
+        })
+    }
+
+    fn routes(&self, kept: &mut Kept, outbound: &Outbound) -> SharedRoutes {
+        // The listeners' wish list depends on the services alone, whatever the workload reports.
+        let mark = self.mark(&[self.endpoints_inside(), u64::from(self.proxy.intercepts())]);
+        remember(&mut kept.routes, mark, |old| {
+            let new = route::outbound(self.view, outbound.routes.iter().cloned());
+            let none = SharedRoutes::default();
+            let (configurations, virtual_hosts) = old.unwrap_or(&none);
+            (reuse(configurations, new.configurations), reuse(virtual_hosts, new.virtual_hosts))
+        })
+    }
+
+    fn names(&self, kept: &mut Kept) -> Arc<Resource> {
+        let mark = self.mark(&[self.endpoints_inside()]);
+        remember(&mut kept.names, mark, |_| name_table::build(self.view))
+    }
+
+    /// Outbound listeners without those for the pod's own address: a pod that calls itself is not load balanced.
+    fn without_own(&self, outbound: &Arc<Outbound>) -> Arc<Resources> {
+        let own = self.proxy.addresses();
+        let named: Vec<&String> = own.iter().filter_map(|ip| outbound.of_pods.get(ip)).flatten().collect();
+        if named.is_empty() {
+            return outbound.listeners.clone();
+        }
+        let mut listeners = (*outbound.listeners).clone();
+        listeners.retain(|name, _| named.iter().all(|own| ***own != **name));
+        Arc::new(listeners)
+    }
+
+    fn gateway_part(&self, kept: &mut Kept) -> Arc<GatewayPart> {
+        let (snapshot, proxy) = (self.view.snapshot, self.proxy);
+        let observe_key = ObserveKey::new(snapshot, proxy);
+        let key = GatewayKey {
+            observe: observe_key.clone(),
+            labels: proxy.labels.clone(),
+            container_ports: proxy.workload.as_ref().map(|w| w.container_ports.clone()).unwrap_or_default(),
+        };
+        let s = self.sections();
+        let mark = self.mark(&[s.telemetry, s.security, s.gateways, s.workloads, self.endpoints_inside()]);
+        remember_by(&mut kept.gateways, key, mark, |old| {
+            let observe = Observability::new(self.view, proxy, &observe_key);
+            let merged = merge::merge(snapshot, proxy);
+            let policies = snapshot.authorization_for(proxy.namespace(), &proxy.labels);
+            let maker = GatewayMaker { maker: Maker { view: self.view, observe: &observe }, merged: &merged, policies };
+            let routes = gateway::route::routes(self.view, &merged);
+            let none = GatewayPart::default();
+            let old = old.map_or(&none, |old| old);
+            let automatic = merged.passes_automatically();
+            Arc::new(GatewayPart {
+                listeners: reuse(&old.listeners, maker.listeners()),
+                configurations: reuse(&old.configurations, routes.configurations),
+                virtual_hosts: reuse(&old.virtual_hosts, routes.virtual_hosts),
+                credentials: maker.credentials(),
+                sni_clusters: if automatic { cluster::sni_dnat(self.view) } else { Resources::new() },
+                sni_endpoints: automatic,
+            })
+        })
+    }
+}
+
+/// The kept value when its mark is `mark`, else a new one, made with the old at hand.
+fn remember<T: Clone>(slot: &mut Option<(Mark, T)>, mark: Mark, make: impl FnOnce(Option<&T>) -> T) -> T {
+    if let Some((known, value)) = slot
+        && *known == mark
+    {
+        return value.clone();
+    }
+    let value = make(slot.as_ref().map(|(_, old)| old));
+    *slot = Some((mark, value.clone()));
+    value
+}
+
+/// As [`remember`], for one of several. When the sections moved on, values of the old mark are dropped.
+fn remember_by<K: Eq + Hash, T: Clone>(
+    slots: &mut HashMap<K, (Mark, T)>,
+    key: K,
+    mark: Mark,
+    make: impl FnOnce(Option<&T>) -> T,
+) -> T {
+    let mut slot = slots.remove(&key);
+    let value = remember(&mut slot, mark.clone(), make);
+    // A key that is asked for again is made anew from its old value; others of an old mark may be gone for good.
+    if slots.len() > 64 {
+        slots.retain(|_, (known, _)| *known == mark);
+    }
+    if let Some(slot) = slot {
+        slots.insert(key, slot);
+    }
+    value
+}
+
+/// A thread that died inside left a value that is whole: parts are set when they are finished.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

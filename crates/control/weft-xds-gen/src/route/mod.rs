@@ -1,0 +1,153 @@
+//! Route configurations of sidecars, outbound.
+//!
+//! Reading order: this file (which configuration holds which virtual hosts), [`vhosts`] (services and virtual services to
+//! virtual hosts), [`domains`] (the names a client may use for a service), [`convert`] (the rules of a virtual service),
+//! and its parts: [`matching`], [`action`], [`headers`], [`retry`], [`hash`], [`filters`]; last [`inbound`].
+
+mod action;
+pub(crate) mod convert;
+mod domains;
+mod filters;
+mod hash;
+mod headers;
+pub(crate) mod inbound;
+mod matching;
+mod retry;
+mod vhosts;
+
+pub(crate) use hash::by_source_ip;
+
+use crate::pb;
+use crate::pb::route::{
+    self as envoy, DirectResponseAction, Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost,
+    route::Action, route_action::ClusterSpecifier, route_match::PathSpecifier,
+};
+use crate::resource::{Resource, Resources, by_name};
+use crate::scope::{Egress, Scope, View};
+use weft_core::names;
+
+/// Longest body of a direct response, bytes.
+const MAX_DIRECT_RESPONSE: u32 = 1024 * 1024;
+/// Status for hosts that nothing is known of, when these are refused.
+const UNKNOWN_HOST_STATUS: u32 = 502;
+
+/// Which requests an outbound route configuration is for.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum OutboundRoute {
+    /// All HTTP of a port: `9080`.
+    Port(u16),
+    /// HTTP found on a port of one service whose protocol is not known: `host:port`.
+    Sniffed(String, u16),
+}
+
+impl OutboundRoute {
+    /// Name by which listeners ask for it.
+    pub fn name(&self) -> String {
+        match self {
+            OutboundRoute::Port(port) => port.to_string(),
+            OutboundRoute::Sniffed(host, port) => format!("{host}:{port}"),
+        }
+    }
+}
+
+/// Route configurations and, for Weft proxies, their virtual hosts apart.
+#[derive(Debug, Default)]
+pub(crate) struct Routes {
+    pub configurations: Resources,
+    pub virtual_hosts: Resources,
+}
+
+impl Routes {
+    /// Adds a configuration: whole, or as a shell whose virtual hosts come by VHDS.
+    pub fn add(&mut self, configuration: RouteConfiguration, vhds: bool) {
+        let mut shell = configuration;
+        if vhds {
+            let hosts = std::mem::take(&mut shell.virtual_hosts);
+            let named = hosts.iter().map(|host| Resource::new(format!("{}/{}", shell.name, host.name), host));
+            self.virtual_hosts.extend(by_name(named));
+            shell.vhds = Some(envoy::Vhds { config_source: Some(pb::ads()) });
+        }
+        let resource = Resource::new(shell.name.as_str(), &shell);
+        self.configurations.insert(resource.name.clone(), resource);
+    }
+}
+
+/// The route configurations that outbound listeners ask for.
+pub(crate) fn outbound(view: View<'_>, wanted: impl IntoIterator<Item = OutboundRoute>) -> Routes {
+    let mut routes = Routes::default();
+    for route in wanted {
+        routes.add(configuration(view, &route), view.scope.key.weft);
+    }
+    routes
+}
+
+fn configuration(view: View<'_>, route: &OutboundRoute) -> RouteConfiguration {
+    let virtual_hosts = match route {
+        OutboundRoute::Port(port) => {
+            let egress = egress_for(view.scope, *port);
+            let mut hosts = egress.map_or_else(Vec::new, |egress| vhosts::for_port(view, egress, *port));
+            hosts.push(catch_all(view.scope));
+            hosts
+        }
+        OutboundRoute::Sniffed(host, port) => egress_for(view.scope, *port)
+            .and_then(|egress| vhosts::for_service(view, egress, host, *port))
+            .into_iter()
+            .collect(),
+    };
+    shell(route.name(), virtual_hosts)
+}
+
+/// A configuration with the settings that all have.
+pub(crate) fn shell(name: String, virtual_hosts: Vec<VirtualHost>) -> RouteConfiguration {
+    RouteConfiguration {
+        name,
+        virtual_hosts,
+        // A rule may name a subset or host that does not exist: that rule alone answers 503.
+        validate_clusters: Some(false),
+        max_direct_response_body_size_bytes: Some(MAX_DIRECT_RESPONSE),
+        ignore_port_in_host_matching: true,
+        ..Default::default()
+    }
+}
+
+/// The Sidecar's listener for the port, else the one for all ports.
+fn egress_for(scope: &Scope, port: u16) -> Option<&Egress> {
+    let of_port =
+        |e: &&Egress| e.listener.as_ref().and_then(|l| l.port.as_ref()).is_some_and(|p| p.number == u32::from(port));
+    let for_all = |e: &&Egress| e.listener.as_ref().is_none_or(|l| l.port.is_none());
+    scope.egress.iter().find(of_port).or_else(|| scope.egress.iter().find(for_all))
+}
+
+/// What happens to requests for unknown hosts.
+fn catch_all(scope: &Scope) -> VirtualHost {
+    let (name, action) = if scope.outbound.allow_any {
+        let cluster = match &scope.outbound.egress_proxy {
+            Some(proxy) => convert::cluster_of(scope, proxy, 0),
+            None => names::PASSTHROUGH_CLUSTER.into(),
+        };
+        let action = RouteAction { cluster_specifier: Some(ClusterSpecifier::Cluster(cluster)), ..timed(pb::zero()) };
+        (names::ALLOW_ANY_VIRTUAL_HOST, Action::Route(action))
+    } else {
+        let refused = DirectResponseAction { status: UNKNOWN_HOST_STATUS, ..Default::default() };
+        (names::BLOCK_ALL_VIRTUAL_HOST, Action::DirectResponse(refused))
+    };
+    let route = Route { name: name.into(), r#match: Some(any_path()), action: Some(action), ..Default::default() };
+    VirtualHost {
+        name: name.into(),
+        domains: vec!["*".into()],
+        routes: vec![route],
+        include_request_attempt_count: true,
+        ..Default::default()
+    }
+}
+
+/// An action with a time limit, which holds for gRPC too; zero is none.
+#[allow(deprecated)] // the newer field limits what the older one does, but under another clock
+pub(crate) fn timed(limit: prost_types::Duration) -> RouteAction {
+    RouteAction { timeout: Some(limit), max_grpc_timeout: Some(limit), ..Default::default() }
+}
+
+/// Matches every request.
+pub(crate) fn any_path() -> RouteMatch {
+    RouteMatch { path_specifier: Some(PathSpecifier::Prefix("/".into())), ..Default::default() }
+}

@@ -1,0 +1,163 @@
+//! Virtual hosts of one port: those that virtual services claim, then those of the services that none claims.
+
+use super::convert::{self, Conversion};
+use super::domains;
+use crate::pb::address::host_port;
+use crate::pb::route::{Route, VirtualHost};
+use crate::pb::value;
+use crate::scope::{Egress, View};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use weft_core::Provenance;
+use weft_model::{MESH_GATEWAY, Service, VirtualService, hosts};
+
+/// A virtual service with the routes it has for this port and these clients.
+struct Rule<'a> {
+    vs: &'a Arc<VirtualService>,
+    routes: Vec<Route>,
+}
+
+/// All virtual hosts of a port, by name.
+pub(super) fn for_port(view: View<'_>, egress: &Egress, port: u16) -> Vec<VirtualHost> {
+    let services = http_services(egress, port);
+    let rules = rules_for(view, egress, port);
+    let claims = claims(&rules, &services);
+    let mut taken = Taken::new(&services, port);
+    let mut out = Vec::new();
+    for (index, rule) in rules.iter().enumerate() {
+        let claimed: Vec<&Arc<Service>> = services.values().filter(|s| claims.get(&*s.host) == Some(&index)).collect();
+        for host in hosts_without_service(view, rule, &services) {
+            if !claimed.is_empty() || port == 80 {
+                out.extend(taken.host(&host, port, rule.routes.clone(), &rule.vs.provenance));
+            }
+        }
+        for service in claimed {
+            out.extend(taken.service(view, service, port, rule.routes.clone(), &rule.vs.provenance));
+        }
+    }
+    for service in services.values().filter(|s| !claims.contains_key(&*s.host)) {
+        let route = convert::default_route(view, service, port);
+        out.extend(taken.service(view, service, port, vec![route], &service.provenance));
+    }
+    out.sort_by(|a, b| a.name.cmp(&b.name));
+    out
+}
+
+/// The virtual host of one service, for a configuration of its own: any host name is the service's.
+pub(super) fn for_service(view: View<'_>, egress: &Egress, host: &str, port: u16) -> Option<VirtualHost> {
+    let services = http_services(egress, port);
+    let service = services.get(host)?;
+    let rules = rules_for(view, egress, port);
+    let claim = claims(&rules, &services).get(host).copied();
+    let (routes, origin) = match claim.and_then(|index| rules.get(index)) {
+        Some(rule) => (rule.routes.clone(), &rule.vs.provenance),
+        None => (vec![convert::default_route(view, service, port)], &service.provenance),
+    };
+    Some(virtual_host(host_port(host, port), vec!["*".into()], routes, origin))
+}
+
+/// Services that speak, or may speak, HTTP on the port, by host.
+fn http_services(egress: &Egress, port: u16) -> BTreeMap<&str, Arc<Service>> {
+    let speaks = |s: &&Arc<Service>| {
+        s.ports.iter().any(|p| p.number == port && (p.protocol.is_http() || p.protocol.is_unknown()))
+    };
+    egress.services.iter().filter(speaks).map(|s| (&*s.host, s.clone())).collect()
+}
+
+/// Virtual services that have a route for the port and these clients.
+fn rules_for<'a>(view: View<'_>, egress: &'a Egress, port: u16) -> Vec<Rule<'a>> {
+    let convert = |vs: &'a Arc<VirtualService>| {
+        let routes = Conversion { view, vs, port, gateway: MESH_GATEWAY, tls: false }.routes();
+        (!routes.is_empty()).then_some(Rule { vs, routes })
+    };
+    egress.virtual_services.iter().filter_map(convert).collect()
+}
+
+/// Which rule each service goes by: the oldest that names it, else the oldest of the most specific wildcard.
+fn claims(rules: &[Rule<'_>], services: &BTreeMap<&str, Arc<Service>>) -> BTreeMap<String, usize> {
+    let mut patterns: Vec<(&str, usize)> = Vec::new();
+    for (index, rule) in rules.iter().enumerate() {
+        for host in &rule.vs.hosts {
+            if patterns.iter().all(|(known, _)| *known != &**host) {
+                patterns.push((host, index));
+            }
+        }
+    }
+    let claim = |host: &&str| {
+        let index = hosts::most_specific(host, patterns.iter().copied())?;
+        Some((host.to_string(), index))
+    };
+    services.keys().filter_map(claim).collect()
+}
+
+/// Hosts of a rule that no service has: clients may still call them by name.
+fn hosts_without_service(view: View<'_>, rule: &Rule<'_>, services: &BTreeMap<&str, Arc<Service>>) -> Vec<String> {
+    let unknown = |host: &&weft_core::Strng| {
+        if hosts::is_wildcard(host) {
+            services.keys().all(|service| !hosts::covers(host, service))
+        } else {
+            view.scope.service(host).is_none()
+        }
+    };
+    rule.vs.hosts.iter().filter(unknown).map(ToString::to_string).collect()
+}
+
+/// Names and domains that are taken: a configuration with one twice is refused whole.
+struct Taken {
+    names: BTreeSet<String>,
+    domains: BTreeSet<String>,
+    full_names: BTreeSet<String>,
+}
+
+impl Taken {
+    fn new(services: &BTreeMap<&str, Arc<Service>>, port: u16) -> Self {
+        let full = services.keys().flat_map(|host| [host.to_string(), host_port(host, port)]);
+        Self { names: BTreeSet::new(), domains: BTreeSet::new(), full_names: full.collect() }
+    }
+
+    fn host(&mut self, host: &str, port: u16, routes: Vec<Route>, origin: &Provenance) -> Option<VirtualHost> {
+        let domains = vec![crate::pb::address::bracketed(host)];
+        self.add(host_port(host, port), domains, &[], routes, origin)
+    }
+
+    fn service(
+        &mut self,
+        view: View<'_>,
+        service: &Service,
+        port: u16,
+        routes: Vec<Route>,
+        origin: &Provenance,
+    ) -> Option<VirtualHost> {
+        let (domains, short) = domains::of_service(service, &view.scope.key);
+        self.add(host_port(&service.host, port), domains, &short, routes, origin)
+    }
+
+    fn add(
+        &mut self,
+        name: String,
+        mut domains: Vec<String>,
+        short: &[String],
+        routes: Vec<Route>,
+        origin: &Provenance,
+    ) -> Option<VirtualHost> {
+        if !self.names.insert(name.clone()) {
+            return None;
+        }
+        domains.retain(|domain| {
+            let gives_way = short.contains(domain) && self.full_names.contains(domain);
+            !gives_way && self.domains.insert(domain.to_ascii_lowercase())
+        });
+        (!domains.is_empty()).then(|| virtual_host(name, domains, routes, origin))
+    }
+}
+
+fn virtual_host(name: String, domains: Vec<String>, routes: Vec<Route>, origin: &Provenance) -> VirtualHost {
+    VirtualHost {
+        name,
+        domains,
+        routes,
+        include_request_attempt_count: true,
+        metadata: Some(value::provenance(origin)),
+        ..Default::default()
+    }
+}

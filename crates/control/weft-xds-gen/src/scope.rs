@@ -1,0 +1,259 @@
+//! What proxies of equal view share: the services, virtual services and destination rules that they see.
+//!
+//! A [`ScopeKey`] holds everything that outbound clusters, endpoints, routes and listeners depend on besides the snapshot;
+//! proxies with equal keys get the same resources. Only facts that some rule asks about get into it, so that two pods of
+//! different labels still share.
+
+use crate::proxy::ProxyView;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use weft_core::Strng;
+use weft_k8s_api::istio::{self, OutboundTrafficPolicyMode as Mode};
+use weft_model::{DestinationRule, Labels, MeshSnapshot, Service, ServicePort, Sidecar, VirtualService};
+
+/// What the outbound configuration of a proxy depends on, besides the snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ScopeKey {
+    /// Namespace of the proxy.
+    pub namespace: String,
+    /// `<namespace>.svc.<domain>`, for short names.
+    pub dns_domain: String,
+    /// The Sidecar object that applies: namespace and name.
+    pub sidecar: Option<(String, String)>,
+    /// Gateway instead of sidecar.
+    pub gateway: bool,
+    /// Understands Weft's extensions.
+    pub weft: bool,
+    /// Addresses are IPv6.
+    pub ipv6: bool,
+    /// Answers DNS, so that addresses given by the mesh can be used.
+    pub dns_capture: bool,
+    /// Network of the proxy.
+    pub network: String,
+    /// Locality of the proxy; empty when nothing balances by locality.
+    pub locality: String,
+    /// Those labels that some rule asks about.
+    pub labels: BTreeMap<String, String>,
+    /// Node of the proxy; empty when no service is served on its own node only.
+    pub node: String,
+}
+
+/// What is seen by the proxies of one key.
+#[derive(Debug)]
+pub struct Scope {
+    /// What it was made for.
+    pub key: ScopeKey,
+    /// The Sidecar object that applies.
+    pub sidecar: Option<Arc<Sidecar>>,
+    /// Outbound listeners of the Sidecar, or one that stands for all.
+    pub(crate) egress: Vec<Egress>,
+    /// What happens to traffic to unknown hosts.
+    pub(crate) outbound: OutboundPolicy,
+    /// All services seen, by host.
+    services: BTreeMap<Strng, Arc<Service>>,
+}
+
+/// An outbound listener and what it may reach.
+#[derive(Debug)]
+pub(crate) struct Egress {
+    /// As the Sidecar says; `None` for the one that stands for all.
+    pub listener: Option<istio::IstioEgressListener>,
+    /// Services, oldest first.
+    pub services: Vec<Arc<Service>>,
+    /// Virtual services of the mesh gateway, oldest first.
+    pub virtual_services: Vec<Arc<VirtualService>>,
+}
+
+/// What happens to traffic to unknown hosts.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct OutboundPolicy {
+    /// Passed on.
+    pub allow_any: bool,
+    /// Where to, instead of the address dialled.
+    pub egress_proxy: Option<istio::Destination>,
+}
+
+/// The snapshot as seen from a scope.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a> {
+    pub snapshot: &'a MeshSnapshot,
+    pub scope: &'a Scope,
+}
+
+impl<'a> View<'a> {
+    /// Mesh-wide settings.
+    pub fn mesh(&self) -> &'a istio::MeshConfig {
+        &self.snapshot.mesh
+    }
+
+    /// The destination rule for `service`, as clients of this scope see it.
+    pub fn rule(&self, service: &Service) -> Option<Arc<DestinationRule>> {
+        let key = &self.scope.key;
+        self.snapshot.destination_rule_for_workload(&service.host, &key.namespace, &key.labels, Some(service)).cloned()
+    }
+
+    /// The destination rule for a host, which need not be that of a service.
+    pub fn rule_for_host(&self, host: &str) -> Option<Arc<DestinationRule>> {
+        let key = &self.scope.key;
+        let service = self.scope.service(host).map(|s| &**s);
+        self.snapshot.destination_rule_for_workload(host, &key.namespace, &key.labels, service).cloned()
+    }
+}
+
+impl ScopeKey {
+    /// The key of `proxy`. `asked` are the facts that rules of the snapshot ask about.
+    pub fn new(snapshot: &MeshSnapshot, proxy: &ProxyView, asked: &AskedFacts) -> Self {
+        let sidecar = if proxy.is_gateway() { None } else { snapshot.sidecar_for(proxy.namespace(), &proxy.labels) };
+        let labels = proxy.labels.iter().filter(|(key, _)| asked.labels.contains(*key));
+        Self {
+            namespace: proxy.namespace().into(),
+            dns_domain: proxy.node.dns_domain.clone(),
+            sidecar: sidecar.map(|s| (s.namespace.clone(), s.name.clone())),
+            gateway: proxy.is_gateway(),
+            weft: proxy.is_weft,
+            ipv6: proxy.node.ip.is_ipv6(),
+            dns_capture: proxy.dns_capture(),
+            network: proxy.network.clone(),
+            locality: if asked.locality { proxy.locality.clone() } else { String::new() },
+            labels: labels.map(|(k, v)| (k.clone(), v.clone())).collect(),
+            node: if asked.node { proxy.node_name().into() } else { String::new() },
+        }
+    }
+
+    /// Address that stands for all.
+    pub(crate) fn wildcard(&self) -> &'static str {
+        if self.ipv6 { "::" } else { "0.0.0.0" }
+    }
+}
+
+/// Which facts of a client the rules of a snapshot ask about.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AskedFacts {
+    /// Label names.
+    pub labels: BTreeSet<String>,
+    /// The locality.
+    pub locality: bool,
+    /// The node.
+    pub node: bool,
+}
+
+impl AskedFacts {
+    /// Looks through all rules of `snapshot`.
+    pub fn of(snapshot: &MeshSnapshot) -> Self {
+        let mut asked = Self::default();
+        for vs in &snapshot.virtual_services {
+            let http = vs.spec.http.iter().flat_map(|r| &r.matches).map(|m| &m.source_labels);
+            let tls = vs.spec.tls.iter().flat_map(|r| &r.matches).map(|m| &m.source_labels);
+            let tcp = vs.spec.tcp.iter().flat_map(|r| &r.matches).map(|m| &m.source_labels);
+            asked.labels.extend(http.chain(tls).chain(tcp).flat_map(|labels| labels.keys().cloned()));
+        }
+        for rule in snapshot.selected_destination_rules.values().flatten() {
+            let selector = rule.spec.workload_selector.iter().flat_map(|s| s.match_labels.keys().cloned());
+            asked.labels.extend(selector);
+        }
+        let selected = snapshot.selected_destination_rules.values().flatten();
+        for rule in snapshot.destination_rules.values().flat_map(BTreeMap::values).chain(selected) {
+            let policies = rule.spec.subsets.iter().map(|s| &s.traffic_policy).chain([&rule.spec.traffic_policy]);
+            policies.flatten().for_each(|policy| asked.add_policy(policy));
+        }
+        asked.add_locality(snapshot.mesh.locality_lb_setting.as_ref());
+        asked.locality |= snapshot.mesh.default_traffic_policy.as_ref().is_some_and(|p| p.outlier_detection.is_some());
+        asked.node = snapshot.services.values().flatten().any(|s| s.node_local);
+        asked
+    }
+
+    fn add_policy(&mut self, policy: &istio::TrafficPolicy) {
+        // Failover needs outlier detection; distribution does not.
+        let ports = &policy.port_level_settings;
+        self.locality |= policy.outlier_detection.is_some() || ports.iter().any(|p| p.outlier_detection.is_some());
+        for lb in policy.load_balancer.iter().chain(ports.iter().filter_map(|p| p.load_balancer.as_ref())) {
+            self.add_locality(lb.locality_lb_setting.as_ref());
+        }
+    }
+
+    fn add_locality(&mut self, setting: Option<&istio::LocalityLoadBalancerSetting>) {
+        let Some(setting) = setting else { return };
+        self.locality |= !setting.distribute.is_empty() || !setting.failover.is_empty();
+        let names = setting.failover_priority.iter().map(|label| label.split('=').next().unwrap_or_default());
+        for name in names {
+            self.node |= name == crate::endpoint::HOSTNAME_LABEL;
+            self.locality = true;
+            self.labels.insert(name.to_string());
+        }
+    }
+}
+
+impl Scope {
+    /// Everything that proxies of `key` see. `labels` are those of one such proxy: all of them have the same Sidecar.
+    pub fn new(snapshot: &MeshSnapshot, key: ScopeKey, labels: &Labels) -> Self {
+        let (sidecar, egress) = if key.gateway {
+            (None, vec![gateway_egress(snapshot, &key)])
+        } else {
+            sidecar_egress(snapshot, &key, labels)
+        };
+        let mut services: BTreeMap<Strng, Arc<Service>> = BTreeMap::new();
+        for service in egress.iter().flat_map(|e| &e.services) {
+            services
+                .entry(service.host.clone())
+                .and_modify(|known| add_ports(known, service))
+                .or_insert_with(|| service.clone());
+        }
+        let outbound = outbound_policy(snapshot, sidecar.as_deref());
+        Self { key, sidecar, egress, outbound, services }
+    }
+
+    /// The service of that host, as this scope sees it.
+    pub fn service(&self, host: &str) -> Option<&Arc<Service>> {
+        self.services.get(host)
+    }
+
+    /// All services seen, by host.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+}
+
+/// Listeners of a Sidecar may each see some ports of a service: together they see all of those.
+fn add_ports(known: &mut Arc<Service>, other: &Arc<Service>) {
+    let missing = |port: &&ServicePort| known.ports.iter().all(|p| p.number != port.number);
+    let more: Vec<ServicePort> = other.ports.iter().filter(missing).cloned().collect();
+    if !more.is_empty() {
+        Arc::make_mut(known).ports.extend(more);
+    }
+}
+
+fn sidecar_egress(snapshot: &MeshSnapshot, key: &ScopeKey, labels: &Labels) -> (Option<Arc<Sidecar>>, Vec<Egress>) {
+    let seen = snapshot.sidecar_scope(&key.namespace, labels);
+    let listener_at = |index: usize| seen.sidecar.as_ref().and_then(|s| s.spec.egress.get(index)).cloned();
+    let egress = seen.egress.into_iter().map(|scope| Egress {
+        listener: scope.listener.and_then(listener_at),
+        services: oldest_first(scope.services),
+        virtual_services: scope.virtual_services,
+    });
+    let egress = egress.collect();
+    (seen.sidecar, egress)
+}
+
+/// Gateways see all that is exported to them; virtual services bind to them by the gateway's name.
+fn gateway_egress(snapshot: &MeshSnapshot, key: &ScopeKey) -> Egress {
+    let services = oldest_first(snapshot.services_visible_to(&key.namespace));
+    Egress { listener: None, services, virtual_services: Vec::new() }
+}
+
+/// Where two services want one listener, the older has it.
+fn oldest_first(mut services: Vec<Arc<Service>>) -> Vec<Arc<Service>> {
+    services.sort_by(|a, b| (a.created, &a.host, &a.namespace).cmp(&(b.created, &b.host, &b.namespace)));
+    services
+}
+
+fn outbound_policy(snapshot: &MeshSnapshot, sidecar: Option<&Sidecar>) -> OutboundPolicy {
+    match sidecar.and_then(|s| s.spec.outbound_traffic_policy.as_ref()) {
+        Some(policy) => {
+            OutboundPolicy { allow_any: policy.mode != Mode::RegistryOnly, egress_proxy: policy.egress_proxy.clone() }
+        }
+        None => {
+            let mode = snapshot.mesh.outbound_traffic_policy.as_ref().map(|p| p.mode);
+            OutboundPolicy { allow_any: mode != Some(Mode::RegistryOnly), egress_proxy: None }
+        }
+    }
+}
