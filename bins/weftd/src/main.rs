@@ -1,3 +1,33 @@
-//! The control plane.
+//! The control plane's process: settings, start, signals, end.
 
-fn main() {}
+use anyhow::Context;
+use clap::Parser;
+use weft_runtime::{logging, signal};
+use weftd::Settings;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let settings = Settings::parse();
+    let format = if settings.log_json { logging::Format::Json } else { logging::Format::Text };
+    logging::init(&settings.log_level, format).map_err(anyhow::Error::msg).context("--log-level")?;
+    // A signal while it comes up ends it at once: nothing is served yet.
+    let mut running = tokio::select! {
+        started = weftd::start(settings) => started?,
+        stop = signal::stop() => {
+            stop.context("signals")?;
+            return Ok(());
+        }
+    };
+    let failure = tokio::select! {
+        failed = running.failed() => failed,
+        stop = signal::stop() => {
+            tracing::info!("{:?}: stopping", stop.context("signals")?);
+            Ok(())
+        }
+    };
+    running.stop().await;
+    failure
+}

@@ -18,7 +18,7 @@ use weft_proto::envoy::service::discovery::v3::aggregated_discovery_service_serv
 use weft_proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
 };
-use weft_xds_gen::{ProxyResources, ProxyView};
+use weft_xds_gen::{GenCache, ProxyResources, ProxyView};
 
 /// Responses of one stream that wait to be written to the connection. Behind them the stream itself waits.
 const QUEUE: usize = 16;
@@ -29,6 +29,12 @@ const MAX_REQUEST_BYTES: usize = 16 * 1024 * 1024;
 pub trait Generate: Send + Sync + 'static {
     /// The resources of `proxy` in `snapshot`.
     fn generate(&self, snapshot: &Arc<MeshSnapshot>, proxy: &ProxyView) -> Arc<ProxyResources>;
+}
+
+impl Generate for GenCache {
+    fn generate(&self, snapshot: &Arc<MeshSnapshot>, proxy: &ProxyView) -> Arc<ProxyResources> {
+        Arc::new(GenCache::generate(self, snapshot, proxy))
+    }
 }
 
 /// Settings of the server.

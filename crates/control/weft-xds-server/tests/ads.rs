@@ -64,7 +64,7 @@ type Sample<'a> = &'a [(Kind, &'a [(&'a str, &'a str)])];
 
 fn resource(kind: Kind, name: &str, content: &str) -> Arc<Resource> {
     let value = format!("{name}={content}").into_bytes();
-    let hash = weft_xds_gen::hash_bytes(&value);
+    let hash = weft_xds_gen::resource::hash_bytes(&value);
     Arc::new(Resource { name: name.into(), any: Any { type_url: kind.type_url().into(), value }, hash })
 }
 

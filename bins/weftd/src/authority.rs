@@ -1,0 +1,139 @@
+//! The certificate authority's Secret: found, or created so that two control planes that start together agree on one.
+
+use crate::settings::Settings;
+use anyhow::{Context, bail};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use weft_ca::material::{PLUGGED_IN_SECRET, SELF_SIGNED_SECRET};
+use weft_ca::{Authority, CaMaterial, CaPolicy};
+use weft_identity::TrustDomain;
+use weft_k8s_api::Object;
+use weft_k8s_api::kinds::by_kind;
+use weft_store::client::WriteOptions;
+use weft_store::{ApiClient, Cache, ClientError};
+
+/// Pause between tries while the API server cannot be reached.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The policy that the settings ask for.
+fn policy(settings: &Settings) -> CaPolicy {
+    CaPolicy {
+        default_ttl: settings.workload_cert_ttl,
+        max_ttl: settings.max_workload_cert_ttl,
+        ..CaPolicy::default()
+    }
+}
+
+/// The authority: plugged in (`cacerts`), else self-signed (`istio-ca-secret`), else a new one. Waits for the API server;
+/// a Secret that holds no usable authority is an error, for another one would cut the mesh in two.
+pub(crate) async fn load_or_create(
+    client: &ApiClient,
+    settings: &Settings,
+    trust_domain: &TrustDomain,
+) -> anyhow::Result<Arc<Authority>> {
+    loop {
+        match try_once(client, settings, trust_domain).await {
+            Ok(Some(authority)) => return Ok(Arc::new(authority)),
+            // Another control plane was quicker: its authority is there to be read now.
+            Ok(None) => {}
+            Err(error) if is_passing(&error) => {
+                tracing::warn!("certificate authority: {error:#}; trying again");
+                tokio::time::sleep(RETRY).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The API server may come back, the namespace may be created yet, and an account may be granted its rights.
+fn is_passing(error: &anyhow::Error) -> bool {
+    match error.downcast_ref::<ClientError>() {
+        Some(ClientError::Config(_) | ClientError::Invalid { .. }) | None => false,
+        Some(_) => true,
+    }
+}
+
+async fn try_once(
+    client: &ApiClient,
+    settings: &Settings,
+    trust_domain: &TrustDomain,
+) -> anyhow::Result<Option<Authority>> {
+    let Some(secret) = by_kind("", "Secret") else { bail!("kind Secret is not known") };
+    for name in [PLUGGED_IN_SECRET, SELF_SIGNED_SECRET] {
+        match client.get(secret, &settings.namespace, name).await {
+            Ok(object) => return read(&object, settings, trust_domain).map(Some),
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let authority = Authority::self_signed(trust_domain.clone(), policy(settings), SystemTime::now())?;
+    let created = client.create(&secret_of(&authority, &settings.namespace), &WriteOptions::default()).await;
+    match created {
+        Ok(_) => {
+            tracing::info!("created the certificate authority of {trust_domain}");
+            Ok(Some(authority))
+        }
+        Err(ClientError::AlreadyExists(_) | ClientError::Conflict(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn read(object: &Object, settings: &Settings, trust_domain: &TrustDomain) -> anyhow::Result<Authority> {
+    let what = || format!("{} holds no usable certificate authority", object.key());
+    let material = CaMaterial::from_secret(&data(object).with_context(what)?).with_context(what)?;
+    Authority::from_material(material, trust_domain.clone(), policy(settings), SystemTime::now()).with_context(what)
+}
+
+/// The decoded data of a Secret.
+fn data(object: &Object) -> anyhow::Result<BTreeMap<String, Vec<u8>>> {
+    let fields = object.body.get("data").and_then(Value::as_object);
+    let decode = |(key, value): (&String, &Value)| {
+        let text = value.as_str().with_context(|| format!("data.{key} is not a string"))?;
+        Ok((key.clone(), STANDARD.decode(text).with_context(|| format!("data.{key} is not base64"))?))
+    };
+    fields.into_iter().flatten().map(decode).collect()
+}
+
+fn secret_of(authority: &Authority, namespace: &str) -> Object {
+    let encoded = authority.material().to_secret().into_iter().map(|(k, v)| (k, Value::String(STANDARD.encode(v))));
+    let data: Map<String, Value> = encoded.collect();
+    let mut object = Object {
+        api_version: "v1".into(),
+        kind: "Secret".into(),
+        metadata: Default::default(),
+        body: Map::from_iter([
+            ("type".to_string(), json!("istio.io/ca-root")),
+            ("data".to_string(), Value::Object(data)),
+        ]),
+    };
+    object.metadata.name = Some(SELF_SIGNED_SECRET.into());
+    object.metadata.namespace = Some(namespace.to_string());
+    object
+}
+
+/// The authority that the Secrets in `cache` hold, when it is another one than `current`. A Secret that cannot be used
+/// changes nothing.
+pub(crate) fn changed(
+    cache: &Cache,
+    settings: &Settings,
+    trust_domain: &TrustDomain,
+    current: &Authority,
+) -> Option<Arc<Authority>> {
+    let find = |name| cache.find("", "Secret", &settings.namespace, name);
+    let object = find(PLUGGED_IN_SECRET).or_else(|| find(SELF_SIGNED_SECRET))?;
+    let material = data(&object).ok().and_then(|d| CaMaterial::from_secret(&d).ok());
+    if material.as_ref().is_some_and(|m| m == current.material()) {
+        return None;
+    }
+    match read(&object, settings, trust_domain) {
+        Ok(authority) => Some(Arc::new(authority)),
+        Err(error) => {
+            tracing::error!("the certificate authority in force stays: {error:#}");
+            None
+        }
+    }
+}
