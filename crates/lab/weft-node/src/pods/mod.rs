@@ -1,0 +1,17 @@
+//! Pods: what the kubelet is in a cluster.
+//!
+//! Reading order: [`node`] (takes pods over), [`worker`] (one pod), [`container`] (one container over its runs), [`state`]
+//! (what is known, and the pod's status), [`images`], [`env`], [`volumes`], [`probe`], [`backend`] (logs, commands, ports).
+
+pub mod backend;
+pub mod container;
+pub mod env;
+pub mod images;
+pub mod node;
+pub mod probe;
+pub mod state;
+pub mod volumes;
+pub mod worker;
+
+pub use images::ImageTable;
+pub use node::Node;
