@@ -21,11 +21,7 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// The policy that the settings ask for.
 fn policy(settings: &Settings) -> CaPolicy {
-    CaPolicy {
-        default_ttl: settings.workload_cert_ttl,
-        max_ttl: settings.max_workload_cert_ttl,
-        ..CaPolicy::default()
-    }
+    CaPolicy { default_ttl: settings.workload_cert_ttl, max_ttl: settings.max_workload_cert_ttl, ..CaPolicy::default() }
 }
 
 /// The authority: plugged in (`cacerts`), else self-signed (`istio-ca-secret`), else a new one. Waits for the API server;

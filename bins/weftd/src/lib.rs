@@ -163,11 +163,7 @@ async fn done(task: impl Future<Output = ()>) -> anyhow::Result<()> {
 }
 
 fn ads_options(settings: &Settings) -> Options {
-    Options {
-        instance: settings.pod_name.clone(),
-        max_stream_age: settings.max_connection_age,
-        ..Options::default()
-    }
+    Options { instance: settings.pod_name.clone(), max_stream_age: settings.max_connection_age, ..Options::default() }
 }
 
 async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {

@@ -62,8 +62,8 @@ fn parse(object: &Object, key: &ObjectKey) -> Result<MeshConfig, String> {
     let at = format!("data.{KEY}");
     let user = yaml::value(text).map_err(|e| format!("{key} {at}: {e}"))?;
     let mut unknown = Vec::new();
-    let config: MeshConfig = read(&MeshConfig::overlay(&user), &at, Dialect::ProtoJson, &mut unknown)
-        .map_err(|e| format!("{key} {e}"))?;
+    let config: MeshConfig =
+        read(&MeshConfig::overlay(&user), &at, Dialect::ProtoJson, &mut unknown).map_err(|e| format!("{key} {e}"))?;
     for field in unknown {
         tracing::warn!("{key} {}: no such field; it has no effect", field.path);
     }

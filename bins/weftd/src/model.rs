@@ -52,7 +52,10 @@ fn live_settings(settings: &Settings, mesh: &Mesh, inputs: &Inputs) -> weft_mode
     let wanted = model_settings(settings, &mesh.config);
     let trust_domain = inputs.settings.trust_domain.clone();
     if wanted.trust_domain != trust_domain {
-        tracing::warn!("trust domain {} takes effect when weftd is restarted; now: {trust_domain}", wanted.trust_domain);
+        tracing::warn!(
+            "trust domain {} takes effect when weftd is restarted; now: {trust_domain}",
+            wanted.trust_domain
+        );
     }
     weft_model::Settings { trust_domain, ..wanted }
 }
