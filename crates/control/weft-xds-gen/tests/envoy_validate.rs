@@ -1,0 +1,153 @@
+//! Everything that is generated for the worlds of the golden files is taken by a real Envoy (`envoy --mode validate`).
+//!
+//! Routes and endpoints, which Envoy would fetch later, are put into listeners and clusters, so that it checks them too.
+//! The program is `$ENVOY`, else `/opt/weft-peers/bin/envoy`; where neither is there the test says so and passes.
+
+mod common;
+
+use common::World;
+use serde_json::{Map, Value, json};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use weft_model::MeshSnapshot;
+use weft_proto::envoy::config::cluster::v3::Cluster;
+use weft_proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use weft_proto::envoy::config::listener::v3::Listener;
+use weft_proto::envoy::config::route::v3::RouteConfiguration;
+use weft_proto::{json::to_json, unpack};
+use weft_xds_gen::{ProxyResources, ResourceMap, generate};
+
+fn envoy() -> Option<PathBuf> {
+    let named = std::env::var_os("ENVOY").map(PathBuf::from);
+    named.or_else(|| Some("/opt/weft-peers/bin/envoy".into())).filter(|path| path.is_file())
+}
+
+fn messages<M: prost::Message + prost::Name + Default>(map: &ResourceMap) -> Vec<Value> {
+    map.iter().map(|r| to_json(&unpack::<M>(&r.any).unwrap(), true).unwrap()).collect()
+}
+
+/// A bootstrap that holds all of `resources`.
+fn bootstrap(resources: &ProxyResources) -> Value {
+    let named = |values: Vec<Value>, key: &str| -> Map<String, Value> {
+        values.into_iter().map(|v| (v[key].as_str().unwrap().to_string(), v)).collect()
+    };
+    let routes = named(messages::<RouteConfiguration>(&resources.routes), "name");
+    let endpoints = named(messages::<ClusterLoadAssignment>(&resources.endpoints), "cluster_name");
+    let mut listeners = messages::<Listener>(&resources.listeners);
+    listeners.iter_mut().for_each(|listener| inline_routes(listener, &routes));
+    let mut clusters = messages::<Cluster>(&resources.clusters);
+    clusters.iter_mut().for_each(|cluster| inline_endpoints(cluster, &endpoints));
+    clusters.push(grpc_cluster("sds-grpc", json!({"pipe": {"path": "/var/run/secrets/workload-spiffe-uds/socket"}})));
+    clusters.push(grpc_cluster("xds-grpc", json!({"socket_address": {"address": "127.0.0.1", "port_value": 15012}})));
+    json!({
+        "node": {"id": "validate", "cluster": "validate"},
+        "dynamic_resources": {"ads_config": {
+            "api_type": "GRPC", "transport_api_version": "V3",
+            "grpc_services": [{"envoy_grpc": {"cluster_name": "xds-grpc"}}],
+        }},
+        "static_resources": {"listeners": listeners, "clusters": clusters},
+    })
+}
+
+fn grpc_cluster(name: &str, address: Value) -> Value {
+    json!({
+        "name": name, "type": "STATIC", "connect_timeout": "1s",
+        "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": {"http2_protocol_options": {}},
+        }},
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}]},
+    })
+}
+
+/// Replaces every `rds` by the configuration that it names.
+fn inline_routes(value: &mut Value, routes: &Map<String, Value>) {
+    match value {
+        Value::Object(map) => {
+            if let Some(rds) = map.remove("rds") {
+                let name = rds["route_config_name"].as_str().unwrap();
+                let route = routes
+                    .get(name)
+                    .unwrap_or_else(|| panic!("a listener asks for route {name}, which is not generated"));
+                map.insert("route_config".into(), route.clone());
+            }
+            map.values_mut().for_each(|v| inline_routes(v, routes));
+        }
+        Value::Array(items) => items.iter_mut().for_each(|v| inline_routes(v, routes)),
+        _ => {}
+    }
+}
+
+/// Makes a static cluster of one that is found by EDS.
+fn inline_endpoints(cluster: &mut Value, endpoints: &Map<String, Value>) {
+    if cluster["type"] != "EDS" {
+        return;
+    }
+    let name = cluster["name"].as_str().unwrap().to_string();
+    let assignment = endpoints.get(&name).unwrap_or_else(|| panic!("no load assignment for {name}"));
+    let map = cluster.as_object_mut().unwrap();
+    map.remove("eds_cluster_config");
+    map.insert("type".into(), json!("STATIC"));
+    map.insert("load_assignment".into(), assignment.clone());
+}
+
+fn validate(envoy: &Path, folder: &Path, name: &str, resources: &ProxyResources) -> Result<(), String> {
+    let file = folder.join(format!("{name}.json"));
+    std::fs::write(&file, serde_json::to_string_pretty(&bootstrap(resources)).unwrap()).unwrap();
+    let output = Command::new(envoy)
+        .args(["--mode", "validate", "--log-level", "error", "-c"])
+        .arg(&file)
+        .output()
+        .map_err(|e| e.to_string())?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(format!("{name} ({}): {}", file.display(), said.lines().take(12).collect::<Vec<_>>().join("\n")))
+}
+
+/// The worlds of the golden files.
+fn worlds() -> Vec<(String, World)> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut files: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    files.sort();
+    let yaml = files.iter().filter(|f| f.extension().is_some_and(|e| e == "yaml"));
+    yaml.map(|file| {
+        let name = file.file_stem().unwrap().to_string_lossy().into_owned();
+        (name, World::of_case(&std::fs::read_to_string(file).unwrap()).1)
+    })
+    .collect()
+}
+
+/// All pods that have a proxy.
+fn proxies(snapshot: &MeshSnapshot) -> Vec<String> {
+    let mut names: Vec<String> =
+        snapshot.workloads_by_name.iter().filter(|(_, w)| w.in_mesh).map(|(name, _)| name.clone()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn envoy_takes_everything() {
+    let Some(envoy) = envoy() else {
+        eprintln!("skipped: no Envoy at $ENVOY or /opt/weft-peers/bin/envoy");
+        return;
+    };
+    let folder = std::env::temp_dir().join(format!("weft-envoy-validate-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let mut wrong = Vec::new();
+    let mut checked = 0;
+    for (world_name, world) in worlds() {
+        let snapshot = world.snapshot();
+        for pod in proxies(&snapshot) {
+            let proxy = common::proxy(&snapshot, &pod, false, &Value::Null);
+            let resources = generate(&snapshot, &proxy);
+            let name = format!("{world_name}-{}", pod.replace('/', "-"));
+            wrong.extend(validate(&envoy, &folder, &name, &resources).err());
+            checked += 1;
+        }
+    }
+    assert!(checked > 0);
+    assert!(wrong.is_empty(), "{} of {checked} refused:\n{}", wrong.len(), wrong.join("\n\n"));
+    std::fs::remove_dir_all(&folder).ok();
+}
