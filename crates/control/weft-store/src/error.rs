@@ -42,7 +42,7 @@ pub enum StoreError {
     #[error("{key}: {field}: {message}")]
     Invalid {
         /// The object.
-        key: ObjectKey,
+        key: Box<ObjectKey>,
         /// Path of the field.
         field: String,
         /// What is wrong and what would be right.

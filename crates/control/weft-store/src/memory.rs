@@ -498,7 +498,8 @@ fn name_from_prefix(state: &State, object: &mut Object) {
 
 fn check_name(object: &Object) -> Result<(), StoreError> {
     let name = object.name();
-    let invalid = |message: String| StoreError::Invalid { key: object.key(), field: "metadata.name".into(), message };
+    let invalid =
+        |message: String| StoreError::Invalid { key: Box::new(object.key()), field: "metadata.name".into(), message };
     if name.is_empty() {
         return Err(invalid("a name (or generateName) is required".into()));
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use weft_k8s_api::{KindInfo, Object};
 
 /// Objects per page of a list.
@@ -154,6 +154,7 @@ impl Follower {
         let mut backoff = self.options.backoff_min;
         let mut place: Option<String> = None;
         loop {
+            let begun = Instant::now();
             let result = match &place {
                 None => self.list().await.map(Some),
                 Some(from) => self.watch(from).await,
@@ -161,6 +162,10 @@ impl Follower {
             match result {
                 Ok(next) => {
                     backoff = self.options.backoff_min;
+                    // A server that ends every watch at once must not be asked without a pause.
+                    if place.is_some() && begun.elapsed() < self.options.backoff_min {
+                        sleep(self.options.backoff_min).await;
+                    }
                     place = next;
                 }
                 Err((error, kept)) => {

@@ -82,6 +82,10 @@ impl ApiServer {
 
     pub(crate) fn authenticate(&self, headers: &HeaderMap) -> Result<User, ApiError> {
         let token = bearer(headers).ok_or_else(ApiError::unauthorized)?;
+        // Ignoring it would do as the caller what was meant to be done as somebody else.
+        if headers.keys().any(|name| name.as_str().starts_with("impersonate-")) {
+            return Err(ApiError::forbidden("impersonation is not offered; use a token of the user"));
+        }
         match self.user_of(token) {
             Ok((user, audiences)) if audiences.iter().any(|a| a == self.tokens().audience()) => Ok(user),
             // A token for another audience is none for this server.

@@ -90,7 +90,7 @@ fn owners(store: &MemoryStore, objects: &[Arc<Object>]) -> usize {
                 let mut references = o.metadata.owner_references.iter().flatten();
                 references.any(|r| r.uid == uid && r.block_owner_deletion == Some(true))
             };
-            if !objects.iter().any(|o| blocks(o)) {
+            if !objects.iter().any(blocks) {
                 changes += usize::from(remove_finalizer(store, owner, "foregroundDeletion"));
             }
         }

@@ -4,11 +4,12 @@
 //! [`auth`] and [`tokens`] (who, and may they), [`resources`] (the verbs), [`admission`], [`defaults`], [`validation`]
 //! (before an object is stored), [`patch`], [`watching`], [`render`] and [`table`] (answers), [`status`] (errors). Beside
 //! them: [`discovery`] and [`openapi`], [`reviews`], [`pods`] (logs, exec, port-forward), [`collect`] (owners and
-//! namespaces).
+//! namespaces), [`access`] (certificate and kubeconfig).
 //!
 //! Not here: running pods, addresses, controllers of workloads. They are in `weft-node`, behind [`pods::PodBackend`] and
 //! [`admission::Admission`].
 
+pub mod access;
 pub mod admission;
 pub mod auth;
 pub mod collect;
@@ -30,6 +31,7 @@ pub mod tokens;
 mod validation;
 mod watching;
 
+pub use access::{ServingCertificate, kubeconfig};
 pub use admission::{Admission, AdmissionRequest, Denial, Operation};
 pub use auth::User;
 pub use pods::{ExecRequest, ExecStreams, LogRequest, PodBackend, PodError, PodRef, PodStream};

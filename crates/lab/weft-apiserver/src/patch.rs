@@ -9,6 +9,11 @@ use weft_store::merge::{Lists, strategic_patch, three_way};
 /// Operations in a JSON patch at most.
 const MAX_OPERATIONS: usize = 10_000;
 
+/// Bytes that the copy operations of a JSON patch may make.
+const MAX_COPIED: usize = 3 << 20;
+/// Deepest nesting of a patched object; what a JSON reader takes too.
+const MAX_DEPTH: usize = 127;
+
 /// A patch that has been read.
 #[derive(Debug)]
 pub(crate) enum Patch {
@@ -48,9 +53,7 @@ impl Patch {
     pub(crate) fn apply(&self, kind: &KindInfo, current: &Value) -> Result<Value, ApiError> {
         match self {
             Self::Json(patch) => {
-                let mut value = current.clone();
-                json_patch::patch(&mut value, patch)
-                    .map_err(|e| ApiError::bad_request(format!("the patch does not fit the object: {e}")))?;
+                let value = apply_operations(current.clone(), patch)?;
                 Ok(value)
             }
             Self::Merge(patch) => {
@@ -61,6 +64,34 @@ impl Patch {
             Self::Strategic(patch) => strategic_patch(current, patch).map_err(ApiError::bad_request),
             Self::Apply(wanted) => Ok(three_way(Lists::of_group(kind.group), &Value::Null, current, wanted)),
         }
+    }
+}
+
+/// Copies can double a document with every operation, and additions can nest it without end: both are bounded.
+fn apply_operations(mut value: Value, patch: &json_patch::Patch) -> Result<Value, ApiError> {
+    let mut copied = 0;
+    for operation in &patch.0 {
+        if let json_patch::PatchOperation::Copy(copy) = operation {
+            copied += value.pointer(copy.from.as_str()).map_or(0, |v| v.to_string().len());
+            if copied > MAX_COPIED {
+                return Err(ApiError::too_large(MAX_COPIED));
+            }
+        }
+        json_patch::patch(&mut value, std::slice::from_ref(operation))
+            .map_err(|e| ApiError::bad_request(format!("the patch does not fit the object: {e}")))?;
+    }
+    if is_deeper(&value, MAX_DEPTH) {
+        return Err(ApiError::bad_request(format!("the patched object is nested deeper than {MAX_DEPTH} levels")));
+    }
+    Ok(value)
+}
+
+fn is_deeper(value: &Value, levels: usize) -> bool {
+    let Some(below) = levels.checked_sub(1) else { return true };
+    match value {
+        Value::Array(items) => items.iter().any(|v| is_deeper(v, below)),
+        Value::Object(fields) => fields.values().any(|v| is_deeper(v, below)),
+        _ => false,
     }
 }
 
@@ -123,6 +154,14 @@ mod tests {
             let got = Patch::read(kind, content_type, &body).and_then(|p| p.apply(kind, &current)).ok();
             assert_eq!(got, want, "{name} {content_type} {patch}");
         }
+        let pods = by_any_name("pods").unwrap();
+        let json =
+            |patch: Value| Patch::read(pods, "application/json-patch+json", &Bytes::from(patch.to_string())).unwrap();
+        let doubling: Vec<Value> =
+            (0..40).map(|n| json!({"op": "copy", "from": "", "path": format!("/c{n}")})).collect();
+        assert_eq!(json(doubling.into()).apply(pods, &current).unwrap_err().code, 413);
+        let nesting: Vec<Value> = (1..200).map(|n| json!({"op": "add", "path": "/a".repeat(n), "value": {}})).collect();
+        assert_eq!(json(nesting.into()).apply(pods, &current).unwrap_err().code, 400);
         assert_eq!(read_yaml(&Bytes::from("a:\n- 1\n")).unwrap(), json!({"a": [1]}));
         assert!(read_yaml(&Bytes::from("a: [")).is_err());
     }

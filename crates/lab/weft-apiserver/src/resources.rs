@@ -167,11 +167,19 @@ impl ApiServer {
         defaults::first_status(kind, &mut object);
         let request = AdmissionRequest { operation: Operation::Create, kind, user: &user.name, dry_run, old: None };
         let warnings = self.prepare(&request, &mut object, strict).await?;
+        self.check_size(&object)?;
         let made = self.store().create_with(object, dry_run).map_err(|e| ApiError::from_store(kind, e))?;
         if kind.kind == "Namespace" && !dry_run {
             self.default_account(made.name())?;
         }
         Ok((made, warnings))
+    }
+
+    /// Many small patches must not make what one body may not be.
+    fn check_size(&self, object: &Object) -> Result<(), ApiError> {
+        let limit = self.options().max_body;
+        let size = serde_json::to_vec(object).map_err(|e| ApiError::internal(e.to_string()))?.len();
+        if size > limit { Err(ApiError::too_large(limit)) } else { Ok(()) }
     }
 
     /// Everything between reading an object and storing it.
@@ -222,6 +230,7 @@ pub(crate) async fn rewrite(
             let request = AdmissionRequest { operation: Operation::Update, kind, user, dry_run, old: Some(&*old) };
             warnings = server.prepare(&request, &mut object, strict).await?;
         }
+        server.check_size(&object)?;
         match server.store().update_with(object, dry_run) {
             Ok(new) => return Ok((new, warnings)),
             Err(error @ StoreError::Conflict { .. }) if !explicit => last = Some(error),

@@ -149,7 +149,8 @@ fn resource(group: &str, version: &str, rest: &[&str]) -> Option<Route> {
         let kind = by_plural(group, plural).filter(|k| k.versions.contains(&version))?;
         let placed = namespace.is_some() == kind.namespaced;
         // Objects of all namespaces are listed without a namespace; a single object needs its own.
-        if !placed && !(kind.namespaced && name.is_none()) {
+        let all_namespaces = kind.namespaced && name.is_none();
+        if !placed && !all_namespaces {
             return None;
         }
         let text = |t: Option<&&str>| t.map(|t| (*t).to_string());

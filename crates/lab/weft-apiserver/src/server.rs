@@ -24,11 +24,13 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use weft_k8s_api::Object;
 use weft_store::{MemoryStore, StoreError};
+use weft_tls::ServerContext;
 
 /// Longest wait of a request for its turn.
 const TURN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,6 +38,10 @@ const TURN_TIMEOUT: Duration = Duration::from_secs(5);
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time in which a client must have sent the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// First byte of a TLS connection: a handshake record (RFC 8446, 5.1).
+const TLS_HANDSHAKE: u8 = 22;
+/// Time that a TLS handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time in which a client must have sent the body of a request.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -63,6 +69,9 @@ pub struct ApiServerOptions {
     pub audience: String,
     /// Namespaces that exist from the start. Default `default` and `kube-system`.
     pub namespaces: Vec<String>,
+    /// TLS. With it, each connection may be TLS or plain: its first byte tells. Default none: plain HTTP only. kubectl sends
+    /// tokens over TLS alone.
+    pub tls: Option<ServerContext>,
     /// Whether objects are validated. Default true.
     pub validate: bool,
     /// Longest body in bytes. Default 3 MiB.
@@ -86,6 +95,7 @@ impl Default for ApiServerOptions {
             pods: None,
             audience: "https://kubernetes.default.svc".into(),
             namespaces: vec!["default".into(), "kube-system".into()],
+            tls: None,
             validate: true,
             max_body: 3 << 20,
             max_requests: 256,
@@ -206,7 +216,8 @@ impl ApiServer {
     }
 
     /// Serves connections until `shutdown`; then ends watches and streams and returns within 2 s. Also runs the collector of
-    /// owned objects and of deleted namespaces. May be called for several listeners.
+    /// owned objects and of deleted namespaces. May be called for several listeners, which then stop together. A stopped
+    /// server stays stopped: make another one on the same store.
     ///
     /// # Errors
     /// Never after it has begun to accept; a full table of open files is waited out.
@@ -225,7 +236,8 @@ impl ApiServer {
             };
             match (accepted, self.shared.connections.clone().try_acquire_owned()) {
                 (Ok((stream, _)), Ok(permit)) => {
-                    let connection = connection(stream, service.clone(), self.closing());
+                    let tls = self.options().tls.clone();
+                    let connection = connection(stream, tls, service.clone(), self.closing());
                     tasks.spawn(async move {
                         connection.await;
                         drop(permit);
@@ -248,31 +260,54 @@ impl ApiServer {
     }
 }
 
-async fn connection(stream: TcpStream, service: TowerToHyperService<axum::Router>, mut closing: watch::Receiver<bool>) {
+/// Decides between TLS and plain HTTP, and serves.
+async fn connection(
+    stream: TcpStream,
+    tls: Option<ServerContext>,
+    service: TowerToHyperService<axum::Router>,
+    closing: watch::Receiver<bool>,
+) {
     let _ = stream.set_nodelay(true);
+    let Some(tls) = tls else { return requests(stream, service, closing).await };
+    let mut first = [0];
+    match tokio::time::timeout(HEAD_TIMEOUT, stream.peek(&mut first)).await {
+        Ok(Ok(1)) if first == [TLS_HANDSHAKE] => {
+            match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
+                Ok(Ok(accepted)) => requests(accepted.stream, service, closing).await,
+                Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+                Err(_) => tracing::debug!("a TLS handshake took too long"),
+            }
+        }
+        Ok(Ok(1)) => requests(stream, service, closing).await,
+        _ => {}
+    }
+}
+
+async fn requests(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    service: TowerToHyperService<axum::Router>,
+    mut closing: watch::Receiver<bool>,
+) {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(256);
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
-    tokio::select! {
-        result = connection.as_mut() => log_end(result.map_err(|e| e.to_string())),
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
         () = closed(&mut closing) => {
             connection.as_mut().graceful_shutdown();
-            log_end(connection.await.map_err(|e| e.to_string()));
+            connection.await
         }
+    };
+    if let Err(error) = result {
+        tracing::trace!(%error, "a connection ended");
     }
 }
 
 /// Returns when the server stops.
 pub(crate) async fn closed(closing: &mut watch::Receiver<bool>) {
     let _ = closing.wait_for(|c| *c).await;
-}
-
-fn log_end(result: Result<(), String>) {
-    if let Err(error) = result {
-        tracing::trace!(%error, "a connection ended");
-    }
 }
 
 /// The way of every request.

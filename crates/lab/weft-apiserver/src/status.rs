@@ -88,9 +88,9 @@ impl ApiError {
         Self::new(415, "UnsupportedMediaType", message)
     }
 
-    /// The body is too long.
+    /// The body, or the object that would come of it, is too long.
     pub fn too_large(limit: usize) -> Self {
-        Self::new(413, "RequestEntityTooLarge", format!("the body is longer than {limit} bytes"))
+        Self::new(413, "RequestEntityTooLarge", format!("the body or the object is longer than {limit} bytes"))
     }
 
     /// Another writer was quicker.

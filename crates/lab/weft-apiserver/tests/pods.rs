@@ -1,4 +1,5 @@
 //! Logs, commands and ports through the real client library, against a backend that runs real processes and sockets.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 
@@ -38,7 +39,7 @@ async fn logs() {
     let read = async |pod: &str, options: LogOptions| {
         let mut log = lab.client.logs("default", pod, &options).await?;
         let mut text = String::new();
-        while let Some(bytes) = within(5, log.next()).await {
+        while let Some(bytes) = within(20, log.next()).await {
             text.push_str(std::str::from_utf8(&bytes?).unwrap());
             if text.contains("line 3\n") {
                 break;
@@ -93,9 +94,21 @@ async fn a_command_goes_with_its_client() {
     let alive = || std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|c| c.starts_with("sleep"));
     assert!(alive());
     drop(session);
-    let mut rest = Vec::new();
-    let _ = within(5, stdout.read_to_end(&mut rest)).await;
+    within(20, stdout.read_to_end(&mut Vec::new())).await.unwrap();
     eventually("the command is gone", || async { !alive() }).await;
+}
+
+#[tokio::test]
+async fn the_server_goes_while_a_command_runs() {
+    let mut lab = with_pod().await;
+    let mut session = lab.client.exec("default", "p", &shell("echo up; exec sleep 60")).await.unwrap();
+    let mut stdout = session.stdout().unwrap();
+    let mut line = [0; 3];
+    within(20, stdout.read_exact(&mut line)).await.unwrap();
+    lab.stop().await;
+    assert_eq!(within(20, stdout.read(&mut line)).await.unwrap(), 0, "the output ends");
+    let error = within(20, session.exit_code()).await.unwrap_err();
+    assert!(error.to_string().contains("before the command reported"), "{error}");
 }
 
 #[tokio::test]
@@ -119,7 +132,7 @@ async fn ports() {
         let mut stream = lab.client.port_forward("default", "p", port).await.unwrap();
         stream.write_all(b"hello").await.unwrap();
         let mut answer = [0; 5];
-        within(5, stream.read_exact(&mut answer)).await.unwrap();
+        within(20, stream.read_exact(&mut answer)).await.unwrap();
         assert_eq!(&answer, b"hello");
         let (mut reader, mut writer) = tokio::io::split(stream);
         let sent: Vec<u8> = (0..2_000_000_u32).map(|n| (n % 253) as u8).collect();
@@ -133,12 +146,12 @@ async fn ports() {
         assert!(back == expect);
         writing.await.unwrap().write_all(b"bye").await.unwrap();
         let mut rest = Vec::new();
-        within(5, reader.read_to_end(&mut rest)).await.unwrap();
+        within(20, reader.read_to_end(&mut rest)).await.unwrap();
         assert!(rest.is_empty(), "the pod's end of the connection ends ours");
     }
     let closed = { TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port() };
     let mut refused = lab.client.port_forward("default", "p", closed).await.unwrap();
-    let error = within(5, refused.read_to_end(&mut Vec::new())).await.unwrap_err();
+    let error = within(20, refused.read_to_end(&mut Vec::new())).await.unwrap_err();
     assert!(error.to_string().contains(&format!("cannot reach port {closed} of pod default/p")), "{error}");
 }
 

@@ -1,4 +1,5 @@
 //! A local copy that follows a server: first sync, changes, the server going away and coming back, kinds that are missing.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 
@@ -43,8 +44,8 @@ async fn follows_changes() {
     let store = lab.server.store();
     store.create(map("a", "1")).unwrap();
     let source = KubeSource::start(&lab.client, &[kind("cm"), kind("ns"), &UNKNOWN], &quick());
-    within(10, source.synced()).await;
-    within(10, source.kind_synced("", "Namespace")).await;
+    within(20, source.synced()).await;
+    within(20, source.kind_synced("", "Namespace")).await;
     let cache = source.cache();
     assert_eq!(cache.list("", "ConfigMap").len(), 1);
     assert_eq!(cache.list("", "Namespace").len(), 2);
@@ -73,11 +74,11 @@ async fn outlives_the_server() {
         store.create(map(name, "1")).unwrap();
     }
     let source = KubeSource::start(&lab.client, &[kind("cm")], &quick());
-    within(10, source.synced()).await;
+    within(20, source.synced()).await;
     let cache = source.cache().clone();
     lab.stop().await;
     let mut state = source.state();
-    within(10, state.wait_for(|s| !s.connected())).await.unwrap();
+    within(20, state.wait_for(|s| !s.connected())).await.unwrap();
     assert!(source.state().borrow().synced(), "what was read once stays complete");
     assert!(source.state().borrow().problem().is_some_and(|p| p.contains("no answer from the API server")));
     assert_eq!(cache.list("", "ConfigMap").len(), 3, "the last state stays");
@@ -86,7 +87,7 @@ async fn outlives_the_server() {
     store.delete(&map("remove", "").key(), &DeleteOptions::default()).unwrap();
     store.create(map("new", "1")).unwrap();
     let again = lab_with(store, options(), lab.address).await;
-    within(10, state.wait_for(|s| s.connected())).await.unwrap();
+    within(20, state.wait_for(|s| s.connected())).await.unwrap();
     eventually("what was missed arrives", || async { cache.find("", "ConfigMap", "default", "new").is_some() }).await;
     let names = |c: &weft_store::Changes| c.keys.as_ref().unwrap().iter().map(|k| k.name.clone()).collect::<Vec<_>>();
     assert_eq!(names(&cache.changes_since(mark)), ["change", "new", "remove"], "and nothing else counts as changed");
@@ -102,12 +103,12 @@ async fn lists_again_when_the_history_is_gone() {
         store.create(map(name, "1")).unwrap();
     }
     let source = KubeSource::start(&lab.client, &[kind("cm")], &quick());
-    within(10, source.synced()).await;
+    within(20, source.synced()).await;
     let cache = source.cache().clone();
     let mark = cache.revision();
     lab.stop().await;
     let mut state = source.state();
-    within(10, state.wait_for(|s| !s.connected())).await.unwrap();
+    within(20, state.wait_for(|s| !s.connected())).await.unwrap();
     store.delete(&map("a", "").key(), &DeleteOptions::default()).unwrap();
     for name in ["d", "e", "f", "g"] {
         store.create(map(name, "1")).unwrap();
@@ -123,11 +124,11 @@ async fn waits_for_a_server_that_is_not_there_yet() {
     let client = weft_store::ApiClient::connect(&format!("http://{address}"), Some(TOKEN)).unwrap();
     let source = KubeSource::start(&client, &[kind("cm")], &quick());
     let mut state = source.state();
-    within(10, state.wait_for(|s| s.problem().is_some())).await.unwrap();
+    within(20, state.wait_for(|s| s.problem().is_some())).await.unwrap();
     assert!(!source.state().borrow().synced());
     let store = MemoryStore::with_options(StoreOptions { require_namespaces: false, ..StoreOptions::default() });
     store.create(map("a", "1")).unwrap();
     let _lab = lab_with(store, options(), address).await;
-    within(10, source.synced()).await;
+    within(20, source.synced()).await;
     assert_eq!(source.cache().list("", "ConfigMap").len(), 1);
 }

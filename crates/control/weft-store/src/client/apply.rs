@@ -109,11 +109,11 @@ fn merge(current: &Object, wanted: &Object) -> Result<Object, ClientError> {
         .unwrap_or_else(|| Value::Object(Map::new()));
     let lists = Lists::of_group(wanted.group());
     let mut merged = three_way(lists, &original, &current.to_value(), &wanted.to_value());
-    // Who wrote which field is the server's to say.
-    if let Some(meta) = merged.get_mut("metadata").and_then(Value::as_object_mut) {
-        if let Some(version) = &current.metadata.resource_version {
-            meta.insert("resourceVersion".into(), version.clone().into());
-        }
+    // Only on the state that was read.
+    if let Some(meta) = merged.get_mut("metadata").and_then(Value::as_object_mut)
+        && let Some(version) = &current.metadata.resource_version
+    {
+        meta.insert("resourceVersion".into(), version.clone().into());
     }
     serde_json::from_value(merged)
         .map_err(|e| ClientError::Invalid { message: format!("{}: {e}", wanted.key()), causes: Vec::new() })
@@ -148,10 +148,11 @@ fn canonical(value: &Value) -> Value {
             sorted.sort_by(|a, b| a.0.cmp(b.0));
             let mut fields: Map<String, Value> = sorted.into_iter().map(|(k, v)| (k.clone(), canonical(v))).collect();
             // Kept even when empty, as kubectl keeps it.
-            if let Some(Value::Object(meta)) = fields.get_mut("metadata") {
-                if !meta.contains_key("annotations") && meta.contains_key("name") {
-                    meta.shift_insert(0, "annotations".into(), Value::Object(Map::new()));
-                }
+            if let Some(Value::Object(meta)) = fields.get_mut("metadata")
+                && !meta.contains_key("annotations")
+                && meta.contains_key("name")
+            {
+                meta.shift_insert(0, "annotations".into(), Value::Object(Map::new()));
             }
             Value::Object(fields)
         }

@@ -3,6 +3,7 @@
 use super::{ApiClient, ClientError};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use futures_util::future::Shared;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
 use kube::api::{Api, AttachParams, AttachedProcess, TerminalSize};
@@ -27,11 +28,20 @@ pub struct ExecOptions {
     pub tty: bool,
 }
 
-/// A running command. Dropping it ends the connection.
+/// A running command. Dropping it ends the connection, and the command.
 pub struct ExecSession {
     process: AttachedProcess,
-    status: Option<BoxFuture<'static, Option<Status>>>,
+    status: Ended,
     url: String,
+}
+
+/// Resolves when the connection has ended; with the command's status, when there was one.
+type Ended = Shared<BoxFuture<'static, Option<Status>>>;
+
+/// One side of a command's pipe. The library's pipes do not tell when the connection breaks off: this does.
+struct Pipe<T> {
+    inner: T,
+    ended: Ended,
 }
 
 /// What a command wrote and how it ended.
@@ -65,7 +75,7 @@ impl ApiClient {
         let process = pods.exec(pod, options.command.clone(), &params).await;
         let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}/exec");
         let mut process = process.map_err(|e| ClientError::from_kube(&self.url, &path, e))?;
-        let status = process.take_status().map(FutureExt::boxed);
+        let status = process.take_status().map_or_else(|| async { None }.boxed(), FutureExt::boxed).shared();
         Ok(ExecSession { process, status, url: self.url.clone() })
     }
 
@@ -112,17 +122,20 @@ async fn collect(reader: Option<impl AsyncRead + Unpin>, limit: u64) -> io::Resu
 impl ExecSession {
     /// The command's input; once, and only when asked for. Dropping it (or shutting it down) is the end of the input.
     pub fn stdin(&mut self) -> Option<impl AsyncWrite + Send + Unpin + 'static> {
-        self.process.stdin()
+        let ended = self.status.clone();
+        self.process.stdin().map(|inner| Pipe { inner, ended })
     }
 
     /// The command's output; once. Must be read, or the command stands still.
     pub fn stdout(&mut self) -> Option<impl AsyncRead + Send + Unpin + 'static> {
-        self.process.stdout()
+        let ended = self.status.clone();
+        self.process.stdout().map(|inner| Pipe { inner, ended })
     }
 
     /// The command's errors; once, and not with a terminal. Must be read, or the command stands still.
     pub fn stderr(&mut self) -> Option<impl AsyncRead + Send + Unpin + 'static> {
-        self.process.stderr()
+        let ended = self.status.clone();
+        self.process.stderr().map(|inner| Pipe { inner, ended })
     }
 
     /// What sets the size of the terminal; once, and only with a terminal.
@@ -138,10 +151,9 @@ impl ExecSession {
     /// [`ClientError::Protocol`] when the connection ended before the command, or the command could not be started.
     pub async fn exit_code(&mut self) -> Result<i32, ClientError> {
         let wrong = |message: String| ClientError::Protocol { url: self.url.clone(), message };
-        let Some(status) = self.status.take() else { return Err(wrong("the exit code was already taken".into())) };
-        let status = status
-            .await
-            .ok_or_else(|| wrong("the connection ended before the command reported its exit code".into()))?;
+        let status = self.status.clone().await;
+        let status =
+            status.ok_or_else(|| wrong("the connection ended before the command reported its exit code".into()))?;
         if status.status.as_deref() == Some("Success") {
             return Ok(0);
         }
@@ -152,6 +164,38 @@ impl ExecSession {
             .and_then(|c| c.message.as_deref())
             .and_then(|m| m.parse().ok());
         code.ok_or_else(|| wrong(status.message.unwrap_or_else(|| "the command could not be run".into())))
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Pipe<T> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.inner).poll_read(context, buf);
+        if result.is_pending() && self.ended.poll_unpin(context).is_ready() {
+            // What came with the end is read first.
+            return match Pin::new(&mut self.inner).poll_read(context, buf) {
+                Poll::Pending => Poll::Ready(Ok(())),
+                ready => ready,
+            };
+        }
+        result
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Pipe<T> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_write(context, buf);
+        if result.is_pending() && self.ended.poll_unpin(context).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        result
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(context)
     }
 }
 
@@ -196,10 +240,11 @@ impl AsyncRead for PortForward {
         let before = buf.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(context, buf);
         let ended = matches!(result, Poll::Ready(Ok(()))) && buf.filled().len() == before && buf.remaining() > 0;
-        if ended && let Some(mut error) = self.error.take() {
-            if let Poll::Ready(Some(message)) = error.as_mut().poll(context) {
-                return Poll::Ready(Err(io::Error::other(message)));
-            }
+        if ended
+            && let Some(mut error) = self.error.take()
+            && let Poll::Ready(Some(message)) = error.as_mut().poll(context)
+        {
+            return Poll::Ready(Err(io::Error::other(message)));
         }
         result
     }
