@@ -1,18 +1,19 @@
 //! The whole control plane against an API server in this process: objects in, xDS and certificates out, over TLS.
 
+mod common;
+
+use common::{Cluster, LIMIT, get, until};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::LazyLock;
 use std::time::{Duration, Instant};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
-use weft_apiserver::{AdminToken, ApiServer, ApiServerOptions};
+use weft_k8s_api::Object;
 use weft_k8s_api::kinds::by_kind;
-use weft_k8s_api::{Object, yaml};
 use weft_proto::envoy::config::core::v3::Node;
 use weft_proto::envoy::config::route::v3::VirtualHost;
 use weft_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
@@ -21,152 +22,7 @@ use weft_proto::istio::v1::auth::IstioCertificateRequest;
 use weft_proto::istio::v1::auth::istio_certificate_service_client::IstioCertificateServiceClient;
 use weft_proto::{type_url, unpack};
 use weft_store::client::TokenRequest;
-use weft_store::client::WriteOptions;
-use weft_store::{ApiClient, MemoryStore};
 use weft_tls::{CertifiedKey, ClientContext, ClientParams, KeyKind, San, ServerVerification, TrustAnchors};
-use weftd::{Running, Settings};
-
-const TOKEN: &str = "administrator-of-the-test";
-const LIMIT: Duration = Duration::from_secs(20);
-
-/// An API server with the objects of a small Bookinfo.
-struct Cluster {
-    api: ApiServer,
-    address: SocketAddr,
-    client: ApiClient,
-    stop: Option<tokio::sync::oneshot::Sender<()>>,
-}
-
-const OBJECTS: &str = r#"
-apiVersion: v1
-kind: Service
-metadata: {name: reviews, namespace: default, labels: {app: reviews}}
-spec: {clusterIP: 10.96.0.10, selector: {app: reviews}, ports: [{name: http, port: 9080, targetPort: 9080}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: productpage, namespace: default}
-spec: {clusterIP: 10.96.0.11, selector: {app: productpage}, ports: [{name: http, port: 9080, targetPort: 9080}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: reviews-v1, namespace: default, labels: {app: reviews, version: v1}}
-spec: {serviceAccountName: bookinfo-reviews, containers: [{name: reviews, image: x}, {name: istio-proxy, image: x}]}
-status: {phase: Running, podIP: 10.244.0.5, podIPs: [{ip: 10.244.0.5}], conditions: [{type: Ready, status: "True"}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: productpage-v1, namespace: default, labels: {app: productpage, version: v1}}
-spec: {serviceAccountName: bookinfo-productpage, containers: [{name: productpage, image: x}, {name: istio-proxy, image: x}]}
-status: {phase: Running, podIP: 10.244.0.6, podIPs: [{ip: 10.244.0.6}], conditions: [{type: Ready, status: "True"}]}
----
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata: {name: reviews-1, namespace: default, labels: {kubernetes.io/service-name: reviews}}
-addressType: IPv4
-ports: [{name: http, port: 9080, protocol: TCP}]
-endpoints: [{addresses: [10.244.0.5], conditions: {ready: true}, targetRef: {kind: Pod, name: reviews-v1, namespace: default}}]
----
-apiVersion: v1
-kind: ServiceAccount
-metadata: {name: bookinfo-productpage, namespace: default}
----
-apiVersion: v1
-kind: ServiceAccount
-metadata: {name: bookinfo-reviews, namespace: default}
----
-apiVersion: v1
-kind: ServiceAccount
-metadata: {name: istiod, namespace: istio-system}
----
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {name: reviews, namespace: default}
-spec: {host: reviews, subsets: [{name: v1, labels: {version: v1}}]}
----
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: reviews, namespace: default}
-spec: {hosts: [reviews], http: [{route: [{destination: {host: reviews, subset: v1}}]}]}
-"#;
-
-impl Cluster {
-    async fn start() -> Self {
-        weft_tls::install_provider();
-        let options = ApiServerOptions {
-            admin_tokens: vec![AdminToken { token: TOKEN.into(), user: "admin".into() }],
-            namespaces: vec!["default".into(), "kube-system".into(), "istio-system".into()],
-            ..ApiServerOptions::default()
-        };
-        let api = ApiServer::new(MemoryStore::new(), options).unwrap();
-        for document in yaml::documents(OBJECTS, "objects").unwrap() {
-            api.store().create(document.object).unwrap();
-        }
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let client = ApiClient::connect(&format!("http://{address}"), Some(TOKEN)).unwrap();
-        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let server = api.clone();
-        tokio::spawn(async move {
-            server.serve(listener, async { _ = stopped.await }).await.unwrap();
-        });
-        Self { api, address, client, stop: Some(stop) }
-    }
-
-    fn settings(&self, more: &[&str]) -> Settings {
-        use clap::Parser;
-        // Written once: a file that is being written reads as an empty token.
-        static FILE: LazyLock<String> = LazyLock::new(|| {
-            let path = std::env::temp_dir().join(format!("weftd-test-token-{}", std::process::id()));
-            std::fs::write(&path, TOKEN).unwrap();
-            path.display().to_string()
-        });
-        let (url, token) = (format!("http://{}", self.address), FILE.clone());
-        let mut flags = vec!["weftd", "--api-url", &url, "--token-file", &token, "--pod-name", "weftd-0"];
-        flags.extend(["--secure-grpc-addr", "127.0.0.1:0", "--grpc-addr", "127.0.0.1:0"]);
-        flags.extend(["--monitoring-addr", "127.0.0.1:0"]);
-        flags.extend(more);
-        Settings::parse_from(flags)
-    }
-
-    async fn weftd(&self) -> Running {
-        tokio::time::timeout(LIMIT, weftd::start(self.settings(&[]))).await.expect("ready in time").unwrap()
-    }
-
-    async fn root_pem(&self) -> String {
-        let read = async || {
-            let map = self.client.get(by_kind("", "ConfigMap").unwrap(), "default", "istio-ca-root-cert").await.ok()?;
-            map.body["data"]["root-cert.pem"].as_str().map(str::to_string)
-        };
-        until("the root certificate", read).await
-    }
-
-    async fn token(&self, account: &str) -> String {
-        let request = TokenRequest { audiences: vec!["istio-ca".into()], ..TokenRequest::default() };
-        self.client.token_request("default", account, &request).await.unwrap().token
-    }
-
-    async fn edit(&self, group: &str, kind: &str, name: &str, patch: Value) {
-        self.client.merge_patch(by_kind(group, kind).unwrap(), "default", name, &patch).await.unwrap();
-    }
-
-    async fn create(&self, value: Value) {
-        let object: Object = serde_json::from_value(value).unwrap();
-        self.client.create(&object, &WriteOptions::default()).await.unwrap();
-    }
-}
-
-/// Asks again until there is an answer.
-async fn until<T>(what: &str, ask: impl AsyncFn() -> Option<T>) -> T {
-    let end = Instant::now() + LIMIT;
-    loop {
-        if let Some(answer) = ask().await {
-            return answer;
-        }
-        assert!(Instant::now() < end, "{what} did not come");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
 
 /// A gRPC channel over TLS, as a proxy opens it: the control plane is known by its name and the mesh's root.
 async fn channel(
@@ -247,17 +103,6 @@ impl Proxy {
         assert_eq!(response.type_url, type_url, "{:?}", response.removed_resources);
         response.resources.iter().map(|r| r.name.clone()).collect()
     }
-}
-
-async fn get(address: SocketAddr, path: &str) -> (u16, String) {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nhost: weftd\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_string())
 }
 
 /// Clusters that the routes of a virtual host lead to.
