@@ -35,8 +35,8 @@ pub struct Settings {
     /// Context of the kubeconfig. Default: the current one.
     #[arg(long)]
     pub context: Option<String>,
-    /// Address of the API server, instead of a kubeconfig.
-    #[arg(long, env = "WEFT_API_URL", conflicts_with = "kubeconfig")]
+    /// Address of the API server; counts before a kubeconfig.
+    #[arg(long, env = "WEFT_API_URL")]
     pub api_url: Option<String>,
     /// File of the bearer token for --api-url; read again when it changes.
     #[arg(long, env = "WEFT_TOKEN_FILE", requires = "api_url")]

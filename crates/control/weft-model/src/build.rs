@@ -273,12 +273,23 @@ impl<'a> Build<'a> {
         }
     }
 
+    fn references(&mut self) {
+        let s = self.new.sections;
+        if self.any(&[s.mesh, s.services, s.virtual_services, s.destination_rules, s.gateways]) {
+            self.state.route_warnings = Arc::new(warnings::of_routes(&self.new));
+        }
+        if self.any(&[s.mesh, s.gateways, s.workloads, s.secrets]) {
+            self.state.gateway_warnings = Arc::new(warnings::of_gateways(&self.new));
+        }
+    }
+
     fn finish(mut self) -> MeshSnapshot {
         let mut found: Vec<crate::Warning> = self.state.kinds.errors().cloned().collect();
         found.extend(self.state.virtual_services.values().flat_map(|r| r.warnings.iter().cloned()));
         found.extend(self.state.rule_warnings.iter().cloned());
         found.extend(self.state.policy_warnings.iter().cloned());
-        warnings::references(&self.new, &mut found);
+        self.references();
+        found.extend(self.state.route_warnings.iter().chain(self.state.gateway_warnings.iter()).cloned());
         found.sort();
         found.dedup();
         self.new.warnings = found;

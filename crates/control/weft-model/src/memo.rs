@@ -27,6 +27,8 @@ pub(crate) struct State {
     pub virtual_services: HashMap<(String, String), Arc<Resolved>>,
     pub rule_warnings: Arc<Vec<Warning>>,
     pub policy_warnings: Arc<Vec<Warning>>,
+    pub route_warnings: Arc<Vec<Warning>>,
+    pub gateway_warnings: Arc<Vec<Warning>>,
 }
 
 macro_rules! kinds {

@@ -3,8 +3,8 @@
 
 use crate::parsed::selects;
 use crate::virtual_services::MESH_GATEWAY;
-use crate::{Gateway, MeshSnapshot, VirtualService, Warning, hosts, services};
-use std::collections::BTreeSet;
+use crate::{DestinationRule, Gateway, MeshSnapshot, VirtualService, Warning, hosts, services};
+use std::collections::{BTreeSet, HashMap};
 use weft_core::Provenance;
 use weft_k8s_api::istio;
 
@@ -13,11 +13,12 @@ const NOT_FOUND: &str = "IST0101";
 /// Code of a destination that must say which port it means.
 const PORT_REQUIRED: &str = "IST0112";
 
-/// Adds a warning for each reference that leads nowhere.
-pub(crate) fn references(snapshot: &MeshSnapshot, found: &mut Vec<Warning>) {
-    let gateways: BTreeSet<String> = snapshot.gateways.iter().map(|g| format!("{}/{}", g.namespace, g.name)).collect();
+/// References of virtual services and destination rules that lead nowhere.
+pub(crate) fn of_routes(snapshot: &MeshSnapshot) -> Vec<Warning> {
+    let mut found = Vec::new();
+    let look = Look::new(snapshot);
     for vs in &snapshot.virtual_services {
-        virtual_service(snapshot, vs, &gateways, found);
+        virtual_service(&look, vs, &mut found);
     }
     for rule in snapshot.destination_rules.values().flat_map(|rules| rules.values()) {
         if !hosts::is_wildcard(&rule.host) && !known_host(snapshot, &rule.host) {
@@ -25,8 +26,46 @@ pub(crate) fn references(snapshot: &MeshSnapshot, found: &mut Vec<Warning>) {
             found.push(not_found(at, format!("host {} is no service of the mesh; the rule has no effect", rule.host)));
         }
     }
+    found
+}
+
+/// References of gateways that lead nowhere.
+pub(crate) fn of_gateways(snapshot: &MeshSnapshot) -> Vec<Warning> {
+    let mut found = Vec::new();
     for gateway in &snapshot.gateways {
-        gateway_references(snapshot, gateway, found);
+        gateway_references(snapshot, gateway, &mut found);
+    }
+    found
+}
+
+/// A snapshot, indexed for the questions asked here.
+struct Look<'a> {
+    snapshot: &'a MeshSnapshot,
+    gateways: BTreeSet<String>,
+    /// Destination rules by host, those with wildcards apart.
+    exact: HashMap<&'a str, Vec<&'a DestinationRule>>,
+    wild: Vec<&'a DestinationRule>,
+}
+
+impl<'a> Look<'a> {
+    fn new(snapshot: &'a MeshSnapshot) -> Self {
+        let merged = snapshot.destination_rules.values().flat_map(|rules| rules.values());
+        let all = merged.chain(snapshot.selected_destination_rules.values().flatten());
+        let (mut exact, mut wild): (HashMap<&str, Vec<&DestinationRule>>, _) = (HashMap::new(), Vec::new());
+        for rule in all {
+            match hosts::is_wildcard(&rule.host) {
+                true => wild.push(&**rule),
+                false => exact.entry(&*rule.host).or_default().push(rule),
+            }
+        }
+        let gateways = snapshot.gateways.iter().map(|g| format!("{}/{}", g.namespace, g.name)).collect();
+        Self { snapshot, gateways, exact, wild }
+    }
+
+    fn subset_exists(&self, host: &str, subset: &str) -> bool {
+        let exact = self.exact.get(host).into_iter().flatten();
+        let wild = self.wild.iter().filter(|r| hosts::covers(&r.host, host));
+        exact.chain(wild).any(|r| r.spec.subsets.iter().any(|s| s.name == subset))
     }
 }
 
@@ -34,14 +73,9 @@ fn not_found(at: Provenance, message: String) -> Warning {
     Warning { at, code: NOT_FOUND, message }
 }
 
-fn virtual_service(
-    snapshot: &MeshSnapshot,
-    vs: &VirtualService,
-    gateways: &BTreeSet<String>,
-    found: &mut Vec<Warning>,
-) {
+fn virtual_service(look: &Look<'_>, vs: &VirtualService, found: &mut Vec<Warning>) {
     for (i, gateway) in vs.gateways.iter().enumerate() {
-        if gateway != MESH_GATEWAY && !gateways.contains(gateway) {
+        if gateway != MESH_GATEWAY && !look.gateways.contains(gateway) {
             let at = vs.provenance.at(format!("spec.gateways[{i}]"));
             found.push(not_found(at, format!("Gateway {gateway} does not exist")));
         }
@@ -49,29 +83,29 @@ fn virtual_service(
     for (route, origin) in vs.spec.http.iter().zip(&vs.http_origin) {
         let at = |field: &str| origin.at(format!("{}.{field}", origin.path));
         for (i, to) in route.route.iter().enumerate() {
-            destination(snapshot, to.destination.as_ref(), vs, &at(&format!("route[{i}].destination")), found);
+            destination(look, to.destination.as_ref(), vs, &at(&format!("route[{i}].destination")), found);
         }
-        destination(snapshot, route.mirror.as_ref(), vs, &at("mirror"), found);
+        destination(look, route.mirror.as_ref(), vs, &at("mirror"), found);
         for (i, mirror) in route.mirrors.iter().enumerate() {
-            destination(snapshot, mirror.destination.as_ref(), vs, &at(&format!("mirrors[{i}].destination")), found);
+            destination(look, mirror.destination.as_ref(), vs, &at(&format!("mirrors[{i}].destination")), found);
         }
     }
     for (i, route) in vs.spec.tls.iter().enumerate() {
         for (j, to) in route.route.iter().enumerate() {
             let at = vs.provenance.at(format!("spec.tls[{i}].route[{j}].destination"));
-            destination(snapshot, to.destination.as_ref(), vs, &at, found);
+            destination(look, to.destination.as_ref(), vs, &at, found);
         }
     }
     for (i, route) in vs.spec.tcp.iter().enumerate() {
         for (j, to) in route.route.iter().enumerate() {
             let at = vs.provenance.at(format!("spec.tcp[{i}].route[{j}].destination"));
-            destination(snapshot, to.destination.as_ref(), vs, &at, found);
+            destination(look, to.destination.as_ref(), vs, &at, found);
         }
     }
 }
 
 fn destination(
-    snapshot: &MeshSnapshot,
+    look: &Look<'_>,
     to: Option<&istio::Destination>,
     vs: &VirtualService,
     at: &Provenance,
@@ -79,13 +113,13 @@ fn destination(
 ) {
     let Some(to) = to else { return };
     let place = |field: &str| at.at(format!("{}.{field}", at.path));
-    let Some(service) = snapshot.service_covering(&to.host, &vs.namespace) else {
+    let Some(service) = look.snapshot.service_covering(&to.host, &vs.namespace) else {
         let message =
             format!("host {} is no service that namespace {} sees; the route answers 503", to.host, vs.namespace);
         found.push(not_found(place("host"), message));
         return;
     };
-    if !to.subset.is_empty() && !subset_exists(snapshot, &to.host, &to.subset) {
+    if !to.subset.is_empty() && !look.subset_exists(&to.host, &to.subset) {
         let message =
             format!("subset {} of host {} is in no DestinationRule; the route answers 503", to.subset, to.host);
         found.push(not_found(place("subset"), message));
@@ -107,12 +141,6 @@ fn destination(
 fn known_host(snapshot: &MeshSnapshot, host: &str) -> bool {
     snapshot.services.contains_key(host)
         || snapshot.services.keys().take_while(|h| h.as_bytes() <= b"*~".as_slice()).any(|h| hosts::covers(h, host))
-}
-
-fn subset_exists(snapshot: &MeshSnapshot, host: &str, subset: &str) -> bool {
-    let merged = snapshot.destination_rules.values().flat_map(|rules| rules.values());
-    let mut rules = merged.chain(snapshot.selected_destination_rules.values().flatten());
-    rules.any(|r| hosts::covers(&r.host, host) && r.spec.subsets.iter().any(|s| s.name == subset))
 }
 
 fn gateway_references(snapshot: &MeshSnapshot, gateway: &Gateway, found: &mut Vec<Warning>) {

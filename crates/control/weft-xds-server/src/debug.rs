@@ -55,7 +55,7 @@ pub fn router(monitoring: Monitoring) -> Router {
 /// Configuration says who talks to whom: only this machine and proven callers see it. Without connection info nobody is
 /// taken to be on this machine.
 async fn guard(State(monitoring): State<Monitoring>, request: Request, next: Next) -> Response {
-    let remote = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|c| c.0.ip());
+    let remote = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|c| c.0.ip().to_canonical());
     let local = remote.is_some_and(|ip| ip.is_loopback());
     if local || (monitoring.access)(request.headers().clone()).await {
         return next.run(request).await;

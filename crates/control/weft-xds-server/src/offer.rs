@@ -3,7 +3,7 @@
 use crate::kind::Kind;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use weft_core::Strng;
+use weft_core::{Provenance, Strng};
 use weft_model::{CA_SUFFIX, Credential, MeshSnapshot};
 use weft_proto::envoy::config::core::v3::{DataSource, data_source::Specifier};
 use weft_proto::envoy::extensions::transport_sockets::tls::v3::{
@@ -29,6 +29,11 @@ impl Offer {
     pub fn new(version: u64, resources: Arc<ProxyResources>, secrets: ResourceMap) -> Self {
         let names = resources.name_table.iter().cloned().collect();
         Self { version, resources, secrets, names }
+    }
+
+    /// Objects that bind the proxy and are not applied to it.
+    pub fn not_applied(&self) -> impl Iterator<Item = &Provenance> {
+        self.resources.not_applied.iter()
     }
 
     /// The resources of one type.

@@ -167,10 +167,13 @@ impl Session {
     /// What must be sent now, given what there is.
     pub fn pushes(&mut self, offer: &Offer, now: Instant) -> Vec<Push> {
         let mut pushes: Vec<Push> = Vec::new();
+        for state in &mut self.types {
+            state.give_up(now);
+        }
         for kind in KINDS {
             let hold_removals = self.delta && kind == Kind::Cluster && self.routes_are_moving(offer);
             let state = &mut self.types[kind.index()];
-            if !state.subscribed || state.is_waiting(now) {
+            if !state.subscribed || state.waiting.is_some() {
                 continue;
             }
             let found = if self.delta {
@@ -244,14 +247,10 @@ fn check_names(names: &Names) -> Result<(), Status> {
 type Found = Option<(Vec<Arc<Resource>>, Vec<String>)>;
 
 impl TypeState {
-    fn is_waiting(&mut self, now: Instant) -> bool {
-        match &self.waiting {
-            Some((_, until)) if *until > now => true,
-            Some(_) => {
-                self.waiting = None;
-                false
-            }
-            None => false,
+    /// Forgets a push that was not answered in time.
+    fn give_up(&mut self, now: Instant) {
+        if self.waiting.as_ref().is_some_and(|(_, until)| *until <= now) {
+            self.waiting = None;
         }
     }
 

@@ -160,7 +160,10 @@ impl ProxyStatus {
                 (kind.short().to_string(), value)
             })
             .collect();
+        let not_applied: Vec<String> =
+            inner.offer.iter().flat_map(|o| o.not_applied().map(ToString::to_string)).collect();
         json!({
+            "not_applied": not_applied,
             "proxy": self.name,
             "node_id": self.node_id,
             "proxy_type": self.node_type,
