@@ -12,7 +12,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 async fn main() -> anyhow::Result<()> {
     let settings = Settings::parse();
     let format = if settings.log_json { logging::Format::Json } else { logging::Format::Text };
-    logging::init(&settings.log_level, format).map_err(anyhow::Error::msg).context("--log-level")?;
+    // The client library shouts at every failed connection; what is waited for and why is said once in a while.
+    let filter = format!("{},kube_client=off", settings.log_level);
+    logging::init(&filter, format).map_err(anyhow::Error::msg).context("--log-level")?;
     // A signal while it comes up ends it at once: nothing is served yet.
     let mut running = tokio::select! {
         started = weftd::start(settings) => started?,
