@@ -8,8 +8,8 @@ use weft_k8s_api::istio::{self, MeshConfig, SimpleLb};
 
 /// Points on a hash ring when nothing else is said.
 const DEFAULT_RING_SIZE: u64 = 1024;
-/// Envoy takes a linear ramp for new endpoints when it is given no run-time key; the key itself is never set.
-const AGGRESSION_KEY: &str = "(";
+/// The message asks for the name of a run-time setting; nothing ever sets it, so the default value holds.
+const AGGRESSION_KEY: &str = "upstream.slow_start.aggression";
 
 /// Sets the policy.
 pub(super) fn apply(mesh: &MeshConfig, draft: &mut Draft, policy: &Effective) {

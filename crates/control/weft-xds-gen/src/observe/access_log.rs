@@ -6,7 +6,7 @@ use crate::pb::accesslog::{
     access_log::ConfigType, access_log_filter::FilterSpecifier, comparison_filter::Op, extension_filter,
 };
 use crate::pb::core::{
-    RuntimeUInt32, SubstitutionFormatString, TypedExtensionConfig, substitution_format_string::Format,
+    RuntimeUInt32, SubstitutionFormatString, substitution_format_string::Format,
 };
 use crate::pb::{self, value};
 use crate::scope::View;
@@ -176,7 +176,6 @@ fn file(path: &str, format: Format, omit_empty_values: bool) -> AccessLog {
         path: path.into(),
         access_log_format: Some(AccessLogFormat::LogFormat(SubstitutionFormatString {
             omit_empty_values,
-            formatters: formatters(&format),
             format: Some(format),
             ..Default::default()
         })),
@@ -186,17 +185,6 @@ fn file(path: &str, format: Format, omit_empty_values: bool) -> AccessLog {
         filter: None,
         config_type: Some(ConfigType::TypedConfig(pack(&log))),
     }
-}
-
-/// `%REQ_WITHOUT_QUERY%` is a command of an extension, which must be named.
-fn formatters(format: &Format) -> Vec<TypedExtensionConfig> {
-    let holds = format!("{format:?}").contains("%REQ_WITHOUT_QUERY");
-    let type_url = "type.googleapis.com/envoy.extensions.formatter.req_without_query.v3.ReqWithoutQuery";
-    let extension = || TypedExtensionConfig {
-        name: "envoy.formatter.req_without_query".into(),
-        typed_config: Some(Any { type_url: type_url.into(), value: Vec::new() }),
-    };
-    holds.then(extension).into_iter().collect()
 }
 
 /// The same log, for connections that no filter chain takes.
