@@ -5,8 +5,9 @@
 //! costs about a millisecond.
 //!
 //! Reading order: [`objects`] (helpers), [`deployment`], [`replicaset`], [`statefulset`], [`daemonset`], [`job`],
-//! [`endpoints`], [`namespaces`].
+//! [`endpoints`], [`balancers`], [`namespaces`].
 
+pub mod balancers;
 pub mod daemonset;
 pub mod deployment;
 pub mod endpoints;
@@ -47,9 +48,10 @@ pub trait Controller: Send {
     fn reconcile(&mut self, store: &MemoryStore, maker: &dyn PodMaker);
 }
 
-/// All of them.
-pub fn all() -> Vec<Box<dyn Controller>> {
+/// All of them. `published` are the Services (namespace, name) that ports of the machine lead to.
+pub fn all(published: Vec<(String, String)>) -> Vec<Box<dyn Controller>> {
     vec![
+        Box::new(balancers::LoadBalancers { published }),
         Box::new(namespaces::Namespaces),
         Box::new(deployment::Deployments),
         Box::new(replicaset::ReplicaSets),
@@ -61,8 +63,8 @@ pub fn all() -> Vec<Box<dyn Controller>> {
 }
 
 /// Runs the controllers until the task is dropped.
-pub async fn run(store: MemoryStore, maker: Arc<dyn PodMaker>) {
-    let mut controllers = all();
+pub async fn run(store: MemoryStore, maker: Arc<dyn PodMaker>, published: Vec<(String, String)>) {
+    let mut controllers = all(published);
     let mut changed = store.changed();
     loop {
         changed.mark_unchanged();

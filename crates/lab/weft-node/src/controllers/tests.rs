@@ -28,7 +28,7 @@ fn store() -> MemoryStore {
 
 fn settle(store: &MemoryStore) {
     let maker = Direct(store.clone());
-    let mut controllers = all();
+    let mut controllers = all(vec![]);
     for _ in 0..100 {
         let before = store.revision();
         controllers.iter_mut().for_each(|controller| controller.reconcile(store, &maker));

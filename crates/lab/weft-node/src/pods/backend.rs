@@ -205,7 +205,7 @@ struct Terminal {
 impl Terminal {
     fn new(fd: OwnedFd) -> io::Result<Self> {
         nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
-        Ok(Self { fd: Arc::new(AsyncFd::register(fd)?) })
+        Ok(Self { fd: Arc::new(sys::watch_fd(fd)?) })
     }
 }
 

@@ -22,7 +22,8 @@ use weft_k8s_api::{Object, ObjectKey};
 use weft_store::DeleteOptions;
 
 /// How often missing volumes are looked for again, and existing ones brought up to date.
-const VOLUME_RETRY: Duration = Duration::from_millis(200);
+const VOLUME_RETRY: Duration = Duration::from_millis(500);
+const VOLUME_PAUSE: Duration = Duration::from_millis(10);
 const VOLUME_REFRESH: Duration = Duration::from_secs(1);
 /// Pause before a failed network set-up is tried again.
 const NETWORK_RETRY: Duration = Duration::from_secs(2);
@@ -266,13 +267,17 @@ impl Worker {
                 }
             }
         }
+        let mut store_changed = self.node.store.changed();
         loop {
+            store_changed.mark_unchanged();
             let result = self.fill_volumes();
             match result {
                 Ok(()) => break,
                 Err(message) => self.all_wait("ContainerCreating", &message),
             }
-            if self.removed_within(VOLUME_RETRY).await {
+            // What is missing may come with the next change of the store.
+            let _ = tokio::time::timeout(VOLUME_RETRY, store_changed.changed()).await;
+            if self.removed_within(VOLUME_PAUSE).await {
                 return false;
             }
         }

@@ -160,3 +160,12 @@ pub fn inherited_fd(number: i32) -> io::Result<OwnedFd> {
     // SAFETY: open, as just checked; the parent names each number once in the options, so no one else owns it here.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
+
+/// Registers a descriptor with the runtime, to wait until it can be read or written.
+///
+/// # Errors
+/// Outside a runtime, or when the descriptor cannot be waited for.
+pub fn watch_fd(fd: OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` names the same open file for as long as it lives, and `AsyncFd` keeps it until it is dropped.
+    unsafe { tokio::io::unix::AsyncFd::register(fd).map_err(Into::into) }
+}
