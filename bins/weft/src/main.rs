@@ -1,3 +1,31 @@
 //! The command line of the mesh, and the one-machine lab.
+//!
+//! Reading order: [`cli`] (what can be typed), `commands/` (one file per command), [`connect`] (which API server),
+//! [`target`] (which pod), [`forward`] (HTTP to a port of a pod), [`manifests`] and [`references`] (what `apply` reads and
+//! checks), [`dump`] (a proxy's config dump as tables), [`output`] (how answers look).
 
-fn main() {}
+mod cli;
+mod commands;
+mod connect;
+mod dump;
+mod forward;
+mod manifests;
+mod output;
+mod references;
+mod target;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    match commands::run(cli) {
+        Ok(code) => code,
+        // Whoever reads our output has seen enough (`weft get … | head`).
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

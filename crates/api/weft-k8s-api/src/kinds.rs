@@ -31,6 +31,11 @@ const fn core(
     KindInfo { group: "", versions: &["v1"], kind, plural, singular, short, namespaced, categories: &[] }
 }
 
+/// A kind that `get all` shows.
+const fn shown(info: KindInfo) -> KindInfo {
+    KindInfo { categories: &["all"], ..info }
+}
+
 const fn istio(
     group: &'static str,
     versions: &'static [&'static str],
@@ -58,8 +63,8 @@ const SECURITY: &[&str] = &["v1", "v1beta1"];
 pub const KINDS: &[KindInfo] = &[
     core("Namespace", "namespaces", "namespace", &["ns"], false),
     core("Node", "nodes", "node", &["no"], false),
-    core("Pod", "pods", "pod", &["po"], true),
-    core("Service", "services", "service", &["svc"], true),
+    shown(core("Pod", "pods", "pod", &["po"], true)),
+    shown(core("Service", "services", "service", &["svc"], true)),
     core("Endpoints", "endpoints", "endpoints", &["ep"], true),
     core("ConfigMap", "configmaps", "configmap", &["cm"], true),
     core("Secret", "secrets", "secret", &[], true),

@@ -370,6 +370,10 @@ mod tests {
                 "8080": "x", "h": {"k": "v"}, "i": {"k": "v"}})
         );
         assert!(super::value("a: 1\n---\nb: 2\n").is_err());
+        // As kubectl reads them.
+        let list = super::value("[n, no, on, y, 010, 0o10, 0x1F, 1_000, .5, 1:30, 2024-01-01]").unwrap();
+        let wanted = serde_json::json!([false, false, true, true, 8, 8, 31, 1000, 0.5, "1:30", "2024-01-01"]);
+        assert_eq!(list, wanted);
     }
 
     #[test]

@@ -1,0 +1,44 @@
+//! One file per command, and which runs.
+
+pub mod apply;
+pub mod delete;
+pub mod down;
+pub mod exec;
+pub mod get;
+pub mod logs;
+pub mod proxy_config;
+pub mod proxy_status;
+pub mod status;
+pub mod up;
+
+use crate::cli::{Cli, Command};
+use anyhow::Context;
+use std::future::Future;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Runs the command and gives the exit code of the program.
+pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let connection = cli.connection;
+    match cli.command {
+        // The lab enters namespaces, which a process can do only while it has one thread: no runtime yet.
+        Command::Up(args) => up::run(args),
+        Command::Down(args) => down::run(args),
+        Command::Status(args) => block_on(status::run(args, connection)),
+        Command::Apply(args) => block_on(apply::run(args, connection)),
+        Command::Delete(args) => block_on(delete::run(args, connection)),
+        Command::Get(args) => block_on(get::run(args, connection)),
+        Command::Exec(args) => block_on(exec::run(args, connection)),
+        Command::Logs(args) => block_on(logs::run(args, connection)),
+        Command::ProxyStatus(args) => block_on(proxy_status::run(args, connection)),
+        Command::ProxyConfig(args) => block_on(proxy_config::run(args, connection)),
+    }
+}
+
+fn block_on<F: Future<Output = anyhow::Result<ExitCode>>>(command: F) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let result = runtime.block_on(command);
+    // A read of the terminal cannot be called off; do not wait for it.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    result
+}

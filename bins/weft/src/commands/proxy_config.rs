@@ -1,0 +1,257 @@
+//! `weft proxy-config`: what a proxy, ours or Envoy, really has.
+
+use crate::cli::Connection;
+use crate::commands::get::document;
+use crate::connect::connect;
+use crate::dump::{self, Dump, clusters, endpoints, listeners, routes, secrets};
+use crate::output::{self, Table};
+use crate::{forward, target};
+use anyhow::{Context, bail};
+use clap::{Subcommand, ValueEnum};
+use serde_json::{Value, json};
+use std::process::ExitCode;
+use std::time::SystemTime;
+use weft_core::well_known::port;
+use weft_k8s_api::Object;
+use weft_store::ApiClient;
+
+/// Shows the configuration of a proxy.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What of it.
+    #[command(subcommand)]
+    what: What,
+}
+
+/// Whose configuration, and how it is shown.
+#[derive(Debug, clap::Args)]
+struct Common {
+    /// POD, POD.NAMESPACE, deploy/NAME, deploy/NAME.NAMESPACE
+    #[arg(value_name = "POD[.NS]")]
+    target: String,
+    /// Namespace
+    #[arg(short, long, value_name = "NS")]
+    namespace: Option<String>,
+    /// How it is shown
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    output: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// Table.
+    #[value(alias = "short")]
+    Table,
+    /// JSON.
+    Json,
+    /// YAML.
+    Yaml,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Listeners and their filter chains
+    #[command(aliases = ["listeners", "l"])]
+    Listener {
+        #[command(flatten)]
+        common: Common,
+        /// Only of this port
+        #[arg(long)]
+        port: Option<u16>,
+        /// Only of this address
+        #[arg(long)]
+        address: Option<String>,
+    },
+    /// Routes
+    #[command(aliases = ["routes", "r"])]
+    Route {
+        #[command(flatten)]
+        common: Common,
+        /// Only of this route configuration
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Clusters
+    #[command(aliases = ["clusters", "c"])]
+    Cluster {
+        #[command(flatten)]
+        common: Common,
+        /// Only of this host
+        #[arg(long)]
+        fqdn: Option<String>,
+        /// Only of this port
+        #[arg(long)]
+        port: Option<u16>,
+        /// Only of this subset
+        #[arg(long)]
+        subset: Option<String>,
+        /// Only inbound or outbound
+        #[arg(long)]
+        direction: Option<String>,
+    },
+    /// Endpoints and their health
+    #[command(aliases = ["endpoints", "ep"])]
+    Endpoint {
+        #[command(flatten)]
+        common: Common,
+        /// Only of this cluster
+        #[arg(long)]
+        cluster: Option<String>,
+        /// Only of this address
+        #[arg(long)]
+        address: Option<String>,
+        /// Only of this port
+        #[arg(long)]
+        port: Option<u16>,
+        /// Only with this health
+        #[arg(long)]
+        status: Option<String>,
+    },
+    /// Certificates and trusted roots
+    #[command(aliases = ["secrets", "s"])]
+    Secret {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// All of it
+    #[command(alias = "a")]
+    All {
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+impl What {
+    fn common(&self) -> &Common {
+        match self {
+            What::Listener { common, .. }
+            | What::Route { common, .. }
+            | What::Cluster { common, .. }
+            | What::Endpoint { common, .. }
+            | What::Secret { common }
+            | What::All { common } => common,
+        }
+    }
+}
+
+/// What was read from the proxy.
+struct Read {
+    dump: Dump,
+    /// The live list of hosts, where the proxy has one.
+    live: Option<Value>,
+}
+
+pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode> {
+    let common = args.what.common();
+    let target = target::parse(&common.target, common.namespace.as_deref(), true)?;
+    let client = connect(&connection).await?;
+    let pod = target::resolve(&client, &target).await?;
+    let wants_hosts = matches!(args.what, What::Endpoint { .. } | What::All { .. });
+    let read = read(&client, &pod, wants_hosts).await?;
+    if common.output == Format::Table {
+        show(&tables(&args.what, &read))?;
+    } else {
+        document(&value(&args.what, &read), common.output == Format::Yaml)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn read(client: &ApiClient, pod: &Object, wants_hosts: bool) -> anyhow::Result<Read> {
+    let body = forward::get(client, pod, port::ADMIN, "/config_dump?include_eds").await.with_context(|| {
+        let has_proxy = target::containers(pod).contains(&"istio-proxy");
+        let hint = if has_proxy { "is the proxy up?" } else { "the pod has no sidecar (container istio-proxy)" };
+        format!("cannot read the configuration of pod {}/{}: {hint}", pod.namespace(), pod.name())
+    })?;
+    let dump = Dump::parse(&body).map_err(anyhow::Error::msg)?;
+    let mut live = None;
+    if wants_hosts && let Ok(body) = forward::get(client, pod, port::ADMIN, "/clusters?format=json").await {
+        live = serde_json::from_slice(&body).ok().filter(endpoints::is_live);
+    }
+    Ok(Read { dump, live })
+}
+
+impl What {
+    fn listeners(&self) -> listeners::Filter {
+        match self {
+            What::Listener { port, address, .. } => listeners::Filter { port: *port, address: address.clone() },
+            _ => listeners::Filter::default(),
+        }
+    }
+
+    fn routes(&self) -> routes::Filter {
+        match self {
+            What::Route { name, .. } => routes::Filter { name: name.clone() },
+            _ => routes::Filter::default(),
+        }
+    }
+
+    fn clusters(&self) -> clusters::Filter {
+        match self {
+            What::Cluster { fqdn, port, subset, direction, .. } => clusters::Filter {
+                fqdn: fqdn.clone(),
+                port: *port,
+                subset: subset.clone(),
+                direction: direction.clone(),
+            },
+            _ => clusters::Filter::default(),
+        }
+    }
+
+    fn endpoints(&self) -> endpoints::Filter {
+        match self {
+            What::Endpoint { cluster, address, port, status, .. } => endpoints::Filter {
+                cluster: cluster.clone(),
+                address: address.clone(),
+                port: *port,
+                status: status.clone(),
+            },
+            _ => endpoints::Filter::default(),
+        }
+    }
+}
+
+fn tables(what: &What, read: &Read) -> Vec<Table> {
+    let Read { dump, live } = read;
+    let cluster = || clusters::table(dump, &what.clusters());
+    let listener = || listeners::table(dump, &what.listeners());
+    let route = || routes::table(dump, &what.routes());
+    let endpoint = || endpoints::table(dump, live.as_ref(), &what.endpoints());
+    let secret = || secrets::table(dump, SystemTime::now());
+    match what {
+        What::Listener { .. } => vec![listener()],
+        What::Route { .. } => vec![route()],
+        What::Cluster { .. } => vec![cluster()],
+        What::Endpoint { .. } => vec![endpoint()],
+        What::Secret { .. } => vec![secret()],
+        What::All { .. } => vec![cluster(), listener(), route(), endpoint(), secret()],
+    }
+}
+
+fn show(tables: &[Table]) -> anyhow::Result<()> {
+    if let [only] = tables
+        && only.is_empty()
+    {
+        bail!("the proxy has nothing of that; leave out a filter, or look at `weft proxy-status`");
+    }
+    for (i, table) in tables.iter().filter(|t| !t.is_empty()).enumerate() {
+        if i > 0 {
+            output::line("")?;
+        }
+        table.print()?;
+    }
+    Ok(())
+}
+
+/// The same as JSON, with canonical field names.
+fn value(what: &What, read: &Read) -> Value {
+    let Read { dump, live } = read;
+    let list = |items: Vec<&Value>| Value::Array(items.into_iter().map(dump::canonical).collect());
+    match what {
+        What::Listener { .. } => list(listeners::items(dump, &what.listeners())),
+        What::Route { .. } => list(routes::items(dump, &what.routes())),
+        What::Cluster { .. } => list(clusters::items(dump, &what.clusters())),
+        What::Endpoint { .. } => list(endpoints::items(dump, live.as_ref(), &what.endpoints())),
+        What::Secret { .. } => secrets::items(dump).map_or_else(|| json!({}), dump::canonical),
+        What::All { .. } => dump::canonical(&dump.to_value()),
+    }
+}

@@ -1,0 +1,205 @@
+//! `weft proxy-status`: does each proxy have the configuration that the control plane last sent?
+
+use crate::cli::Connection;
+use crate::connect::connect;
+use crate::output::{self, Table};
+use crate::{forward, target};
+use anyhow::{Context, bail};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use weft_core::well_known::{ROOT_NAMESPACE, port};
+use weft_k8s_api::Object;
+use weft_store::ApiClient;
+
+/// Label of the control plane's pods.
+const CONTROL_PLANE: &str = "app=istiod";
+/// What the columns show.
+const TYPES: [&str; 4] = ["CDS", "LDS", "EDS", "RDS"];
+
+/// Shows whether proxies have the configuration that they should have.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Only this proxy: POD.NAMESPACE, deploy/NAME.NAMESPACE
+    #[arg(value_name = "POD[.NS]")]
+    target: Option<String>,
+    /// Namespace: of the named proxy, or of the proxies shown
+    #[arg(short, long, value_name = "NS")]
+    namespace: Option<String>,
+    /// Namespace of the control plane
+    #[arg(short = 'i', long, value_name = "NS", default_value = ROOT_NAMESPACE)]
+    istio_namespace: String,
+}
+
+/// A connected proxy, as `/debug/syncz` tells it.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Proxy {
+    /// `pod.namespace`.
+    pub proxy: String,
+    /// `sidecar` or `router`.
+    pub proxy_type: String,
+    /// Cluster it is in.
+    pub cluster_id: String,
+    /// Its version.
+    pub version: String,
+    /// `weft` or `envoy`.
+    pub engine: String,
+    /// Pod of the control plane it is connected to.
+    pub istiod: String,
+    /// State by type of configuration.
+    pub types: BTreeMap<String, TypeState>,
+}
+
+/// State of one type of configuration.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct TypeState {
+    /// `SYNCED`, `STALE`, `NOT SENT`, `IGNORED`, `ERROR`.
+    pub status: String,
+    /// What the proxy refused, and why.
+    pub error: String,
+}
+
+impl Proxy {
+    /// The state of a type as one word, so that columns can be counted.
+    pub fn state(&self, kind: &str) -> String {
+        match self.types.get(kind).map(|t| t.status.as_str()) {
+            None | Some("") => "NOT_SENT".into(),
+            Some(word) => word.replace(' ', "_"),
+        }
+    }
+
+    /// The worst of all states that matter.
+    pub fn overall(&self) -> String {
+        let states: Vec<String> = TYPES.iter().map(|kind| self.state(kind)).collect();
+        let worst = ["ERROR", "STALE", "NOT_SENT"].into_iter().find(|word| states.iter().any(|s| s == word));
+        worst.unwrap_or("SYNCED").to_string()
+    }
+}
+
+pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode> {
+    let client = connect(&connection).await?;
+    let control_plane = control_plane(&client, &args.istio_namespace).await?;
+    if control_plane.is_empty() {
+        bail!("no control plane runs in {}; `weft up` starts one, `weft status` shows what runs", args.istio_namespace);
+    }
+    let mut proxies = proxies(&client, &control_plane).await?;
+    if let Some(text) = &args.target {
+        let target = target::parse(text, args.namespace.as_deref(), true)?;
+        let pod = target::resolve(&client, &target).await?;
+        let name = format!("{}.{}", pod.name(), pod.namespace());
+        proxies.retain(|p| p.proxy == name);
+        if proxies.is_empty() {
+            bail!(
+                "proxy {name} is not connected to the control plane; `weft logs {} -c istio-proxy -n {}` may say why",
+                pod.name(),
+                pod.namespace()
+            );
+        }
+    } else if let Some(namespace) = &args.namespace {
+        proxies.retain(|p| p.proxy.ends_with(&format!(".{namespace}")));
+    }
+    if proxies.is_empty() {
+        output::note_plain("No proxies are connected.");
+        return Ok(ExitCode::SUCCESS);
+    }
+    table(&proxies).print()?;
+    for (proxy, kind, error) in errors(&proxies) {
+        output::warn(format!("{proxy} refused its {kind}: {error}"));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Running pods of the control plane.
+///
+/// # Errors
+/// When the API server does not answer.
+pub async fn control_plane(client: &ApiClient, namespace: &str) -> anyhow::Result<Vec<Object>> {
+    let mut pods = target::pods(client, Some(namespace), CONTROL_PLANE).await?;
+    pods.retain(|pod| target::phase(pod) == "Running" && pod.metadata.deletion_timestamp.is_none());
+    Ok(pods)
+}
+
+/// Proxies connected to any of the control plane's pods.
+///
+/// # Errors
+/// When none of the pods answers.
+pub async fn proxies(client: &ApiClient, control_plane: &[Object]) -> anyhow::Result<Vec<Proxy>> {
+    let (mut all, mut answered, mut failure) = (Vec::new(), false, None);
+    for pod in control_plane {
+        match of_instance(client, pod).await {
+            Ok(proxies) => {
+                answered = true;
+                all.extend(proxies);
+            }
+            Err(error) => failure = Some(error),
+        }
+    }
+    match failure {
+        Some(error) if !answered => Err(error.context("the control plane does not answer")),
+        Some(error) => {
+            output::warn(format!("part of the control plane does not answer: {error:#}"));
+            Ok(all)
+        }
+        None => Ok(all),
+    }
+}
+
+async fn of_instance(client: &ApiClient, pod: &Object) -> anyhow::Result<Vec<Proxy>> {
+    let body = forward::get(client, pod, port::MONITORING, "/debug/syncz").await?;
+    let mut proxies: Vec<Proxy> = serde_json::from_slice(&body).context("/debug/syncz is not what was expected")?;
+    for proxy in proxies.iter_mut().filter(|p| p.istiod.is_empty()) {
+        proxy.istiod = pod.name().to_string();
+    }
+    Ok(proxies)
+}
+
+fn table(proxies: &[Proxy]) -> Table {
+    let mut table = Table::new(["NAME", "CLUSTER", "CDS", "LDS", "EDS", "RDS", "ISTIOD", "VERSION"]);
+    let word = |text: &str| if text.is_empty() { "-".to_string() } else { text.replace(' ', "_") };
+    for proxy in proxies {
+        let states = TYPES.iter().map(|kind| proxy.state(kind));
+        let before = [word(&proxy.proxy), word(&proxy.cluster_id)];
+        table.row(before.into_iter().chain(states).chain([word(&proxy.istiod), word(&proxy.version)]));
+    }
+    table.sort();
+    table
+}
+
+fn errors(proxies: &[Proxy]) -> Vec<(&str, &str, &str)> {
+    let each = proxies.iter().flat_map(|p| p.types.iter().map(move |(kind, state)| (p, kind, state)));
+    each.filter(|(_, _, s)| !s.error.is_empty())
+        .map(|(p, k, s)| (p.proxy.as_str(), k.as_str(), s.error.as_str()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn proxies_of(value: serde_json::Value) -> Vec<Proxy> {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn field_seven_is_the_control_planes_pod() {
+        let proxies = proxies_of(json!([
+            {"proxy": "b-1.default", "cluster_id": "Kubernetes", "istiod": "istiod-6956db645c-vwhsk", "version": "0.1.0",
+             "types": {"CDS": {"status": "SYNCED"}, "LDS": {"status": "STALE"}, "EDS": {"status": "SYNCED"},
+                       "RDS": {"status": "NOT SENT"}, "VHDS": {"status": "SYNCED"}}},
+            {"proxy": "a-1.default", "cluster_id": "", "istiod": "istiod-2", "version": "1.31",
+             "types": {"CDS": {"status": "ERROR", "error": "cluster x: no"}}},
+        ]));
+        let text = table(&proxies).render(false);
+        let lines: Vec<Vec<&str>> = text.lines().map(|l| l.split_whitespace().collect()).collect();
+        assert_eq!(lines[0], ["NAME", "CLUSTER", "CDS", "LDS", "EDS", "RDS", "ISTIOD", "VERSION"]);
+        assert_eq!(lines[1], ["a-1.default", "-", "ERROR", "NOT_SENT", "NOT_SENT", "NOT_SENT", "istiod-2", "1.31"]);
+        assert_eq!(lines[2][6], "istiod-6956db645c-vwhsk");
+        assert_eq!(lines[2][5], "NOT_SENT");
+        assert_eq!(errors(&proxies), [("a-1.default", "CDS", "cluster x: no")]);
+        assert_eq!(proxies[0].overall(), "STALE");
+        assert_eq!(proxies[1].overall(), "ERROR");
+    }
+}
