@@ -9,7 +9,7 @@ use std::time::Duration;
 use weft_core::Strng;
 
 /// A compiled cluster.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Cluster {
     /// Name.
     pub name: Strng,
@@ -156,20 +156,17 @@ pub struct OutlierDetection {
 }
 
 /// Facts of a cluster for telemetry (filter metadata `istio`).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct ClusterMetadata {
     /// Service host, name, namespace behind the cluster.
-    pub service_host: Strng0,
+    pub service_host: String,
     /// Service name.
-    pub service_name: Strng0,
+    pub service_name: String,
     /// Service namespace.
-    pub service_namespace: Strng0,
+    pub service_namespace: String,
     /// External or default, `MESH_EXTERNAL`.
     pub external: bool,
 }
-
-/// A name that defaults to empty.
-pub type Strng0 = String;
 
 /// Endpoints of a cluster.
 #[derive(Debug, Default, PartialEq)]
@@ -241,7 +238,7 @@ pub struct EndpointMetadata {
     /// `envoy.lb`, sorted (subset labels).
     pub labels: Vec<(Strng, Strng)>,
     /// `istio.workload`: `name;namespace;canonical name;canonical revision;cluster`.
-    pub workload: Strng0,
+    pub workload: String,
 }
 
 /// Source-address ranges, for bind configuration.

@@ -54,8 +54,12 @@ pub struct HttpConnectionManager {
     pub access_logs: Arc<[AccessLog]>,
     /// Tracing; `None` = off.
     pub tracing: Option<Arc<Tracing>>,
-    /// Send `x-envoy-upstream-service-time`, `via` …
+    /// Text of the `via` header; `None` adds none.
     pub via: Option<Strng>,
+    /// Add `x-forwarded-port` to requests.
+    pub append_x_forwarded_port: bool,
+    /// Leave out the `x-envoy-*` headers that the router would add.
+    pub suppress_envoy_headers: bool,
 }
 
 /// Protocol of the client's side.
@@ -77,82 +81,6 @@ pub enum RouteSource {
     Inline(Arc<RouteTable>),
     /// By name from `ProxySnapshot::routes`.
     Rds(Strng),
-}
-
-/// What to do with `x-forwarded-client-cert`.
-    pub xff_cert: ForwardClientCert,
-    /// Which details to write into it.
-    pub xff_cert_details: ClientCertDetails,
-    /// Make an `x-request-id` where there is none.
-    pub generate_request_id: bool,
-    /// Keep the client's `x-request-id` even at the edge.
-    pub preserve_external_request_id: bool,
-    /// `server` header: `None` leaves the upstream's.
-    pub server_name: Option<Strng>,
-    /// How the `server` header is treated.
-    pub server_header: ServerHeader,
-    /// Upgrades that are allowed, lower case (`websocket`, `connect`).
-    pub upgrades: Vec<Strng>,
-    /// Accept HTTP/1.0.
-    pub accept_http_10: bool,
-    /// Strip ports from the host: none, any.
-    pub strip_port: bool,
-    /// Strip a trailing dot from the host.
-    pub strip_trailing_dot: bool,
-    /// Bounds.
-    pub limits: HttpLimits,
-    /// Access logs.
-    pub access_logs: Arc<[AccessLog]>,
-    /// Tracing; `None` = off.
-    pub tracing: Option<Arc<Tracing>>,
-    /// Send `x-envoy-upstream-service-time`, `via` …
-    pub via: Option<Strng>,
-}
-
-/// Protocol of the client's side.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Codec {
-    /// By ALPN or first bytes.
-    #[default]
-    Auto,
-    /// HTTP/1.1.
-    Http1,
-    /// HTTP/2.
-    Http2,
-}
-
-/// Where routes come from.
-#[derive(Debug, Clone)]
-pub enum RouteSource {
-    /// Inline.
-    Inline(Arc<RouteTable>),
-    /// By name from `ProxySnapshot::routes`.
-    Rds(Strng),
-}
-
-/// Path normalisation, in the order applied.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct PathNormalization {
-    /// RFC 3986 normalisation (dot segments, case of escapes).
-    pub rfc3986: bool,
-    /// Merge `//`.
-    pub merge_slashes: bool,
-    /// What to do with `%2F` and `%5C`.
-    pub escaped_slashes: EscapedSlashes,
-}
-
-/// What to do with escaped slashes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum EscapedSlashes {
-    /// Leave them.
-    #[default]
-    Keep,
-    /// Answer 400.
-    Reject,
-    /// Decode them and go on.
-    UnescapeAndForward,
-    /// Decode them and answer with a redirect.
-    UnescapeAndRedirect,
 }
 
 /// What to do with `x-forwarded-client-cert`.
@@ -257,6 +185,8 @@ pub struct Telemetry {
     pub destination: bool,
     /// Off.
     pub disabled: bool,
+    /// How often open connections are reported (TCP); `None` = 5 s.
+    pub report_interval: Option<Duration>,
     /// Changes to metrics and tags.
     pub overrides: Vec<MetricOverride>,
 }
@@ -265,15 +195,12 @@ pub struct Telemetry {
 #[derive(Debug, Clone, Default)]
 pub struct MetricOverride {
     /// Name without prefix; empty = all.
-    pub metric: Strng0,
+    pub metric: String,
     /// Switched off.
     pub disabled: bool,
     /// Tag → expression; empty = remove.
     pub tags: Vec<(Strng, Strng)>,
 }
-
-/// A name that defaults to empty.
-pub type Strng0 = String;
 
 /// Tracing.
 #[derive(Debug, Clone)]

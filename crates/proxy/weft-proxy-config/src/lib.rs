@@ -5,12 +5,18 @@
 //! (xDS → those, with an error that names each field it cannot use), `apply` (a change of resources → the next snapshot),
 //! `bootstrap` (Envoy's bootstrap file).
 
+pub mod apply;
+pub mod bootstrap;
 pub mod cluster;
+pub mod compile;
 pub mod http;
 pub mod listener;
+pub mod matching;
 pub mod snapshot;
 pub mod tls;
 
+pub use apply::{Applied, ConfigBuilder, Update, Upsert, Wanted};
+pub use bootstrap::{Bootstrap, load_bootstrap};
 pub use cluster::*;
 pub use http::*;
 pub use listener::*;

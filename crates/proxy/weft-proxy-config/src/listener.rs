@@ -9,7 +9,7 @@ use weft_authz::Rbac;
 use weft_core::Strng;
 
 /// A compiled listener.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Listener {
     /// Name.
     pub name: Strng,
@@ -27,6 +27,8 @@ pub struct Listener {
     pub inspect: Inspect,
     /// Filter chains.
     pub chains: Vec<Arc<FilterChain>>,
+    /// Finds a chain without looking at all of them.
+    pub index: crate::matching::ChainIndex,
     /// When none matches.
     pub default_chain: Option<Arc<FilterChain>>,
     /// Side of the workload.
@@ -73,6 +75,8 @@ pub struct Inspect {
     pub proxy_protocol: Option<bool>,
     /// Destination ports on which an inspector is switched off (`filter_disabled`): (port, tls off, http off).
     pub disabled_ports: Vec<(u16, bool, bool)>,
+    /// The same for ports that are not listed: (tls off, http off).
+    pub off_elsewhere: (bool, bool),
     /// How long to wait for first bytes.
     pub timeout: Option<Duration>,
     /// After the time: go on (`true`) or close.
@@ -80,7 +84,7 @@ pub struct Inspect {
 }
 
 /// A compiled filter chain.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct FilterChain {
     /// Name; shown in logs.
     pub name: Strng,
@@ -94,6 +98,10 @@ pub struct FilterChain {
     pub filters: Vec<NetworkFilter>,
     /// The last network filter.
     pub terminal: Terminal,
+    /// The object it was generated from.
+    pub origin: Option<Arc<weft_core::Provenance>>,
+    /// Hash of the message: equal hash, equal chain — it is shared between versions of its listener.
+    pub fingerprint: u64,
 }
 
 /// Conditions of a filter chain; empty lists hold always. Precedence is Envoy's: port, then address, server name,
@@ -116,6 +124,8 @@ pub struct ChainMatch {
     pub source_ports: Vec<u16>,
     /// Client on this machine (`Some(true)`) or elsewhere (`Some(false)`).
     pub source_local: Option<bool>,
+    /// Ranges of the connection's peer, before the PROXY protocol.
+    pub direct_source: Vec<IpNet>,
 }
 
 /// Transport as detected.
@@ -203,6 +213,8 @@ pub struct AccessLog {
     pub format: LogFormat,
     /// Only log what this holds for.
     pub filter: Option<Arc<LogFilter>>,
+    /// Missing values are left out (JSON) or empty (text) instead of `-`.
+    pub omit_empty: bool,
 }
 
 /// Where access logs go.
@@ -230,11 +242,12 @@ pub enum LogFormat {
 /// Which requests are logged.
 #[derive(Debug)]
 pub enum LogFilter {
-    /// Status compared: (`=`, `>=`, `<=` as -0/+1/-1, value).
+    /// Status compared with the value: `Equal` is `==`, `Greater` is `>=`, `Less` is `<=`; the boolean turns it round
+    /// (`Equal, true` is `!=`).
     Status(std::cmp::Ordering, bool, u16),
     /// Duration at least so long.
     Slower(Duration),
-    /// Any response flag, or one of these.
+    /// One of these response flags; any flag when empty.
     Flags(Vec<Strng>),
     /// Not a health check.
     NotHealthCheck,

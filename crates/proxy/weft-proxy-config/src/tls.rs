@@ -1,6 +1,7 @@
 //! TLS contexts. A context is compiled without its secrets; the rustls configuration is built on first use and again after
 //! a secret changed (the snapshot then holds a new context), so that open connections are never touched.
 
+use crate::compile::tls::predicate;
 use std::sync::{Arc, OnceLock};
 use weft_core::Strng;
 
@@ -12,7 +13,7 @@ pub struct ServerTls {
     /// The secrets it was compiled with; a missing one makes every handshake fail, with that as the reason.
     pub secrets: BoundSecrets,
     /// Built on first handshake.
-    pub built: OnceLock<Result<Arc<weft_tls::ServerContext>, Strng>>,
+    pub(crate) built: OnceLock<Result<Arc<weft_tls::ServerContext>, Strng>>,
 }
 
 /// TLS towards endpoints.
@@ -23,14 +24,14 @@ pub struct ClientTls {
     /// The secrets it was compiled with.
     pub secrets: BoundSecrets,
     /// Built on first connection.
-    pub built: OnceLock<Result<Arc<weft_tls::ClientContext>, Strng>>,
+    pub(crate) built: OnceLock<Result<Arc<weft_tls::ClientContext>, Strng>>,
 }
 
 /// The secrets of a context.
 #[derive(Debug, Clone, Default)]
 pub struct BoundSecrets {
-    /// Certificate and key.
-    pub certificate: Option<Arc<Secret>>,
+    /// Certificates and keys, as the spec lists them; `None` where one has not arrived.
+    pub certificates: Vec<Option<Arc<Secret>>>,
     /// Trusted roots.
     pub validation: Option<Arc<Secret>>,
 }
@@ -133,4 +134,174 @@ pub enum SanKind {
     Email,
     /// IP address.
     Ip,
+}
+
+impl ServerTls {
+    /// The context, built on first use.
+    ///
+    /// # Errors
+    /// What is missing (`secret NAME has not arrived`) or cannot be met.
+    pub fn context(&self) -> Result<Arc<weft_tls::ServerContext>, Strng> {
+        self.built.get_or_init(|| self.build().map(Arc::new)).clone()
+    }
+
+    fn build(&self) -> Result<weft_tls::ServerContext, Strng> {
+        let named = self.spec.certificates.iter().zip(&self.secrets.certificates);
+        let certificates =
+            named.map(|(source, secret)| certificate(source, secret.as_ref())).collect::<Result<_, _>>()?;
+        let client_auth = match &self.spec.validation {
+            None => weft_tls::ClientAuth::None,
+            Some(source) => {
+                let anchors = anchors(source, self.secrets.validation.as_ref())?;
+                let san = predicate(&self.spec.san);
+                if self.spec.require_client_certificate {
+                    weft_tls::ClientAuth::Required { anchors, san }
+                } else {
+                    weft_tls::ClientAuth::Optional { anchors, san }
+                }
+            }
+        };
+        let params = weft_tls::ServerParams {
+            certificates,
+            client_auth,
+            alpn: bytes(&self.spec.alpn),
+            settings: self.spec.params.settings(),
+        };
+        weft_tls::ServerContext::build(params).map_err(|e| e.to_string().into())
+    }
+
+    /// The same with the secrets that `find` has now; `None` when nothing changes.
+    pub(crate) fn rebound(&self, find: &dyn Fn(&str) -> Option<Arc<Secret>>) -> Option<Self> {
+        let secrets = rebind(&self.spec.certificates, self.spec.validation.as_ref(), &self.secrets, find)?;
+        Some(Self { spec: self.spec.clone(), secrets, built: OnceLock::new() })
+    }
+
+    /// SDS names that it uses.
+    pub fn secret_names(&self) -> impl Iterator<Item = &Strng> {
+        names(self.spec.certificates.iter().chain(&self.spec.validation))
+    }
+}
+
+impl ClientTls {
+    /// The context, built on first use.
+    ///
+    /// # Errors
+    /// What is missing (`secret NAME has not arrived`) or cannot be met.
+    pub fn context(&self) -> Result<Arc<weft_tls::ClientContext>, Strng> {
+        self.built.get_or_init(|| self.build().map(Arc::new)).clone()
+    }
+
+    fn build(&self) -> Result<weft_tls::ClientContext, Strng> {
+        let own = self.spec.certificate.iter().zip(&self.secrets.certificates);
+        let own = own.map(|(source, secret)| certificate(source, secret.as_ref())).next().transpose()?;
+        let verification = match &self.spec.validation {
+            _ if self.spec.insecure_skip_verify => weft_tls::ServerVerification::Insecure,
+            // Envoy without a validation context does not verify the server.
+            None => weft_tls::ServerVerification::Insecure,
+            Some(source) => {
+                let anchors = anchors(source, self.secrets.validation.as_ref())?;
+                let san = predicate(&self.spec.san);
+                if self.spec.auto_host_sni && san.is_none() {
+                    weft_tls::ServerVerification::WebPki { anchors, san }
+                } else {
+                    weft_tls::ServerVerification::Chain { anchors, san }
+                }
+            }
+        };
+        let sni = (!self.spec.sni.is_empty()).then(|| self.spec.sni.to_string());
+        let params = weft_tls::ClientParams {
+            certificate: own,
+            verification,
+            sni,
+            alpn: bytes(&self.spec.alpn),
+            settings: self.spec.params.settings(),
+        };
+        weft_tls::ClientContext::build(params).map_err(|e| e.to_string().into())
+    }
+
+    /// The same with the secrets that `find` has now; `None` when nothing changes.
+    pub(crate) fn rebound(&self, find: &dyn Fn(&str) -> Option<Arc<Secret>>) -> Option<Self> {
+        let certificates: Vec<SecretSource> = self.spec.certificate.iter().cloned().collect();
+        let secrets = rebind(&certificates, self.spec.validation.as_ref(), &self.secrets, find)?;
+        Some(Self { spec: self.spec.clone(), secrets, built: OnceLock::new() })
+    }
+
+    /// SDS names that it uses.
+    pub fn secret_names(&self) -> impl Iterator<Item = &Strng> {
+        names(self.spec.certificate.iter().chain(&self.spec.validation))
+    }
+}
+
+impl TlsParams {
+    fn settings(&self) -> weft_tls::TlsSettings {
+        let mut settings =
+            weft_tls::TlsSettings { ciphers: self.ciphers.clone(), groups: self.groups.clone(), ..Default::default() };
+        if self.min_tls13 {
+            settings.min_version = weft_tls::TlsVersion::V1_3;
+        }
+        if self.max_tls12 {
+            settings.max_version = weft_tls::TlsVersion::V1_2;
+        }
+        settings
+    }
+}
+
+fn names<'a>(sources: impl Iterator<Item = &'a SecretSource>) -> impl Iterator<Item = &'a Strng> {
+    sources.filter_map(|source| match source {
+        SecretSource::Sds(name) => Some(name),
+        SecretSource::Inline(..) => None,
+    })
+}
+
+fn rebind(
+    certificates: &[SecretSource],
+    validation: Option<&SecretSource>,
+    bound: &BoundSecrets,
+    find: &dyn Fn(&str) -> Option<Arc<Secret>>,
+) -> Option<BoundSecrets> {
+    let mut new = bound.clone();
+    for (source, slot) in certificates.iter().zip(&mut new.certificates) {
+        if let SecretSource::Sds(name) = source {
+            *slot = find(name);
+        }
+    }
+    if let Some(SecretSource::Sds(name)) = validation {
+        new.validation = find(name);
+    }
+    let same = |a: &Option<Arc<Secret>>, b: &Option<Arc<Secret>>| match (a, b) {
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+        (None, None) => true,
+        _ => false,
+    };
+    let unchanged = same(&new.validation, &bound.validation)
+        && new.certificates.iter().zip(&bound.certificates).all(|(a, b)| same(a, b));
+    (!unchanged).then_some(new)
+}
+
+fn bytes(alpn: &[Strng]) -> Vec<Vec<u8>> {
+    alpn.iter().map(|name| name.as_bytes().to_vec()).collect()
+}
+
+fn missing(source: &SecretSource) -> Strng {
+    match source {
+        SecretSource::Sds(name) => format!("secret {name} has not arrived").into(),
+        SecretSource::Inline(..) => "a secret of the configuration is missing".into(),
+    }
+}
+
+fn certificate(source: &SecretSource, secret: Option<&Arc<Secret>>) -> Result<weft_tls::CertifiedKey, Strng> {
+    match secret.map(|s| &**s) {
+        Some(Secret::Certificate(key)) => Ok(key.clone()),
+        Some(Secret::Validation(_)) => Err(format!("{source:?} holds roots, not a certificate").into()),
+        None => Err(missing(source)),
+    }
+}
+
+fn anchors(source: &SecretSource, secret: Option<&Arc<Secret>>) -> Result<weft_tls::TrustAnchors, Strng> {
+    match secret.map(|s| &**s) {
+        Some(Secret::Validation(anchors)) => Ok(anchors.clone()),
+        // A gateway's one secret may hold both; its certificate alone trusts nobody.
+        Some(Secret::Certificate(_)) => Err(format!("{source:?} holds a certificate, not roots").into()),
+        None => Err(missing(source)),
+    }
 }

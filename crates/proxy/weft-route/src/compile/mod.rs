@@ -51,6 +51,9 @@ pub fn compile_table(
     pool: &mut Pool,
 ) -> (Option<CompiledTable>, Vec<ConfigError>) {
     let mut compiler = Compiler::new(format!("route {}", message.name), pool);
+    if message.name.is_empty() {
+        compiler.errors.refuse(&Path::ROOT.field("name"), "must not be empty");
+    }
     let table = compiler.table(message, &Path::ROOT);
     let refused = compiler.errors.refused();
     (table.filter(|_| !refused), compiler.errors.into_list())
@@ -108,9 +111,6 @@ impl<'p> Compiler<'p> {
             typed_per_filter_config,
             route_specifiers
         );
-        if name.is_empty() {
-            self.errors.refuse(&path.field("name"), "must not be empty");
-        }
         self.max_direct_body = max_direct_response_body_size_bytes.map_or(DEFAULT_DIRECT_BODY, |n| n as usize);
         let headers = HeaderOps {
             request: self.header_edit(request_headers_to_add, request_headers_to_remove, "request", path),

@@ -1,0 +1,361 @@
+//! Clusters.
+
+use super::{Ctx, fingerprint};
+use crate::{Cluster, ClusterMetadata, Discovery, LbPolicy, UpstreamProtocol, UpstreamTransport};
+use prost::Message as _;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use weft_core::Strng;
+use weft_proto::Any;
+use weft_proto::envoy::config::cluster::v3::{self as proto, cluster as c};
+use weft_proto::envoy::config::core::v3 as core;
+use weft_proto::envoy::extensions::clusters::dynamic_forward_proxy::v3::ClusterConfig;
+use weft_proto::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
+use weft_proto::envoy::extensions::upstreams::http::v3::{HttpProtocolOptions, http_protocol_options as http};
+use weft_route::error::Path;
+use weft_route::refuse_set;
+
+/// Key of the HTTP options among a cluster's extension options.
+const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+/// Envoy's time to connect unless set.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between look-ups of a name unless set.
+const DNS_REFRESH: Duration = Duration::from_secs(5);
+
+/// Compiles a cluster. `None`: it was refused.
+pub fn compile_cluster(message: &proto::Cluster, bytes: &[u8], ctx: &mut Ctx<'_>) -> Option<Cluster> {
+    let from = ctx.c.errors.len();
+    let cluster = ctx.cluster(message, fingerprint(bytes));
+    let refused = ctx.c.errors.refused_since(from).is_some();
+    cluster.filter(|_| !refused)
+}
+
+impl Ctx<'_> {
+    fn cluster(&mut self, message: &proto::Cluster, fingerprint: u64) -> Option<Cluster> {
+        let path = Path::ROOT;
+        self.refuse_cluster_fields(message, &path);
+        if message.name.is_empty() {
+            self.c.errors.refuse(&path.field("name"), "must not be empty");
+        }
+        let mut limits = self.limits(message, &path);
+        let mut protocol = UpstreamProtocol::Http1;
+        let mut auto_sni = false;
+        if let Some(any) = message.typed_extension_protocol_options.get(HTTP_OPTIONS) {
+            (protocol, auto_sni) =
+                self.http_options(any, &mut limits, &path.key("typed_extension_protocol_options", HTTP_OPTIONS));
+        } else if self.old_http2(message) {
+            protocol = UpstreamProtocol::Http2;
+        }
+        if let Some(n) = self.old_max_requests(message) {
+            limits.max_requests_per_connection = n;
+        }
+        let transport = match &message.transport_socket {
+            Some(socket) => self.transport(socket, auto_sni, &path.field("transport_socket")),
+            None => UpstreamTransport::Plain,
+        };
+        let outlier = message.outlier_detection.as_ref();
+        let outlier = outlier.map(|o| Arc::new(self.outlier(o, &path.field("outlier_detection"))));
+        let common = message.common_lb_config.as_ref();
+        let connect_timeout = self.c.duration(message.connect_timeout.as_ref(), &path.field("connect_timeout"));
+        Some(Cluster {
+            name: self.c.pool.text(&message.name),
+            alt_stat_name: (!message.alt_stat_name.is_empty()).then(|| self.c.pool.text(&message.alt_stat_name)),
+            discovery: self.discovery(message, &path)?,
+            lb: self.lb(message, &path),
+            connect_timeout: connect_timeout.unwrap_or(CONNECT_TIMEOUT),
+            transport,
+            transport_matches: self.transport_matches(message, auto_sni, &path),
+            protocol,
+            limits: self.shared.limits(limits),
+            outlier,
+            metadata: self.cluster_metadata(message.metadata.as_ref()),
+            panic_threshold: common
+                .and_then(|c| c.healthy_panic_threshold.as_ref())
+                .map_or(50, |percent| percent.value.clamp(0.0, 100.0) as u8),
+            locality_weighted: common.is_some_and(|c| {
+                matches!(
+                    c.locality_config_specifier,
+                    Some(c::common_lb_config::LocalityConfigSpecifier::LocalityWeightedLbConfig(_))
+                )
+            }),
+            source_address: self.source_address(message.upstream_bind_config.as_ref(), &path),
+            fingerprint,
+        })
+    }
+
+    /// Fields that change behaviour and that nothing here does.
+    #[allow(deprecated)]
+    fn refuse_cluster_fields(&mut self, message: &proto::Cluster, path: &Path<'_>) {
+        let proto::Cluster {
+            transport_socket_matcher,
+            health_checks,
+            lb_subset_config,
+            filters,
+            upstream_config,
+            load_balancing_policy,
+            connection_pool_per_downstream_connection,
+            queuing_policies,
+            ..
+        } = message;
+        refuse_set!(
+            self.c.errors,
+            path,
+            transport_socket_matcher,
+            health_checks,
+            lb_subset_config,
+            filters,
+            upstream_config,
+            load_balancing_policy,
+            connection_pool_per_downstream_connection,
+            queuing_policies
+        );
+    }
+
+    #[allow(deprecated)]
+    fn old_http2(&self, message: &proto::Cluster) -> bool {
+        message.http2_protocol_options.is_some()
+    }
+
+    #[allow(deprecated)]
+    fn old_max_requests(&self, message: &proto::Cluster) -> Option<u32> {
+        message.max_requests_per_connection
+    }
+
+    /// HTTP options: version towards endpoints, idle time, requests per connection; whether SNI follows the host.
+    fn http_options(
+        &mut self,
+        any: &Any,
+        limits: &mut crate::ConnectionLimits,
+        path: &Path<'_>,
+    ) -> (UpstreamProtocol, bool) {
+        let Some(options) = self.c.unpacked::<HttpProtocolOptions>(any, path) else {
+            return (UpstreamProtocol::Http1, false);
+        };
+        let HttpProtocolOptions {
+            common_http_protocol_options,
+            upstream_http_protocol_options,
+            http_filters,
+            header_validation_config,
+            // Which statuses count for outlier detection: 5xx, as without it.
+            outlier_detection: _,
+            request_mirror_policies,
+            hash_policy,
+            retry_policy,
+            upstream_protocol_options,
+        } = &options;
+        refuse_set!(self.c.errors, path, header_validation_config, request_mirror_policies, hash_policy, retry_policy);
+        if http_filters.iter().any(|f| {
+            !matches!(f.name.as_str(), "envoy.filters.http.upstream_codec" | "istio.metadata_exchange_upstream")
+        }) {
+            self.c.errors.refuse(&path.field("http_filters"), "upstream HTTP filters are not supported by weft-proxy");
+        }
+        if let Some(common) = common_http_protocol_options {
+            let path = path.field("common_http_protocol_options");
+            if let Some(idle) = &common.idle_timeout {
+                limits.idle_timeout = self.c.limit(Some(idle), &path.field("idle_timeout"));
+            }
+            if let Some(n) = common.max_requests_per_connection {
+                limits.max_requests_per_connection = n;
+            }
+            limits.max_connection_duration =
+                self.c.limit(common.max_connection_duration.as_ref(), &path.field("max_connection_duration"));
+        }
+        let auto_sni = upstream_http_protocol_options.as_ref().is_some_and(|o| o.auto_sni);
+        let http2 = |h2: Option<&core::Http2ProtocolOptions>, limits: &mut crate::ConnectionLimits| {
+            if let Some(n) = h2.and_then(|h| h.max_concurrent_streams) {
+                limits.max_concurrent_streams = n.max(1);
+            }
+        };
+        let protocol = match upstream_protocol_options {
+            Some(http::UpstreamProtocolOptions::ExplicitHttpConfig(config)) => match &config.protocol_config {
+                Some(http::explicit_http_config::ProtocolConfig::Http2ProtocolOptions(h2)) => {
+                    http2(Some(h2), limits);
+                    UpstreamProtocol::Http2
+                }
+                Some(http::explicit_http_config::ProtocolConfig::Http3ProtocolOptions(_)) => {
+                    self.c.errors.refuse(path, "HTTP/3 towards endpoints is not supported by weft-proxy");
+                    UpstreamProtocol::Http1
+                }
+                _ => UpstreamProtocol::Http1,
+            },
+            Some(http::UpstreamProtocolOptions::UseDownstreamProtocolConfig(config)) => {
+                http2(config.http2_protocol_options.as_ref(), limits);
+                UpstreamProtocol::UseDownstream
+            }
+            Some(http::UpstreamProtocolOptions::AutoConfig(config)) => {
+                http2(config.http2_protocol_options.as_ref(), limits);
+                UpstreamProtocol::Auto
+            }
+            None => UpstreamProtocol::Http1,
+        };
+        (protocol, auto_sni)
+    }
+
+    fn discovery(&mut self, message: &proto::Cluster, path: &Path<'_>) -> Option<Discovery> {
+        let kind = match &message.cluster_discovery_type {
+            Some(c::ClusterDiscoveryType::ClusterType(custom)) => return self.custom(custom, path),
+            Some(c::ClusterDiscoveryType::Type(kind)) => c::DiscoveryType::try_from(*kind).ok(),
+            None => Some(c::DiscoveryType::Static),
+        };
+        let refresh = self.dns_refresh(message, path);
+        let set = |this: &mut Self| {
+            let path = path.field("load_assignment");
+            let endpoints = message.load_assignment.as_ref().map(|a| this.endpoints(a, &path));
+            Arc::new(endpoints.unwrap_or_default())
+        };
+        Some(match kind {
+            Some(c::DiscoveryType::Static) => Discovery::Static(set(self)),
+            Some(c::DiscoveryType::StrictDns) => Discovery::StrictDns(set(self), refresh),
+            Some(c::DiscoveryType::LogicalDns) => Discovery::LogicalDns(set(self), refresh),
+            Some(c::DiscoveryType::Eds) => {
+                let service = message.eds_cluster_config.as_ref().map(|e| e.service_name.as_str());
+                let name = service.filter(|s| !s.is_empty()).unwrap_or(&message.name);
+                Discovery::Eds(self.c.pool.text(name))
+            }
+            Some(c::DiscoveryType::OriginalDst) => Discovery::OriginalDst(self.original_dst_port(message, path)),
+            None => {
+                self.c.errors.refuse(&path.field("type"), "is not a discovery type that weft-proxy knows");
+                return None;
+            }
+        })
+    }
+
+    #[allow(deprecated)]
+    fn dns_refresh(&mut self, message: &proto::Cluster, path: &Path<'_>) -> Duration {
+        let set = self.c.duration(message.dns_refresh_rate.as_ref(), &path.field("dns_refresh_rate"));
+        set.unwrap_or(DNS_REFRESH).max(Duration::from_millis(100))
+    }
+
+    fn original_dst_port(&mut self, message: &proto::Cluster, path: &Path<'_>) -> Option<u16> {
+        let Some(c::LbConfig::OriginalDstLbConfig(config)) = &message.lb_config else { return None };
+        if config.use_http_header || config.metadata_key.is_some() {
+            let path = path.field("original_dst_lb_config");
+            self.c.errors.refuse(&path, "use_http_header and metadata_key are not supported by weft-proxy");
+        }
+        config.upstream_port_override.and_then(|port| u16::try_from(port).ok())
+    }
+
+    fn custom(&mut self, custom: &c::CustomClusterType, path: &Path<'_>) -> Option<Discovery> {
+        let path = path.field("cluster_type");
+        let Some(any) = custom.typed_config.as_ref().filter(|_| custom.name == "envoy.clusters.dynamic_forward_proxy")
+        else {
+            self.c.errors.refuse(&path, format!("cluster type {:?} is not supported by weft-proxy", custom.name));
+            return None;
+        };
+        self.c.unpacked::<ClusterConfig>(any, &path.field("typed_config"))?;
+        Some(Discovery::DynamicForward(None))
+    }
+
+    fn lb(&mut self, message: &proto::Cluster, path: &Path<'_>) -> LbPolicy {
+        match c::LbPolicy::try_from(message.lb_policy) {
+            Ok(c::LbPolicy::RoundRobin) => LbPolicy::RoundRobin,
+            Ok(c::LbPolicy::LeastRequest) => {
+                let choices = match &message.lb_config {
+                    Some(c::LbConfig::LeastRequestLbConfig(config)) => config.choice_count.unwrap_or(2),
+                    _ => 2,
+                };
+                LbPolicy::LeastRequest { choices: choices.max(2) }
+            }
+            Ok(c::LbPolicy::Random) => LbPolicy::Random,
+            Ok(c::LbPolicy::RingHash) => {
+                let (min, max) = match &message.lb_config {
+                    Some(c::LbConfig::RingHashLbConfig(ring)) => (ring.minimum_ring_size, ring.maximum_ring_size),
+                    _ => (None, None),
+                };
+                LbPolicy::RingHash { min_size: min.unwrap_or(1024), max_size: max.unwrap_or(8 << 20) }
+            }
+            Ok(c::LbPolicy::Maglev) => {
+                let size = match &message.lb_config {
+                    Some(c::LbConfig::MaglevLbConfig(maglev)) => maglev.table_size,
+                    _ => None,
+                };
+                LbPolicy::Maglev { table_size: size.unwrap_or(65537) }
+            }
+            Ok(c::LbPolicy::ClusterProvided) => LbPolicy::ClusterProvided,
+            _ => {
+                self.c.errors.refuse(&path.field("lb_policy"), "is not a policy that weft-proxy knows");
+                LbPolicy::RoundRobin
+            }
+        }
+    }
+
+    fn transport_matches(
+        &mut self,
+        message: &proto::Cluster,
+        auto_sni: bool,
+        path: &Path<'_>,
+    ) -> Vec<(Vec<(Strng, Strng)>, UpstreamTransport)> {
+        let mut matches = Vec::with_capacity(message.transport_socket_matches.len());
+        for (i, entry) in message.transport_socket_matches.iter().enumerate() {
+            let path = path.item("transport_socket_matches", i);
+            let labels = entry.r#match.as_ref().map(|fields| self.texts(fields)).unwrap_or_default();
+            let transport = match &entry.transport_socket {
+                Some(socket) => self.transport(socket, auto_sni, &path.field("transport_socket")),
+                None => UpstreamTransport::Plain,
+            };
+            matches.push((labels, transport));
+        }
+        matches
+    }
+
+    fn transport(&mut self, socket: &core::TransportSocket, auto_sni: bool, path: &Path<'_>) -> UpstreamTransport {
+        let Some(core::transport_socket::ConfigType::TypedConfig(any)) = &socket.config_type else {
+            if socket.name != "envoy.transport_sockets.raw_buffer" {
+                self.c.errors.refuse(&path.field("typed_config"), "must be set");
+            }
+            return UpstreamTransport::Plain;
+        };
+        let path = path.field("typed_config");
+        match any.type_url.rsplit('/').next().unwrap_or_default() {
+            "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer" => UpstreamTransport::Plain,
+            "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext" => {
+                match self.c.unpacked::<UpstreamTlsContext>(any, &path) {
+                    Some(context) => UpstreamTransport::Tls(Arc::new(self.client_tls(&context, auto_sni, &path))),
+                    None => UpstreamTransport::Plain,
+                }
+            }
+            other => {
+                self.c.errors.refuse(&path, format!("transport socket {other} is not supported by weft-proxy"));
+                UpstreamTransport::Plain
+            }
+        }
+    }
+
+    fn source_address(&mut self, bind: Option<&core::BindConfig>, path: &Path<'_>) -> Option<IpAddr> {
+        let source = bind?.source_address.as_ref()?;
+        let path = path.field("upstream_bind_config");
+        Some(self.socket_address(source, &path.field("source_address"))?.ip())
+    }
+
+    /// Service facts from filter metadata `istio`: `services: [{host, name, namespace}]`, `external`.
+    fn cluster_metadata(&mut self, metadata: Option<&core::Metadata>) -> Arc<ClusterMetadata> {
+        use prost_types::value::Kind;
+        let mut facts = ClusterMetadata::default();
+        let istio = metadata.and_then(|m| m.filter_metadata.get("istio"));
+        if let Some(istio) = istio {
+            facts.external = matches!(istio.fields.get("external").map(|v| &v.kind), Some(Some(Kind::BoolValue(true))));
+            let services = istio.fields.get("services").and_then(|v| v.kind.as_ref());
+            if let Some(Kind::ListValue(list)) = services
+                && let Some(Kind::StructValue(first)) = list.values.first().and_then(|v| v.kind.as_ref())
+            {
+                let text = |key: &str| first.fields.get(key).and_then(super::endpoint::text_of).unwrap_or_default();
+                facts.service_host = text("host").into();
+                facts.service_name = text("name").into();
+                facts.service_namespace = text("namespace").into();
+            }
+        }
+        self.shared.cluster_metadata(facts)
+    }
+}
+
+/// Compiles a cluster from its encoded form.
+pub fn decode_cluster(any: &Any, ctx: &mut Ctx<'_>) -> Option<Cluster> {
+    match proto::Cluster::decode(any.value.as_slice()) {
+        Ok(message) => compile_cluster(&message, &any.value, ctx),
+        Err(error) => {
+            ctx.c.errors.refuse(&Path::ROOT, format!("does not decode: {error}"));
+            None
+        }
+    }
+}
