@@ -40,6 +40,8 @@ pub enum Command {
     Apply(commands::apply::Args),
     /// Delete objects
     Delete(commands::delete::Args),
+    /// Change fields of an object
+    Patch(commands::patch::Args),
     /// Show objects
     Get(commands::get::Args),
     /// Run a command in a container
@@ -72,6 +74,8 @@ mod tests {
             "weft delete -f a.yaml",
             "weft delete virtualservice reviews -n default --ignore-not-found",
             "weft delete pods -l app=reviews",
+            "weft patch deployment istiod -n istio-system -p {}",
+            "weft patch vs/reviews --type json --patch-file p.yaml",
             "weft get pods -A -o wide",
             "weft get vs,dr",
             "weft get pod/reviews-1 -o yaml",

@@ -6,6 +6,7 @@ pub mod down;
 pub mod exec;
 pub mod get;
 pub mod logs;
+pub mod patch;
 pub mod proxy_config;
 pub mod proxy_status;
 pub mod status;
@@ -28,6 +29,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Apply(args) => block_on(apply::run(args, connection)),
         Command::Delete(args) => block_on(delete::run(args, connection)),
         Command::Get(args) => block_on(get::run(args, connection)),
+        Command::Patch(args) => block_on(patch::run(args, connection)),
         Command::Exec(args) => block_on(exec::run(args, connection)),
         Command::Logs(args) => block_on(logs::run(args, connection)),
         Command::ProxyStatus(args) => block_on(proxy_status::run(args, connection)),
