@@ -85,7 +85,25 @@ fn routes_rollouts_and_restarts() -> Result<()> {
 
 #[test]
 fn certificates_rotate() -> Result<()> {
-    let lab = Lab::start(&["--workload-cert-ttl", "20s"])?;
+    let lab = Lab::start(&[])?;
+    // Every workload and the gateway start again with certificates that live for twenty seconds.
+    let patch = serde_json::json!({"spec": {"template": {"metadata": {"annotations": {
+        "proxy.istio.io/config": "proxyMetadata: {SECRET_TTL: 20s}",
+    }}}}});
+    for deployment in ["productpage-v1", "details-v1", "ratings-v1", "reviews-v1", "reviews-v2", "reviews-v3"] {
+        lab.weft(&["patch", "deployment", deployment, "-p", &patch.to_string()])?;
+    }
+    lab.weft(&["patch", "deployment", "istio-ingressgateway", "-n", "istio-system", "-p", &patch.to_string()])?;
+    for (selector, namespace, count) in [("app", "default", 6), ("app=istio-ingressgateway", "istio-system", 1)] {
+        eventually(SOON, || {
+            let all = lab.objects("pods", &["-n", namespace, "-l", selector])?;
+            let new =
+                all.iter().filter(|pod| pod["metadata"]["annotations"]["proxy.istio.io/config"].is_string()).count();
+            let ready = lab.ready_pods(selector, namespace)?.len();
+            ensure!(all.len() == count && new == count && ready == count, "{ready} of {count} ready, {new} new");
+            Ok(())
+        })?;
+    }
     let serial = |lab: &Lab| -> Result<String> {
         let pod = lab.wait_ready("app=details", "default", 1)?.remove(0);
         let out = lab.weft(&["proxy-config", "secret", &pod, "-o", "json"])?;
