@@ -1,1 +1,0 @@
-//! Fakes that are real servers, builders, assert_eventually.
