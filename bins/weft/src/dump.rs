@@ -52,7 +52,7 @@ impl Dump {
 
 /// True when `@type` ends in this message name.
 fn type_is(value: &Value, name: &str) -> bool {
-    value["@type"].as_str().is_some_and(|t| t.ends_with(name))
+    value["@type"].as_str().is_some_and(|t| t.strip_suffix(name).is_some_and(|package| package.ends_with('.')))
 }
 
 /// A field by its schema name; dumps in canonical JSON spell it in camelCase.
