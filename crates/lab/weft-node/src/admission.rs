@@ -46,7 +46,8 @@ impl LabAdmission {
             return Err(Denial::Forbidden(message));
         }
         let token = pod.spec()["automountServiceAccountToken"] != false
-            && wanted.is_none_or(|account| account.body.get("automountServiceAccountToken") != Some(&Value::Bool(false)));
+            && wanted
+                .is_none_or(|account| account.body.get("automountServiceAccountToken") != Some(&Value::Bool(false)));
         if let Some(spec) = pod.body.get_mut("spec") {
             spec["serviceAccountName"] = account.clone().into();
             spec["serviceAccount"] = account.into();
@@ -74,12 +75,16 @@ impl LabAdmission {
 
     fn service(&self, service: &mut Object, old: Option<&Object>, dry_run: bool) -> Result<(), Denial> {
         let external = service.spec()["type"] == "ExternalName";
-        let before = old.and_then(|old| old.spec()["clusterIP"].as_str()).filter(|ip| !ip.is_empty()).map(str::to_string);
+        let before =
+            old.and_then(|old| old.spec()["clusterIP"].as_str()).filter(|ip| !ip.is_empty()).map(str::to_string);
         let given = service.spec()["clusterIP"].as_str().filter(|ip| !ip.is_empty()).map(str::to_string);
         let address = match (external, given, before) {
             (true, ..) => None,
             (_, Some(given), Some(before)) if given != before => {
-                return Err(Denial::field("spec.clusterIP", format!("cannot be changed from {before}; delete the service first")));
+                return Err(Denial::field(
+                    "spec.clusterIP",
+                    format!("cannot be changed from {before}; delete the service first"),
+                ));
             }
             (_, Some(given), None) if given != "None" => Some(self.take(&given)?),
             (_, Some(given), _) => Some(given),
@@ -110,7 +115,8 @@ impl LabAdmission {
 
     fn take(&self, given: &str) -> Result<String, Denial> {
         let wrong = |message: String| Denial::field("spec.clusterIP", message);
-        let address: Ipv4Addr = given.parse().map_err(|_| wrong(format!("{given:?} is not an IPv4 address, nor None")))?;
+        let address: Ipv4Addr =
+            given.parse().map_err(|_| wrong(format!("{given:?} is not an IPv4 address, nor None")))?;
         let pool = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
         if !pool.contains(address) {
             return Err(wrong(format!("{address} is outside 10.96.0.0/16; leave it out to get a free one")));
@@ -217,7 +223,9 @@ mod tests {
     }
 
     fn service(name: &str, spec: Value) -> Object {
-        object(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "n"}, "spec": spec}))
+        object(
+            json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "n"}, "spec": spec}),
+        )
     }
 
     fn admission() -> LabAdmission {
@@ -258,8 +266,10 @@ mod tests {
         let lab = Arc::new(admission());
         let maker = LabPods { admission: Arc::clone(&lab) };
         let pod = |account: &str| {
-            object(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": format!("p{account}"), "namespace": "n"},
-                          "spec": {"serviceAccountName": account, "containers": [{"name": "a", "image": "x"}]}}))
+            object(
+                json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": format!("p{account}"), "namespace": "n"},
+                          "spec": {"serviceAccountName": account, "containers": [{"name": "a", "image": "x"}]}}),
+            )
         };
         let made = maker.create(pod("")).unwrap();
         assert_eq!((&made.spec()["nodeName"], &made.spec()["serviceAccountName"]), (&json!(NODE), &json!("default")));

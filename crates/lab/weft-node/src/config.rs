@@ -42,7 +42,9 @@ pub enum ConfigError {
         cause: std::io::Error,
     },
     /// It is not as it should be.
-    #[error("{path}: {cause}\nexpected, for example:\n  images:\n    my/app: /path/to/program --port 8080\n  mounts:\n    - /path/to/data")]
+    #[error(
+        "{path}: {cause}\nexpected, for example:\n  images:\n    my/app: /path/to/program --port 8080\n  mounts:\n    - /path/to/data"
+    )]
     Wrong {
         /// The file.
         path: String,
@@ -101,13 +103,19 @@ mod tests {
     fn reads_and_refuses() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("weft-lab.yaml");
-        std::fs::write(&path, "images:\n  my/app: ./run --port 8080\n  other: [python3, app.py]\n  third: 'echo $HOME'\nmounts: [.]\n").unwrap();
+        std::fs::write(
+            &path,
+            "images:\n  my/app: ./run --port 8080\n  other: [python3, app.py]\n  third: 'echo $HOME'\nmounts: [.]\n",
+        )
+        .unwrap();
         let config = LabConfig::read(&path).unwrap();
         assert_eq!(config.images["my/app"].words(), ["./run", "--port", "8080"]);
         assert_eq!(config.images["other"].words(), ["python3", "app.py"]);
         assert_eq!(config.images["third"].words(), ["sh", "-c", "echo $HOME"]);
         assert_eq!(config.mounts, [std::fs::canonicalize(folder.path()).unwrap()]);
-        for (text, said) in [("image: {}\n", "image"), ("images: {a: ''}\n", "empty"), ("mounts: [/none/here]\n", "/none/here")] {
+        for (text, said) in
+            [("image: {}\n", "image"), ("images: {a: ''}\n", "empty"), ("mounts: [/none/here]\n", "/none/here")]
+        {
             std::fs::write(&path, text).unwrap();
             let error = LabConfig::read(&path).unwrap_err().to_string();
             assert!(error.contains(said) && error.contains("weft-lab.yaml"), "{error}");

@@ -373,10 +373,11 @@ fn mounts() -> Value {
 }
 
 fn volumes() -> Vec<Value> {
-    let mut volumes: Vec<Value> = ["workload-socket", "credential-socket", "workload-certs", "istio-envoy", "istio-data"]
-        .iter()
-        .map(|name| json!({"name": name, "emptyDir": {}}))
-        .collect();
+    let mut volumes: Vec<Value> =
+        ["workload-socket", "credential-socket", "workload-certs", "istio-envoy", "istio-data"]
+            .iter()
+            .map(|name| json!({"name": name, "emptyDir": {}}))
+            .collect();
     let field = |path: &str, field: &str| json!({"path": path, "fieldRef": {"fieldPath": field}});
     let token = json!({"path": "istio-token", "audience": TOKEN_AUDIENCE, "expirationSeconds": 43200});
     volumes.extend([
@@ -407,7 +408,8 @@ mod tests {
     #[test]
     fn who_gets_a_proxy() {
         // namespace labels, pod labels, pod annotations → revision
-        let (none, on, off) = (json!({}), json!({"istio-injection": "enabled"}), json!({"istio-injection": "disabled"}));
+        let (none, on, off) =
+            (json!({}), json!({"istio-injection": "enabled"}), json!({"istio-injection": "disabled"}));
         let inject = |value: &str| json!({"sidecar.istio.io/inject": value});
         let rev = |value: &str| json!({"istio.io/rev": value});
         for (namespace, labels, annotations, expected) in [
@@ -420,7 +422,12 @@ mod tests {
             (&rev("canary"), none.clone(), none.clone(), Some("canary")),
             (&rev("unknown"), none.clone(), none.clone(), None),
             (&none, rev("canary"), none.clone(), Some("canary")),
-            (&json!({"istio-injection": "enabled", "istio.io/rev": "canary"}), none.clone(), none.clone(), Some("default")),
+            (
+                &json!({"istio-injection": "enabled", "istio.io/rev": "canary"}),
+                none.clone(),
+                none.clone(),
+                Some("default"),
+            ),
         ] {
             let decided = decide(&pod(labels.clone(), annotations), &context(namespace.clone()));
             assert_eq!(decided.as_deref(), expected, "{namespace} {labels}");
@@ -429,10 +436,15 @@ mod tests {
 
     #[test]
     fn sidecar_shape() {
-        let mut pod = pod(json!({"app": "web", "pod-template-hash": "5d4f"}), json!({"prometheus.io/scrape": "true", "prometheus.io/port": "80"}));
+        let mut pod = pod(
+            json!({"app": "web", "pod-template-hash": "5d4f"}),
+            json!({"prometheus.io/scrape": "true", "prometheus.io/port": "80"}),
+        );
         inject(&mut pod, &context(json!({})), "default").unwrap();
         let spec = pod.spec();
-        let names = |list: &str| -> Vec<&str> { spec[list].as_array().unwrap().iter().filter_map(|c| c["name"].as_str()).collect() };
+        let names = |list: &str| -> Vec<&str> {
+            spec[list].as_array().unwrap().iter().filter_map(|c| c["name"].as_str()).collect()
+        };
         assert_eq!((names("initContainers"), names("containers")), (vec!["istio-init"], vec!["web", "istio-proxy"]));
         let env = |name: &str| {
             let env = spec["containers"][1]["env"].as_array().unwrap();
@@ -443,7 +455,10 @@ mod tests {
         assert_eq!(env("CA_ADDR").unwrap(), "istiod.istio-system.svc:15012");
         assert!(env("ISTIO_PROMETHEUS_ANNOTATIONS").unwrap().contains("\"port\":\"80\""));
         assert_eq!((pod.annotation("prometheus.io/port"), pod.label(label::TLS_MODE)), (Some("15020"), Some("istio")));
-        assert_eq!((pod.label(label::CANONICAL_NAME), pod.label(label::CANONICAL_REVISION)), (Some("web"), Some("latest")));
+        assert_eq!(
+            (pod.label(label::CANONICAL_NAME), pod.label(label::CANONICAL_REVISION)),
+            (Some("web"), Some("latest"))
+        );
         assert!(decide(&pod, &context(json!({"istio-injection": "enabled"}))).is_none(), "never twice");
     }
 
@@ -455,7 +470,10 @@ mod tests {
             "ports": [{"name": "http2", "containerPort": 8080}], "env": [{"name": "TRUST_DOMAIN", "value": "mine"}]}]);
         inject(&mut pod, &context(json!({})), "default").unwrap();
         let containers = pod.spec()["containers"].as_array().unwrap();
-        assert_eq!((containers.len(), &containers[0]["args"][0], &containers[0]["image"]), (1, &json!("router"), &json!("weft-proxy")));
+        assert_eq!(
+            (containers.len(), &containers[0]["args"][0], &containers[0]["image"]),
+            (1, &json!("router"), &json!("weft-proxy"))
+        );
         assert!(containers[0]["env"].as_array().unwrap().contains(&json!({"name": "TRUST_DOMAIN", "value": "mine"})));
         assert_eq!(containers[0]["ports"].as_array().unwrap().len(), 2);
         assert!(pod.spec()["initContainers"].as_array().unwrap().is_empty());
@@ -477,7 +495,12 @@ mod tests {
         let mut pod = pod(json!({}), json!({"proxy.istio.io/config": "concurrency: 3\nproxyMetadata: {B: '2'}"}));
         inject(&mut pod, &Context { mesh, ..Context::default() }, "canary").unwrap();
         let text = pod.spec()["containers"][1]["env"].to_string();
-        for part in [r#"\"concurrency\":3"#, "istiod-canary.istio-system.svc:15012", r#"{"name":"A","value":"1"}"#, r#"{"name":"B","value":"2"}"#] {
+        for part in [
+            r#"\"concurrency\":3"#,
+            "istiod-canary.istio-system.svc:15012",
+            r#"{"name":"A","value":"1"}"#,
+            r#"{"name":"B","value":"2"}"#,
+        ] {
             assert!(text.contains(part), "{part} not in {text}");
         }
     }

@@ -245,7 +245,8 @@ impl TokenIssuer for Tokens {
         let account = pod.spec()["serviceAccountName"].as_str().unwrap_or("default");
         let bound = BoundPod { name: pod.name().into(), uid: objects::uid(pod).into() };
         let audiences: Vec<String> = audience.into_iter().map(str::to_string).collect();
-        let issued = server.tokens().issue(server.store(), (pod.namespace(), account), &audiences, seconds, Some(bound));
+        let issued =
+            server.tokens().issue(server.store(), (pod.namespace(), account), &audiences, seconds, Some(bound));
         issued.map_err(|error| error.message)
     }
 }
@@ -260,7 +261,8 @@ async fn serve_network(store: MemoryStore) -> Result<(), crate::network::Network
         let mut known = Vec::new();
         loop {
             changed.mark_unchanged();
-            let (all, slices) = (objects::list(&store, "", "Service"), objects::list(&store, "discovery.k8s.io", "EndpointSlice"));
+            let (all, slices) =
+                (objects::list(&store, "", "Service"), objects::list(&store, "discovery.k8s.io", "EndpointSlice"));
             let services = view::read(all.iter().map(|o| &**o), slices.iter().map(|o| &**o));
             if services != known {
                 zones.send_replace(Arc::new(Zone::build(&services)));

@@ -114,11 +114,8 @@ impl Applier {
 
     /// Creates an object, or replaces what there is under its name.
     async fn apply(&self, object: &Object, place: &str) -> Result<(), ManifestError> {
-        let refused = |message: String| ManifestError::Refused {
-            place: place.into(),
-            object: object.key().to_string(),
-            message,
-        };
+        let refused =
+            |message: String| ManifestError::Refused { place: place.into(), object: object.key().to_string(), message };
         let Some(kind) = kinds::by_kind(object.group(), &object.kind) else {
             return Err(refused(format!("kind {} of {} is not one that the lab has", object.kind, object.api_version)));
         };
@@ -160,9 +157,7 @@ fn message(answer: &Value) -> String {
 
 /// What no manifest could say, because it is the lab itself.
 fn cluster_objects() -> Vec<Object> {
-    let namespace = |name: &str, labels: Value| {
-        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
-    };
+    let namespace = |name: &str, labels: Value| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}});
     let service = |name: &str, namespace: &str, address: String, ports: Value| {
         json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": namespace},
                "spec": {"clusterIP": address, "ports": ports}})
@@ -170,13 +165,23 @@ fn cluster_objects() -> Vec<Object> {
     let mut objects = vec![
         namespace("default", json!({label::INJECTION: "enabled"})),
         namespace("istio-system", json!({})),
-        service("kubernetes", "default", API_SERVICE.to_string(), json!([{"name": "https", "port": 443, "targetPort": API_PORT}])),
+        service(
+            "kubernetes",
+            "default",
+            API_SERVICE.to_string(),
+            json!([{"name": "https", "port": 443, "targetPort": API_PORT}]),
+        ),
         json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
                "metadata": {"name": "kubernetes", "namespace": "default", "labels": {label::SERVICE_NAME: "kubernetes"}},
                "ports": [{"name": "https", "port": API_PORT, "protocol": "TCP"}],
                "endpoints": [{"addresses": [GATEWAY], "conditions": {"ready": true}}]}),
-        service("kube-dns", "kube-system", DNS_SERVICE.to_string(), json!([
-            {"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53, "protocol": "TCP"}])),
+        service(
+            "kube-dns",
+            "kube-system",
+            DNS_SERVICE.to_string(),
+            json!([
+            {"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53, "protocol": "TCP"}]),
+        ),
     ];
     objects.push(namespaces::node().to_value());
     // All are literals of this file; one that did not read would be missed by the first test that starts a lab.

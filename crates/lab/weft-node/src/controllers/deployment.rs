@@ -24,7 +24,8 @@ impl Controller for Deployments {
             if is_deleting(&deployment) {
                 continue;
             }
-            let own: Vec<_> = sets.iter().filter(|s| is_controlled_by(s, &deployment) && !is_deleting(s)).cloned().collect();
+            let own: Vec<_> =
+                sets.iter().filter(|s| is_controlled_by(s, &deployment) && !is_deleting(s)).cloned().collect();
             let Some(new) = newest(store, &deployment, &own) else { continue };
             let old: Vec<_> = own.into_iter().filter(|set| set.name() != new.name()).collect();
             roll_out(store, &deployment, &new, &old, &pods);
@@ -83,7 +84,8 @@ fn roll_out(store: &MemoryStore, deployment: &Object, new: &Object, old: &[Arc<O
     let paused = deployment.spec()["paused"].as_bool().unwrap_or(false);
     if paused {
         // Only the size follows while paused; versions stay as they are.
-        let current = old.iter().chain([&Arc::new(new.clone())]).filter(|s| replicas(s) > 0).max_by_key(|s| revision(s)).cloned();
+        let current =
+            old.iter().chain([&Arc::new(new.clone())]).filter(|s| replicas(s) > 0).max_by_key(|s| revision(s)).cloned();
         if let Some(current) = current {
             scale(store, &current, wanted);
         }
@@ -91,7 +93,9 @@ fn roll_out(store: &MemoryStore, deployment: &Object, new: &Object, old: &[Arc<O
     }
     if deployment.spec()["strategy"]["type"] == "Recreate" {
         old.iter().for_each(|set| scale(store, set, 0));
-        let gone = |set: &Arc<Object>| !pods.iter().any(|pod| is_controlled_by(pod, set) && (is_active(pod) || is_deleting(pod)));
+        let gone = |set: &Arc<Object>| {
+            !pods.iter().any(|pod| is_controlled_by(pod, set) && (is_active(pod) || is_deleting(pod)))
+        };
         if old.iter().all(gone) {
             scale(store, new, wanted);
         }
@@ -225,9 +229,15 @@ mod tests {
     #[test]
     fn growth_respects_the_surge() {
         // wanted, new, old total, surge → new
-        for (wanted, new, old, surge, expected) in
-            [(4, 0, 4, 1, 1), (4, 1, 4, 1, 1), (4, 1, 3, 1, 2), (4, 0, 0, 1, 4), (2, 5, 0, 1, 2), (1, 0, 1, 1, 1), (4, 0, 9, 1, 0)]
-        {
+        for (wanted, new, old, surge, expected) in [
+            (4, 0, 4, 1, 1),
+            (4, 1, 4, 1, 1),
+            (4, 1, 3, 1, 2),
+            (4, 0, 0, 1, 4),
+            (2, 5, 0, 1, 2),
+            (1, 0, 1, 1, 1),
+            (4, 0, 9, 1, 0),
+        ] {
             assert_eq!(grow(wanted, new, old, surge), expected, "{wanted} {new} {old} {surge}");
         }
     }

@@ -80,7 +80,8 @@ fn target_ports(service: &Object, pod: &Object) -> Value {
 }
 
 fn container_port(pod: &Object, name: &str) -> Option<i64> {
-    let containers = ["containers", "initContainers"].into_iter().flat_map(|list| pod.spec()[list].as_array()).flatten();
+    let containers =
+        ["containers", "initContainers"].into_iter().flat_map(|list| pod.spec()[list].as_array()).flatten();
     let mut ports = containers.flat_map(|container| container["ports"].as_array()).flatten();
     ports.find(|port| port["name"] == name)?["containerPort"].as_i64()
 }
@@ -113,7 +114,8 @@ fn write_slices(
         let mut endpoints: Vec<Value> = pods.iter().map(|pod| endpoint(service, pod)).collect();
         endpoints.sort_by_key(|endpoint| endpoint["addresses"][0].as_str().unwrap_or_default().to_string());
         // The slice that has these ports already keeps them: a watcher sees pods come and go, not ports change.
-        let same = free.iter().position(|slice| slice.body.get("ports") == Some(ports)).or((!free.is_empty()).then_some(0));
+        let same =
+            free.iter().position(|slice| slice.body.get("ports") == Some(ports)).or((!free.is_empty()).then_some(0));
         match same.map(|position| free.remove(position)) {
             Some(slice) => {
                 let _ = store.modify(&slice.key(), |slice| {

@@ -51,7 +51,14 @@ fn advance(store: &MemoryStore, maker: &dyn PodMaker, job: &Object, tally: &Tall
     let restarts: i64 = tally.active.iter().map(|pod| restarts(pod)).sum();
     let late = seconds_active(job).zip(job.spec()["activeDeadlineSeconds"].as_i64()).is_some_and(|(is, max)| is > max);
     if tally.succeeded >= wanted {
-        return finish(store, job, tally, "Complete", "CompletionsReached", "Reached expected number of succeeded pods");
+        return finish(
+            store,
+            job,
+            tally,
+            "Complete",
+            "CompletionsReached",
+            "Reached expected number of succeeded pods",
+        );
     }
     if tally.failed + restarts > limit {
         let message = "Job has reached the specified backoff limit";

@@ -3,8 +3,8 @@
 
 use super::objects::{is_deleting, list, now, write_status};
 use super::{Controller, PodMaker};
-use serde_json::{Map, json};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde_json::{Map, json};
 use weft_k8s_api::Object;
 use weft_store::{DeleteOptions, MemoryStore};
 
@@ -36,8 +36,7 @@ impl Controller for Namespaces {
 }
 
 fn plain(kind: &str, namespace: &str, name: &str) -> Object {
-    let metadata =
-        ObjectMeta { name: Some(name.into()), namespace: Some(namespace.into()), ..ObjectMeta::default() };
+    let metadata = ObjectMeta { name: Some(name.into()), namespace: Some(namespace.into()), ..ObjectMeta::default() };
     Object { api_version: "v1".into(), kind: kind.into(), metadata, body: Map::new() }
 }
 
@@ -52,8 +51,7 @@ pub fn node() -> Object {
         ("node-role.kubernetes.io/control-plane", ""),
     ];
     let labels = labels.into_iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
-    let metadata =
-        ObjectMeta { name: Some(super::NODE.into()), labels: Some(labels), ..ObjectMeta::default() };
+    let metadata = ObjectMeta { name: Some(super::NODE.into()), labels: Some(labels), ..ObjectMeta::default() };
     let mut node = Object { api_version: "v1".into(), kind: "Node".into(), metadata, body: Map::new() };
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let capacity = json!({"cpu": processors.to_string(), "pods": "250"});

@@ -221,7 +221,10 @@ mod tests {
             (json!({"matchLabels": {"app": "b"}}), false),
             (json!({"matchExpressions": [{"key": "tier", "operator": "In", "values": ["web", "db"]}]}), true),
             (json!({"matchExpressions": [{"key": "tier", "operator": "DoesNotExist"}]}), false),
-            (json!({"matchLabels": {"app": "a"}, "matchExpressions": [{"key": "x", "operator": "NotIn", "values": ["1"]}]}), true),
+            (
+                json!({"matchLabels": {"app": "a"}, "matchExpressions": [{"key": "x", "operator": "NotIn", "values": ["1"]}]}),
+                true,
+            ),
         ] {
             assert_eq!(selects(&selector, &pod), expected, "{selector}");
         }

@@ -23,7 +23,8 @@ impl Controller for ReplicaSets {
             if is_deleting(&set) {
                 continue;
             }
-            let own: Vec<_> = pods.iter().filter(|pod| is_controlled_by(pod, &set) && is_active(pod)).cloned().collect();
+            let own: Vec<_> =
+                pods.iter().filter(|pod| is_controlled_by(pod, &set) && is_active(pod)).cloned().collect();
             scale(store, maker, &set, &own);
             status(store, &set, &own);
         }

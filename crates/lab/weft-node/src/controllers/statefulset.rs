@@ -41,13 +41,7 @@ fn ordinal(pod: &Object) -> Option<i64> {
 
 /// One step: make what is missing, remove what is too much, replace what is old. With the usual policy each step waits until
 /// the pods before it are ready.
-fn advance(
-    store: &MemoryStore,
-    maker: &dyn PodMaker,
-    set: &Object,
-    own: &BTreeMap<i64, Arc<Object>>,
-    revision: &str,
-) {
+fn advance(store: &MemoryStore, maker: &dyn PodMaker, set: &Object, own: &BTreeMap<i64, Arc<Object>>, revision: &str) {
     let parallel = set.spec()["podManagementPolicy"] == "Parallel";
     let wanted = spec_number(set, "replicas", 1).clamp(0, 1000);
     for number in 0..wanted {

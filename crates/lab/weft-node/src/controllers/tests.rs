@@ -47,8 +47,12 @@ fn node_step(store: &MemoryStore, ready: usize) {
         store.delete(&pod.key(), &now).unwrap();
     }
     for pod in pods.iter().filter(|pod| !is_deleting(pod) && !is_ready(pod)).take(ready) {
-        set_status(store, pod, json!({"phase": "Running", "podIP": format!("10.244.0.{}", 2 + store.revision() % 250),
-                                      "conditions": [{"type": "Ready", "status": "True"}]}));
+        set_status(
+            store,
+            pod,
+            json!({"phase": "Running", "podIP": format!("10.244.0.{}", 2 + store.revision() % 250),
+                                      "conditions": [{"type": "Ready", "status": "True"}]}),
+        );
     }
 }
 
@@ -139,9 +143,11 @@ fn scaling_and_endpoints() {
 fn stateful_pods_come_in_order_and_keep_their_names() {
     let store = store();
     let set = |image: &str| {
-        object(json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "db", "namespace": "default"},
+        object(
+            json!({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "db", "namespace": "default"},
             "spec": {"replicas": 3, "serviceName": "db", "selector": {"matchLabels": {"app": "db"}},
-                     "template": {"metadata": {"labels": {"app": "db"}}, "spec": {"containers": [{"name": "db", "image": image}]}}}}))
+                     "template": {"metadata": {"labels": {"app": "db"}}, "spec": {"containers": [{"name": "db", "image": image}]}}}}),
+        )
     };
     store.create(set("v1")).unwrap();
     for expected in 1..=3 {
@@ -154,7 +160,8 @@ fn stateful_pods_come_in_order_and_keep_their_names() {
     assert_eq!((&first.spec()["hostname"], &first.spec()["subdomain"]), (&json!("db-0"), &json!("db")));
     apply(&store, set("v2"));
     settle(&store);
-    let leaving: Vec<_> = list(&store, "", "Pod").iter().filter(|p| is_deleting(p)).map(|p| p.name().to_string()).collect();
+    let leaving: Vec<_> =
+        list(&store, "", "Pod").iter().filter(|p| is_deleting(p)).map(|p| p.name().to_string()).collect();
     assert_eq!(leaving, ["db-2"], "the highest first");
     for _ in 0..10 {
         node_step(&store, 9);
@@ -190,8 +197,10 @@ fn jobs_end() {
 #[test]
 fn daemons_run_once_and_namespaces_have_accounts() {
     let store = store();
-    let set = object(json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "d", "namespace": "default"},
-        "spec": {"selector": {"matchLabels": {"app": "d"}}, "template": {"metadata": {"labels": {"app": "d"}}, "spec": {"containers": []}}}}));
+    let set = object(
+        json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "d", "namespace": "default"},
+        "spec": {"selector": {"matchLabels": {"app": "d"}}, "template": {"metadata": {"labels": {"app": "d"}}, "spec": {"containers": []}}}}),
+    );
     store.create(set).unwrap();
     settle(&store);
     assert_eq!(list(&store, "", "Pod").len(), 1);

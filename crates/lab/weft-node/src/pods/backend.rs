@@ -41,14 +41,19 @@ impl PodBackend for Node {
                 let (pod, container) = (worker.name(), &request.container);
                 return Err(PodError::NotRunning(format!("container {container} of pod {pod} does not run")));
             };
-            if request.tty { exec_in_terminal(request, &process, env).await } else { exec(request, &process, env).await }
+            if request.tty {
+                exec_in_terminal(request, &process, env).await
+            } else {
+                exec(request, &process, env).await
+            }
         })
     }
 
     fn connect(&self, pod: PodRef, port: u16) -> BoxFuture<'_, Result<Box<dyn PodStream>, PodError>> {
         Box::pin(async move {
             let worker = self.pod(&pod)?;
-            let (sandbox, _) = worker.sandbox().ok_or_else(|| PodError::NotRunning("the pod has no network yet".into()))?;
+            let (sandbox, _) =
+                worker.sandbox().ok_or_else(|| PodError::NotRunning("the pod has no network yet".into()))?;
             let stream = sandbox.net.connect((Ipv4Addr::LOCALHOST, port).into()).await?;
             Ok(Box::new(stream) as Box<dyn PodStream>)
         })
@@ -165,7 +170,8 @@ async fn exec_in_terminal(
     let pty = openpty(None, None).map_err(io::Error::from)?;
     for end in [&pty.master, &pty.slave] {
         // openpty leaves them open for children; only the three standard descriptors are meant for this one.
-        nix::fcntl::fcntl(end, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC)).map_err(io::Error::from)?;
+        nix::fcntl::fcntl(end, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))
+            .map_err(io::Error::from)?;
     }
     let stdio = [Some(pty.slave.try_clone()?), Some(pty.slave.try_clone()?), Some(pty.slave)];
     let process = target.exec(request.command, env, stdio, true).await?;

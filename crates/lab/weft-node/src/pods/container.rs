@@ -49,7 +49,9 @@ pub async fn supervise(worker: Arc<Worker>, container: Container) -> i32 {
                 attend(&worker, &container, target).await
             }
             Err(StartFailure::Waits { reason, message }) => {
-                worker.update(&container.name, |state| state.life = Life::Waiting { reason: reason.into(), message: message.clone() });
+                worker.update(&container.name, |state| {
+                    state.life = Life::Waiting { reason: reason.into(), message: message.clone() }
+                });
                 if worker.stops_within(&container.name, CONFIG_RETRY).await {
                     return 1;
                 }
@@ -72,8 +74,15 @@ pub async fn supervise(worker: Arc<Worker>, container: Container) -> i32 {
         // The first restart comes at once, as in Kubernetes.
         let restarts = worker.with(&container.name, |state| state.restarts).unwrap_or(0);
         if restarts > 1 {
-            let message = format!("back-off {}s restarting failed container={} pod={}", backoff.as_secs(), container.name, worker.name());
-            worker.update(&container.name, |state| state.life = Life::Waiting { reason: "CrashLoopBackOff".into(), message: message.clone() });
+            let message = format!(
+                "back-off {}s restarting failed container={} pod={}",
+                backoff.as_secs(),
+                container.name,
+                worker.name()
+            );
+            worker.update(&container.name, |state| {
+                state.life = Life::Waiting { reason: "CrashLoopBackOff".into(), message: message.clone() }
+            });
             if worker.stops_within(&container.name, backoff).await {
                 worker.update(&container.name, |state| state.life = Life::Terminated(ended.clone()));
                 return code;

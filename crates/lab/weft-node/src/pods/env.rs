@@ -94,7 +94,8 @@ impl Source<'_> {
     /// When there is no such field.
     pub fn field(&self, selector: &ObjectFieldSelector) -> Result<String, String> {
         let (pod, path) = (self.pod, selector.field_path.as_str());
-        let status = |field: &str| pod.body.get("status").and_then(|s| s[field].as_str()).unwrap_or_default().to_string();
+        let status =
+            |field: &str| pod.body.get("status").and_then(|s| s[field].as_str()).unwrap_or_default().to_string();
         let spec = |field: &str| pod.spec()[field].as_str().unwrap_or_default().to_string();
         let one = |map: Option<&BTreeMap<String, String>>, rest: &str| {
             let key = rest.trim_start_matches("['").trim_end_matches("']");
@@ -231,7 +232,8 @@ mod tests {
 
     #[test]
     fn resolves_all_sources() {
-        let store = MemoryStore::with_options(weft_store::StoreOptions { require_namespaces: false, ..Default::default() });
+        let store =
+            MemoryStore::with_options(weft_store::StoreOptions { require_namespaces: false, ..Default::default() });
         let object = |value: Value| -> Object { serde_json::from_value(value).unwrap() };
         let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m", "namespace": "n"}, "data": {"k": "v"}});
         let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s", "namespace": "n"}, "data": {"p": "cGFzcw=="}});
@@ -240,7 +242,12 @@ mod tests {
         let pod = object(json!({"apiVersion": "v1", "kind": "Pod", "spec": {"serviceAccountName": "sa"},
             "metadata": {"name": "p", "namespace": "n", "labels": {"app": "a"}}, "status": {"podIP": "10.244.0.2"}}));
         let source = Source { store: &store, pod: &pod };
-        let container = |env: Value| -> Container { serde_json::from_value(json!({"name": "c", "env": env, "envFrom": [{"prefix": "M_", "configMapRef": {"name": "m"}}]})).unwrap() };
+        let container = |env: Value| -> Container {
+            serde_json::from_value(
+                json!({"name": "c", "env": env, "envFrom": [{"prefix": "M_", "configMapRef": {"name": "m"}}]}),
+            )
+            .unwrap()
+        };
         let env = source
             .environment(&container(json!([
                 {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},

@@ -69,7 +69,10 @@ impl ImageTable {
     /// What to write into `weft-lab.yaml`, when nothing is known of the image.
     pub fn resolve(&self, image: &str, command: &[String], args: &[String]) -> Result<Program, String> {
         if let Some(words) = self.configured(image) {
-            return Ok(Program { argv: self.placed(with_args(words, command, args)), folder: self.config.folder.clone() });
+            return Ok(Program {
+                argv: self.placed(with_args(words, command, args)),
+                folder: self.config.folder.clone(),
+            });
         }
         let known = KNOWN.iter().find(|(name, _)| *name == short_name(image)).map(|(_, words)| *words);
         let Some(program) = command.first() else {
@@ -88,7 +91,8 @@ impl ImageTable {
             return Ok(Program { argv: command.iter().chain(args).cloned().collect(), folder: None });
         }
         // The image is known but starts its program under a name of its own: the sample stands for all of it.
-        let words = known.ok_or_else(|| format!("{}; its command {program:?} does not exist on this machine", unknown(image)))?;
+        let words = known
+            .ok_or_else(|| format!("{}; its command {program:?} does not exist on this machine", unknown(image)))?;
         Ok(Program { argv: self.own(words, &[]), folder: None })
     }
 
@@ -172,11 +176,21 @@ mod tests {
     #[test]
     fn images_to_programs() {
         for (image, command, args, expected) in [
-            ("docker.io/istio/examples-bookinfo-reviews-v2:1.20.3", vec![], vec![], "/weft/weft-samples reviews --version v2"),
+            (
+                "docker.io/istio/examples-bookinfo-reviews-v2:1.20.3",
+                vec![],
+                vec![],
+                "/weft/weft-samples reviews --version v2",
+            ),
             ("istio/tcp-echo-server:1.3", vec![], vec!["9000", "one"], "/weft/weft-samples tcp-echo 9000 one"),
             ("curlimages/curl", vec!["/bin/sleep", "infinity"], vec![], "/weft/weft-samples sleep infinity"),
             ("curlimages/curl", vec!["sh", "-c", "true"], vec![], "sh -c true"),
-            ("kennethreitz/httpbin", vec!["gunicorn", "-b", "0.0.0.0:80"], vec![], "/weft/weft-samples gunicorn -b 0.0.0.0:80"),
+            (
+                "kennethreitz/httpbin",
+                vec!["gunicorn", "-b", "0.0.0.0:80"],
+                vec![],
+                "/weft/weft-samples gunicorn -b 0.0.0.0:80",
+            ),
             ("auto", vec![], vec!["router"], "/weft/weft-proxy router"),
             ("docker.io/istio/proxyv2@sha256:12", vec![], vec!["sidecar"], "/weft/weft-proxy sidecar"),
             ("docker.io/shop/cart:7", vec![], vec!["-v"], "/home/u/./cart --port 80 -v"),

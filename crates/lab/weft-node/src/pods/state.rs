@@ -144,12 +144,8 @@ impl PodState {
     pub fn status(&self, old: &Value) -> Value {
         let phase = self.phase();
         let finished = matches!(phase, "Succeeded" | "Failed");
-        let unready: Vec<&str> = self
-            .containers
-            .iter()
-            .filter(|c| c.role != Role::Init && !c.ready)
-            .map(|c| c.spec.name.as_str())
-            .collect();
+        let unready: Vec<&str> =
+            self.containers.iter().filter(|c| c.role != Role::Init && !c.ready).map(|c| c.spec.name.as_str()).collect();
         let all_ready = unready.is_empty() && self.initialized && !finished;
         let why = if finished { "PodCompleted" } else { "ContainersNotReady" };
         let message = format!("containers with unready status: [{}]", unready.join(" "));
@@ -157,8 +153,10 @@ impl PodState {
             let status = if holds { "True" } else { "False" };
             let before = old["conditions"].as_array().into_iter().flatten();
             let before = before.into_iter().find(|c| c["type"] == kind && c["status"] == status);
-            let since = before.map_or_else(|| crate::controllers::objects::now().into(), |c| c["lastTransitionTime"].clone());
-            let mut condition = json!({"type": kind, "status": status, "lastTransitionTime": since, "lastProbeTime": null});
+            let since =
+                before.map_or_else(|| crate::controllers::objects::now().into(), |c| c["lastTransitionTime"].clone());
+            let mut condition =
+                json!({"type": kind, "status": status, "lastTransitionTime": since, "lastProbeTime": null});
             if !holds {
                 condition["reason"] = reason.into();
                 condition["message"] = message.into();
@@ -269,9 +267,12 @@ mod tests {
         assert_eq!(pod.containers[2].role, Role::Sidecar, "the proxy is a sidecar wherever it is listed");
         assert_eq!(pod.status(&Value::Null)["phase"], "Pending");
         pod.initialized = true;
-        for (life, finished, expected) in
-            [(running.clone(), false, "Running"), (ended(0), false, "Running"), (ended(0), true, "Succeeded"), (ended(3), true, "Failed")]
-        {
+        for (life, finished, expected) in [
+            (running.clone(), false, "Running"),
+            (ended(0), false, "Running"),
+            (ended(0), true, "Succeeded"),
+            (ended(3), true, "Failed"),
+        ] {
             pod.containers[1].life = life;
             pod.finished = finished;
             // The sidecar still runs: it does not keep the pod from being finished.
@@ -284,8 +285,11 @@ mod tests {
     fn conditions_keep_their_times() {
         let mut pod = state();
         pod.initialized = true;
-        let ready = |status: &Value| status["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "Ready").unwrap().clone();
-        let first = pod.status(&json!({"conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": "then"}]}));
+        let ready = |status: &Value| {
+            status["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "Ready").unwrap().clone()
+        };
+        let first =
+            pod.status(&json!({"conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": "then"}]}));
         assert_eq!(ready(&first)["lastTransitionTime"], "then");
         assert!(ready(&first)["message"].as_str().unwrap().contains("[a istio-proxy]"));
         pod.containers[1].ready = true;

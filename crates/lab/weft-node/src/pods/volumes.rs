@@ -66,7 +66,11 @@ impl Volumes {
     fn path_of(&self, volume: &Volume, namespace: &str) -> Result<PathBuf, String> {
         if let Some(host) = &volume.host_path {
             let path = PathBuf::from(&host.path);
-            return if path.exists() { Ok(path) } else { Err(format!("hostPath {} does not exist on this machine", host.path)) };
+            return if path.exists() {
+                Ok(path)
+            } else {
+                Err(format!("hostPath {} does not exist on this machine", host.path))
+            };
         }
         if let Some(claim) = &volume.persistent_volume_claim {
             return Ok(self.claims.join(safe(namespace)).join(safe(&claim.claim_name)));
@@ -100,9 +104,11 @@ impl Volumes {
         } else if volume.csi.as_ref().is_some_and(|csi| csi.driver.contains("spiffe")) || is_bare(volume) {
             return Ok(None);
         } else {
-            return Err("of a kind that the lab does not have; use emptyDir, configMap, secret, projected, downwardAPI, \
+            return Err(
+                "of a kind that the lab does not have; use emptyDir, configMap, secret, projected, downwardAPI, \
                         persistentVolumeClaim or hostPath"
-                .into());
+                    .into(),
+            );
         }
         Ok(Some(files))
     }
@@ -239,12 +245,17 @@ fn file_mode(own: Option<i32>, default: Option<i32>) -> u32 {
 fn inside(path: &str) -> Result<PathBuf, String> {
     let path = Path::new(path);
     let good = path.components().all(|part| matches!(part, Component::Normal(_)));
-    if good && path.components().next().is_some() { Ok(path.into()) } else { Err(format!("path {path:?} must be relative, without ..")) }
+    if good && path.components().next().is_some() {
+        Ok(path.into())
+    } else {
+        Err(format!("path {path:?} must be relative, without .."))
+    }
 }
 
 /// Names come from validated objects; what is no plain name still never leaves the folder.
 fn safe(name: &str) -> String {
-    let name: String = name.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' }).collect();
+    let name: String =
+        name.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' }).collect();
     if name.is_empty() || name.starts_with('.') { format!("_{name}") } else { name }
 }
 
@@ -296,7 +307,8 @@ mod tests {
     #[test]
     fn fills_updates_and_waits() {
         let run = tempfile::tempdir().unwrap();
-        let store = MemoryStore::with_options(weft_store::StoreOptions { require_namespaces: false, ..Default::default() });
+        let store =
+            MemoryStore::with_options(weft_store::StoreOptions { require_namespaces: false, ..Default::default() });
         let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "n", "uid": "u", "labels": {"app": "a"}},
             "spec": {"containers": [{"name": "c", "volumeMounts": [
                         {"name": "all", "mountPath": "/etc/all/inner"}, {"name": "tmp", "mountPath": "/etc/all"}]}],

@@ -1,0 +1,71 @@
+//! The programs that the lab runs beside this one. `cargo run` builds only the program that it runs, so under cargo the others
+//! are built here.
+
+use crate::output;
+use anyhow::{Context, bail};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Programs that must lie beside this one.
+const PROGRAMS: [&str; 3] = ["weftd", "weft-proxy", "weft-samples"];
+
+/// The folder of Weft's programs.
+///
+/// # Errors
+/// Which are missing, and how to build them.
+pub fn find() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe().context("cannot find this program's own file")?;
+    let own = std::fs::canonicalize(&own).unwrap_or(own);
+    let folder = own.parent().context("this program's file has no folder")?.to_path_buf();
+    if let Some(cargo) = std::env::var_os("CARGO") {
+        build(Path::new(&cargo), &folder)?;
+    }
+    let missing: Vec<&str> = PROGRAMS.into_iter().filter(|name| !folder.join(name).is_file()).collect();
+    if missing.is_empty() {
+        return Ok(folder);
+    }
+    bail!(
+        "{} must lie beside weft in {}, and {} not; in Weft's source tree build all of them with: cargo build --release",
+        PROGRAMS.join(", "),
+        folder.display(),
+        if missing.len() == 1 { format!("{} does", missing[0]) } else { format!("{} do", missing.join(" and ")) },
+    )
+}
+
+/// Builds what is missing or out of date, with the profile that this program was built with.
+fn build(cargo: &Path, folder: &Path) -> anyhow::Result<()> {
+    // A test's or another project's cargo is none of our business: only the tree that this program comes from counts.
+    let Some(manifest) =
+        std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from).filter(|dir| dir.ends_with("bins/weft"))
+    else {
+        return Ok(());
+    };
+    let profile = match folder.file_name().and_then(|name| name.to_str()) {
+        Some("debug") | None => "dev",
+        Some(name) => name,
+    };
+    if PROGRAMS.iter().any(|name| !folder.join(name).is_file()) {
+        output::note_plain(format!("Building {} (profile {profile}) …", PROGRAMS.join(", ")));
+    }
+    let mut command = Command::new(cargo);
+    command.args(["build", "--quiet", "--profile", profile]).current_dir(&manifest);
+    for name in PROGRAMS {
+        command.args(["--package", name]);
+    }
+    // Beside this program is where the build must put them, wherever that is.
+    if let Some(target) = folder.parent() {
+        command.arg("--target-dir").arg(target);
+    }
+    // Cargo's variables for this program would make the other builds look changed.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") || text == "CARGO_BIN_NAME" {
+            command.env_remove(&name);
+        }
+    }
+    let status = command.status().with_context(|| format!("cannot run {}", cargo.display()))?;
+    if !status.success() {
+        bail!("{} could not be built; see cargo's messages above", PROGRAMS.join(", "));
+    }
+    Ok(())
+}
