@@ -1,7 +1,7 @@
 //! `weft delete`: objects by file, by name, or by label.
 
 use crate::cli::Connection;
-use crate::commands::get::{Wanted, resource_name, wanted};
+use crate::commands::get::{Wanted, wanted};
 use crate::connect::connect;
 use crate::{manifests, output};
 use anyhow::bail;
@@ -153,6 +153,7 @@ async fn wait_until_gone(client: &ApiClient, doomed: &Doomed, limit: Duration) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::commands::get::resource_name;
     use weft_k8s_api::yaml;
 
     #[test]
