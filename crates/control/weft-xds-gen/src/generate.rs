@@ -19,7 +19,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use weft_core::Strng;
-use weft_model::{Labels, MeshSnapshot, Resolution, Sections};
+use weft_model::{Labels, MeshSnapshot, Sections};
 
 /// Scopes that no proxy asked for in so many builds are dropped.
 const KEEP_BUILDS: u64 = 16;
@@ -93,9 +93,10 @@ impl GenCache {
     /// Everything for one proxy.
     pub fn generate(&self, snapshot: &MeshSnapshot, proxy: &ProxyView) -> ProxyResources {
         let proxy = proxy.with_workload(snapshot);
-        let (kept, scope) = self.kept(snapshot, &proxy);
+        let asked = self.asked(snapshot);
+        let (kept, scope) = self.kept(snapshot, &proxy, &asked);
         let mut kept = lock(&kept);
-        let step = Step { view: View { snapshot, scope: &scope }, proxy: &proxy };
+        let step = Step { view: View { snapshot, scope: &scope }, proxy: &proxy, asked: &asked };
         let mut resources = if proxy.is_gateway() { step.gateway(&mut kept) } else { step.sidecar(&mut kept) };
         let bound = envoy_filter::bound(snapshot, &proxy);
         resources.not_applied = bound.iter().map(|filter| filter.provenance.clone()).collect();
@@ -104,7 +105,7 @@ impl GenCache {
 
     /// The scope of a proxy.
     pub fn scope(&self, snapshot: &MeshSnapshot, proxy: &ProxyView) -> Arc<Scope> {
-        self.kept(snapshot, &proxy.with_workload(snapshot)).1
+        self.kept(snapshot, &proxy.with_workload(snapshot), &self.asked(snapshot)).1
     }
 
     /// How many scopes are kept.
@@ -118,8 +119,8 @@ impl GenCache {
     }
 
     /// The scope of `proxy`, and what is kept for it.
-    fn kept(&self, snapshot: &MeshSnapshot, proxy: &ProxyView) -> (Arc<Mutex<Kept>>, Arc<Scope>) {
-        let key = ScopeKey::new(snapshot, proxy, &self.asked(snapshot));
+    fn kept(&self, snapshot: &MeshSnapshot, proxy: &ProxyView, asked: &AskedFacts) -> (Arc<Mutex<Kept>>, Arc<Scope>) {
+        let key = ScopeKey::new(snapshot, proxy, asked);
         let kept = {
             let mut scopes = lock(&self.scopes);
             let now = snapshot.version;
@@ -150,6 +151,7 @@ impl GenCache {
 struct Step<'a> {
     view: View<'a>,
     proxy: &'a ProxyView,
+    asked: &'a AskedFacts,
 }
 
 impl Step<'_> {
@@ -206,12 +208,12 @@ impl Step<'_> {
 
     /// The endpoints' section where some service's clusters or listeners hold endpoints themselves; else nothing.
     fn endpoints_inside(&self) -> u64 {
-        let holds = |r| matches!(r, Resolution::Dns | Resolution::DnsRoundRobin | Resolution::Passthrough);
-        if self.view.scope.services().any(|s| holds(s.resolution)) { self.sections().endpoints } else { 0 }
+        if self.view.scope.holds_endpoints { self.sections().endpoints } else { 0 }
     }
 
     fn clusters(&self, kept: &mut Kept) -> Arc<Resources> {
-        let mark = self.mark(&[self.sections().security, self.endpoints_inside()]);
+        let endpoints = if self.asked.dialled { self.sections().endpoints } else { self.endpoints_inside() };
+        let mark = self.mark(&[self.sections().security, endpoints]);
         remember(&mut kept.clusters, mark, |old| {
             let mut all = cluster::outbound(self.view);
             all.extend(fixed::outbound(self.view.mesh(), self.view.scope.key.gateway));

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use weft_core::Strng;
 use weft_k8s_api::istio::{self, OutboundTrafficPolicyMode as Mode};
-use weft_model::{DestinationRule, Labels, MeshSnapshot, Service, ServicePort, Sidecar, VirtualService};
+use weft_model::{DestinationRule, Labels, MeshSnapshot, Resolution, Service, ServicePort, Sidecar, VirtualService};
 
 /// What the outbound configuration of a proxy depends on, besides the snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,6 +49,8 @@ pub struct Scope {
     pub(crate) egress: Vec<Egress>,
     /// What happens to traffic to unknown hosts.
     pub(crate) outbound: OutboundPolicy,
+    /// The clusters or listeners of some service hold endpoints themselves.
+    pub(crate) holds_endpoints: bool,
     /// All services seen, by host.
     services: BTreeMap<Strng, Arc<Service>>,
 }
@@ -135,6 +137,8 @@ pub struct AskedFacts {
     pub locality: bool,
     /// The node.
     pub node: bool,
+    /// Some rule sends requests on to whatever address they were for: such clusters depend on the endpoints.
+    pub dialled: bool,
 }
 
 impl AskedFacts {
@@ -167,6 +171,7 @@ impl AskedFacts {
         let ports = &policy.port_level_settings;
         self.locality |= policy.outlier_detection.is_some() || ports.iter().any(|p| p.outlier_detection.is_some());
         for lb in policy.load_balancer.iter().chain(ports.iter().filter_map(|p| p.load_balancer.as_ref())) {
+            self.dialled |= lb.simple == Some(istio::SimpleLb::Passthrough);
             self.add_locality(lb.locality_lb_setting.as_ref());
         }
     }
@@ -199,7 +204,9 @@ impl Scope {
                 .or_insert_with(|| service.clone());
         }
         let outbound = outbound_policy(snapshot, sidecar.as_deref());
-        Self { key, sidecar, egress, outbound, services }
+        let holds = |r| matches!(r, Resolution::Dns | Resolution::DnsRoundRobin | Resolution::Passthrough);
+        let holds_endpoints = services.values().any(|s| holds(s.resolution));
+        Self { key, sidecar, egress, outbound, holds_endpoints, services }
     }
 
     /// The service of that host, as this scope sees it.

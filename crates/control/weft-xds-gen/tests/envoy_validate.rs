@@ -3,6 +3,8 @@
 //! Routes and endpoints, which Envoy would fetch later, are put into listeners and clusters, so that it checks them too.
 //! The program is `$ENVOY`, else `/opt/weft-peers/bin/envoy`; where neither is there the test says so and passes.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::World;

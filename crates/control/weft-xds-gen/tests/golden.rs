@@ -1,6 +1,8 @@
 //! Golden files: `golden/NAME.yaml` holds a world and a proxy, `golden/NAME.json` what is generated for it.
 //! `WEFT_UPDATE_GOLDEN=1 cargo test -p weft-xds-gen --test golden` writes the expectations anew.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::World;

@@ -5,6 +5,7 @@ use super::{Draft, Target};
 use crate::pb::cluster::cluster::TransportSocketMatch;
 use crate::pb::{self, core, matcher, secret, tls, transport_socket, value};
 use crate::scope::View;
+use std::collections::BTreeSet;
 use tls::common_tls_context::{CombinedCertificateValidationContext, ValidationContextType};
 use tls::subject_alt_name_matcher::SanType;
 use tls::tls_parameters::TlsProtocol;
@@ -27,7 +28,7 @@ pub(super) fn apply(view: View<'_>, draft: &mut Draft, target: &Target<'_>) {
     match &target.policy.tls {
         Some(settings) => as_told(view, draft, target, settings),
         None if detects(view, target) => {
-            let context = mesh_context(draft, target, None);
+            let context = mesh_context(view, draft, target, None);
             let socket = transport_socket(TLS_SOCKET, &context);
             if draft.is_original_dst() {
                 draft.cluster.transport_socket = Some(socket);
@@ -42,7 +43,7 @@ pub(super) fn apply(view: View<'_>, draft: &mut Draft, target: &Target<'_>) {
 fn as_told(view: View<'_>, draft: &mut Draft, target: &Target<'_>, settings: &ClientTlsSettings) {
     let context = match settings.mode {
         ClientTlsMode::Disable => None,
-        ClientTlsMode::IstioMutual => Some(mesh_context(draft, target, Some(settings))),
+        ClientTlsMode::IstioMutual => Some(mesh_context(view, draft, target, Some(settings))),
         ClientTlsMode::Simple => origination(view, draft, target, settings, false),
         ClientTlsMode::Mutual => origination(view, draft, target, settings, true),
     };
@@ -68,9 +69,14 @@ fn detects(view: View<'_>, target: &Target<'_>) -> bool {
 }
 
 /// Mutual TLS with the mesh's certificates. The server must be one that runs the service.
-fn mesh_context(draft: &Draft, target: &Target<'_>, settings: Option<&ClientTlsSettings>) -> tls::UpstreamTlsContext {
+fn mesh_context(
+    view: View<'_>,
+    draft: &Draft,
+    target: &Target<'_>,
+    settings: Option<&ClientTlsSettings>,
+) -> tls::UpstreamTlsContext {
     let given = settings.map(|s| s.subject_alt_names.as_slice()).unwrap_or_default();
-    let names: Vec<String> = if given.is_empty() { server_identities(target) } else { given.to_vec() };
+    let names: Vec<String> = if given.is_empty() { server_identities(view, target) } else { given.to_vec() };
     let sni = settings.map(|s| s.sni.clone()).filter(|sni| !sni.is_empty()).unwrap_or_else(|| target.name().sni());
     let common = tls::CommonTlsContext {
         tls_params: Some(mesh_params()),
@@ -82,13 +88,21 @@ fn mesh_context(draft: &Draft, target: &Target<'_>, settings: Option<&ClientTlsS
     tls::UpstreamTlsContext { common_tls_context: Some(common), sni, ..Default::default() }
 }
 
-/// Who may answer for the service: its workloads' service accounts, and names a service entry declares.
-fn server_identities(target: &Target<'_>) -> Vec<String> {
+/// Who may answer for the service: its workloads' service accounts, and names a service entry declares; each under all
+/// names of the mesh's trust domain, as servers may still have certificates of an older one.
+fn server_identities(view: View<'_>, target: &Target<'_>) -> Vec<String> {
     let service = target.service;
-    let mut names: Vec<String> = service.subject_alt_names.clone();
-    names.extend(service.identities.iter().filter(|id| !service.subject_alt_names.contains(id)).cloned());
-    names.sort();
-    names
+    let mut names: BTreeSet<String> = service.subject_alt_names.iter().chain(&service.identities).cloned().collect();
+    let paths: Vec<String> = names.iter().filter_map(|name| spiffe_path(name)).map(String::from).collect();
+    for alias in &view.mesh().trust_domain_aliases {
+        names.extend(paths.iter().map(|path| format!("spiffe://{alias}/{path}")));
+    }
+    names.into_iter().collect()
+}
+
+/// What follows the trust domain in a SPIFFE id.
+fn spiffe_path(id: &str) -> Option<&str> {
+    id.strip_prefix("spiffe://")?.split_once('/').map(|(_, path)| path)
 }
 
 /// ALPN by which the server's proxy tells the mesh's traffic, and in it HTTP, from other TLS before it has read any of

@@ -5,9 +5,7 @@ use crate::pb::accesslog::{
     AccessLog, AccessLogFilter, AndFilter, ComparisonFilter, ExtensionFilter, ResponseFlagFilter, StatusCodeFilter,
     access_log::ConfigType, access_log_filter::FilterSpecifier, comparison_filter::Op, extension_filter,
 };
-use crate::pb::core::{
-    RuntimeUInt32, SubstitutionFormatString, substitution_format_string::Format,
-};
+use crate::pb::core::{RuntimeUInt32, SubstitutionFormatString, substitution_format_string::Format};
 use crate::pb::{self, value};
 use crate::scope::View;
 use prost::Message as _;

@@ -1,7 +1,7 @@
 //! A small world for tests: manifests in, a snapshot out. Deployments get pods with addresses, services get virtual
 //! addresses and endpoint slices, as a cluster's controllers would give them.
 
-#![allow(dead_code)] // each test binary uses its part
+#![allow(clippy::unwrap_used, dead_code)] // each test binary uses its part
 
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -16,6 +16,8 @@ use weft_xds_gen::ProxyView;
 pub struct World {
     pub objects: Vec<Object>,
     pub mesh: Value,
+    /// Hands the objects over in the opposite order.
+    pub backwards: bool,
 }
 
 /// Root of the repository.
@@ -40,7 +42,7 @@ pub fn documents(text: &str) -> Vec<Value> {
 
 impl World {
     pub fn new() -> Self {
-        Self { objects: Vec::new(), mesh: json!({}) }
+        Self { objects: Vec::new(), mesh: json!({}), backwards: false }
     }
 
     /// Head and world of a golden file: samples and the ingress gateway by name, then the file's own objects.
@@ -86,15 +88,28 @@ impl World {
     pub fn inputs(&self) -> Inputs {
         let merged = istio::MeshConfig::overlay(&self.mesh);
         let mesh = de::read(&merged, "mesh", de::Dialect::ProtoJson, &mut Vec::new()).unwrap();
-        let mut inputs = Inputs::new(Arc::new(mesh), Arc::new(Settings::default()));
+        let mut settings = Settings::default();
+        if let Some(domain) = self.mesh["trustDomain"].as_str() {
+            settings.trust_domain = domain.into();
+        }
+        let mut inputs = Inputs::new(Arc::new(mesh), Arc::new(settings));
+        let mut objects = self.with_pods();
+        if self.backwards {
+            objects.reverse();
+        }
+        objects.into_iter().for_each(|object| inputs.push(Arc::new(object)));
+        inputs
+    }
+
+    /// The objects, and those that controllers make of them.
+    fn with_pods(&self) -> Vec<Object> {
         let mut objects = self.objects.clone();
         let pods = pods(&objects);
         let services: Vec<Object> = objects.iter().filter(|o| o.kind == "Service").cloned().collect();
         objects.extend(slices(&services, &pods));
         objects.extend(pods);
         give_addresses(&mut objects);
-        objects.into_iter().for_each(|object| inputs.push(Arc::new(object)));
-        inputs
+        objects
     }
 
     pub fn snapshot(&self) -> MeshSnapshot {
