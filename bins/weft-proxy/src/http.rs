@@ -165,8 +165,6 @@ fn percent_decode(text: &str) -> String {
 pub struct Fetched {
     /// Status.
     pub status: StatusCode,
-    /// Headers.
-    pub headers: HeaderMap,
     /// Body.
     pub body: Bytes,
 }
@@ -199,7 +197,7 @@ pub async fn fetch(
             let (parts, body) = answer.into_parts();
             let body =
                 Limited::new(body, limit).collect().await.map_err(|error| format!("{address}{path}: {error}"))?;
-            Ok(Fetched { status: parts.status, headers: parts.headers, body: body.to_bytes() })
+            Ok(Fetched { status: parts.status, body: body.to_bytes() })
         };
         tokio::pin!(answered);
         tokio::select! {

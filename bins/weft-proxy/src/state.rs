@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 use tokio::sync::watch;
 use weft_runtime::Readiness;
 
@@ -13,8 +13,6 @@ pub struct ProxyState {
     pub readiness: Readiness,
     /// When it started.
     pub started: Instant,
-    /// The same, on the wall clock.
-    pub started_at: SystemTime,
     draining: watch::Sender<bool>,
     stop: watch::Sender<bool>,
     failed_by_hand: Arc<AtomicBool>,
@@ -47,7 +45,6 @@ impl Default for ProxyState {
         Self {
             readiness: Readiness::default(),
             started: Instant::now(),
-            started_at: SystemTime::now(),
             draining: watch::Sender::new(false),
             stop: watch::Sender::new(false),
             failed_by_hand: Arc::default(),

@@ -1,7 +1,7 @@
 //! `/config_dump` and `/routes`: the configuration in Envoy's `ConfigDump` messages. Private keys are left out.
 
 use super::Admin;
-use crate::held::{Entry, Inner, Refused};
+use crate::held::{Entry, Inner, REDACTED, Refused, inline};
 use crate::http::{Answer, Asked, json, text};
 use http::StatusCode;
 use prost::Message;
@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 use weft_proto::envoy::admin::v3 as dump;
-use weft_proto::envoy::config::core::v3::{DataSource, data_source::Specifier};
 use weft_proto::envoy::config::route::v3::{RouteConfiguration, VirtualHost};
 use weft_proto::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, Secret, TlsCertificate, secret,
@@ -142,8 +141,8 @@ impl Sections<'_> {
     }
 
     fn bootstrap(&self) -> dump::BootstrapConfigDump {
-        let (bootstrap, read) = self.held.bootstrap.clone().unwrap_or_default();
-        dump::BootstrapConfigDump { bootstrap: Some(bootstrap), last_updated: read.map(timestamp) }
+        let (bootstrap, read) = self.held.bootstrap.clone().unzip();
+        dump::BootstrapConfigDump { bootstrap, last_updated: read.map(timestamp) }
     }
 
     fn listeners(&self) -> dump::ListenersConfigDump {
@@ -244,7 +243,7 @@ impl Sections<'_> {
             name: name.clone(),
             version_info: entry.version.clone(),
             last_updated: Some(timestamp(entry.updated)),
-            secret: unpack::<Secret>(&entry.any).ok().map(|secret| pack(&redacted(secret))),
+            secret: Some(entry.any.clone()),
             ..DynamicSecret::default()
         }));
         dump::SecretsConfigDump { dynamic_active_secrets: all, ..dump::SecretsConfigDump::default() }
@@ -276,7 +275,7 @@ impl Sections<'_> {
     }
 
     fn read_at(&self) -> Option<prost_types::Timestamp> {
-        self.held.bootstrap.as_ref().and_then(|(_, read)| *read).map(timestamp)
+        self.held.bootstrap.as_ref().map(|(_, read)| timestamp(*read))
     }
 
     /// Version of a whole type: that of what came last.
@@ -284,31 +283,6 @@ impl Sections<'_> {
         let entries = self.held.types.get(type_url).into_iter().flat_map(BTreeMap::values);
         entries.max_by_key(|entry| entry.updated).map(|entry| entry.version.clone()).unwrap_or_default()
     }
-}
-
-/// What stands in a dump instead of a key.
-const REDACTED: &str = "[redacted]";
-
-/// The secret without what is secret in it.
-fn redacted(mut secret: Secret) -> Secret {
-    match &mut secret.r#type {
-        Some(secret::Type::TlsCertificate(certificate)) => {
-            for hidden in [&mut certificate.private_key, &mut certificate.password] {
-                if hidden.is_some() {
-                    *hidden = inline(REDACTED);
-                }
-            }
-        }
-        Some(secret::Type::ValidationContext(_)) => {}
-        // Ticket keys, generic secrets: all of it.
-        other => *other = None,
-    }
-    secret
-}
-
-fn inline(text: &str) -> Option<DataSource> {
-    let specifier = Some(Specifier::InlineBytes(text.as_bytes().to_vec()));
-    Some(DataSource { specifier, ..DataSource::default() })
 }
 
 fn failure(refused: &Refused) -> dump::UpdateFailureState {

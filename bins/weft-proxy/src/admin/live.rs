@@ -1,7 +1,6 @@
 //! What the admin port needs from whatever moves the traffic.
 
 use futures_util::future::BoxFuture;
-use std::net::SocketAddr;
 
 /// A listener as it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,13 +33,6 @@ pub struct HostView {
     /// Counts, by Envoy's names: `cx_active`, `cx_connect_fail`, `cx_total`, `rq_active`, `rq_error`, `rq_success`,
     /// `rq_timeout`, `rq_total`.
     pub counts: [(&'static str, u64); 8],
-}
-
-impl HostView {
-    /// The host's address, when it is one.
-    pub fn socket_address(&self) -> Option<SocketAddr> {
-        self.address.parse().ok()
-    }
 }
 
 /// Limits of a cluster.

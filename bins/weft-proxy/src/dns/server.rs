@@ -73,14 +73,6 @@ impl DnsServer {
         Ok(Self { udp, tcp, shared: Arc::new(shared) })
     }
 
-    /// Where it listens.
-    ///
-    /// # Errors
-    /// When the socket does not say.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.tcp.local_addr()
-    }
-
     /// Counts.
     pub fn stats(&self) -> Arc<DnsStats> {
         self.shared.stats.clone()
@@ -208,7 +200,7 @@ mod tests {
         let table = Arc::new(ArcSwap::from_pointee(NameTable::new(&message, "default", &[])));
         let conf = ResolvConf { servers, search: Vec::new() };
         let server = DnsServer::bind("127.0.0.1:0".parse().unwrap(), table, &conf).await.unwrap();
-        let (address, stats) = (server.local_addr().unwrap(), server.stats());
+        let (address, stats) = (server.tcp.local_addr().unwrap(), server.stats());
         tokio::spawn(server.run());
         (address, stats)
     }
@@ -238,7 +230,7 @@ mod tests {
             let table = Arc::new(ArcSwap::from_pointee(NameTable::default()));
             let conf = ResolvConf { servers: vec![resolver], search: Vec::new() };
             let server = DnsServer::bind("127.0.0.1:0".parse().unwrap(), table, &conf).await.unwrap();
-            let at = (server.local_addr().unwrap(), server.stats());
+            let at = (server.tcp.local_addr().unwrap(), server.stats());
             tokio::spawn(server.run());
             at
         };

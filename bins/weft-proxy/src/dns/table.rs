@@ -65,11 +65,6 @@ impl NameTable {
         self.exact.insert(host.to_owned(), entry);
     }
 
-    /// How many names there are, wildcards included.
-    pub fn len(&self) -> usize {
-        self.exact.len() + self.wildcard.len()
-    }
-
     /// What is known of `name` (any case, with or without the trailing dot): the name itself, the name with one of the
     /// pod's search domains taken off (stub resolvers add them first), or a wildcard that covers it.
     pub fn find(&self, name: &str) -> Option<Found<'_>> {

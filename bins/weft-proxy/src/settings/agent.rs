@@ -104,21 +104,14 @@ pub struct AgentSettings {
 /// Ports of the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ports {
-    /// Admin.
+    /// Admin: proxy config `proxyAdminPort`; 15000.
     pub admin: u16,
-    /// Merged metrics.
+    /// Merged metrics: proxy config `statusPort`; 15020.
     pub status: u16,
-    /// Readiness.
+    /// Readiness: `ENVOY_STATUS_PORT`; 15021.
     pub readiness: u16,
-    /// Prometheus.
+    /// Prometheus: `ENVOY_PROMETHEUS_PORT`; 15090.
     pub metrics: u16,
-}
-
-impl Default for Ports {
-    fn default() -> Self {
-        let (admin, status) = (port::ADMIN, port::MERGED_METRICS);
-        Self { admin, status, readiness: port::READINESS, metrics: port::PROXY_METRICS }
-    }
 }
 
 impl AgentSettings {
@@ -188,7 +181,8 @@ impl AgentSettings {
             ports: Ports {
                 admin: proxy_config.proxy_admin_port.unwrap_or(port::ADMIN),
                 status: proxy_config.status_port.unwrap_or(port::MERGED_METRICS),
-                ..Ports::default()
+                readiness: port_of(&env, "ENVOY_STATUS_PORT", port::READINESS)?,
+                metrics: port_of(&env, "ENVOY_PROMETHEUS_PORT", port::PROXY_METRICS)?,
             },
             log_filter: log_levels(args),
             log_json: args.log_as_json,
@@ -219,6 +213,7 @@ impl AgentSettings {
             ca_server_name: discovery_name(&self.environment, &self.ca_address),
             root_cert_path: self.root_cert_path.clone(),
             token_path: self.token_path.clone(),
+            extra_roots_pem: self.extra_roots.join("\n"),
             identity: self.identity()?,
             cluster_id: self.cluster_id.clone(),
             ttl: self.secret_ttl,
@@ -306,6 +301,11 @@ fn ratio(env: &Environment, name: &str, default: f64) -> Result<f64, String> {
     })
 }
 
+fn port_of(env: &Environment, name: &str, default: u16) -> Result<u16, String> {
+    let wrong = |text: &str| format!("environment variable {name}: {text:?} is no port");
+    env.get(name).map_or(Ok(default), |text| text.parse().map_err(|_| wrong(text)))
+}
+
 fn json_map(env: &Environment, name: &str) -> Result<BTreeMap<String, String>, String> {
     let wrong = |error| format!("environment variable {name} must be a JSON object of strings: {error}");
     env.get(name).map_or(Ok(BTreeMap::new()), |text| serde_json::from_str(text).map_err(wrong))
@@ -318,9 +318,10 @@ fn scrape(env: &Environment) -> Result<Option<Scrape>, String> {
     if given.get("scrape").map(String::as_str) != Some("true") {
         return Ok(None);
     }
-    let port = given.get("port").map_or("80", String::as_str);
+    let field = |name: &str| given.get(name).map(String::as_str).filter(|value| !value.is_empty());
+    let port = field("port").unwrap_or("80");
     let port = port.parse().map_err(|_| format!("environment variable {name}: {port:?} is no port"))?;
-    let path = given.get("path").map_or("/metrics", String::as_str);
+    let path = field("path").unwrap_or("/metrics");
     Ok(Some(Scrape { port, path: format!("/{}", path.trim_start_matches('/')) }))
 }
 

@@ -57,7 +57,8 @@ pub enum SignError {
 /// A signed certificate and the chain to its root.
 #[derive(Debug, Clone)]
 pub struct SignedChain {
-    /// PEM: the leaf, intermediates if any, the root last, one certificate each.
+    /// PEM: the leaf, intermediates if any, the root last, one certificate each; several roots are one text, for agents take
+    /// the last one for all there are.
     pub chain: Vec<String>,
     /// Facts of the leaf.
     pub facts: CertificateFacts,
@@ -239,8 +240,7 @@ impl Authority {
     }
 
     fn chain_of(&self, leaf: String) -> Vec<String> {
-        let roots = self.roots.certificates().iter().map(|der| pem::encode("CERTIFICATE", der));
-        std::iter::once(leaf).chain(self.intermediates.iter().cloned()).chain(roots).collect()
+        std::iter::once(leaf).chain(self.intermediates.iter().cloned()).chain([self.roots.pem()]).collect()
     }
 }
 

@@ -57,7 +57,8 @@ pub trait CallerAuthenticator: Send + Sync {
 /// Asks each authenticator in turn. What one refuses, the others are still asked; nobody's answer means refusal.
 ///
 /// # Errors
-/// The first failure, or that the caller showed nothing.
+/// That one could not tell, when there is such a one: another try may succeed. Else the first refusal, or that the caller
+/// showed nothing.
 pub async fn authenticate(
     authenticators: &[Arc<dyn CallerAuthenticator>],
     headers: &HeaderMap,
@@ -68,7 +69,13 @@ pub async fn authenticate(
         match authenticator.authenticate(headers, peer).await {
             Ok(Some(caller)) => return Ok(caller),
             Ok(None) => {}
-            Err(error) => failure = failure.or(Some(error)),
+            Err(error) => {
+                failure = match failure {
+                    Some(first @ AuthFailure::Unavailable(_)) => Some(first),
+                    Some(first) if matches!(error, AuthFailure::Refused(_)) => Some(first),
+                    _ => Some(error),
+                };
+            }
         }
     }
     Err(failure.unwrap_or_else(|| {
@@ -254,6 +261,34 @@ mod tests {
             assert!(authenticate(&authenticators, &headers(&["Bearer stranger"]), None).await.is_err());
         }
         assert_eq!(calls.load(Ordering::Relaxed), 3);
+    }
+
+    /// Fails in one way.
+    struct Fails(AuthFailure);
+
+    impl CallerAuthenticator for Fails {
+        fn authenticate<'a>(
+            &'a self,
+            _headers: &'a HeaderMap,
+            _peer: Option<&'a PeerCertificate>,
+        ) -> BoxFuture<'a, Result<Option<Caller>, AuthFailure>> {
+            Box::pin(async { Err(self.0.clone()) })
+        }
+    }
+
+    #[tokio::test]
+    async fn who_may_be_known_later_is_not_refused_now() {
+        let refused = |text: &str| AuthFailure::Refused(text.into());
+        let later = || AuthFailure::Unavailable("later".into());
+        for (failures, want) in [
+            (vec![refused("expired"), later()], later()),
+            (vec![later(), refused("expired")], later()),
+            (vec![refused("first"), refused("second")], refused("first")),
+        ] {
+            let list: Vec<Arc<dyn CallerAuthenticator>> =
+                failures.into_iter().map(|f| Arc::new(Fails(f)) as Arc<dyn CallerAuthenticator>).collect();
+            assert_eq!(authenticate(&list, &HeaderMap::new(), None).await, Err(want));
+        }
     }
 
     #[tokio::test]

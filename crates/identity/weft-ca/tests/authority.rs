@@ -140,6 +140,12 @@ fn an_intermediate_made_by_openssl_can_be_plugged_in() {
     openssl(&["verify", "-x509_strict", "-CAfile", &root, "-untrusted", &ca, &path("leaf.pem")]);
 
     let stranger = self::authority();
+    // While roots are changed there are two: the last text of a chain has both.
+    let both = CaMaterial { root_cert: format!("{}{}", material.root_cert, stranger.root_pem()), ..material.clone() };
+    let both = Authority::from_material(both, domain(), CaPolicy::default(), now).unwrap();
+    let signed = both.sign(&id(REVIEWS), csr(KeyKind::EcdsaP256, &[]).as_bytes(), Duration::from_secs(3600), now);
+    let chain = signed.unwrap().chain;
+    assert_eq!((chain.len(), chain[2].matches("BEGIN CERTIFICATE").count()), (3, 2));
     let wrong_root = CaMaterial { root_cert: stranger.root_pem().to_owned(), ..material.clone() };
     let error = Authority::from_material(wrong_root, domain(), CaPolicy::default(), now).unwrap_err().to_string();
     assert!(error.contains("would not be trusted"), "{error}");

@@ -79,7 +79,8 @@ async fn exchange(config: &SvidConfig, current: Option<&WorkloadSecrets>) -> Res
         .map_err(|error| CaError::Answer(format!("making a key failed: {error}")))??;
     let channel = connect(config, &file_roots, certificate).await?;
     let answer = ask(config, channel, token.as_ref().map(|token| token.trim()), &made).await?;
-    accept(config, made, &answer.cert_chain, &file_roots, current.map_or(1, |secrets| secrets.version + 1))
+    let trusted = format!("{file_roots}\n{}", config.extra_roots_pem);
+    accept(config, made, &answer.cert_chain, &trusted, current.map_or(1, |secrets| secrets.version + 1))
 }
 
 async fn connect(config: &SvidConfig, roots: &str, certificate: Option<CertifiedKey>) -> Result<Channel, CaError> {

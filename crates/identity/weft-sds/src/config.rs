@@ -15,6 +15,8 @@ pub struct SvidConfig {
     pub ca_server_name: String,
     /// Roots under which the authority's certificate is checked; read again at each request, and when it changes.
     pub root_cert_path: PathBuf,
+    /// Further roots under which peers (not the authority) are checked, PEM; may be empty.
+    pub extra_roots_pem: String,
     /// The service-account token; read again at each request, since the kubelet renews it.
     pub token_path: PathBuf,
     /// The identity we must be given; `None` = whatever the authority says we are.
@@ -42,6 +44,7 @@ impl SvidConfig {
             ca_address: ca_address.into(),
             ca_server_name: "istiod.istio-system.svc".into(),
             root_cert_path: path::ROOT_CERT.into(),
+            extra_roots_pem: String::new(),
             token_path: path::TOKEN.into(),
             identity: None,
             cluster_id: String::new(),

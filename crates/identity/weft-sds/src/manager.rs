@@ -231,7 +231,7 @@ impl Keeper {
         if text == self.file_roots {
             return;
         }
-        match current.with_file_roots(&text) {
+        match current.with_file_roots(&format!("{text}\n{}", self.config.extra_roots_pem)) {
             Ok(next) if next.trust == current.trust => {}
             Ok(next) => {
                 tracing::info!(roots = next.trust.certificates().len(), "root certificates changed");

@@ -1,0 +1,258 @@
+//! The proxy's side of ADS: how the control plane is reached, and the loop that applies what it sends and asks for what that
+//! names.
+
+use crate::plane::Plane;
+use futures_util::future::BoxFuture;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use weft_proto::type_url;
+use weft_proxy_config::{Discovery, EndpointAddress, ProxySnapshot, Update, Upsert, UpstreamTransport};
+use weft_runtime::ReadyBlock;
+use weft_sds::WorkloadSecrets;
+use weft_tls::{ClientContext, ClientParams, ServerVerification, TrustAnchors};
+use weft_xds_client::{BoxedIo, Client, Interest, Outcome, ResourceUpdate};
+
+/// How long the first configuration may wait for what it names (endpoints, routes); Envoy's `init_fetch_timeout`.
+const INITIAL_FETCH: Duration = Duration::from_secs(15);
+/// Time for a TLS handshake with the control plane.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// The control plane of a mesh: TLS under the mesh's roots, with the workload's certificate once there is one.
+#[derive(Clone)]
+pub struct MeshConnect {
+    /// `HOST:PORT`.
+    pub address: String,
+    /// The name its certificate must have.
+    pub name: String,
+    /// Roots file; read at each connection.
+    pub root_cert_path: PathBuf,
+    /// Token file; only to know whether there is another proof of who we are.
+    pub token_path: PathBuf,
+    /// The workload's secrets.
+    pub secrets: watch::Receiver<Option<Arc<WorkloadSecrets>>>,
+}
+
+impl MeshConnect {
+    /// Headers of a stream: the token, which proves who we are until there is a certificate.
+    ///
+    /// # Errors
+    /// Never: without a token the certificate has to do.
+    pub fn headers(&self) -> Result<Vec<(String, String)>, String> {
+        let token = std::fs::read_to_string(&self.token_path).unwrap_or_default();
+        let token = token.trim();
+        Ok(if token.is_empty() { Vec::new() } else { vec![("authorization".into(), format!("Bearer {token}"))] })
+    }
+
+    async fn open(self) -> io::Result<BoxedIo> {
+        let certificate = self.secrets.borrow().as_ref().map(|secrets| secrets.certificate.clone());
+        if certificate.is_none() && !self.token_path.exists() {
+            return Err(io::Error::other("there is neither a certificate nor a token yet to show who we are"));
+        }
+        let shown = self.root_cert_path.display();
+        let roots =
+            tokio::fs::read(&self.root_cert_path).await.map_err(|e| io::Error::other(format!("{shown}: {e}")))?;
+        let anchors = TrustAnchors::from_pem(&roots).map_err(|e| io::Error::other(format!("{shown}: {e}")))?;
+        let context = ClientContext::build(ClientParams {
+            certificate,
+            sni: Some(self.name),
+            alpn: vec![b"h2".to_vec()],
+            ..ClientParams::new(ServerVerification::WebPki { anchors, san: None })
+        })
+        .map_err(io::Error::other)?;
+        let tcp = weft_runtime::net::connect(&self.address).await?;
+        let connected = tokio::time::timeout(HANDSHAKE, context.connect(tcp)).await??;
+        Ok(Box::new(connected.stream))
+    }
+}
+
+impl weft_xds_client::Connect for MeshConnect {
+    fn connect(&self) -> BoxFuture<'static, io::Result<BoxedIo>> {
+        Box::pin(self.clone().open())
+    }
+}
+
+/// The control plane of a bootstrap file: a static cluster.
+#[derive(Clone)]
+pub struct ClusterConnect {
+    /// Where the cluster stands.
+    pub snapshot: Arc<arc_swap::ArcSwap<ProxySnapshot>>,
+    /// Its name.
+    pub cluster: String,
+}
+
+impl ClusterConnect {
+    async fn open(self) -> io::Result<BoxedIo> {
+        let snapshot = self.snapshot.load_full();
+        let missing = || io::Error::other(format!("the bootstrap has no cluster {:?} with an endpoint", self.cluster));
+        let cluster = snapshot.clusters.get(self.cluster.as_str()).ok_or_else(missing)?;
+        let (Discovery::Static(set) | Discovery::StrictDns(set, _) | Discovery::LogicalDns(set, _)) =
+            &cluster.discovery
+        else {
+            return Err(missing());
+        };
+        let endpoints: Vec<_> = set.localities.iter().flat_map(|locality| &locality.endpoints).collect();
+        let endpoint = endpoints.get(fastrand::usize(..endpoints.len().max(1))).ok_or_else(missing)?;
+        let plain = open_plain(&endpoint.address).await?;
+        match &cluster.transport {
+            UpstreamTransport::Plain => Ok(plain),
+            UpstreamTransport::Tls(tls) => {
+                let context = tls.context().map_err(|reason| io::Error::other(reason.to_string()))?;
+                let connected = tokio::time::timeout(HANDSHAKE, context.connect(plain)).await??;
+                Ok(Box::new(connected.stream))
+            }
+        }
+    }
+}
+
+async fn open_plain(address: &EndpointAddress) -> io::Result<BoxedIo> {
+    Ok(match address {
+        EndpointAddress::Ip(address) => Box::new(weft_runtime::net::connect(&address.to_string()).await?),
+        EndpointAddress::Name(name, port) => Box::new(weft_runtime::net::connect(&format!("{name}:{port}")).await?),
+        EndpointAddress::Unix(path) => Box::new(tokio::net::UnixStream::connect(&**path).await?),
+    })
+}
+
+impl weft_xds_client::Connect for ClusterConnect {
+    fn connect(&self) -> BoxFuture<'static, io::Result<BoxedIo>> {
+        Box::pin(self.clone().open())
+    }
+}
+
+/// What is asked for from the start.
+#[derive(Debug, Clone, Copy)]
+pub struct Subscriptions {
+    /// The DNS name table.
+    pub name_table: bool,
+}
+
+/// Asks for what is wanted, applies what comes, asks for what that names; for as long as the client lives. Readiness waits
+/// for the first listeners and clusters and for what they name.
+pub async fn follow(
+    client: Client,
+    mut updates: mpsc::Receiver<ResourceUpdate>,
+    plane: Plane,
+    block: ReadyBlock,
+    server: String,
+    subscriptions: Subscriptions,
+) {
+    client.want(type_url::CLUSTER, Interest::all());
+    client.want(type_url::LISTENER, Interest::all());
+    if subscriptions.name_table {
+        client.want(type_url::NAME_TABLE, Interest::all());
+    }
+    let mut start = Some(Start { block, server, clusters: false, listeners: false, until: None });
+    let mut connection = client.state();
+    loop {
+        if let Some(waiting) = start.take() {
+            start = waiting.look(&plane, &connection.borrow().last_error);
+        }
+        // Of the past for ever once the start is over.
+        let due = start.as_ref().and_then(Start::due);
+        tokio::select! {
+            update = updates.recv() => {
+                let Some(update) = update else { return };
+                let seen = update.type_url.clone();
+                apply(update, &plane);
+                subscribe(&client, &plane);
+                start.iter_mut().for_each(|start| start.saw(&seen));
+            }
+            changed = connection.changed() => if changed.is_err() { return },
+            () = sleep_until(due), if due.is_some() => {}
+        }
+    }
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn apply(update: ResourceUpdate, plane: &Plane) {
+    let upsert =
+        |r: &weft_xds_client::Resource| Upsert { name: r.name.clone(), version: r.version.clone(), any: r.any.clone() };
+    let change = Update {
+        type_url: update.type_url.clone(),
+        upserts: update.upserts.iter().map(upsert).collect(),
+        removals: update.removals.clone(),
+    };
+    let refused = plane.apply(&change, false);
+    tracing::debug!(
+        kind = short(&update.type_url),
+        upserts = update.upserts.len(),
+        removals = update.removals.len(),
+        refused = refused.len(),
+        "configuration received"
+    );
+    update.done(Outcome { refused });
+}
+
+fn short(type_url: &str) -> &str {
+    type_url.rsplit('.').next().unwrap_or(type_url)
+}
+
+fn subscribe(client: &Client, plane: &Plane) {
+    let wanted = plane.wanted();
+    client.want(type_url::ENDPOINT, Interest::named(wanted.endpoints));
+    client.want(type_url::ROUTE, Interest::named(wanted.routes));
+    client.want(type_url::VIRTUAL_HOST, Interest::named(wanted.virtual_hosts));
+    client.want(type_url::SECRET, Interest::named(wanted.secrets));
+}
+
+/// The wait for the first configuration.
+struct Start {
+    block: ReadyBlock,
+    server: String,
+    clusters: bool,
+    listeners: bool,
+    /// When the wait for what the configuration names ends.
+    until: Option<Instant>,
+}
+
+impl Start {
+    fn saw(&mut self, type_url: &str) {
+        self.clusters |= type_url == type_url::CLUSTER;
+        self.listeners |= type_url == type_url::LISTENER;
+        if self.clusters && self.listeners && self.until.is_none() {
+            self.until = Some(Instant::now() + INITIAL_FETCH);
+        }
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.until
+    }
+
+    /// `None` when the wait is over.
+    fn look(self, plane: &Plane, error: &Option<String>) -> Option<Self> {
+        let Some(until) = self.until else {
+            let part = match (self.clusters, self.listeners) {
+                (true, false) => "listeners",
+                (false, true) => "clusters",
+                _ => "configuration",
+            };
+            let why = error.as_ref().map(|error| format!(" ({error})")).unwrap_or_default();
+            self.block.set_reason(format!("{part} from {}{why}", self.server));
+            return Some(self);
+        };
+        let missing = plane.missing();
+        if missing.is_empty() {
+            return None;
+        }
+        let named = missing.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
+        if Instant::now() >= until {
+            tracing::warn!(
+                missing = missing.len(),
+                "starting without {named}, which the control plane named and did not send"
+            );
+            return None;
+        }
+        let more = if missing.len() > 3 { format!(" and {} more", missing.len() - 3) } else { String::new() };
+        self.block.set_reason(format!("{named}{more} from {}", self.server));
+        Some(self)
+    }
+}
