@@ -18,6 +18,10 @@ use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // The lab itself is this program too; it enters its namespaces before anything else happens.
+    if let Some(code) = commands::up::lab_main() {
+        return code;
+    }
     let cli = cli::Cli::parse();
     match commands::run(cli) {
         Ok(code) => code,

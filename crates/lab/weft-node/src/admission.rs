@@ -191,7 +191,7 @@ pub struct LabPods {
 }
 
 impl PodMaker for LabPods {
-    fn create(&self, mut pod: Object) -> Result<Arc<Object>, StoreError> {
+    fn create(&self, mut pod: Object) -> Result<Arc<Object>, Box<StoreError>> {
         let refused = |denial: Denial| {
             let (field, message) = match denial {
                 Denial::Forbidden(message) => ("spec".to_string(), message),
@@ -200,15 +200,17 @@ impl PodMaker for LabPods {
                     first.map(|error| (error.field, error.message)).unwrap_or_default()
                 }
             };
-            StoreError::Invalid { key: Box::new(pod.key()), field, message }
+            Box::new(StoreError::Invalid { key: Box::new(pod.key()), field, message })
         };
-        let Some(kind) = weft_k8s_api::kinds::by_kind("", "Pod") else { return self.admission.store.create(pod) };
+        let Some(kind) = weft_k8s_api::kinds::by_kind("", "Pod") else {
+            return Err(refused(Denial::Forbidden("pods are not a known kind".into())));
+        };
         let mut made = pod.clone();
         weft_apiserver::defaults::fill(kind, &mut made);
         self.admission.pod(&mut made).map_err(refused)?;
         made.body.insert("status".into(), json!({"phase": "Pending"}));
         pod = made;
-        self.admission.store.create(pod)
+        self.admission.store.create(pod).map_err(Box::new)
     }
 }
 

@@ -2,6 +2,7 @@
 //! rollouts, ports of the machine; and that nothing is left of it, whichever of its processes is killed.
 //!
 //! This one program is `weft up`, the lab, and the programs of its pods. Where namespaces are not permitted all is skipped.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod outside;
 
@@ -195,7 +196,7 @@ async fn volumes_and_environment() {
         status["message"].as_str().is_some_and(|text| text.contains("ConfigMap default/m"))
     })
     .await;
-    lab.apply(&[map.clone()]).await;
+    lab.apply(std::slice::from_ref(&map)).await;
     lab.until_ready("reader").await;
     let (_, text) = lab
         .run(

@@ -1,5 +1,6 @@
 //! Sandboxes and the lab's network in real namespaces: as root, and as an ordinary user where the machine lets us be one.
 //! Where namespaces are not permitted every test is skipped and says so.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod harness;
 

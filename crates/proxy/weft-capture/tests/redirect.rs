@@ -1,5 +1,6 @@
 //! The rules in a real network namespace made without privilege: redirection, the original destination, and the exemptions.
 //! Skipped, saying so, where the kernel permits no user namespace or `nft` is not installed.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use socket2::{Domain, Socket, Type};

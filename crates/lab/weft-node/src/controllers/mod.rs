@@ -39,7 +39,7 @@ pub trait PodMaker: Send + Sync {
     ///
     /// # Errors
     /// Those of the store.
-    fn create(&self, pod: Object) -> Result<Arc<Object>, StoreError>;
+    fn create(&self, pod: Object) -> Result<Arc<Object>, Box<StoreError>>;
 }
 
 /// One controller.

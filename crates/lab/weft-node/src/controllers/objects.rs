@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use weft_k8s_api::Object;
-use weft_store::{DeleteOptions, ListQuery, MemoryStore, StoreError};
+use weft_store::{DeleteOptions, ListQuery, MemoryStore};
 
 /// All objects of a kind, in all namespaces.
 pub fn list(store: &MemoryStore, group: &str, kind: &str) -> Vec<Arc<Object>> {
@@ -150,7 +150,7 @@ pub fn delete(store: &MemoryStore, object: &Object) {
 }
 
 /// Logs a refused creation once per pass; a refusal is no reason to stop the controller.
-pub fn report(owner: &Object, result: Result<Arc<Object>, StoreError>) -> Option<Arc<Object>> {
+pub fn report<E: std::fmt::Display>(owner: &Object, result: Result<Arc<Object>, E>) -> Option<Arc<Object>> {
     result.inspect_err(|error| tracing::warn!(%error, "{} cannot create an object", owner.key())).ok()
 }
 

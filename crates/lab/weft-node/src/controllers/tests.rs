@@ -8,11 +8,11 @@ use weft_store::DeleteOptions;
 struct Direct(MemoryStore);
 
 impl PodMaker for Direct {
-    fn create(&self, mut pod: Object) -> Result<Arc<Object>, StoreError> {
+    fn create(&self, mut pod: Object) -> Result<Arc<Object>, Box<StoreError>> {
         if let Some(spec) = pod.body.get_mut("spec") {
             spec["nodeName"] = NODE.into();
         }
-        self.0.create(pod)
+        self.0.create(pod).map_err(Box::new)
     }
 }
 

@@ -128,9 +128,9 @@ impl Zone {
         let mut reply = Message::response(request.metadata.id, request.metadata.op_code);
         reply.metadata.recursion_desired = request.metadata.recursion_desired;
         reply.metadata.recursion_available = true;
-        if let Some(edns) = &request.edns {
+        if request.edns.is_some() {
             let mut own = Edns::new();
-            own.set_max_payload(UDP_SIZE_MAX).set_version(edns.version().min(0));
+            own.set_max_payload(UDP_SIZE_MAX).set_version(0);
             reply.set_edns(own);
         }
         let [query] = request.queries.as_slice() else {

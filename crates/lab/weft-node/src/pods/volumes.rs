@@ -99,9 +99,7 @@ impl Volumes {
             for part in projected.sources.iter().flatten() {
                 self.project(&mut files, volume, part, projected.default_mode, source, tokens)?;
             }
-        } else if volume.empty_dir.is_some() || volume.host_path.is_some() || volume.persistent_volume_claim.is_some() {
-            return Ok(None);
-        } else if volume.csi.as_ref().is_some_and(|csi| csi.driver.contains("spiffe")) || is_bare(volume) {
+        } else if is_own_to_fill(volume) {
             return Ok(None);
         } else {
             return Err(
@@ -195,9 +193,12 @@ impl Volumes {
     }
 }
 
-/// A volume without any source, as some manifests have: an empty folder.
-fn is_bare(volume: &Volume) -> bool {
-    *volume == Volume { name: volume.name.clone(), ..Volume::default() }
+/// Volumes that start as an empty folder, or as one of the machine. A volume without any source, as some manifests have,
+/// counts as the former, and so does the socket folder of a SPIFFE driver: the proxy makes the socket itself.
+fn is_own_to_fill(volume: &Volume) -> bool {
+    let bare = Volume { name: volume.name.clone(), ..Volume::default() };
+    let folder = volume.empty_dir.is_some() || volume.host_path.is_some() || volume.persistent_volume_claim.is_some();
+    folder || *volume == bare || volume.csi.as_ref().is_some_and(|csi| csi.driver.contains("spiffe"))
 }
 
 fn add_keys(

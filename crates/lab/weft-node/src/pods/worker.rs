@@ -28,6 +28,9 @@ const VOLUME_REFRESH: Duration = Duration::from_secs(1);
 /// Pause before a failed network set-up is tried again.
 const NETWORK_RETRY: Duration = Duration::from_secs(2);
 
+/// A container's environment, in order.
+pub type Environment = Vec<(String, String)>;
+
 /// How far the stopping of a pod has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Stopping {
@@ -49,7 +52,7 @@ pub struct Worker {
     changed: watch::Sender<u64>,
     sandbox: Mutex<Option<(Sandbox, Ipv4Addr)>>,
     volumes: Mutex<Volumes>,
-    running: Mutex<HashMap<String, (Process, Vec<(String, String)>)>>,
+    running: Mutex<HashMap<String, (Process, Environment)>>,
     logs: BTreeMap<String, Log>,
     stopping: watch::Sender<Stopping>,
     /// Seconds that the pod gets to stop, once it is to be removed.
@@ -160,7 +163,7 @@ impl Worker {
     }
 
     /// Notes a started process.
-    pub fn running(&self, name: &str, process: Process, env: Vec<(String, String)>) {
+    pub fn running(&self, name: &str, process: Process, env: Environment) {
         lock(&self.running).insert(name.into(), (process, env));
     }
 
@@ -170,7 +173,7 @@ impl Worker {
     }
 
     /// A container's process and environment, while it runs.
-    pub fn process(&self, name: &str) -> Option<(Process, Vec<(String, String)>)> {
+    pub fn process(&self, name: &str) -> Option<(Process, Environment)> {
         lock(&self.running).get(name).cloned()
     }
 
@@ -260,7 +263,7 @@ impl Worker {
             match self.connect().await {
                 Ok(()) => break,
                 Err(message) => {
-                    self.all_wait("ContainerCreating", &format!("network: {message}"));
+                    self.all_wait(&format!("network: {message}"));
                     if self.removed_within(NETWORK_RETRY).await {
                         return false;
                     }
@@ -273,7 +276,7 @@ impl Worker {
             let result = self.fill_volumes();
             match result {
                 Ok(()) => break,
-                Err(message) => self.all_wait("ContainerCreating", &message),
+                Err(message) => self.all_wait(&message),
             }
             // What is missing may come with the next change of the store.
             let _ = tokio::time::timeout(VOLUME_RETRY, store_changed.changed()).await;
@@ -294,9 +297,11 @@ impl Worker {
         tokio::time::timeout(time, stopping.wait_for(|stage| *stage != Stopping::No)).await.is_ok()
     }
 
-    fn all_wait(&self, reason: &str, message: &str) {
+    fn all_wait(&self, why: &str) {
         for container in &mut lock(&self.state).containers {
-            container.life = Life::Waiting { reason: reason.into(), message: message.into() };
+            if let Life::Waiting { message, .. } = &mut container.life {
+                *message = why.into();
+            }
         }
         self.changed.send_modify(|n| *n += 1);
     }
