@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 use weft_apiserver::{Admission, AdmissionRequest, Denial, Operation};
+use weft_core::well_known::ROOT_NAMESPACE;
 use weft_k8s_api::Object;
 use weft_store::{MemoryStore, StoreError};
 
@@ -70,7 +71,18 @@ impl LabAdmission {
             namespace_labels: labels.unwrap_or_default(),
             revisions: revisions.filter_map(|s| s.name().strip_prefix("istiod-").map(str::to_string)).collect(),
             envoy: self.envoy.clone(),
+            proxy_configs: self.proxy_configs(namespace),
         }
+    }
+
+    /// Those of the whole mesh, then those of the namespace.
+    fn proxy_configs(&self, namespace: &str) -> Vec<Value> {
+        let all = list(&self.store, "networking.istio.io", "ProxyConfig");
+        let of = |wanted: &str| -> Vec<Value> {
+            all.iter().filter(|config| config.namespace() == wanted).map(|config| config.spec().clone()).collect()
+        };
+        let own = if namespace == ROOT_NAMESPACE { Vec::new() } else { of(namespace) };
+        of(ROOT_NAMESPACE).into_iter().chain(own).collect()
     }
 
     fn service(&self, service: &mut Object, old: Option<&Object>, dry_run: bool) -> Result<(), Denial> {

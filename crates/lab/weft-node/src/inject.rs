@@ -30,6 +30,8 @@ pub struct Context {
     pub revisions: Vec<String>,
     /// Path of a real Envoy, for pods that ask for it.
     pub envoy: Option<String>,
+    /// `ProxyConfig` objects of the root namespace and of the pod's, the weaker ones first.
+    pub proxy_configs: Vec<Value>,
 }
 
 /// Why a pod that is to have a proxy cannot get one: the field and what would be right.
@@ -159,12 +161,38 @@ fn override_by(proxy: &mut Value, own: Value) {
     }
 }
 
-/// The mesh's `defaultConfig` with the pod's annotation over it.
+/// The `ProxyConfig` objects that hold for a pod, as fields of the mesh's `defaultConfig`: those without a selector, then
+/// those that select the pod.
+fn selected_configs(pod: &Object, context: &Context) -> Vec<Map<String, Value>> {
+    let selector = |config: &Value| string_map(&config["selector"]["matchLabels"]);
+    let holds = |config: &&Value| selector(config).iter().all(|(name, value)| pod.label(name) == Some(value));
+    let mut chosen: Vec<&Value> = context.proxy_configs.iter().filter(holds).collect();
+    chosen.sort_by_key(|config| !selector(config).is_empty());
+    let fields = chosen.into_iter().map(|config| {
+        let named = [("concurrency", "concurrency"), ("environmentVariables", "proxyMetadata")];
+        let set = named.into_iter().filter(|(from, _)| !config[*from].is_null());
+        set.map(|(from, to)| (to.to_string(), config[from].clone())).collect()
+    });
+    fields.collect()
+}
+
+/// Puts fields over others; objects are merged, everything else is replaced.
+fn put_over(config: &mut Map<String, Value>, over: Map<String, Value>) {
+    for (field, value) in over {
+        match (config.get_mut(&field), value) {
+            (Some(Value::Object(old)), Value::Object(new)) => old.extend(new),
+            (_, value) => drop(config.insert(field, value)),
+        }
+    }
+}
+
+/// The mesh's `defaultConfig`, the `ProxyConfig` objects that hold for the pod over it, and the pod's annotation over all.
 fn proxy_config(pod: &Object, context: &Context, revision: &str) -> Result<Map<String, Value>, Refusal> {
     let mut config = context.mesh["defaultConfig"].as_object().cloned().unwrap_or_default();
     if revision != "default" {
         config.insert("discoveryAddress".into(), format!("istiod-{revision}.istio-system.svc:{}", port::XDS).into());
     }
+    selected_configs(pod, context).into_iter().for_each(|own| put_over(&mut config, own));
     if let Some(text) = pod.annotation(annotation::PROXY_CONFIG) {
         let wrong = |message: String| Refusal {
             field: format!("metadata.annotations[{}]", annotation::PROXY_CONFIG),
@@ -172,12 +200,7 @@ fn proxy_config(pod: &Object, context: &Context, revision: &str) -> Result<Map<S
         };
         let own: Value = weft_k8s_api::yaml::value(text).map_err(wrong)?;
         let Value::Object(own) = own else { return Err(wrong("is not an object".into())) };
-        for (field, value) in own {
-            match (config.get_mut(&field), value) {
-                (Some(Value::Object(old)), Value::Object(new)) => old.extend(new),
-                (_, value) => drop(config.insert(field, value)),
-            }
-        }
+        put_over(&mut config, own);
     }
     config.entry("discoveryAddress").or_insert_with(|| format!("istiod.istio-system.svc:{}", port::XDS).into());
     Ok(config)
@@ -492,14 +515,22 @@ mod tests {
     #[test]
     fn pod_config_overrides_the_mesh() {
         let mesh = json!({"defaultConfig": {"concurrency": 1, "proxyMetadata": {"A": "1", "B": "1"}}});
-        let mut pod = pod(json!({}), json!({"proxy.istio.io/config": "concurrency: 3\nproxyMetadata: {B: '2'}"}));
-        inject(&mut pod, &Context { mesh, ..Context::default() }, "canary").unwrap();
+        let proxy_configs = vec![
+            json!({"selector": {"matchLabels": {"app": "web"}}, "environmentVariables": {"C": "own"}}),
+            json!({"concurrency": 2, "environmentVariables": {"C": "all", "D": "all"}}),
+            json!({"selector": {"matchLabels": {"app": "other"}}, "environmentVariables": {"D": "other"}}),
+        ];
+        let annotations = json!({"proxy.istio.io/config": "concurrency: 3\nproxyMetadata: {B: '2'}"});
+        let mut pod = pod(json!({"app": "web"}), annotations);
+        inject(&mut pod, &Context { mesh, proxy_configs, ..Context::default() }, "canary").unwrap();
         let text = pod.spec()["containers"][1]["env"].to_string();
         for part in [
             r#"\"concurrency\":3"#,
             "istiod-canary.istio-system.svc:15012",
             r#"{"name":"A","value":"1"}"#,
             r#"{"name":"B","value":"2"}"#,
+            r#"{"name":"C","value":"own"}"#,
+            r#"{"name":"D","value":"all"}"#,
         ] {
             assert!(text.contains(part), "{part} not in {text}");
         }

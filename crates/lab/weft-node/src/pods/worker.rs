@@ -25,6 +25,9 @@ use weft_store::DeleteOptions;
 const VOLUME_RETRY: Duration = Duration::from_millis(500);
 const VOLUME_PAUSE: Duration = Duration::from_millis(10);
 const VOLUME_REFRESH: Duration = Duration::from_secs(1);
+/// How long a pod of the mesh goes on after it has been marked as terminating: its endpoint's state reaches all proxies in a
+/// fraction of that.
+const LEAVING: Duration = Duration::from_millis(400);
 /// Pause before a failed network set-up is tried again.
 const NETWORK_RETRY: Duration = Duration::from_secs(2);
 
@@ -464,6 +467,7 @@ impl Worker {
         let graceful = async {
             let deadline = tokio::time::Instant::now() + Duration::from_secs(seconds);
             let left = || deadline.saturating_duration_since(tokio::time::Instant::now());
+            self.tell_callers_first(left()).await;
             self.stopping.send_replace(Stopping::Application);
             let first = self.containers(|c| c.role != Role::Sidecar);
             join_all(first.iter().map(|c| stop(self, c, left()))).await;
@@ -484,6 +488,14 @@ impl Worker {
         let abort = life.abort_handle();
         if tokio::time::timeout(Duration::from_secs(5), life).await.is_err() {
             abort.abort();
+        }
+    }
+
+    /// A pod in the mesh goes on serving for a moment: proxies elsewhere must hear that it is leaving before it refuses them.
+    async fn tell_callers_first(&self, left: Duration) {
+        let in_mesh = self.with(PROXY_CONTAINER, |_| ()).is_some();
+        if in_mesh && left > LEAVING * 4 {
+            tokio::time::sleep(LEAVING).await;
         }
     }
 
