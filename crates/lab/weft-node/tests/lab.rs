@@ -21,6 +21,8 @@ fn main() -> ExitCode {
         [word, ..] if *word == weft_node::init::COMMAND => weft_node::lab::main(),
         ["serve", port, text] => outside::serve(port, text),
         ["get", url] => outside::get(url),
+        // Added by the injector, with whatever arguments the proxy takes.
+        ["proxy", ..] => outside::proxy(),
         ["parent", folder] => outside::parent(folder),
         _ => cases(
             &arguments,
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
                 ("crashes_and_jobs", || Box::pin(crashes_and_jobs())),
                 ("volumes_and_environment", || Box::pin(volumes_and_environment())),
                 ("stateful_pods_have_names", || Box::pin(stateful_pods_have_names())),
+                ("injected_pods_talk_through_their_proxy", || Box::pin(injected_pods_talk_through_their_proxy())),
                 ("nothing_survives_a_kill", || Box::pin(nothing_survives_a_kill())),
             ],
         ),
@@ -236,6 +239,49 @@ async fn stateful_pods_have_names() {
         code == 0 && text == "data from db-1"
     })
     .await;
+}
+
+/// With a proxy of the test's own, which passes everything on and says what.
+async fn injected_pods_talk_through_their_proxy() {
+    let lab = Lab::start().await;
+    let injected = |mut object: Value, path: &str| {
+        object.pointer_mut(path).unwrap()["labels"]["sidecar.istio.io/inject"] = "true".into();
+        object
+    };
+    let web = injected(web("hello", 1), "/spec/template/metadata");
+    let mut client = injected(client(), "/metadata");
+    client["metadata"]["annotations"] = json!({"traffic.sidecar.istio.io/excludeOutboundPorts": "8080"});
+    lab.apply(&[web, web_service(), client]).await;
+    eventually("the pod says what its proxy lacks", async || {
+        let status = lab.get("", "Pod", "client").await.body["status"]["containerStatuses"][0]["state"].clone();
+        status["waiting"]["message"].as_str().is_some_and(|text| text.contains("istio-ca-root-cert"))
+    })
+    .await;
+    let roots = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "istio-ca-root-cert", "namespace": "default"},
+        "data": {"root-cert.pem": "none"}});
+    lab.apply(&[roots]).await;
+    lab.until_available("web", 1).await;
+    lab.until_ready("client").await;
+    let proxy_log = async |pod: &str| {
+        lab.log(pod, LogOptions { container: Some("istio-proxy".into()), ..Default::default() }).await
+    };
+    let pods = lab.pods("app=web").await;
+    let (web_pod, address) = (pods[0].name(), pods[0].body["status"]["podIP"].as_str().unwrap());
+    assert!(!proxy_log(web_pod).await.contains("inbound"), "the readiness probe went to the application itself");
+    let me = std::env::current_exe().unwrap().display().to_string();
+    let ask = async |url: &str| {
+        let command = [&me, "get", url].map(String::from).to_vec();
+        let options = ExecOptions { command, container: Some("c".into()), ..Default::default() };
+        let output = lab.exec("client", options, b"").await;
+        (output.code, String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    assert_eq!(ask("http://web/").await, (0, format!("hello from {web_pod}")));
+    let cluster_ip = lab.get("", "Service", "web").await.spec()["clusterIP"].as_str().unwrap().to_string();
+    assert!(proxy_log("client").await.contains(&format!("outbound {cluster_ip}:80")));
+    assert!(proxy_log(web_pod).await.contains(&format!("inbound {address}:8080")));
+    // An excluded port goes around the caller's proxy, but not around the other's.
+    assert_eq!(ask(&format!("http://{address}:8080/")).await.0, 0);
+    assert!(!proxy_log("client").await.contains(":8080"));
 }
 
 async fn nothing_survives_a_kill() {

@@ -1,6 +1,5 @@
 //! What is known of a pod while it runs, and how that reads as a Kubernetes pod status. Pure but for the clock.
 
-use crate::controllers::NODE;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use serde_json::{Value, json};
 use std::net::Ipv4Addr;
@@ -157,7 +156,7 @@ impl PodState {
                 before.map_or_else(|| crate::controllers::objects::now().into(), |c| c["lastTransitionTime"].clone());
             let mut condition =
                 json!({"type": kind, "status": status, "lastTransitionTime": since, "lastProbeTime": null});
-            if !holds {
+            if !holds && !reason.is_empty() {
                 condition["reason"] = reason.into();
                 condition["message"] = message.into();
             }
@@ -237,11 +236,6 @@ impl Ended {
         }
         status
     }
-}
-
-/// The phase of a new pod, before any container: what the scheduler leaves behind.
-pub fn scheduled() -> Value {
-    json!({"phase": "Pending", "nominatedNodeName": NODE})
 }
 
 #[cfg(test)]

@@ -174,7 +174,9 @@ impl Drop for Lab {
 fn spawn(folder: &Path) -> (Child, std::io::PipeWriter, u16) {
     let exe = std::env::current_exe().unwrap();
     let config = folder.join("weft-lab.yaml");
-    std::fs::write(&config, format!("images:\n  test/self: [{}]\n", exe.display())).unwrap();
+    let exe_shown = exe.display();
+    let images = format!("images:\n  test/self: [{exe_shown}]\n  weft-proxy: [{exe_shown}, proxy]\n");
+    std::fs::write(&config, images).unwrap();
     std::fs::create_dir_all(folder.join("run")).unwrap();
     let (api, published) = (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
     let (api_port, port) = (api.local_addr().unwrap().port(), published.local_addr().unwrap().port());
@@ -273,6 +275,42 @@ pub fn get(url: &str) -> ExitCode {
             eprintln!("{why}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Program of an injected pod: passes on what is redirected to it, and says from where to where.
+pub fn proxy() -> ExitCode {
+    let ports = [("outbound", 15001), ("inbound", 15006)];
+    let threads = ports.map(|(word, port)| {
+        let listener = TcpListener::bind(("0.0.0.0", port)).unwrap();
+        std::thread::spawn(move || listener.incoming().flatten().for_each(|stream| pass_on(word, stream)))
+    });
+    // Ready only now: whatever starts after this proxy finds it listening.
+    let ready = TcpListener::bind(("0.0.0.0", 15021)).unwrap();
+    ready.incoming().flatten().for_each(|stream| answer(stream, "ready"));
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    ExitCode::SUCCESS
+}
+
+fn pass_on(word: &str, from: TcpStream) {
+    use nix::sys::socket::{getsockopt, setsockopt, sockopt};
+    let raw = getsockopt(&from, sockopt::OriginalDst).unwrap();
+    let address = std::net::Ipv4Addr::from(u32::from_be(raw.sin_addr.s_addr));
+    let target = std::net::SocketAddr::from((address, u16::from_be(raw.sin_port)));
+    println!("{word} {target}");
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let mark = std::env::var("WEFT_SOCKET_MARK").unwrap().parse().unwrap();
+    setsockopt(&socket, sockopt::Mark, &mark).unwrap();
+    if word == "inbound" {
+        socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 6], 0)).into()).unwrap();
+    }
+    socket.connect(&target.into()).unwrap();
+    let to = TcpStream::from(socket);
+    for (mut from, mut to) in [(from.try_clone().unwrap(), to.try_clone().unwrap()), (to, from)] {
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut from, &mut to);
+            let _ = to.shutdown(std::net::Shutdown::Write);
+        });
     }
 }
 
