@@ -16,6 +16,7 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 
@@ -75,8 +76,6 @@ pub fn start<T: Serialize>(options: &T, inherit: &[&OwnedFd], errors: Stdio) -> 
     }
     child
 }
-
-use std::os::unix::process::CommandExt as _;
 
 /// The hidden command's `main`. Must be called before the program has started any thread.
 ///

@@ -6,7 +6,7 @@ use super::state::{ContainerState, Ended, Life, Role};
 use super::worker::Worker;
 use crate::controllers::objects::now;
 use crate::network::{DOMAIN, GATEWAY};
-use crate::sandbox::{Bind, ContainerLog, Process, ProcessSpec, RootFs, exit_code};
+use crate::sandbox::{Bind, ContainerLog, OWN_PROGRAMS, Process, ProcessSpec, RootFs, exit_code};
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Probe};
 use nix::sys::signal::Signal;
 use std::path::PathBuf;
@@ -172,7 +172,7 @@ fn read_only(folder: PathBuf) -> Bind {
 /// What every container has, then what its spec gives.
 fn full_environment(worker: &Worker, given: Vec<(String, String)>) -> Vec<(String, String)> {
     let mut env: Vec<(String, String)> = [
-        ("PATH", PATH),
+        ("PATH", &format!("{PATH}:{OWN_PROGRAMS}")),
         ("HOME", "/root"),
         ("HOSTNAME", &worker.hostname()),
         ("KUBERNETES_SERVICE_HOST", &crate::network::API_SERVICE.to_string()),
@@ -198,8 +198,8 @@ fn root(worker: &Worker, binds: Vec<Bind>) -> RootFs {
     for alias in spec.and_then(|spec| spec.host_aliases.as_ref()).into_iter().flatten() {
         hosts += &format!("{}\t{}\n", alias.ip, alias.hostnames.clone().unwrap_or_default().join("\t"));
     }
-    let resolv_conf = resolv_conf(worker);
-    RootFs { resolv_conf, hosts, hostname: format!("{hostname}\n"), binds, keep_proc: worker.node.keep_proc }
+    let (resolv_conf, links) = (resolv_conf(worker), worker.node.images.links());
+    RootFs { resolv_conf, hosts, hostname: format!("{hostname}\n"), binds, links, keep_proc: worker.node.keep_proc }
 }
 
 /// Resolver settings by `dnsPolicy` and `dnsConfig`. The lab has no resolver of the outside, so `Default` is cluster DNS too.

@@ -63,6 +63,12 @@ impl ImageTable {
         folders
     }
 
+    /// Names under which Weft's programs are found in every container: their own, and those that the documents use.
+    pub fn links(&self) -> Vec<(String, PathBuf)> {
+        let names = [("pilot-agent", "weft-proxy"), ("pilot-discovery", "weftd"), ("weft-samples", "weft-samples")];
+        names.iter().map(|(name, program)| ((*name).to_string(), self.programs.join(program))).collect()
+    }
+
     /// The program for an image, with the container's own `command` and `args`.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! A pod's volumes: folders under the lab's tmpfs, filled from the store and kept up to date, and where each container sees
 //! them.
 
-use super::env::{Source, data};
+use super::env::Source;
 use crate::sandbox::Bind;
 use k8s_openapi::api::core::v1::{
     Container, DownwardAPIVolumeFile, KeyToPath, Pod, ServiceAccountTokenProjection, Volume, VolumeProjection,
@@ -284,11 +284,6 @@ fn write_files(folder: &Path, files: &Files) -> std::io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Bytes of one ConfigMap or Secret, for callers outside.
-pub fn object_data(object: &Object) -> BTreeMap<String, Vec<u8>> {
-    data(object)
 }
 
 #[cfg(test)]

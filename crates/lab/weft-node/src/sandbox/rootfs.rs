@@ -28,6 +28,9 @@ const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nistio-proxy:x:1337:1337::/:
 const GROUP: &str = "root:x:0:\nistio-proxy:x:1337:\nnogroup:x:65534:\n";
 const NSSWITCH: &str = "passwd: files\ngroup: files\nhosts: files dns\n";
 
+/// Folder of names for Weft's own programs, last in every container's `PATH`.
+pub const OWN_PROGRAMS: &str = "/run/weft/bin";
+
 /// A folder or file of the machine, or of a volume, that appears in the container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bind {
@@ -50,6 +53,8 @@ pub struct RootFs {
     pub hostname: String,
     /// Binds of programs' folders, then volumes, in this order.
     pub binds: Vec<Bind>,
+    /// Names in [`OWN_PROGRAMS`] and the programs that they stand for.
+    pub links: Vec<(String, PathBuf)>,
     /// The lab's own `/proc` serves the container too (where the kernel forbids mounting a new one).
     pub keep_proc: bool,
 }
@@ -91,6 +96,9 @@ impl RootFs {
             std::fs::set_permissions(root.join(folder), std::fs::Permissions::from_mode(0o1777))?;
         }
         symlink("/run", root.join("var/run"))?;
+        let own = root.join(OWN_PROGRAMS.trim_start_matches('/'));
+        std::fs::create_dir_all(&own)?;
+        self.links.iter().try_for_each(|(name, program)| symlink(program, own.join(name)))?;
         for shared in SHARED {
             share(root, Path::new(shared))?;
         }
