@@ -172,7 +172,7 @@ fn read_only(folder: PathBuf) -> Bind {
 /// What every container has, then what its spec gives.
 fn full_environment(worker: &Worker, given: Vec<(String, String)>) -> Vec<(String, String)> {
     let mut env: Vec<(String, String)> = [
-        ("PATH", &format!("{PATH}:{OWN_PROGRAMS}")),
+        ("PATH", format!("{PATH}:{OWN_PROGRAMS}").as_str()),
         ("HOME", "/root"),
         ("HOSTNAME", &worker.hostname()),
         ("KUBERNETES_SERVICE_HOST", &crate::network::API_SERVICE.to_string()),
