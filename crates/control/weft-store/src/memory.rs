@@ -24,11 +24,20 @@ pub struct StoreOptions {
     pub require_namespaces: bool,
     /// Told of every change. Default none.
     pub listener: Option<Listener>,
+    /// Revision that the store begins with. Default: the clock in microseconds, so that a store that replaces another one
+    /// begins beyond it, and a watcher of that other one is told to list again instead of missing what it did not see.
+    pub first_revision: u64,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
-        Self { history: 4096, max_objects: 200_000, require_namespaces: true, listener: None }
+        Self {
+            history: 4096,
+            max_objects: 200_000,
+            require_namespaces: true,
+            listener: None,
+            first_revision: u64::try_from(jiff::Timestamp::now().as_microsecond()).unwrap_or(0),
+        }
     }
 }
 
@@ -165,6 +174,8 @@ struct Inner {
 #[derive(Default)]
 pub(crate) struct State {
     pub(crate) revision: u64,
+    /// Revision of the empty store: a watch cannot start from before it.
+    pub(crate) first: u64,
     count: usize,
     kinds: BTreeMap<KindKey, KindState>,
 }
@@ -179,15 +190,20 @@ pub(crate) struct KindState {
     pub(crate) wake: watch::Sender<u64>,
 }
 
-impl Default for KindState {
-    fn default() -> Self {
-        Self { objects: BTreeMap::new(), history: VecDeque::new(), floor: 0, wake: watch::Sender::new(0) }
+impl KindState {
+    fn new(floor: u64) -> Self {
+        Self { objects: BTreeMap::new(), history: VecDeque::new(), floor, wake: watch::Sender::new(floor) }
     }
 }
 
 impl State {
     pub(crate) fn kind(&self, group: &str, kind: &str) -> Option<&KindState> {
         self.kinds.get(&(group.to_string(), kind.to_string()))
+    }
+
+    fn kind_mut(&mut self, group: &str, kind: &str) -> &mut KindState {
+        let first = self.first;
+        self.kinds.entry((group.to_string(), kind.to_string())).or_insert_with(|| KindState::new(first))
     }
 
     fn find(&self, key: &ObjectKey) -> Option<&Arc<Object>> {
@@ -213,11 +229,12 @@ impl MemoryStore {
 
     /// An empty store.
     pub fn with_options(options: StoreOptions) -> Self {
+        let first = options.first_revision;
         let inner = Inner {
             options,
-            state: RwLock::new(State::default()),
-            revision: watch::Sender::new(0),
-            deletions: watch::Sender::new(0),
+            state: RwLock::new(State { revision: first, first, ..State::default() }),
+            revision: watch::Sender::new(first),
+            deletions: watch::Sender::new(first),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -230,7 +247,7 @@ impl MemoryStore {
         self.inner.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Revision of the newest change; 0 when there was none.
+    /// Revision of the newest change; [`StoreOptions::first_revision`] when there was none.
     pub fn revision(&self) -> u64 {
         self.read().revision
     }
@@ -417,7 +434,7 @@ impl MemoryStore {
 
     pub(crate) fn wake(&self, group: &str, kind: &str) -> watch::Receiver<u64> {
         let mut state = self.write();
-        state.kinds.entry((group.to_string(), kind.to_string())).or_default().wake.subscribe()
+        state.kind_mut(group, kind).wake.subscribe()
     }
 
     fn check_namespace(&self, state: &State, object: &Object) -> Result<(), StoreError> {
@@ -446,13 +463,14 @@ impl MemoryStore {
         let revision = state.revision;
         object.metadata.resource_version = Some(revision.to_string());
         let object = Arc::new(object);
-        let kind = state.kinds.entry((object.group().to_string(), object.kind.clone())).or_default();
         let place = (object.namespace().to_string(), object.name().to_string());
-        match change {
-            ChangeType::Added => state.count += usize::from(kind.objects.insert(place, object.clone()).is_none()),
-            ChangeType::Modified => drop(kind.objects.insert(place, object.clone())),
-            ChangeType::Deleted => state.count -= usize::from(kind.objects.remove(&place).is_some()),
-        }
+        let kind = state.kind_mut(object.group(), &object.kind);
+        let (added, removed) = match change {
+            ChangeType::Deleted => (0, usize::from(kind.objects.remove(&place).is_some())),
+            _ => (usize::from(kind.objects.insert(place, object.clone()).is_none()), 0),
+        };
+        state.count = state.count + added - removed;
+        let kind = state.kind_mut(object.group(), &object.kind);
         let marked = object.metadata.deletion_timestamp.is_some();
         let change = Change { revision, change, old, new: object.clone() };
         if let Some(listener) = &self.inner.options.listener {

@@ -23,7 +23,7 @@ fn pod(name: &str, node: &str) -> Object {
 }
 
 fn store() -> MemoryStore {
-    let store = MemoryStore::new();
+    let store = MemoryStore::with_options(StoreOptions { first_revision: 0, ..StoreOptions::default() });
     store.create(object(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "n"}}))).unwrap();
     store
 }
@@ -241,9 +241,26 @@ fn watch_through_a_selector() {
 }
 
 #[test]
+fn a_store_in_place_of_another_is_listed_again() {
+    let options = || StoreOptions { require_namespaces: false, ..StoreOptions::default() };
+    let first = MemoryStore::with_options(options());
+    let seen = first.create(map("gone", &[])).unwrap();
+    let seen = seen.metadata.resource_version.as_deref().unwrap().parse().unwrap();
+    let second = MemoryStore::with_options(options());
+    let from = |kind| second.watch(WatchQuery { from: Some(seen), ..WatchQuery::all("", kind) }).err();
+    // Whether the other store has said nothing of the kind yet, or more than the first one did.
+    assert!(matches!(from("ConfigMap"), Some(StoreError::Gone { .. })));
+    for name in ["a", "b", "c"] {
+        second.create(map(name, &[])).unwrap();
+    }
+    assert!(matches!(from("ConfigMap"), Some(StoreError::Gone { .. })));
+    assert!(matches!(from("Secret"), Some(StoreError::Gone { .. })));
+}
+
+#[test]
 fn history_is_bounded() {
-    let store =
-        MemoryStore::with_options(StoreOptions { history: 4, require_namespaces: false, ..StoreOptions::default() });
+    let options = StoreOptions { history: 4, require_namespaces: false, first_revision: 0, ..StoreOptions::default() };
+    let store = MemoryStore::with_options(options);
     let mut slow = store.watch(WatchQuery { from: Some(0), ..WatchQuery::all("", "ConfigMap") }).unwrap();
     for name in ["a", "b", "c", "d", "e", "f"] {
         store.create(map(name, &[])).unwrap();
@@ -304,6 +321,7 @@ fn the_listener_sees_every_change() {
     let store = MemoryStore::with_options(StoreOptions {
         require_namespaces: false,
         listener: Some(listener),
+        first_revision: 0,
         ..StoreOptions::default()
     });
     store.create(map("a", &[])).unwrap();

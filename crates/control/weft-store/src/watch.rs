@@ -130,7 +130,7 @@ impl Watch {
     }
 
     fn check_position(&self, state: &State) -> Result<(), StoreError> {
-        let oldest = state.kind(&self.query.group, &self.query.kind).map_or(0, |k| k.floor);
+        let oldest = state.kind(&self.query.group, &self.query.kind).map_or(state.first, |k| k.floor);
         if self.position < oldest || self.position > state.revision {
             return Err(StoreError::Gone { asked: self.position, oldest, newest: state.revision });
         }

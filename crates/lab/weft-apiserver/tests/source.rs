@@ -119,6 +119,28 @@ async fn lists_again_when_the_history_is_gone() {
 }
 
 #[tokio::test]
+async fn a_server_with_another_store_is_listed_again() {
+    let mut lab = lab().await;
+    lab.server.store().create(map("old", "1")).unwrap();
+    let source = KubeSource::start(&lab.client, &[kind("cm")], &quick());
+    within(20, source.synced()).await;
+    let cache = source.cache().clone();
+    lab.stop().await;
+    let mut state = source.state();
+    within(20, state.wait_for(|s| !s.connected())).await.unwrap();
+    // The other store has seen more changes than the first one: its revisions go on beyond those.
+    let store = MemoryStore::with_options(StoreOptions { require_namespaces: false, ..StoreOptions::default() });
+    for name in ["a", "b", "c", "d", "e", "f"] {
+        store.create(map(name, "1")).unwrap();
+    }
+    let _again = lab_with(store, options(), lab.address).await;
+    eventually("what the other server has", || async {
+        cache.list("", "ConfigMap").len() == 6 && cache.find("", "ConfigMap", "default", "old").is_none()
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn waits_for_a_server_that_is_not_there_yet() {
     let address = { tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap() };
     let client = weft_store::ApiClient::connect(&format!("http://{address}"), Some(TOKEN)).unwrap();
