@@ -139,6 +139,13 @@ impl KubeSource {
     }
 }
 
+/// A lost connection leaves the place as good as it was. Of what the server itself refuses, or sends and cannot be read, no
+/// one knows whether it would ever be different from that place on: a new list helps.
+fn keep(error: ClientError, place: String) -> (ClientError, Option<String>) {
+    let place = error.is_unreachable().then_some(place);
+    (error, place)
+}
+
 /// Follows one kind.
 struct Follower {
     client: ApiClient,
@@ -208,8 +215,7 @@ impl Follower {
         let mut events = match self.client.watch(self.kind, None, &options).await {
             Ok(events) => events,
             Err(ClientError::Expired(_)) => return Ok(None),
-            Err(error @ ClientError::NoSuchKind(_)) => return Err((error, None)),
-            Err(error) => return Err((error, Some(place))),
+            Err(error) => return Err(keep(error, place)),
         };
         self.set(KindState::Watching);
         // A connection that has died silently says nothing, not even the end.
@@ -218,7 +224,7 @@ impl Follower {
             let event = match timeout(limit, events.next()).await {
                 Ok(Some(Ok(event))) => event,
                 Ok(Some(Err(ClientError::Expired(_)))) => return Ok(None),
-                Ok(Some(Err(error))) => return Err((error, Some(place))),
+                Ok(Some(Err(error))) => return Err(keep(error, place)),
                 Ok(None) | Err(_) => return Ok(Some(place)),
             };
             if let Some(version) = &event.object.metadata.resource_version {
@@ -267,5 +273,24 @@ impl Follower {
             *entry = next;
             changed
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_lost_connection_keeps_the_place() {
+        let lost = ClientError::Unreachable { url: String::new(), cause: String::new() };
+        assert_eq!(keep(lost, "7".into()).1.as_deref(), Some("7"));
+        for refused in [
+            ClientError::Forbidden(String::new()),
+            ClientError::NoSuchKind(String::new()),
+            ClientError::Protocol { url: String::new(), message: "an event that cannot be read".into() },
+            ClientError::Server { code: 504, reason: "Timeout".into(), message: "Too large resource version".into() },
+        ] {
+            assert_eq!(keep(refused, "7".into()).1, None);
+        }
     }
 }
