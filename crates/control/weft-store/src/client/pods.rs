@@ -3,6 +3,7 @@
 use super::{ApiClient, ClientError};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use futures_util::future::FusedFuture;
 use futures_util::future::Shared;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
@@ -167,10 +168,17 @@ impl ExecSession {
     }
 }
 
+impl<T> Pipe<T> {
+    /// Whether the command has ended. May be asked again after it has, which the future itself may not.
+    fn is_over(&mut self, context: &mut Context<'_>) -> bool {
+        self.ended.is_terminated() || self.ended.poll_unpin(context).is_ready()
+    }
+}
+
 impl<T: AsyncRead + Unpin> AsyncRead for Pipe<T> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let result = Pin::new(&mut self.inner).poll_read(context, buf);
-        if result.is_pending() && self.ended.poll_unpin(context).is_ready() {
+        if result.is_pending() && self.is_over(context) {
             // What came with the end is read first.
             return match Pin::new(&mut self.inner).poll_read(context, buf) {
                 Poll::Pending => Poll::Ready(Ok(())),
@@ -184,7 +192,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Pipe<T> {
 impl<T: AsyncWrite + Unpin> AsyncWrite for Pipe<T> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.inner).poll_write(context, buf);
-        if result.is_pending() && self.ended.poll_unpin(context).is_ready() {
+        if result.is_pending() && self.is_over(context) {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         result
@@ -261,5 +269,27 @@ impl AsyncWrite for PortForward {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_ended_command_may_be_read_again() {
+        // The other end stays open, as that of a child that was left behind.
+        let (inner, _left_behind) = tokio::io::duplex(64);
+        let mut pipe = Pipe { inner, ended: async { None }.boxed().shared() };
+        for _ in 0..3 {
+            assert_eq!(pipe.read(&mut [0; 8]).await.unwrap(), 0);
+        }
+        let mut buffer = [0; 128];
+        let written = pipe.write(&buffer).await.unwrap();
+        assert_eq!(written, 64);
+        for _ in 0..2 {
+            assert_eq!(pipe.write(&buffer).await.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        }
+        assert_eq!(pipe.read(&mut buffer).await.unwrap(), 0);
     }
 }
