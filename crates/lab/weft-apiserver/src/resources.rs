@@ -397,6 +397,10 @@ async fn delete_collection(
     target: &Target,
     request: http::Request<Body>,
 ) -> Result<Response, ApiError> {
+    // As with Kubernetes: nothing is deleted in all namespaces at once, least of all by a client that left one out.
+    if target.kind.namespaced && target.namespace.is_none() {
+        return Err(ApiError::method_not_allowed());
+    }
     let query = list_query(context, target)?;
     let options = delete_options(context, request).await?;
     let store = context.server.store();
@@ -455,11 +459,12 @@ async fn token_request(context: &Context, target: &Target, request: http::Reques
         }
         Some(_) => return Err(ApiError::bad_request("spec.boundObjectRef: only Pods are supported")),
     };
+    let fields = body.as_object_mut().ok_or_else(|| ApiError::bad_request("a TokenRequest object is expected"))?;
     // The account must exist under its own name, whatever the body says.
     current(context, target)?;
     let holder = (target.namespace(), target.name());
     let (token, expires) = context.server.tokens().issue(context.server.store(), holder, &audiences, seconds, pod)?;
     let expires = Time(jiff::Timestamp::from_second(expires).unwrap_or_default());
-    body["status"] = json!({"token": token, "expirationTimestamp": expires});
+    fields.insert("status".into(), json!({"token": token, "expirationTimestamp": expires}));
     Ok(render::value(&body))
 }

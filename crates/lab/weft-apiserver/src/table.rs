@@ -130,16 +130,19 @@ fn columns(kind: &str) -> Vec<Column> {
     };
     columns.extend(before);
     columns.push(column("Age", |o| age(o.created(), crate::tokens::now()).into()));
-    match kind {
-        "Pod" => {
-            columns.extend([wide("IP", |o| text(o, "/status/podIP")), wide("Node", |o| text(o, "/spec/nodeName"))])
-        }
-        "Deployment" | "ReplicaSet" | "StatefulSet" => {
-            columns.push(wide("Images", |o| list(o, "/spec/template/spec/containers", "/image")));
-        }
-        _ => {}
-    }
+    columns.extend(wide_columns(kind));
     columns
+}
+
+/// Those that `-o wide` adds.
+fn wide_columns(kind: &str) -> Vec<Column> {
+    match kind {
+        "Pod" => vec![wide("IP", |o| text(o, "/status/podIP")), wide("Node", |o| text(o, "/spec/nodeName"))],
+        "Deployment" | "ReplicaSet" | "StatefulSet" => {
+            vec![wide("Images", |o| list(o, "/spec/template/spec/containers", "/image"))]
+        }
+        _ => Vec::new(),
+    }
 }
 
 /// A value at a JSON pointer into the object's body.

@@ -403,6 +403,25 @@ async fn who_may_what() {
 }
 
 #[tokio::test]
+async fn odd_requests_are_answered() {
+    let lab = lab().await;
+    let kept = lab.client.create(&map("kept", json!({})), &PLAIN).await.unwrap().object;
+    let token = "POST /api/v1/namespaces/default/serviceaccounts/default/token";
+    for (line, body, want) in [
+        (token, "[]", 400),
+        (token, "1", 400),
+        (token, "{}", 200),
+        // A client that left the namespace out does not mean all of them.
+        ("DELETE /api/v1/configmaps", "", 405),
+    ] {
+        let head = format!("{line} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\nconnection: close\r\n");
+        let answer = raw(&lab, &format!("{head}content-length: {}\r\n\r\n{body}", body.len())).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {want}")), "{line} {body}: {answer:?}");
+    }
+    assert!(lab.server.store().get(&kept.key()).is_some());
+}
+
+#[tokio::test]
 async fn tokens_are_for_their_audience_and_pod() {
     let lab = lab().await;
     let account = object(json!({
@@ -428,6 +447,9 @@ async fn tokens_are_for_their_audience_and_pod() {
     assert!(refused(&issued.token, "vault").await.to_string().contains("other audiences"));
     assert!(refused("made-up", "istio-ca").await.to_string().contains("not known"));
     let impostor = ApiClient::connect(&lab.url(), Some(&issued.token)).unwrap();
+    // Who may not ask has learned nothing about the token.
+    let error = impostor.token_review(&issued.token, &["istio-ca"]).await.unwrap_err();
+    assert!(matches!(&error, ClientError::Forbidden(m) if m.contains("credentials of this process")), "{error}");
     assert!(matches!(impostor.get(kind("cm"), "default", "x").await, Err(ClientError::Unauthorized { .. })));
     let wrong = TokenRequest { pod: Some(("p".into(), "other-uid".into())), ..request };
     assert!(matches!(lab.client.token_request("default", "reviews", &wrong).await, Err(ClientError::Invalid { .. })));

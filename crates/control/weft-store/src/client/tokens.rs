@@ -64,8 +64,8 @@ impl ApiClient {
     /// Asks the server whose token this is, and whether it is for one of the audiences.
     ///
     /// # Errors
-    /// [`ClientError::Unauthorized`] with the server's reason when the token is not valid, [`ClientError::Unreachable`] and
-    /// their kin. A server that answers without naming one of the asked audiences has not checked them: refused.
+    /// [`ClientError::Unauthorized`] with the server's reason when the token is not valid, [`ClientError::Forbidden`] when this
+    /// client may not ask, [`ClientError::Unreachable`] and their kin. A server that answers without naming one of the asked audiences has not checked them: refused.
     pub async fn token_review(&self, token: &str, audiences: &[&str]) -> Result<TokenIdentity, ClientError> {
         let path = "/apis/authentication.k8s.io/v1/tokenreviews";
         let body = json!({
@@ -74,7 +74,15 @@ impl ApiClient {
             "spec": {"token": token, "audiences": audiences},
         });
         let body = serde_json::to_vec(&body).unwrap_or_default();
-        let answer = self.call(Method::POST, path, Some(("application/json", body))).await?;
+        let answer = self.call(Method::POST, path, Some(("application/json", body))).await;
+        let answer = answer.map_err(|error| match error {
+            // It says nothing about the token: it is the reviewer that the server does not know.
+            ClientError::Unauthorized { message, .. } => ClientError::Forbidden(format!(
+                "{}: the server does not accept the credentials of this process, which asks for a token review ({message})",
+                self.url
+            )),
+            other => other,
+        })?;
         let answer: Value = self.parse(path, &answer.body)?;
         let status = answer.get("status").cloned().unwrap_or(Value::Null);
         let refused = |message: String| ClientError::Unauthorized { url: self.url.clone(), message };
