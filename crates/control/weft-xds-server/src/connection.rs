@@ -256,12 +256,13 @@ impl<V: Variant> Connection<V> {
         Ok(())
     }
 
-    /// Secrets go to gateways alone, and only when the caller is proven to be what runs there.
+    /// Secrets go to gateways alone, and only when the caller is proven to be what runs there, and is bound to Gateways by
+    /// the labels of that workload and not by those it says it has.
     fn may_have_secrets(&self, view: &ProxyView, snapshot: &MeshSnapshot) -> bool {
         let Caller::Account { namespace, service_account } = &self.caller else { return false };
         let workload = snapshot.proxy_workload(view.namespace(), &view.node.pod, view.node.ip);
         let same = |w: &Arc<weft_model::Workload>| w.namespace == *namespace && w.service_account == *service_account;
-        view.is_gateway() && workload.is_some_and(same)
+        view.is_gateway() && workload.is_some_and(|w| same(w) && *w.labels == view.labels)
     }
 
     async fn push(&mut self) -> Result<(), Status> {

@@ -150,9 +150,10 @@ impl AdsService {
         &self,
         request: Request<Streaming<V::Request>>,
     ) -> Result<Response<ReceiverStream<Result<V::Response, Status>>>, Status> {
+        let caller = self.authenticator.authenticate(request.metadata(), request.extensions()).await?;
+        // Only now: strangers whose tokens are being reviewed must not take the places of proxies.
         let full = |_| Status::resource_exhausted("too many proxies are connected to this instance");
         let slot = self.shared.streams.clone().try_acquire_owned().map_err(full)?;
-        let caller = self.authenticator.authenticate(request.metadata(), request.extensions()).await?;
         let remote = remote(&request);
         let (sink, responses): (Sink<V>, _) = mpsc::channel(QUEUE);
         let shared = self.shared.clone();

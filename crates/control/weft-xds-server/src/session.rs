@@ -22,6 +22,8 @@ use weft_xds_gen::{Resource, ResourceMap};
 pub const ACK_TIMEOUT: Duration = Duration::from_secs(15);
 /// Most names that a client may subscribe to, for each type.
 pub const MAX_NAMES: usize = 100_000;
+/// Longest reason of a refusal that is kept, in characters.
+const MAX_REASON: usize = 2048;
 /// Longest resource name, in bytes.
 pub const MAX_NAME_BYTES: usize = 1024;
 
@@ -114,6 +116,8 @@ struct TypeState {
     absent: HashSet<String>,
     /// The push that is not answered yet.
     waiting: Option<(String, Instant)>,
+    /// The newest push, when it was given up: its answer may come late.
+    given_up: Option<String>,
     /// The client waits for a response, whatever is in it.
     owed: bool,
     /// Names to be sent again though unchanged.
@@ -144,12 +148,13 @@ impl Session {
         let state = &mut self.types[kind.index()];
         let answers_current = state.waiting.as_ref().is_some_and(|(nonce, _)| *nonce == request.nonce);
         let stale = !request.nonce.is_empty() && state.subscribed && !answers_current && state.waiting.is_some();
-        let answer = answers_current.then(|| {
-            state.waiting = None;
+        let answers_late = state.given_up.as_ref().is_some_and(|nonce| *nonce == request.nonce);
+        let answer = (answers_current || answers_late).then(|| {
+            (state.waiting, state.given_up) = (None, None);
             let nonce = request.nonce;
             match request.error {
                 None => Answer::Ack { kind, nonce },
-                Some(message) => Answer::Nack { kind, nonce, message },
+                Some(message) => Answer::Nack { kind, nonce, message: reason(&message) },
             }
         });
         match request.names {
@@ -185,6 +190,7 @@ impl Session {
             let nonce = format!("{:x}-{}", self.next_nonce, offer.version);
             self.next_nonce += 1;
             state.waiting = Some((nonce.clone(), now + ACK_TIMEOUT));
+            state.given_up = None;
             if kind == Kind::Cluster {
                 self.warm(&resources);
             }
@@ -211,7 +217,9 @@ impl Session {
     fn warm(&mut self, clusters: &[Arc<Resource>]) {
         let endpoints = &mut self.types[Kind::Endpoint.index()];
         for cluster in clusters {
-            if endpoints.sent.contains_key(&cluster.name) {
+            // Before it asks for endpoints on this stream, a client that connects again may still have those of the last one
+            // and name them as kept: it needs them all the same.
+            if !endpoints.subscribed || endpoints.sent.contains_key(&cluster.name) {
                 endpoints.again.insert(cluster.name.clone());
             }
         }
@@ -244,13 +252,18 @@ fn check_names(names: &Names) -> Result<(), Status> {
     }
 }
 
+/// What a client says of a refusal, fit to be kept for each proxy and written into one line of a log.
+fn reason(message: &str) -> String {
+    message.chars().take(MAX_REASON).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 type Found = Option<(Vec<Arc<Resource>>, Vec<String>)>;
 
 impl TypeState {
     /// Forgets a push that was not answered in time.
     fn give_up(&mut self, now: Instant) {
         if self.waiting.as_ref().is_some_and(|(_, until)| *until <= now) {
-            self.waiting = None;
+            self.given_up = self.waiting.take().map(|(nonce, _)| nonce);
         }
     }
 
@@ -505,6 +518,46 @@ mod tests {
             // An answer to what was given up is no answer to what is outstanding.
             assert_eq!(session.receive(request(&first[0].nonce, no_names(delta))).unwrap(), None);
         }
+    }
+
+    #[test]
+    fn a_late_answer_is_still_heard() {
+        for delta in [true, false] {
+            let (mut session, now) = (Session::new(delta), Instant::now());
+            session.receive(request("", no_names(delta))).unwrap();
+            let nonce = session.pushes(&offer(1, 1), now)[0].nonce.clone();
+            assert!(session.pushes(&offer(1, 1), now + ACK_TIMEOUT).is_empty());
+            assert_eq!(session.next_deadline(), None);
+            let error = Some(format!("bad\nlistener{}", "x".repeat(MAX_REASON)));
+            let answer = session.receive(Incoming { error, ..request(&nonce, no_names(delta)) }).unwrap();
+            let Some(Answer::Nack { nonce: of, message, .. }) = answer else { panic!("{answer:?}") };
+            assert_eq!((of, message.len()), (nonce.clone(), MAX_REASON));
+            assert!(message.starts_with("bad listener"), "one line of a log");
+            assert_eq!(session.receive(request(&nonce, no_names(delta))).unwrap(), None, "it is answered once");
+        }
+    }
+
+    #[test]
+    fn endpoints_that_were_kept_warm_a_changed_cluster() {
+        let resource = |name: &str, hash| Arc::new(Resource { name: name.into(), any: Any::default(), hash });
+        let resources = ProxyResources {
+            clusters: [resource("changed", 2), resource("same", 1)].into_iter().collect(),
+            endpoints: [resource("changed", 1), resource("same", 1)].into_iter().collect(),
+            ..Default::default()
+        };
+        let offer = Offer::new(1, Arc::new(resources), ResourceMap::default());
+        let mut session = Session::new(true);
+        let mut ask = |kind: Kind, subscribe: &[&str]| {
+            let have = ["changed", "same"].map(|name| (name.to_string(), "1".to_string())).into();
+            let subscribe = subscribe.iter().map(|name| name.to_string()).collect();
+            let names = Names::Delta { subscribe, unsubscribe: vec![], have };
+            let type_url = kind.type_url().to_string();
+            session.receive(Incoming { node: None, type_url, nonce: String::new(), error: None, names }).unwrap();
+            let pushes = session.pushes(&offer, Instant::now());
+            pushes.iter().flat_map(|p| &p.resources).map(|r| r.name.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(ask(Kind::Cluster, &[]), ["changed"]);
+        assert_eq!(ask(Kind::Endpoint, &["changed", "same"]), ["changed"]);
     }
 
     #[test]

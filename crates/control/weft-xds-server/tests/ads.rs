@@ -1,8 +1,10 @@
 //! The discovery service over loopback, with real gRPC clients and a generator that gives out what a test says.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use axum::extract::ConnectInfo;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -34,7 +36,10 @@ impl Generate for Fake {
     }
 }
 
-/// Believes the header `caller: namespace/account`.
+/// Callers that wait for [`ByHeader`].
+static UNDER_REVIEW: AtomicUsize = AtomicUsize::new(0);
+
+/// Believes the header `caller: namespace/account`; never decides about `under review`.
 struct ByHeader;
 
 impl Authenticator for ByHeader {
@@ -45,6 +50,10 @@ impl Authenticator for ByHeader {
     ) -> BoxFuture<'a, Result<Caller, Status>> {
         Box::pin(async move {
             let text = headers.get("caller").and_then(|v| v.to_str().ok());
+            if text == Some("under review") {
+                UNDER_REVIEW.fetch_add(1, Ordering::SeqCst);
+                std::future::pending::<()>().await;
+            }
             let (ns, account) = text.and_then(|t| t.split_once('/')).ok_or_else(|| Status::unauthenticated("who?"))?;
             Ok(Caller::Account { namespace: ns.into(), service_account: account.into() })
         })
@@ -179,6 +188,13 @@ impl Server {
 
 fn node(node_type: &str, namespace: &str) -> Node {
     Node { id: format!("{node_type}~10.0.0.1~pod-1.{namespace}~{namespace}.svc.cluster.local"), ..Default::default() }
+}
+
+/// Metadata in which a proxy says that it has a label.
+fn labels_of_node(name: &str, value: &str) -> prost_types::Struct {
+    use prost_types::{Struct, Value, value::Kind};
+    let of = |name: &str, kind| Struct { fields: [(name.to_string(), Value { kind: Some(kind) })].into() };
+    of("LABELS", Kind::StructValue(of(name, Kind::StringValue(value.into()))))
 }
 
 async fn next<T>(stream: &mut Streaming<T>) -> Result<T, Status> {
@@ -483,6 +499,25 @@ async fn strangers_and_impostors_are_refused() {
 }
 
 #[tokio::test]
+async fn who_is_not_known_yet_takes_no_place() {
+    let server = Server::start("[]", Options { max_streams: 1, ..Options::default() }).await;
+    server.offer(&[]);
+    let mut client = server.client().await;
+    let mut request = tonic::Request::new(tokio_stream::pending());
+    request.metadata_mut().insert("caller", "under review".parse().unwrap());
+    let stranger = tokio::spawn(async move { client.delta_aggregated_resources(request).await.map(drop) });
+    let until = Instant::now() + Duration::from_secs(10);
+    while UNDER_REVIEW.load(Ordering::SeqCst) == 0 {
+        assert!(Instant::now() < until);
+        tokio::task::yield_now().await;
+    }
+    let mut proxy = server.delta("default/reviews").await;
+    proxy.subscribe(Kind::Cluster, &[]).await;
+    proxy.take().await;
+    stranger.abort();
+}
+
+#[tokio::test]
 async fn secrets_are_for_proven_gateways_of_their_namespace() {
     // base64 of "-----BEGIN CERTIFICATE-----" and "-----BEGIN PRIVATE KEY-----"
     let (cert, key) = ("LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0t", "LS0tLS1CRUdJTiBQUklWQVRFIEtFWS0tLS0t");
@@ -498,6 +533,8 @@ async fn secrets_are_for_proven_gateways_of_their_namespace() {
         (format!("[{}, {pod}]", secret("default")), "router", vec!["kubernetes://cert"], true),
         // A sidecar.
         (format!("[{}, {pod}]", secret("default")), "sidecar", vec!["kubernetes://cert"], false),
+        // One that is bound to the Gateway by labels that only it says it has.
+        (format!("[{}, {pod}]", secret("default")), "router labelled", vec!["kubernetes://cert"], false),
         // Not known who runs there.
         (format!("[{}]", secret("default")), "router", vec!["kubernetes://cert"], false),
         // Another namespace's, by default or by name.
@@ -510,7 +547,10 @@ async fn secrets_are_for_proven_gateways_of_their_namespace() {
         let credentials = names.iter().map(|n| (*n).into()).collect();
         server.offer_all(ProxyResources { credentials, ..Default::default() });
         let mut client = server.delta("default/gw").await;
-        client.node = Some(node(node_type, "default"));
+        let (node_type, claims) = node_type.split_once(' ').map_or((node_type, None), |(t, c)| (t, Some(c)));
+        let mut node = node(node_type, "default");
+        node.metadata = claims.map(|_| labels_of_node("istio", "ingressgateway"));
+        client.node = Some(node);
         let asked = names.first().copied().unwrap_or("kubernetes://cert");
         client.subscribe(Kind::Secret, &[asked]).await;
         let want = if want { expect(Kind::Secret, &[asked], &[]) } else { expect(Kind::Secret, &[], &[asked]) };
