@@ -32,8 +32,10 @@ pub(crate) struct Parsed<T> {
 pub(crate) struct Kind<T> {
     /// As given, to see what changed.
     objects: Vec<Arc<Object>>,
-    /// By position in `objects`; `None` where the object could not be read.
+    /// By position in `objects`; where the object could not be read `None`, or what it said when it could.
     read: Vec<Option<Arc<Parsed<T>>>>,
+    /// By position in `objects`: the object could not be read.
+    unread: Vec<bool>,
     /// Those that could be read, oldest first.
     pub items: Arc<Vec<Arc<Parsed<T>>>>,
     /// Why the others could not.
@@ -44,7 +46,14 @@ pub(crate) struct Kind<T> {
 
 impl<T> Default for Kind<T> {
     fn default() -> Self {
-        Self { objects: Vec::new(), read: Vec::new(), items: Arc::default(), errors: Arc::default(), changed: 0 }
+        Self {
+            objects: Vec::new(),
+            read: Vec::new(),
+            unread: Vec::new(),
+            items: Arc::default(),
+            errors: Arc::default(),
+            changed: 0,
+        }
     }
 }
 
@@ -61,6 +70,9 @@ impl From<String> for Unreadable {
     }
 }
 
+/// Group of the kinds that restrict who may talk to whom.
+const SECURITY_GROUP: &str = "security.istio.io";
+
 /// How an object of a kind is read.
 pub(crate) type Reader<T> = fn(&Object) -> Result<T, Unreadable>;
 
@@ -76,9 +88,12 @@ impl<T: PartialEq> Kind<T> {
             self.objects.iter().enumerate().map(|(i, o)| ((o.namespace(), o.name()), i)).collect();
         let mut errors: Vec<Warning> = Vec::new();
         let mut read = Vec::with_capacity(objects.len());
+        let mut unread = Vec::with_capacity(objects.len());
         for object in objects {
             let old = before.get(&(object.namespace(), object.name())).copied();
+            let known = errors.len();
             read.push(self.read_one(object, old, reader, &mut errors));
+            unread.push(errors.len() > known);
         }
         let mut items: Vec<Arc<Parsed<T>>> = read.iter().flatten().cloned().collect();
         items.sort_by(|a, b| age_order(&a.meta).cmp(&age_order(&b.meta)));
@@ -87,6 +102,7 @@ impl<T: PartialEq> Kind<T> {
         Arc::new(Self {
             objects: objects.to_vec(),
             read,
+            unread,
             items: if same { self.items.clone() } else { Arc::new(items) },
             errors: Arc::new(errors),
             changed: if same { self.changed } else { version },
@@ -102,6 +118,7 @@ impl<T: PartialEq> Kind<T> {
     ) -> Option<Arc<Parsed<T>>> {
         let old_read = old.and_then(|i| self.read.get(i)).and_then(Option::as_ref);
         if let (Some(i), Some(parsed)) = (old, old_read)
+            && !self.unread[i]
             && same_revision(&self.objects[i], object)
         {
             return Some(parsed.clone());
@@ -117,9 +134,14 @@ impl<T: PartialEq> Kind<T> {
                 }
                 Some(Arc::new(Parsed { meta, spec: Arc::new(spec) }))
             }
-            Err(Unreadable { path, message }) => {
+            Err(Unreadable { path, mut message }) => {
+                // Without its policy a workload is open to more than anyone asked for.
+                let kept = old_read.filter(|_| object.group() == SECURITY_GROUP).cloned();
+                if kept.is_some() {
+                    message.push_str("; what it said before stays in force");
+                }
                 errors.push(Warning { at: meta.provenance.at(path), code: "IST0106", message });
-                None
+                kept
             }
         }
     }

@@ -44,6 +44,40 @@ fn edit(inputs: &Inputs, kind: &str, name: &str, change: impl Fn(&mut Object)) -
     edited
 }
 
+#[test]
+fn a_policy_that_becomes_invalid_stays_as_it_was() {
+    let policies = |action: &str, more: &str| {
+        format!(
+            r#"{{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {{name: deny, namespace: default}},
+                spec: {{action: {action}, rules: [{{to: [{{operation: {{paths: [/admin]}}}}]}}]}}}}
+---
+{{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {{name: other, namespace: default}},
+  spec: {{action: AUDIT, rules: [{{to: [{{operation: {{paths: [{more}]}}}}]}}]}}}}
+"#
+        )
+    };
+    let names = |mesh: &MeshSnapshot| {
+        mesh.authorization.get("default").into_iter().flatten().map(|p| p.name.clone()).collect::<Vec<_>>()
+    };
+    let told = |mesh: &MeshSnapshot| {
+        let about = mesh.warnings.iter().filter(|w| w.code == "IST0106" && w.at.name == "deny");
+        about.map(|w| w.message.contains("stays in force")).collect::<Vec<_>>()
+    };
+    let first = build(&inputs(&policies("DENY", "/a")), None);
+    assert_eq!((names(&first).len(), told(&first)), (2, vec![]));
+    let broken = build(&inputs(&policies("DENNY", "/a")), Some(&first));
+    assert_eq!((names(&broken).len(), told(&broken)), (2, vec![true]));
+    assert!(Arc::ptr_eq(&broken.authorization["default"][0].spec, &first.authorization["default"][0].spec));
+    // It is still said, and still held, after another object of the kind changed.
+    let later = build(&inputs(&policies("DENNY", "/b")), Some(&broken));
+    assert_eq!((names(&later).len(), told(&later)), (2, vec![true]));
+    let mended = build(&inputs(&policies("DENY", "/b")), Some(&later));
+    assert_eq!((names(&mended).len(), told(&mended)), (2, vec![]));
+    let never_valid = build(&inputs(&policies("DENNY", "/a")), None);
+    assert_eq!((names(&never_valid), told(&never_valid)), (vec!["other".to_string()], vec![false]));
+    assert_eq!(names(&build(&inputs(REVIEWS), Some(&later))), Vec::<String>::new(), "deleted is deleted");
+}
+
 fn changed(old: &MeshSnapshot, new: &MeshSnapshot) -> Sections {
     // 1 where the section changed in the last build, else 0.
     let flag = |o: u64, n: u64| u64::from(o != n);
