@@ -8,8 +8,9 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+use tokio::sync::watch;
 use weft_ca::material::{PLUGGED_IN_SECRET, SELF_SIGNED_SECRET};
-use weft_ca::{Authority, CaMaterial, CaPolicy};
+use weft_ca::{Authority, CaMaterial, CaPolicy, CertificateService};
 use weft_identity::TrustDomain;
 use weft_k8s_api::Object;
 use weft_k8s_api::kinds::by_kind;
@@ -111,25 +112,84 @@ fn secret_of(authority: &Authority, namespace: &str) -> Object {
     object
 }
 
-/// The authority that the Secrets in `cache` hold, when it is another one than `current`. A Secret that cannot be used
-/// changes nothing.
-pub(crate) fn changed(
-    cache: &Cache,
+/// Follows the CA's Secrets: a rotated or plugged-in authority signs from then on. A Secret that cannot be used changes
+/// nothing, and is told of once.
+pub(crate) async fn follow(
+    cache: Arc<Cache>,
+    settings: Arc<Settings>,
+    trust_domain: TrustDomain,
+    certificates: CertificateService,
+    current: watch::Sender<Arc<Authority>>,
+) {
+    let mut changes = cache.changed();
+    // What changed since the authority was loaded counts too.
+    changes.mark_changed();
+    let mut seen: Option<Arc<Object>> = None;
+    while changes.changed().await.is_ok() {
+        let find = |name| cache.find("", "Secret", &settings.namespace, name);
+        let Some(object) = find(PLUGGED_IN_SECRET).or_else(|| find(SELF_SIGNED_SECRET)) else { continue };
+        if seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, &object)) {
+            continue;
+        }
+        let now = current.borrow().clone();
+        match other_than(&now, &object, &settings, &trust_domain) {
+            Ok(None) => {}
+            Ok(Some(new)) => {
+                tracing::info!("the certificate authority changed");
+                certificates.set_authority(new.clone());
+                current.send_replace(new);
+            }
+            Err(error) => tracing::error!("the certificate authority in force stays: {error:#}"),
+        }
+        seen = Some(object);
+    }
+}
+
+/// The authority that `object` holds, when it is another one than `current`.
+fn other_than(
+    current: &Authority,
+    object: &Object,
     settings: &Settings,
     trust_domain: &TrustDomain,
-    current: &Authority,
-) -> Option<Arc<Authority>> {
-    let find = |name| cache.find("", "Secret", &settings.namespace, name);
-    let object = find(PLUGGED_IN_SECRET).or_else(|| find(SELF_SIGNED_SECRET))?;
-    let material = data(&object).ok().and_then(|d| CaMaterial::from_secret(&d).ok());
+) -> anyhow::Result<Option<Arc<Authority>>> {
+    let material = data(object).ok().and_then(|d| CaMaterial::from_secret(&d).ok());
     if material.as_ref().is_some_and(|m| m == current.material()) {
-        return None;
+        return Ok(None);
     }
-    match read(&object, settings, trust_domain) {
-        Ok(authority) => Some(Arc::new(authority)),
-        Err(error) => {
-            tracing::error!("the certificate authority in force stays: {error:#}");
-            None
-        }
+    read(object, settings, trust_domain).map(|authority| Some(Arc::new(authority)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[tokio::test]
+    async fn a_change_that_came_before_the_follower_counts() {
+        weft_tls::install_provider();
+        let settings = Arc::new(Settings::parse_from(["weftd"]));
+        let domain = TrustDomain::new("cluster.local").unwrap();
+        let made = || Arc::new(Authority::self_signed(domain.clone(), CaPolicy::default(), SystemTime::now()).unwrap());
+        let (old, new) = (made(), made());
+        let cache = Arc::new(Cache::from_objects([secret_of(&new, &settings.namespace)]));
+        let certificates = CertificateService::new(old.clone(), Vec::new());
+        let (current, mut told) = watch::channel(old.clone());
+        let task = tokio::spawn(follow(cache.clone(), settings.clone(), domain.clone(), certificates.clone(), current));
+        let mut next = async || {
+            let changed = tokio::time::timeout(Duration::from_secs(10), told.changed()).await;
+            changed.expect("in time").unwrap();
+            told.borrow_and_update().root_pem().to_string()
+        };
+        assert_eq!(next().await, new.root_pem());
+        assert_eq!(certificates.authority().root_pem(), new.root_pem());
+        // A plugged-in one that cannot be used changes nothing; a good one does.
+        let mut plugged = secret_of(&old, &settings.namespace);
+        plugged.metadata.name = Some(PLUGGED_IN_SECRET.into());
+        let mut broken = plugged.clone();
+        broken.body.insert("data".into(), json!({"ca-cert.pem": "?"}));
+        cache.put(Arc::new(broken));
+        cache.put(Arc::new(plugged));
+        assert_eq!(next().await, old.root_pem());
+        task.abort();
     }
 }

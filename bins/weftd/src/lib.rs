@@ -28,7 +28,7 @@ use tokio::task::JoinSet;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::service::InterceptorLayer;
 use tonic::{Request, Status};
-use weft_ca::{Authority, CertificateService, ConnectionInfo};
+use weft_ca::{CertificateService, ConnectionInfo};
 use weft_identity::TrustDomain;
 use weft_k8s_api::KindInfo;
 use weft_k8s_api::kinds::by_kind;
@@ -114,7 +114,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
 
     background.spawn(done(transport::renew(tls, authorities.clone(), names)));
     background.spawn(done(root_cert::publish(client.clone(), cache.clone(), authorities)));
-    background.spawn(done(follow_authority(cache.clone(), settings.clone(), trust_domain, certificates, current)));
+    background.spawn(done(authority::follow(cache.clone(), settings.clone(), trust_domain, certificates, current)));
     if settings.write_status {
         background.spawn(done(status::write(client, cache, snapshots)));
     }
@@ -287,23 +287,4 @@ async fn serve_plain(
             .context("plain xDS port")
     });
     Ok(address)
-}
-
-/// Follows the CA's Secrets: a rotated or plugged-in authority signs from then on.
-async fn follow_authority(
-    cache: Arc<weft_store::Cache>,
-    settings: Arc<Settings>,
-    trust_domain: TrustDomain,
-    certificates: CertificateService,
-    current: watch::Sender<Arc<Authority>>,
-) {
-    let mut changes = cache.changed();
-    while changes.changed().await.is_ok() {
-        let now = current.borrow().clone();
-        if let Some(new) = authority::changed(&cache, &settings, &trust_domain, &now) {
-            tracing::info!("the certificate authority changed");
-            certificates.set_authority(new.clone());
-            current.send_replace(new);
-        }
-    }
 }

@@ -31,14 +31,16 @@ pub(crate) async fn follow(
             inputs.mesh = mesh.config.clone();
             inputs.settings = Arc::new(live_settings(&settings, &mesh, &inputs));
         }
-        let next = rebuild(inputs.clone(), current.clone()).await?;
-        let differs = current.as_ref().is_none_or(|c| c.sections != next.sections || c.warnings != next.warnings);
-        if differs {
-            tracing::debug!(version = next.version, warnings = next.warnings.len(), "snapshot");
-            ads.publish(next.clone());
-            latest.send_replace(next.clone());
+        let built = rebuild(inputs.clone(), current.clone()).await;
+        if let Some(next) = usable(built, current.is_some())? {
+            let differs = current.as_ref().is_none_or(|c| c.sections != next.sections || c.warnings != next.warnings);
+            if differs {
+                tracing::debug!(version = next.version, warnings = next.warnings.len(), "snapshot");
+                ads.publish(next.clone());
+                latest.send_replace(next.clone());
+            }
+            current = Some(next);
         }
-        current = Some(next);
         if changed.changed().await.is_err() {
             return Ok(());
         }
@@ -75,6 +77,17 @@ async fn rebuild(inputs: Inputs, current: Option<Arc<MeshSnapshot>>) -> anyhow::
     built.context("building the snapshot")
 }
 
+/// A build that panics on some object must not take the control plane from all others, once there is a snapshot to serve.
+fn usable(built: anyhow::Result<Arc<MeshSnapshot>>, older: bool) -> anyhow::Result<Option<Arc<MeshSnapshot>>> {
+    match built {
+        Err(error) if older => {
+            tracing::error!("the last snapshot stays in force until a build succeeds: {error:#}");
+            Ok(None)
+        }
+        built => built.map(Some),
+    }
+}
+
 /// Waits until nothing has changed for `quiet`, at most `longest`.
 async fn gather(changed: &mut watch::Receiver<u64>, quiet: Duration, longest: Duration) {
     let end = Instant::now() + longest;
@@ -90,6 +103,17 @@ async fn gather(changed: &mut watch::Receiver<u64>, quiet: Duration, longest: Du
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_build_that_panics_leaves_the_last_snapshot() {
+        let panicked = async || {
+            let built = tokio::task::spawn_blocking(|| -> Arc<MeshSnapshot> { panic!("an object of a test") }).await;
+            built.context("building the snapshot")
+        };
+        assert!(usable(panicked().await, true).unwrap().is_none());
+        assert!(usable(panicked().await, false).is_err(), "there is nothing to serve");
+        assert!(usable(Ok(Arc::default()), true).unwrap().is_some());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn gathers_until_quiet_or_late() {

@@ -8,10 +8,12 @@ use tokio::sync::watch;
 use weft_k8s_api::ObjectKey;
 use weft_k8s_api::kinds::by_kind;
 use weft_model::{KINDS, MeshSnapshot, Warning};
-use weft_store::{ApiClient, Cache};
+use weft_store::{ApiClient, Cache, ClientError};
 
 /// Pause before writing, so that what is mended at once is never written.
 const SETTLE: Duration = Duration::from_millis(500);
+/// Pause after a failure.
+const RETRY: Duration = Duration::from_secs(5);
 /// Most messages of one object.
 const MAX_MESSAGES: usize = 20;
 
@@ -23,17 +25,32 @@ pub(crate) async fn write(client: ApiClient, cache: Arc<Cache>, mut snapshots: w
         tokio::time::sleep(SETTLE).await;
         let snapshot = snapshots.borrow_and_update().clone();
         let wanted = by_object(&snapshot.warnings);
+        let mut failed = false;
         for key in marked.union(&wanted.keys().cloned().collect()).cloned().collect::<Vec<_>>() {
             let messages = wanted.get(&key).cloned().unwrap_or_default();
-            if messages.is_empty() {
-                marked.remove(&key);
-            } else {
-                marked.insert(key.clone());
+            let written = put(&client, &cache, &key, &messages).await;
+            match &written {
+                // Messages that could not be taken away are still to be.
+                Ok(()) if messages.is_empty() => drop(marked.remove(&key)),
+                _ => drop(marked.insert(key.clone())),
             }
-            put(&client, &cache, &key, &messages).await;
+            if let Err(error) = written {
+                tracing::warn!("status of {key}: {error}");
+                failed = true;
+                if error.is_unreachable() {
+                    break;
+                }
+            }
         }
-        if snapshots.changed().await.is_err() {
-            return;
+        let pause = async {
+            match failed {
+                true => tokio::time::sleep(RETRY).await,
+                false => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            more = snapshots.changed() => if more.is_err() { return },
+            () = pause => {}
         }
     }
 }
@@ -75,17 +92,60 @@ fn by_object(warnings: &[Warning]) -> BTreeMap<ObjectKey, Vec<Value>> {
     out
 }
 
-async fn put(client: &ApiClient, cache: &Cache, key: &ObjectKey, messages: &[Value]) {
-    let (Some(object), Some(kind)) = (cache.get(key), by_kind(&key.group, &key.kind)) else { return };
+async fn put(client: &ApiClient, cache: &Cache, key: &ObjectKey, messages: &[Value]) -> Result<(), ClientError> {
+    let (Some(object), Some(kind)) = (cache.get(key), by_kind(&key.group, &key.kind)) else { return Ok(()) };
     if messages_of(&object.body) == messages {
-        return;
+        return Ok(());
     }
     let list = if messages.is_empty() { Value::Null } else { Value::Array(messages.to_vec()) };
     let status = json!({ "validationMessages": list });
     match client.patch_status(kind, &key.namespace, &key.name, &status).await {
-        Ok(_) => {}
-        Err(error) if error.is_not_found() => {}
-        // The next snapshot brings the next try; warnings are also at /debug/push_status.
-        Err(error) => tracing::warn!("status of {key}: {error}"),
+        Err(error) if !error.is_not_found() => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+    use weft_apiserver::{AdminToken, ApiServer, ApiServerOptions};
+    use weft_store::MemoryStore;
+
+    #[tokio::test]
+    async fn old_messages_go_once_the_api_server_is_back() {
+        const TOKEN: &str = "administrator-of-the-test";
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let client = ApiClient::connect(&format!("http://{address}"), Some(TOKEN)).unwrap();
+        let options = ApiServerOptions {
+            admin_tokens: vec![AdminToken { token: TOKEN.into(), user: "admin".into() }],
+            ..ApiServerOptions::default()
+        };
+        let server = ApiServer::new(MemoryStore::new(), options).unwrap();
+        let object = serde_json::from_value(json!({
+            "apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
+            "metadata": {"name": "a", "namespace": "default"},
+            "spec": {"hosts": ["a"]}, "status": {"validationMessages": [{"message": "old"}]},
+        }));
+        let object = server.store().create(object.unwrap()).unwrap();
+        let key = object.key();
+        let cache = Arc::new(Cache::from_objects([(*object).clone()]));
+        let (_snapshots, receiver) = watch::channel(Arc::<MeshSnapshot>::default());
+        let writer = tokio::spawn(write(client, cache, receiver));
+        // Past the first try.
+        tokio::time::sleep(SETTLE * 2).await;
+        let listener = TcpListener::bind(address).await.unwrap();
+        let serving = server.clone();
+        let served = tokio::spawn(async move { serving.serve(listener, std::future::pending()).await });
+        let clean = async {
+            while !messages_of(&server.store().get(&key).unwrap().body).is_empty() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(RETRY * 3, clean).await.expect("the messages go");
+        writer.abort();
+        served.abort();
     }
 }

@@ -1,4 +1,5 @@
 //! The whole control plane against an API server in this process: objects in, xDS and certificates out, over TLS.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

@@ -3,6 +3,7 @@
 //!
 //! The program is `$ENVOY`, else `/opt/weft-peers/bin/envoy`; where neither is there the test says so and passes. Each Envoy
 //! has a network namespace of its own, and reaches the control plane through a Unix socket.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 
