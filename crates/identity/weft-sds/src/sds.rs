@@ -3,7 +3,7 @@
 
 use crate::WorkloadSecrets;
 use std::collections::BTreeSet;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::{fs, io};
@@ -50,7 +50,8 @@ impl SdsServer {
     /// When the path is taken by something else, or the socket cannot be made.
     pub fn bind(path: &Path, secrets: Secrets) -> io::Result<Self> {
         if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder)?;
+            // A folder made here is closed to others from the start: between its making and its mode the socket is not.
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         }
         match fs::symlink_metadata(path) {
             Ok(found) if found.file_type().is_socket() => fs::remove_file(path)?,

@@ -122,6 +122,7 @@ async fn the_socket_is_private_and_goes_away() {
     let mut served = Served::start(600).await;
     let path = served.pod.path("sds/socket");
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(std::fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
     served.stop.take().unwrap().send(()).unwrap();
     within(&mut served.task).await.unwrap();
     assert!(!path.exists());
