@@ -82,9 +82,8 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let client = connect(&settings).await?;
     let source = Arc::new(KubeSource::start(&client, &watched()?, &SourceOptions::default()));
     wait_synced(&source).await;
+    let mesh = mesh::Mesh::first(source.cache(), &settings, &blocked).await;
     blocked.set_reason("the certificate authority");
-    let mut mesh = mesh::Mesh::default();
-    mesh.refresh(source.cache(), &settings);
     let model_settings = mesh::model_settings(&settings, &mesh.config);
     let trust_domain = TrustDomain::new(&model_settings.trust_domain).context("mesh config trustDomain")?;
     let authority = authority::load_or_create(&client, &settings, &trust_domain).await?;

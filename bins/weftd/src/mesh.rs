@@ -5,6 +5,7 @@ use std::sync::Arc;
 use weft_k8s_api::de::{Dialect, read};
 use weft_k8s_api::istio::MeshConfig;
 use weft_k8s_api::{Object, ObjectKey, validate, yaml};
+use weft_runtime::ready::ReadyBlock;
 use weft_store::Cache;
 
 /// Key of the ConfigMap.
@@ -26,8 +27,33 @@ impl Default for Mesh {
 }
 
 impl Mesh {
+    /// The config to begin with. A bad one is waited out, and `blocked` says why: with the defaults in its place the mesh
+    /// might get another trust domain, or lose its restrictions.
+    pub async fn first(cache: &Cache, settings: &Settings, blocked: &ReadyBlock) -> Self {
+        let mut changes = cache.changed();
+        let mut said = String::new();
+        loop {
+            let mut mesh = Self::default();
+            let Err(problem) = mesh.read(cache, settings) else { return mesh };
+            if problem != said {
+                tracing::error!("mesh config refused, waiting for one that can be used: {problem}");
+                blocked.set_reason(format!("a mesh config that can be used: {problem}"));
+                said = problem;
+            }
+            // The sender is part of the cache, which is borrowed: it cannot be gone.
+            let _ = changes.changed().await;
+        }
+    }
+
     /// Reads the ConfigMap again if it changed. A bad config changes nothing and is logged once.
     pub fn refresh(&mut self, cache: &Cache, settings: &Settings) {
+        if let Err(problem) = self.read(cache, settings) {
+            tracing::error!("mesh config refused, the last good one stays in force: {problem}");
+        }
+    }
+
+    /// What is wrong is said once for each state of the ConfigMap.
+    fn read(&mut self, cache: &Cache, settings: &Settings) -> Result<(), String> {
         let key = ObjectKey {
             group: String::new(),
             kind: "ConfigMap".into(),
@@ -41,17 +67,16 @@ impl Mesh {
             _ => false,
         };
         if same {
-            return;
+            return Ok(());
         }
-        match now.as_deref().map_or_else(|| Ok(MeshConfig::with_defaults()), |object| parse(object, &key)) {
-            Ok(config) if config == *self.config => {}
-            Ok(config) => {
-                tracing::info!("mesh config changed");
-                self.config = Arc::new(config);
-            }
-            Err(problem) => tracing::error!("mesh config refused, the last good one stays in force: {problem}"),
-        }
+        let read = now.as_deref().map_or_else(|| Ok(MeshConfig::with_defaults()), |object| parse(object, &key));
         self.source = now;
+        let config = read?;
+        if config != *self.config {
+            tracing::info!("mesh config changed");
+            self.config = Arc::new(config);
+        }
+        Ok(())
     }
 }
 

@@ -317,6 +317,38 @@ async fn mesh_config_is_live_and_a_bad_one_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_mesh_config_at_start_is_waited_out() {
+    let cluster = Cluster::start().await;
+    let mesh = |text: &str| json!({"mesh": text});
+    let map = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "istio", "namespace": "istio-system"},
+        "data": mesh("{trustDomain: own.example, outboundTrafficPolicy: {mode: NONSENSE}}"),
+    });
+    // Past the API server's own check.
+    let key = cluster.api.store().create(serde_json::from_value(map).unwrap()).unwrap().key();
+    let mut settings = cluster.settings(&[]);
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    settings.monitoring_addr = free.local_addr().unwrap();
+    drop(free);
+    let monitoring = settings.monitoring_addr;
+    let starting = tokio::spawn(weftd::start(settings));
+    let reason = async || {
+        TcpStream::connect(monitoring).await.ok()?;
+        let (code, body) = get(monitoring, "/ready").await;
+        (code == 503 && body.contains("NONSENSE")).then_some(())
+    };
+    until("the reason", reason).await;
+    // A change of something else is no remedy.
+    cluster.edit("networking.istio.io", "VirtualService", "reviews", json!({"metadata": {"labels": {"a": "b"}}})).await;
+    until("the reason", reason).await;
+    let good = |object: &mut Object| _ = object.body.insert("data".into(), mesh("trustDomain: own.example"));
+    cluster.api.store().modify(&key, good).unwrap();
+    let weftd = tokio::time::timeout(LIMIT, starting).await.expect("ready in time").unwrap().unwrap();
+    assert_eq!(weftd.ads().snapshot().unwrap().settings.trust_domain, "own.example");
+    weftd.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn plain_text_is_off_unless_asked_for() {
     let cluster = Cluster::start().await;
     let weftd = cluster.weftd().await;
