@@ -140,7 +140,7 @@ mod tests {
         let registry = Registry::default();
         let shard = registry.shard();
         let cluster = ("cluster_name", Strng::from("outbound|80||a\"b"));
-        shard.counter("envoy_cluster_upstream_rq_total", &[cluster.clone()]).add(3);
+        shard.counter("envoy_cluster_upstream_rq_total", std::slice::from_ref(&cluster)).add(3);
         shard.counter("envoy_cluster_upstream_rq_xx", &[cluster, ("response_code_class", "2xx".into())]).inc();
         shard.histogram("istio_request_duration_milliseconds", &[]).observe(3.0);
         let prom = prometheus(&registry);
