@@ -76,7 +76,6 @@ async fn run<V: Variant>(
     let mut snapshots = shared.snapshots.subscribe();
     let published = first_snapshot(&mut snapshots, shared).await?;
     check_workload(&view, &caller, &published.snapshot)?;
-
     let status = shared.registry.add(&view, V::DELTA, remote);
     let _listed = Listed { shared: shared.clone(), id: status.id };
     tracing::info!(proxy = status.name, delta = V::DELTA, weft = view.is_weft, "proxy connected");
@@ -238,6 +237,8 @@ impl<V: Variant> Connection<V> {
     /// Makes the resources of a new snapshot.
     async fn renew(&mut self, published: &Published) -> Result<(), Status> {
         let snapshot = &published.snapshot;
+        // The pod may have become known only after its node was believed.
+        check_workload(&self.view, &self.caller, snapshot)?;
         let view = self.view.with_workload(snapshot);
         let resources = {
             // As many at once as there are processors: the rest would only take turns, and hold up answers meanwhile.

@@ -518,6 +518,24 @@ async fn who_is_not_known_yet_takes_no_place() {
 }
 
 #[tokio::test]
+async fn a_pod_that_becomes_known_is_not_anothers() {
+    let mut server = Server::with(&[]).await;
+    let (mut own, mut others) = (server.delta("default/reviews").await, server.delta("default/other").await);
+    for client in [&mut own, &mut others] {
+        client.subscribe(Kind::Cluster, &[]).await;
+        client.take().await;
+    }
+    let pod = serde_json::json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod-1", "namespace": "default"},
+        "spec": {"serviceAccountName": "reviews", "containers": []}, "status": {"podIP": "10.0.0.1"},
+    });
+    server.inputs.push(Arc::new(serde_json::from_value(pod).unwrap()));
+    server.offer(&[(Kind::Cluster, &[("a", "1")])]);
+    assert_eq!(next(&mut others.responses).await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(own.take().await, expect(Kind::Cluster, &["a"], &[]));
+}
+
+#[tokio::test]
 async fn secrets_are_for_proven_gateways_of_their_namespace() {
     // base64 of "-----BEGIN CERTIFICATE-----" and "-----BEGIN PRIVATE KEY-----"
     let (cert, key) = ("LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0t", "LS0tLS1CRUdJTiBQUklWQVRFIEtFWS0tLS0t");
