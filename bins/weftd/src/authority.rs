@@ -7,6 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use weft_ca::material::{PLUGGED_IN_SECRET, SELF_SIGNED_SECRET};
@@ -110,6 +111,44 @@ fn secret_of(authority: &Authority, namespace: &str) -> Object {
     object.metadata.name = Some(SELF_SIGNED_SECRET.into());
     object.metadata.namespace = Some(namespace.to_string());
     object
+}
+
+/// What the authority did, and how long it lasts, as Prometheus text under Istio's names.
+pub(crate) fn metrics(service: &CertificateService) -> String {
+    let (stats, authority) = (service.stats(), service.authority());
+    let unix = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let rows = [
+        ("citadel_server_csr_count", "counter", "Certificate requests received", count(&stats.requests)),
+        (
+            "citadel_server_authentication_failure_count",
+            "counter",
+            "Certificate requests whose caller is not known",
+            count(&stats.authentication_failures),
+        ),
+        ("weft_ca_refused_count", "counter", "Certificate requests refused for what they ask", count(&stats.refused)),
+        (
+            "citadel_server_csr_sign_err_count",
+            "counter",
+            "Certificate requests that failed here",
+            count(&stats.failures),
+        ),
+        ("citadel_server_success_cert_issuance_count", "counter", "Certificates signed", count(&stats.signed)),
+        (
+            "citadel_server_root_cert_expiry_timestamp",
+            "gauge",
+            "Earliest end of a root, seconds since 1970",
+            unix(authority.root_not_after()),
+        ),
+        (
+            "citadel_server_cert_chain_expiry_timestamp",
+            "gauge",
+            "End of the certificate that signs, seconds since 1970",
+            unix(authority.facts().not_after),
+        ),
+    ];
+    rows.map(|(name, kind, help, value)| format!("# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n"))
+        .concat()
 }
 
 /// Follows the CA's Secrets: a rotated or plugged-in authority signs from then on. A Secret that cannot be used changes

@@ -75,9 +75,10 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let (mut servers, mut background) = (JoinSet::new(), JoinSet::new());
 
     let callers: Arc<ArcSwap<Option<Callers>>> = Arc::default();
+    let signer: Arc<ArcSwap<Option<CertificateService>>> = Arc::default();
     let listener = bind(settings.monitoring_addr, "--monitoring-addr").await?;
     let monitoring = listener.local_addr()?;
-    servers.spawn(serve_monitoring(listener, shown(&settings, &ads, &ready, &callers), closing.subscribe()));
+    servers.spawn(serve_monitoring(listener, shown(&settings, &ads, &ready, &callers, &signer), closing.subscribe()));
 
     let client = connect(&settings).await?;
     let source = Arc::new(KubeSource::start(&client, &watched()?, &SourceOptions::default()));
@@ -101,6 +102,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
 
     let (current, authorities) = watch::channel(authority.clone());
     let certificates = CertificateService::new(authority.clone(), known.authenticators.clone());
+    signer.store(Arc::new(Some(certificates.clone())));
     let names = settings.server_names();
     let tls = Arc::new(ArcSwap::from_pointee(transport::context(&authority, &names)?));
     let listener = bind(settings.secure_grpc_addr, "--secure-grpc-addr").await?;
@@ -207,14 +209,15 @@ fn shown(
     ads: &AdsServer,
     ready: &Readiness,
     callers: &Arc<ArcSwap<Option<Callers>>>,
+    signer: &Arc<ArcSwap<Option<CertificateService>>>,
 ) -> Monitoring {
-    let (ready, callers) = (ready.clone(), callers.clone());
+    let (ready, callers, signer) = (ready.clone(), callers.clone(), signer.clone());
     Monitoring {
         server: ads.clone(),
         instance: settings.pod_name.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
         not_ready: Arc::new(move || ready.reasons().iter().map(|r| format!("waiting for {r}")).collect()),
-        more_metrics: Arc::new(String::new),
+        more_metrics: Arc::new(move || signer.load().as_ref().as_ref().map(authority::metrics).unwrap_or_default()),
         access: Arc::new(move |headers| {
             let callers = callers.load_full();
             Box::pin(async move {

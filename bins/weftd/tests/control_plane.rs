@@ -211,6 +211,12 @@ async fn certificates_are_issued_and_open_streams() {
     let answer = service.create_certificate(ask(Some(&token), &made.csr_pem)).await.unwrap().into_inner();
     let key = CertifiedKey::from_pem(answer.cert_chain.concat().as_bytes(), made.key_pem.as_bytes()).unwrap();
     assert_eq!(&*key.facts().uris[0], identity);
+    let (_, metrics) = get(weftd.monitoring, "/metrics").await;
+    for (name, value) in [("csr_count", 4), ("authentication_failure_count", 3), ("success_cert_issuance_count", 1)] {
+        assert!(metrics.contains(&format!("\ncitadel_server_{name} {value}\n")), "{name}: {metrics}");
+    }
+    let end = metrics.lines().find_map(|line| line.strip_prefix("citadel_server_root_cert_expiry_timestamp "));
+    assert!(end.unwrap().parse::<u64>().unwrap() > 1_900_000_000, "ten years from now: {end:?}");
 
     // With the certificate no token is needed; without either there is no stream; for another pod there is none.
     let with = channel(weftd.secure, &root, Some(key.clone())).await.unwrap();
