@@ -84,6 +84,17 @@ pub enum Command {
         #[arg(long, default_value_t = weft_core::well_known::port::ADMIN)]
         port: u16,
     },
+    /// Becomes another program that ends when the process `parent` does: how the agent starts Envoy.
+    #[command(hide = true)]
+    RunChild {
+        /// Process id of the agent.
+        parent: i32,
+        /// The program.
+        program: PathBuf,
+        /// Its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Waits until the proxy in this pod is ready.
     Wait {
         /// How long to wait.

@@ -59,6 +59,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
             runtime.block_on(run_mesh(NodeType::Router, &args))
         }
         Some(Command::Request { method, path, port }) => runtime.block_on(client::request(&method, &path, port)),
+        Some(Command::RunChild { parent, program, arguments }) => {
+            engine::envoy::become_child(parent, &program, &arguments)
+        }
         Some(Command::Wait { timeout_seconds, url }) => {
             runtime.block_on(client::wait(&url, Duration::from_secs(timeout_seconds)))
         }

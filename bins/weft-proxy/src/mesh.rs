@@ -24,6 +24,7 @@ use weft_core::well_known::label;
 use weft_dataplane::{Handle, LocalWorkload};
 use weft_proto::envoy::config::core::v3::Node;
 use weft_proto::weft::v1::PeerMetadata;
+use weft_runtime::ReadyBlock;
 use weft_sds::SvidManager;
 use weft_telemetry::Registry;
 use weft_xds_client::{Config, Mode};
@@ -51,18 +52,21 @@ async fn run_weft(settings: &AgentSettings, node: Node, state: ProxyState, manag
     let resolv = ResolvConf::parse(&std::fs::read_to_string(resolv::PATH).unwrap_or_default());
     let plane = Plane::new(Naming { namespace: settings.namespace.clone(), search: resolv.search.clone() });
     let registry = Registry::default();
+    // Before any port answers: nothing is ready until each of these has been lifted.
+    let block = |reason| state.readiness.block(reason);
+    let (identity, configuration, listeners) = (block("an identity"), block("configuration"), block("listeners"));
     let metrics =
         Metrics::new(Source::Registry(registry.clone()), state.clone(), Some(manager.stats()), settings.scrape.clone());
     let _ports = ports::start(settings.ports, &state, &metrics).await.map_err(|error| anyhow!(error))?;
     start_dns(settings, &plane, &resolv, &metrics).await?;
-    start_xds(settings, &node, &plane, &state, &manager);
+    start_xds(settings, &node, &plane, configuration, &manager);
     let handle = weft::start(&plane, registry, local_workload(settings, &node), settings.concurrency)?;
     let needs = if settings.role == NodeType::Sidecar { Needs::All } else { Needs::Any };
-    tokio::spawn(weft::watch_listeners(handle.clone(), plane.clone(), state.clone(), needs));
+    tokio::spawn(weft::watch_listeners(handle.clone(), plane.clone(), state.clone(), listeners, needs));
     let _admin = start_admin(settings, node, &plane, &state, &metrics, &handle, &manager).await?;
     let cause = tokio::select! {
         cause = drain::cause(&state) => cause?,
-        () = identity::follow(&manager, plane, &state) => return Err(anyhow!("the identity's keeper ended")),
+        () = identity::follow(&manager, plane, identity) => return Err(anyhow!("the identity's keeper ended")),
     };
     let times = Times::of_mesh(settings.termination_drain, settings.exit_on_zero_connections, settings.minimum_drain);
     drain::data_plane(cause, &state, &handle, times).await;
@@ -90,7 +94,7 @@ async fn start_dns(
     Ok(())
 }
 
-fn start_xds(settings: &AgentSettings, node: &Node, plane: &Plane, state: &ProxyState, manager: &SvidManager) {
+fn start_xds(settings: &AgentSettings, node: &Node, plane: &Plane, block: ReadyBlock, manager: &SvidManager) {
     let connect = MeshConnect {
         address: settings.discovery_address.clone(),
         name: settings.discovery_name.clone(),
@@ -108,7 +112,7 @@ fn start_xds(settings: &AgentSettings, node: &Node, plane: &Plane, state: &Proxy
     let (client, updates) = weft_xds_client::start(config, Arc::new(connect));
     let subscriptions = Subscriptions { name_table: settings.dns_capture };
     let server = settings.discovery_address.clone();
-    tokio::spawn(xds::follow(client, updates, plane.clone(), state.clone(), server, subscriptions));
+    tokio::spawn(xds::follow(client, updates, plane.clone(), block, server, subscriptions));
 }
 
 async fn start_admin(

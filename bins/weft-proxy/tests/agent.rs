@@ -23,6 +23,10 @@ struct Proxy {
 
 impl Proxy {
     fn start(control_plane: &ControlPlane, token: Option<&str>, ttl: &str) -> Self {
+        Self::start_with(control_plane, token, ttl, &[])
+    }
+
+    fn start_with(control_plane: &ControlPlane, token: Option<&str>, ttl: &str, more: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = |name: &str| folder.path().join(name);
         std::fs::write(file("root.pem"), control_plane.authority.root_pem()).unwrap();
@@ -37,6 +41,7 @@ impl Proxy {
         );
         let child = Command::new(env!("CARGO_BIN_EXE_weft-proxy"))
             .args(["proxy", "sidecar", "--domain", "default.svc.cluster.local"])
+            .args(more)
             .env_clear()
             .envs([
                 ("POD_NAME", "reviews-v1-abc"),
@@ -51,6 +56,7 @@ impl Proxy {
             ])
             .env("WEFT_ROOT_CERT", file("root.pem"))
             .env("WEFT_TOKEN", file("token"))
+            .env("WEFT_SDS_SOCKET", file("sds.sock"))
             .stderr(Stdio::inherit())
             .kill_on_drop(true)
             .spawn()
@@ -259,6 +265,39 @@ async fn rotation_changes_what_new_connections_see() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_ne!(serial().await.unwrap(), first, "rotated");
+}
+
+#[tokio::test]
+async fn an_envoy_under_the_agent_serves_the_same() {
+    const ENVOY: &str = "/opt/weft-peers/bin/envoy";
+    if !std::path::Path::new(ENVOY).exists() {
+        eprintln!("skipped: there is no Envoy at {ENVOY}");
+        return;
+    }
+    let control_plane = ControlPlane::start().await;
+    let port = free_port();
+    serve(&control_plane.ads, port, "first");
+    let engine = ["--engine", "envoy", "--envoy-path", ENVOY];
+    let mut proxy = Proxy::start_with(&control_plane, Some("reviews-token"), "4s", &engine);
+    proxy.ready().await;
+    eventually("an answer", || async { (call(&control_plane, port).await.as_deref() == Some("first")).then_some(()) })
+        .await;
+    let (_, certs) = http("GET", proxy.admin, "/certs").await.unwrap();
+    let serial = |certs: &str| {
+        let certs: serde_json::Value = serde_json::from_str(certs).unwrap();
+        certs["certificates"][0]["cert_chain"][0]["serial_number"].as_str().unwrap().to_owned()
+    };
+    let first = serial(&certs);
+    eventually("a rotation in Envoy", || async {
+        let (_, certs) = http("GET", proxy.admin, "/certs").await?;
+        (serial(&certs) != first).then_some(())
+    })
+    .await;
+    assert_eq!(call(&control_plane, port).await.as_deref(), Some("first"));
+    let (_, metrics) = http("GET", proxy.status, "/stats/prometheus").await.unwrap();
+    assert!(metrics.contains("envoy_server_live") && metrics.contains("istio_agent_cert_expiry_timestamp_seconds"));
+    assert!(proxy.terminate().await, "agent and Envoy end together");
+    assert!(TcpStream::connect(("127.0.0.1", proxy.admin)).await.is_err(), "no Envoy is left behind");
 }
 
 #[tokio::test]

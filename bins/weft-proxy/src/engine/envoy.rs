@@ -32,6 +32,7 @@ const SO_MARK: (i32, i32) = (1, 36);
 /// When a port is in use, Envoy cannot be started, or it ends by itself.
 pub async fn run(settings: &AgentSettings, node: &Node, state: ProxyState, manager: SvidManager) -> anyhow::Result<()> {
     let admin = format!("127.0.0.1:{}", settings.ports.admin);
+    let block = state.readiness.block("an identity");
     let source = Source::Envoy(admin.clone());
     let metrics = Metrics::new(source, state.clone(), Some(manager.stats()), settings.scrape.clone());
     let _ports = ports::start(settings.ports, &state, &metrics).await.map_err(|error| anyhow!(error))?;
@@ -39,7 +40,6 @@ pub async fn run(settings: &AgentSettings, node: &Node, state: ProxyState, manag
     let sds = SdsServer::bind(socket, manager.secrets()).with_context(|| format!("SDS socket {}", socket.display()))?;
     tokio::spawn(sds.run(std::future::pending()));
     let path = write_bootstrap(settings, node)?;
-    let block = state.readiness.block("an identity");
     let mut envoy = start(settings, &path)?;
     let cause = tokio::select! {
         ended = envoy.wait() => bail!("Envoy ended by itself: {}", ended.map_or_else(|e| e.to_string(), told)),
@@ -58,15 +58,34 @@ fn told(status: ExitStatus) -> String {
 
 fn start(settings: &AgentSettings, bootstrap: &Path) -> anyhow::Result<Child> {
     let program = &settings.envoy_path;
-    let mut command = Command::new(program);
+    if !program.exists() {
+        bail!("there is no Envoy at {}; set --envoy-path or ENVOY_PATH", program.display());
+    }
+    // By way of ourselves: the child asks the kernel to end it when the agent dies, which must be asked from inside.
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["run-child", &std::process::id().to_string()]).arg(program);
     command.arg("-c").arg(bootstrap).args(["--disable-hot-restart", "--drain-strategy", "immediate"]);
     command.args(["--drain-time-s", &settings.drain_duration.as_secs().to_string()]);
     command.args(["-l", envoy_level(&settings.log_filter)]);
     if settings.concurrency > 0 {
         command.args(["--concurrency", &settings.concurrency.to_string()]);
     }
-    let missing = || format!("Envoy {} cannot be started; set --envoy-path or ENVOY_PATH", program.display());
-    command.kill_on_drop(true).spawn().with_context(missing)
+    command.kill_on_drop(true).spawn().with_context(|| format!("starting {}", program.display()))
+}
+
+/// Becomes `program`, which the kernel ends when the process `parent` dies, however that dies.
+///
+/// # Errors
+/// When the program cannot be run.
+pub fn become_child(parent: i32, program: &Path, arguments: &[String]) -> anyhow::Result<()> {
+    use std::os::unix::process::CommandExt;
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+    // The parent may have died before that was asked.
+    if nix::unistd::getppid().as_raw() != parent {
+        bail!("the agent is gone");
+    }
+    let error = std::process::Command::new(program).args(arguments).exec();
+    Err(error).with_context(|| format!("starting {}", program.display()))
 }
 
 /// Envoy's level for our filter; its own lines are many, so `info` of ours is `warning` of its.
@@ -222,7 +241,7 @@ fn xds_cluster(settings: &AgentSettings) -> anyhow::Result<Value> {
     let kind = if host.parse::<IpAddr>().is_ok() { "STATIC" } else { "STRICT_DNS" };
     let name = &settings.discovery_name;
     Ok(json!({
-        "name": "xds-grpc", "type": kind, "respect_dns_ttl": true, "dns_lookup_family": "ALL", "connect_timeout": "1s",
+        "name": "xds-grpc", "type": kind, "dns_lookup_family": "ALL", "connect_timeout": "1s",
         "typed_extension_protocol_options": http2(),
         "upstream_connection_options": {"tcp_keepalive": {"keepalive_time": 300}},
         "circuit_breakers": {"thresholds": [{"max_connections": 100_000, "max_pending_requests": 100_000, "max_requests": 100_000}]},

@@ -233,6 +233,19 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, probe: imp
     tokio::time::timeout(Duration::from_secs(20), found).await.unwrap_or_else(|_| panic!("{what} within 20 seconds"))
 }
 
+fn unchunked(mut rest: &str) -> Option<String> {
+    let mut body = String::new();
+    loop {
+        let (size, after) = rest.split_once("\r\n")?;
+        let size = usize::from_str_radix(size.trim(), 16).ok()?;
+        if size == 0 {
+            return Some(body);
+        }
+        body.push_str(after.get(..size)?);
+        rest = after.get(size..)?.strip_prefix("\r\n")?;
+    }
+}
+
 /// Status and body of one HTTP/1 request, by hand: nothing of the product is in it.
 pub async fn http(method: &str, port: u16, path: &str) -> Option<(u16, String)> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -244,8 +257,9 @@ pub async fn http(method: &str, port: u16, path: &str) -> Option<(u16, String)> 
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.ok()?;
         let status = answer.split(' ').nth(1)?.parse().ok()?;
-        let body = answer.split_once("\r\n\r\n")?.1.to_owned();
-        Some((status, body))
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
+        Some((status, if chunked { unchunked(body)? } else { body.to_owned() }))
     };
     tokio::time::timeout(Duration::from_secs(10), exchange).await.ok()?
 }
