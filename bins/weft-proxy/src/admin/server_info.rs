@@ -85,10 +85,10 @@ pub fn logging(asked: &Asked) -> Answer {
             module => with_module(&filter, module, value),
         };
     }
-    if !asked.query.is_empty() {
-        if let Err(error) = weft_runtime::logging::set(&filter) {
-            return text(StatusCode::BAD_REQUEST, format!("{error}\n"));
-        }
+    if !asked.query.is_empty()
+        && let Err(error) = weft_runtime::logging::set(&filter)
+    {
+        return text(StatusCode::BAD_REQUEST, format!("{error}\n"));
     }
     text(StatusCode::OK, format!("active loggers:\n  {}\n", weft_runtime::logging::current()))
 }

@@ -69,7 +69,7 @@ pub fn downward_file(path: &Path) -> BTreeMap<String, String> {
 fn downward(text: &str) -> BTreeMap<String, String> {
     let pairs = text.lines().filter_map(|line| {
         let (key, quoted) = line.split_once('=')?;
-        // Go's %q and JSON agree on what Kubernetes writes: \" \\ \n \t and \uXXXX.
+        // Go's %q and JSON agree on what Kubernetes writes: quotes, backslashes, line ends, tabs and Unicode escapes.
         let value = serde_json::from_str(quoted).unwrap_or_else(|_| quoted.trim_matches('"').to_owned());
         Some((key.trim().to_owned(), value))
     });
