@@ -83,6 +83,15 @@ pub struct Inspect {
     pub continue_on_timeout: bool,
 }
 
+impl Inspect {
+    /// What is looked for on a destination port: (ClientHello, HTTP).
+    pub fn at(&self, port: u16) -> (bool, bool) {
+        let listed = self.disabled_ports.iter().find(|(listed, ..)| *listed == port);
+        let (tls_off, http_off) = listed.map_or(self.off_elsewhere, |(_, tls, http)| (*tls, *http));
+        (self.tls && !tls_off, self.http && !http_off)
+    }
+}
+
 /// A compiled filter chain.
 #[derive(Debug, Clone)]
 pub struct FilterChain {
