@@ -123,8 +123,10 @@ mod tests {
         (fetched.status, String::from_utf8_lossy(&fetched.body).into_owned())
     }
 
+    /// Below the ports that the kernel gives out, so that no other test takes it meanwhile.
     fn free() -> u16 {
-        std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+        let start = 32_000 + u16::try_from(std::process::id() % 700).unwrap();
+        (start..).find(|port| std::net::TcpListener::bind(("::", *port)).is_ok()).unwrap()
     }
 
     #[tokio::test]
@@ -132,7 +134,8 @@ mod tests {
         let state = ProxyState::default();
         let block = state.readiness.block("an identity: the token is not accepted");
         let metrics = Metrics::new(Source::Registry(Registry::default()), state.clone(), None, None);
-        let ports = Ports { admin: 0, status: free(), readiness: free(), metrics: free() };
+        let first = free();
+        let ports = Ports { admin: 0, status: first, readiness: first + 1, metrics: first + 2 };
         let _servers = start(ports, &state, &metrics).await.unwrap();
         for port in [ports.readiness, ports.status] {
             let (status, why) = get(port, Method::GET, "/healthz/ready").await;

@@ -202,7 +202,8 @@ async fn real_envoy_takes_secrets_and_rotations() {
         return;
     }
     let served = Served::start(6).await;
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    // Below the ports that the kernel gives out, so that no other test takes it meanwhile.
+    let port = 19_000 + u16::try_from(std::process::id() % 900).unwrap();
     let config = served.pod.path("envoy.json");
     std::fs::write(&config, bootstrap(&served.pod.path("sds/socket"), port)).unwrap();
     let mut envoy = tokio::process::Command::new(ENVOY)
