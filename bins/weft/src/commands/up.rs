@@ -216,7 +216,7 @@ fn lab_options(
         run_folder: state.run(),
         programs,
         config,
-        envoy: args.envoy.as_ref().map(full).transpose()?,
+        envoy: args.envoy.as_ref().map(|path| programs::envoy(path)).transpose()?,
         mesh: true,
         bookinfo: !args.no_bookinfo,
         manifests: args.files.iter().map(full).collect::<anyhow::Result<_>>()?,

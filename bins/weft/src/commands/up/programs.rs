@@ -32,6 +32,41 @@ pub fn find() -> anyhow::Result<PathBuf> {
     )
 }
 
+/// The Envoy to run in pods. A Python package of Envoy installs a small script that starts the program itself from inside the
+/// package; pods have no such Python, so the program is looked up here.
+///
+/// # Errors
+/// When the file cannot be read or is no program.
+pub fn envoy(path: &Path) -> anyhow::Result<PathBuf> {
+    let full = std::fs::canonicalize(path).with_context(|| format!("cannot read {}", path.display()))?;
+    if is_elf(&full) {
+        return Ok(full);
+    }
+    // BIN/envoy → LIB/python3.x/site-packages/PACKAGE/…/envoy
+    let root = full.parent().and_then(Path::parent).map(|prefix| prefix.join("lib"));
+    let found = root.and_then(|root| find_elf(&root, 6));
+    found.with_context(|| {
+        format!("{} is no program, nor a script beside one; name the envoy program itself", full.display())
+    })
+}
+
+fn is_elf(path: &Path) -> bool {
+    let mut magic = [0; 4];
+    let read = std::fs::File::open(path).and_then(|mut file| std::io::Read::read_exact(&mut file, &mut magic));
+    read.is_ok() && magic == *b"\x7fELF"
+}
+
+/// An ELF file named `envoy`, at most `depth` folders down.
+fn find_elf(folder: &Path, depth: u32) -> Option<PathBuf> {
+    let entries: Vec<PathBuf> = std::fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path()).collect();
+    let named = |path: &&PathBuf| path.file_name().is_some_and(|name| name == "envoy") && is_elf(path);
+    if let Some(found) = entries.iter().find(named) {
+        return Some(found.clone());
+    }
+    let below = entries.iter().filter(|path| depth > 0 && path.is_dir() && !path.is_symlink());
+    below.into_iter().find_map(|path| find_elf(path, depth - 1))
+}
+
 /// Builds what is missing or out of date, with the profile that this program was built with.
 fn build(cargo: &Path, folder: &Path) -> anyhow::Result<()> {
     // A test's or another project's cargo is none of our business: only the tree that this program comes from counts.
