@@ -106,8 +106,11 @@ async fn services_names_logs_and_commands() {
     assert!(timed.starts_with("20") && timed.trim_end().ends_with("Z first"), "{timed}");
     // A service without pods refuses at once, it does not hang.
     lab.apply(&[service("empty", json!({"selector": {"app": "none"}, "ports": [{"port": 80}]}))]).await;
-    let (code, text) = lab.run("client", &[&me, "get", "http://empty/"]).await;
-    assert!(code == 1 && text.to_lowercase().contains("refused"), "{text}");
+    eventually("the name is known, and the connection refused", async || {
+        let (code, text) = lab.run("client", &[&me, "get", "http://empty/"]).await;
+        code == 1 && text.to_lowercase().contains("refused")
+    })
+    .await;
     // A port on the pod's loopback, through the API server.
     let name = lab.pods("app=web").await[0].name().to_string();
     let text = lab.forwarded(&name, 8080).await;
@@ -173,6 +176,17 @@ async fn crashes_and_jobs() {
         lab.get("", "Pod", "unknown").await.body["status"]["containerStatuses"][0]["state"]["waiting"].clone();
     assert_eq!(waiting["reason"], "ErrImagePull");
     assert!(waiting["message"].as_str().unwrap().contains("weft-lab.yaml"), "{waiting}");
+    let events =
+        lab.client.list(weft_k8s_api::kinds::by_kind("", "Event").unwrap(), Some("default"), &Default::default()).await;
+    let events = events.unwrap().items;
+    let told = |pod: &str, reason: &str| {
+        events.iter().any(|e| e.body["involvedObject"]["name"] == pod && e.body["reason"] == reason)
+    };
+    for (pod, reason) in
+        [("crash", "Scheduled"), ("crash", "Started"), ("crash", "BackOff"), ("unknown", "ErrImagePull")]
+    {
+        assert!(told(pod, reason), "{pod} {reason}");
+    }
     // The sidecar does not keep the job from being complete.
     eventually("the job is complete", async || {
         lab.get("batch", "Job", "job").await.body["status"]["conditions"][0]["type"] == "Complete"

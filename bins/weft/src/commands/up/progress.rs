@@ -113,21 +113,22 @@ impl Screen {
     }
 
     fn hints(&self) -> [String; 3] {
-        let kubeconfig = self.state.kubeconfig();
+        let (kubeconfig, weft) = (self.state.kubeconfig(), own_name());
         let kubectl =
             format!("export KUBECONFIG={}; kubectl get pods     any Kubernetes client works", kubeconfig.display());
         if !self.bookinfo {
             return [
-                "weft apply -f samples/httpbin/httpbin.yaml     a service with a sidecar".into(),
-                "weft status     what runs".into(),
+                format!("{weft} apply -f samples/httpbin/httpbin.yaml     a service with a sidecar"),
+                format!("{weft} status     what runs"),
                 kubectl,
             ];
         }
         [
-            "weft apply -f samples/bookinfo/networking/destination-rule-all.yaml \
-             -f samples/bookinfo/networking/virtual-service-all-v1.yaml     all traffic to v1: no stars any more"
-                .into(),
-            "weft proxy-status     every proxy and whether it has its configuration".into(),
+            format!(
+                "{weft} apply -f samples/bookinfo/networking/destination-rule-all.yaml \
+                 -f samples/bookinfo/networking/virtual-service-all-v1.yaml     all traffic to v1: no stars any more"
+            ),
+            format!("{weft} proxy-status     every proxy and whether it has its configuration"),
             kubectl,
         ]
     }
@@ -141,6 +142,18 @@ impl Screen {
             .collect();
         lines.join("\n")
     }
+}
+
+/// How the user can call this program from where they are: `weft` where that finds it, else its path.
+fn own_name() -> String {
+    let Ok(own) = std::env::current_exe() else { return "weft".into() };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let same = |folder: std::path::PathBuf| std::fs::canonicalize(folder.join("weft")).is_ok_and(|found| found == own);
+    if std::env::split_paths(&path).any(same) {
+        return "weft".into();
+    }
+    let here = std::env::current_dir().unwrap_or_default();
+    own.strip_prefix(here).unwrap_or(&own).display().to_string()
 }
 
 /// Follows the lab until it ends or the user ends it. `ready` is called once, when everything is up.

@@ -49,9 +49,7 @@ pub async fn supervise(worker: Arc<Worker>, container: Container) -> i32 {
                 attend(&worker, &container, target).await
             }
             Err(StartFailure::Waits { reason, message }) => {
-                worker.update(&container.name, |state| {
-                    state.life = Life::Waiting { reason: reason.into(), message: message.clone() }
-                });
+                worker.wait_for(&container.name, reason, &message);
                 if worker.stops_within(&container.name, CONFIG_RETRY).await {
                     return 1;
                 }
@@ -59,6 +57,7 @@ pub async fn supervise(worker: Arc<Worker>, container: Container) -> i32 {
             }
             Err(StartFailure::Fails(message)) => {
                 worker.log(&container.name).push(0, format!("weft: {message}").as_bytes());
+                worker.event(true, "Failed", &message, Some(&container.name));
                 128
             }
         };
@@ -74,15 +73,12 @@ pub async fn supervise(worker: Arc<Worker>, container: Container) -> i32 {
         // The first restart comes at once, as in Kubernetes.
         let restarts = worker.with(&container.name, |state| state.restarts).unwrap_or(0);
         if restarts > 1 {
-            let message = format!(
-                "back-off {}s restarting failed container={} pod={}",
-                backoff.as_secs(),
-                container.name,
-                worker.name()
-            );
-            worker.update(&container.name, |state| {
+            let (seconds, name, pod) = (backoff.as_secs(), &container.name, worker.name());
+            let message = format!("back-off {seconds}s restarting failed container={name} pod={pod}");
+            worker.update(name, |state| {
                 state.life = Life::Waiting { reason: "CrashLoopBackOff".into(), message: message.clone() }
             });
+            worker.event(true, "BackOff", &format!("Back-off restarting failed container {name}"), Some(name));
             if worker.stops_within(&container.name, backoff).await {
                 worker.update(&container.name, |state| state.life = Life::Terminated(ended.clone()));
                 return code;
@@ -154,6 +150,7 @@ async fn start(worker: &Arc<Worker>, container: &Container) -> Result<Target, St
     let started = Process::start(&sandbox, spec, &worker.node.mount_point, log, restart).await;
     let process = started.map_err(|error| StartFailure::Fails(error.to_string()))?;
     worker.running(&container.name, process.clone(), env.clone());
+    worker.event(false, "Started", &format!("Started container {}", container.name), Some(&container.name));
     let probed = container.startup_probe.is_some();
     let unready = probed || container.readiness_probe.is_some();
     worker.update(&container.name, |state| {
@@ -339,6 +336,7 @@ async fn keep_ready(worker: &Worker, container: &Container, probe: &Probe, targe
             failures = match probe::ask(probe, container, target).await {
                 Ok(()) => 0,
                 Err(why) => {
+                    worker.event(true, "Unhealthy", &format!("Readiness probe failed: {why}"), Some(&container.name));
                     worker.update(&container.name, |state| state.probe_failure = Some(why.clone()));
                     failures + 1
                 }
@@ -357,7 +355,7 @@ async fn until_dead(worker: &Worker, container: &Container, probe: &Probe, targe
             Ok(()) => failures = 0,
             Err(why) => {
                 failures += 1;
-                worker.log(&container.name).push(0, format!("weft: liveness probe failed: {why}").as_bytes());
+                worker.event(true, "Unhealthy", &format!("Liveness probe failed: {why}"), Some(&container.name));
                 if failures >= probe.failure_threshold.unwrap_or(3).max(1) {
                     return;
                 }
@@ -382,6 +380,7 @@ async fn run_hook(hook: &LifecycleHandler, container: &Container, target: &Targe
 /// Stops a container: its preStop hook, SIGTERM, and SIGKILL when the time is over.
 pub async fn stop(worker: &Worker, container: &Container, grace: Duration) {
     let Some((process, env)) = worker.process(&container.name) else { return };
+    worker.event(false, "Killing", &format!("Stopping container {}", container.name), Some(&container.name));
     let deadline = Instant::now() + grace;
     let hook = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.as_ref());
     if let (Some(hook), Some((sandbox, address)), false) = (hook, worker.sandbox(), grace.is_zero()) {

@@ -1,11 +1,12 @@
 //! Pods: what the kubelet is in a cluster.
 //!
 //! Reading order: [`node`] (takes pods over), [`worker`] (one pod), [`container`] (one container over its runs), [`state`]
-//! (what is known, and the pod's status), [`images`], [`env`], [`volumes`], [`probe`], [`backend`] (logs, commands, ports).
+//! (what is known, and the pod's status), [`images`], [`env`], [`volumes`], [`probe`], [`events`], [`backend`] (logs, commands, ports).
 
 pub mod backend;
 pub mod container;
 pub mod env;
+pub mod events;
 pub mod images;
 pub mod node;
 pub mod probe;

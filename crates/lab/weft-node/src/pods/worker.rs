@@ -1,9 +1,11 @@
 //! One pod from the moment the node takes it over to its removal: network, volumes, containers in their order, status, end.
 
 use super::container::{Log, stop, supervise};
+use super::events::{self, PodEvent};
 use super::node::Node;
 use super::state::{CAPTURE_CONTAINER, ContainerState, Ended, Life, PROXY_CONTAINER, PodState, Role};
 use super::volumes::Volumes;
+use crate::controllers::NODE;
 use crate::controllers::objects::now;
 use crate::network::DNS_SERVICE;
 use crate::sandbox::{Bind, Process, Sandbox};
@@ -142,6 +144,22 @@ impl Worker {
         self.changed.send_modify(|n| *n += 1);
     }
 
+    /// Records an event of the pod, or of one of its containers.
+    pub fn event(&self, warning: bool, reason: &str, message: &str, container: Option<&str>) {
+        if let Some(pod) = self.node.store.get(&self.key) {
+            events::record(&self.node.store, &pod, &PodEvent { warning, reason, message, container });
+        }
+    }
+
+    /// Lets a container wait for this reason; the first time it is also an event.
+    pub fn wait_for(&self, name: &str, reason: &str, message: &str) {
+        let wanted = Life::Waiting { reason: reason.into(), message: message.into() };
+        if self.with(name, |state| state.life != wanted) == Some(true) {
+            self.update(name, |state| state.life = wanted);
+            self.event(true, reason, message, Some(name));
+        }
+    }
+
     /// Reads from a container's state.
     pub fn with<T>(&self, name: &str, read: impl FnOnce(&ContainerState) -> T) -> Option<T> {
         lock(&self.state).container(name).map(|container| read(container))
@@ -222,6 +240,8 @@ impl Worker {
 
     /// The pod's life up to its natural end. Returns when its application has ended for good; a removed pod ends it too.
     async fn live(self: Arc<Self>) {
+        let assigned = format!("Successfully assigned {}/{} to {NODE}", self.namespace(), self.name());
+        self.event(false, "Scheduled", &assigned, None);
         if !self.prepare().await {
             return;
         }
@@ -301,11 +321,17 @@ impl Worker {
     }
 
     fn all_wait(&self, why: &str) {
+        let mut news = false;
         for container in &mut lock(&self.state).containers {
             if let Life::Waiting { message, .. } = &mut container.life {
+                news |= message != why;
                 *message = why.into();
             }
         }
+        if !news {
+            return;
+        }
+        self.event(true, if why.starts_with("volume") { "FailedMount" } else { "FailedCreatePodSandBox" }, why, None);
         self.changed.send_modify(|n| *n += 1);
     }
 
