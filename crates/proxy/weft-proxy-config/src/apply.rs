@@ -3,6 +3,7 @@
 
 use crate::compile::listener::compile_listener;
 use crate::compile::{Ctx, Shared, cluster::decode_cluster, fingerprint};
+use crate::raw::{Raw, RawStore};
 use crate::{
     Cluster, Discovery, FilterChain, Listener, ProxySnapshot, RouteSource, Secret, Terminal, UpstreamTransport,
 };
@@ -70,15 +71,6 @@ pub struct Wanted {
     pub secrets: BTreeSet<String>,
 }
 
-/// A resource as it was accepted, for dumps.
-#[derive(Debug, Clone)]
-pub struct Raw {
-    /// Version that the control plane gave it.
-    pub version: String,
-    /// The message.
-    pub any: Any,
-}
-
 /// Holds the resources and makes snapshots of them.
 #[derive(Debug, Default)]
 pub struct ConfigBuilder {
@@ -89,7 +81,7 @@ pub struct ConfigBuilder {
     listeners: BTreeMap<Strng, Arc<Listener>>,
     tables: BTreeMap<String, Table>,
     name_table: Arc<NameTable>,
-    raw: BTreeMap<String, BTreeMap<String, Raw>>,
+    raw: RawStore,
     applied: u64,
 }
 
@@ -97,7 +89,7 @@ pub struct ConfigBuilder {
 #[derive(Debug, Default)]
 struct Table {
     base: Option<CompiledTable>,
-    extra: BTreeMap<String, Arc<VirtualHost>>,
+    extra: BTreeMap<Strng, Arc<VirtualHost>>,
 }
 
 /// The next snapshot while it is made.
@@ -120,9 +112,9 @@ impl ConfigBuilder {
         self.name_table.clone()
     }
 
-    /// Accepted resources of a type, by name.
-    pub fn raw(&self, type_url: &str) -> Option<&BTreeMap<String, Raw>> {
-        self.raw.get(type_url)
+    /// Accepted resources of a type, by name: a copy, for dumps.
+    pub fn raw(&self, type_url: &str) -> Option<BTreeMap<String, Raw>> {
+        self.raw.of_type(type_url)
     }
 
     /// Accepted listeners that wait for their routes.
@@ -192,15 +184,13 @@ impl ConfigBuilder {
         };
         if accepted && type_url != type_url::SECRET {
             // Secrets are not kept for dumps: a dump shows the parsed certificate, never the key.
-            let raw = Raw { version: upsert.version.clone(), any: upsert.any.clone() };
-            self.raw.entry(type_url.to_string()).or_default().insert(upsert.name.clone(), raw);
+            let (name, version) = (self.pool.text(&upsert.name), self.pool.text(&upsert.version));
+            self.raw.insert(type_url, name, version, &upsert.any.value);
         }
     }
 
     fn remove(&mut self, type_url: &str, name: &str, draft: &mut Draft) {
-        if let Some(all) = self.raw.get_mut(type_url) {
-            all.remove(name);
-        }
+        self.raw.remove(type_url, name);
         match type_url {
             type_url::LISTENER => {
                 self.listeners.remove(name);
@@ -238,6 +228,9 @@ impl ConfigBuilder {
         let compiled = compile_listener(&message, print, before.map(|l| &**l), &mut ctx);
         let errors = ctx.c.errors.into_list();
         let Some(compiled) = compiled else { return draft.refuse_with(&upsert.name, errors) };
+        if *compiled.name != *upsert.name {
+            return draft.misnamed(&upsert.name, &compiled.name);
+        }
         draft.errors.extend(errors);
         self.listeners.insert(compiled.name.clone(), Arc::new(compiled));
         true
@@ -256,6 +249,9 @@ impl ConfigBuilder {
         let compiled = decode_cluster(&upsert.any, &mut ctx);
         let errors = ctx.c.errors.into_list();
         let Some(compiled) = compiled else { return draft.refuse_with(&upsert.name, errors) };
+        if *compiled.name != *upsert.name {
+            return draft.misnamed(&upsert.name, &compiled.name);
+        }
         draft.errors.extend(errors);
         draft.next.clusters.insert(compiled.name.clone(), Arc::new(compiled));
         true
@@ -295,7 +291,8 @@ impl ConfigBuilder {
         let Some(message) = draft.decode::<route::VirtualHost>(upsert) else { return false };
         let (host, errors) = compile_virtual_host(&upsert.name, &message, &mut self.pool);
         draft.errors.extend(errors);
-        self.tables.entry(table.to_string()).or_default().extra.insert(upsert.name.clone(), host);
+        let name = self.pool.text(&upsert.name);
+        self.tables.entry(table.to_string()).or_default().extra.insert(name, host);
         draft.dirty.insert(table.to_string());
         true
     }
@@ -305,6 +302,7 @@ impl ConfigBuilder {
         let secrets = crate::Map::default();
         let mut ctx = Ctx::new(format!("secret {}", upsert.name), &mut self.pool, &mut self.shared, &secrets);
         let secret = ctx.secret(&message, &Path::ROOT);
+        let secret = secret.filter(|_| !ctx.c.errors.refused());
         let errors = ctx.c.errors.into_list();
         let Some(secret) = secret else { return draft.refuse_with(&upsert.name, errors) };
         draft.next.secrets.insert(self.pool.text(&upsert.name), Arc::new(secret));
@@ -414,6 +412,11 @@ impl Draft {
         let want = M::full_name();
         let got = upsert.any.type_url.rsplit('/').next().unwrap_or_default();
         got == want || self.refuse(&upsert.name, format!("expected {want}, got {got}"))
+    }
+
+    /// A resource that goes by two names could never be removed.
+    fn misnamed(&mut self, name: &str, inside: &str) -> bool {
+        self.refuse(name, format!("the message inside is named {inside:?}; both names must be the same"))
     }
 
     /// Always false: what was refused is not accepted.

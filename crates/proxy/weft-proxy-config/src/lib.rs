@@ -12,6 +12,7 @@ pub mod compile;
 pub mod http;
 pub mod listener;
 pub mod matching;
+pub mod raw;
 pub mod snapshot;
 pub mod tls;
 
@@ -20,5 +21,6 @@ pub use bootstrap::{Bootstrap, load_bootstrap};
 pub use cluster::*;
 pub use http::*;
 pub use listener::*;
+pub use raw::Raw;
 pub use snapshot::*;
 pub use tls::*;

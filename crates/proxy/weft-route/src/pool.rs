@@ -27,6 +27,8 @@ impl Regex {
 pub struct Pool {
     strings: Interner,
     regexes: HashMap<(String, bool), Weak<regex::bytes::Regex>, foldhash::fast::RandomState>,
+    /// By the bytes of their messages.
+    retries: HashMap<Vec<u8>, Weak<crate::RetryPolicy>, foldhash::fast::RandomState>,
 }
 
 impl Pool {
@@ -55,6 +57,17 @@ impl Pool {
     pub fn sweep(&mut self) {
         self.strings.sweep();
         self.regexes.retain(|_, regex| regex.strong_count() > 0);
+        self.retries.retain(|_, retry| retry.strong_count() > 0);
+    }
+
+    /// The retry policy that was compiled from these bytes, if it is still in use.
+    pub(crate) fn retry(&self, message: &[u8]) -> Option<Arc<crate::RetryPolicy>> {
+        self.retries.get(message).and_then(Weak::upgrade)
+    }
+
+    /// Keeps a retry policy that compiled without errors for others that are equal: all routes of a mesh share one or two.
+    pub(crate) fn share_retry(&mut self, message: Vec<u8>, policy: &Arc<crate::RetryPolicy>) {
+        self.retries.insert(message, Arc::downgrade(policy));
     }
 
     /// Number of distinct strings held.

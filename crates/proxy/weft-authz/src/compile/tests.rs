@@ -33,7 +33,11 @@ fn what_cannot_be_evaluated_is_reported_and_fails_closed() {
         ("{permissions: [{any: false}], principals: [{any: true}]}", "permissions[0].any", "must be true"),
         ("{permissions: [{}], principals: [{any: true}]}", "permissions[0]", "must set a rule"),
         ("{permissions: [{any: true}], principals: [{}]}", "principals[0]", "must set an identifier"),
-        ("{permissions: [{any: true}], principals: [{custom: {name: yy}}]}", "principals[0].custom", "extension \"yy\""),
+        (
+            "{permissions: [{any: true}], principals: [{custom: {name: yy}}]}",
+            "principals[0].custom",
+            "extension \"yy\"",
+        ),
         (
             "{permissions: [{any: true}], principals: [{filter_state: {key: zz, string_match: {exact: a}}}]}",
             "principals[0].filter_state.key",

@@ -84,32 +84,126 @@ impl Ctx<'_> {
         })
     }
 
-    /// Fields that change behaviour and that nothing here does.
+    /// Fields that nothing here does. Taken apart whole, so that a new field of the message is noticed; those used elsewhere
+    /// in this file, and those tolerated, are named.
     #[allow(deprecated)]
     fn refuse_cluster_fields(&mut self, message: &proto::Cluster, path: &Path<'_>) {
         let proto::Cluster {
+            transport_socket_matches: _,
             transport_socket_matcher,
+            name: _,
+            alt_stat_name: _,
+            // Only statistics.
+            stats_matcher: _,
+            lrs_server,
+            lrs_report_endpoint_metrics: _,
+            track_timeout_budgets: _,
+            track_cluster_stats: _,
+            eds_cluster_config: _,
+            connect_timeout: _,
+            // Bounds of buffers; this proxy has bounds of its own.
+            per_connection_buffer_limit_bytes: _,
+            per_connection_buffer_high_watermark_timeout: _,
+            lb_policy: _,
+            load_assignment: _,
             health_checks,
+            max_requests_per_connection: _,
+            circuit_breakers: _,
+            upstream_http_protocol_options,
+            common_http_protocol_options,
+            http_protocol_options: _,
+            http2_protocol_options: _,
+            typed_extension_protocol_options,
+            dns_refresh_rate: _,
+            dns_jitter: _,
+            dns_failure_refresh_rate: _,
+            // The resolver's own rules hold: the least of the record's lifetime and the refresh rate.
+            respect_dns_ttl: _,
+            // Both families are asked for; the connection goes to an address that answers.
+            dns_lookup_family: _,
+            dns_resolvers,
+            use_tcp_for_dns_lookups: _,
+            dns_resolution_config,
+            typed_dns_resolver_config,
+            // A cluster serves as soon as its endpoints are there.
+            wait_for_warm_on_init: _,
+            outlier_detection: _,
+            cleanup_interval: _,
+            upstream_bind_config: _,
             lb_subset_config,
+            common_lb_config: _,
+            transport_socket: _,
+            metadata: _,
+            protocol_selection,
+            // Keepalive is used; the rest concerns the choice between address families and interface names.
+            upstream_connection_options: _,
+            close_connections_on_host_health_failure,
+            // Health comes from the control plane alone, so a removed endpoint is removed.
+            ignore_health_on_host_removal: _,
             filters,
-            upstream_config,
             load_balancing_policy,
+            upstream_config,
+            // Connections made ahead of need.
+            preconnect_policy: _,
             connection_pool_per_downstream_connection,
             queuing_policies,
-            ..
+            cluster_discovery_type: _,
+            lb_config: _,
         } = message;
         refuse_set!(
             self.c.errors,
             path,
             transport_socket_matcher,
+            lrs_server,
             health_checks,
+            upstream_http_protocol_options,
+            common_http_protocol_options,
+            dns_resolvers,
+            dns_resolution_config,
+            typed_dns_resolver_config,
             lb_subset_config,
+            protocol_selection,
             filters,
-            upstream_config,
             load_balancing_policy,
+            upstream_config,
             connection_pool_per_downstream_connection,
             queuing_policies
         );
+        let path_of_flag = path.field("close_connections_on_host_health_failure");
+        self.leave_out(*close_connections_on_host_health_failure, &path_of_flag);
+        for key in typed_extension_protocol_options.keys().filter(|key| *key != HTTP_OPTIONS) {
+            let message = "options of this extension are not supported by weft-proxy";
+            self.c.errors.refuse(&path.key("typed_extension_protocol_options", key), message);
+        }
+        self.refuse_balancing_fields(message, path);
+    }
+
+    /// Of balancing, what is left out: the balancer then works as if it had not been set.
+    fn refuse_balancing_fields(&mut self, message: &proto::Cluster, path: &Path<'_>) {
+        let slow_start = match &message.lb_config {
+            Some(c::LbConfig::RoundRobinLbConfig(config)) => config.slow_start_config.is_some(),
+            Some(c::LbConfig::LeastRequestLbConfig(config)) => config.slow_start_config.is_some(),
+            _ => false,
+        };
+        self.leave_out(slow_start, &path.field("slow_start_config"));
+        let Some(common) = &message.common_lb_config else { return };
+        let path = path.field("common_lb_config");
+        let c::CommonLbConfig {
+            healthy_panic_threshold: _,
+            // Changes take effect at once.
+            update_merge_window: _,
+            // There is no active health check that it could wait for.
+            ignore_new_hosts_until_first_hc: _,
+            close_connections_on_host_set_change,
+            consistent_hashing_lb_config,
+            override_host_status,
+            // Zone-aware routing needs a local cluster, which the bootstrap cannot name here.
+            locality_config_specifier: _,
+        } = common;
+        refuse_set!(self.c.errors, path, override_host_status);
+        let path_of_flag = path.field("close_connections_on_host_set_change");
+        self.leave_out(*close_connections_on_host_set_change, &path_of_flag);
+        self.leave_out(consistent_hashing_lb_config.is_some(), &path.field("consistent_hashing_lb_config"));
     }
 
     #[allow(deprecated)]

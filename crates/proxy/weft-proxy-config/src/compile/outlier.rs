@@ -83,7 +83,10 @@ impl Ctx<'_> {
         }
         let default = breakers.and_then(|b| b.thresholds.iter().find(|t| t.priority == 0));
         if default.is_some_and(|t| t.retry_budget.is_some()) {
-            self.c.errors.degrade(&path, "retry_budget is not enforced by weft-proxy; max_retries is");
+            self.c.errors.degrade(
+                &path,
+                "retry_budget is not enforced by weft-proxy; its min_retry_concurrency is, as max_retries",
+            );
         }
         let of = |pick: fn(&proto::circuit_breakers::Thresholds) -> Option<u32>, or: u32| {
             default.and_then(pick).unwrap_or(or)
@@ -93,7 +96,11 @@ impl Ctx<'_> {
             max_connections: of(|t| t.max_connections, DEFAULT_LIMIT),
             max_pending: of(|t| t.max_pending_requests, DEFAULT_LIMIT),
             max_requests: of(|t| t.max_requests, DEFAULT_LIMIT),
-            max_retries: of(|t| t.max_retries, DEFAULT_RETRIES),
+            // A budget bounds retries where max_retries is often without limit: what it always allows is the safe bound.
+            max_retries: match default.and_then(|t| t.retry_budget.as_ref()) {
+                Some(budget) => budget.min_retry_concurrency.unwrap_or(DEFAULT_RETRIES),
+                None => of(|t| t.max_retries, DEFAULT_RETRIES),
+            },
             max_requests_per_connection: 0,
             idle_timeout: Some(DEFAULT_IDLE),
             max_connection_duration: None,

@@ -74,6 +74,11 @@ impl Ctx<'_> {
             self.c.errors.refuse(&path, "a TLS server needs tls_certificates or tls_certificate_sds_secret_configs");
         }
         let validation = self.validation(&common, &mut secrets, &path);
+        if validation.source.is_none() && !validation.san.is_empty() {
+            self.c
+                .errors
+                .refuse(&path, "client names can only be matched with a validation context that has trusted roots");
+        }
         let require = require_client_certificate.unwrap_or(false);
         if require && validation.source.is_none() {
             self.c.errors.refuse(&path, "require_client_certificate needs a validation context with trusted roots");
@@ -231,6 +236,12 @@ impl Ctx<'_> {
             let value = self.c.string_matcher(value, &path.item("match_subject_alt_names", i));
             san.extend(value.map(|value| SanMatcher { kind: None, value }));
         }
+        if crl.is_some() && trusted_ca.is_none() {
+            // With roots by SDS the lists come by SDS too; passing these over would let revoked certificates in.
+            self.c
+                .errors
+                .refuse(&path.field("crl"), "is supported beside trusted_ca only: put the list into the secret");
+        }
         let source = match (trusted_ca, system_root_certs) {
             (Some(ca), _) => self.inline_roots(ca, crl.as_ref(), secrets, path),
             (None, Some(_)) => self.system_roots(secrets, path),
@@ -309,7 +320,9 @@ impl Ctx<'_> {
         if matches!(max, TlsProtocol::TlSv10 | TlsProtocol::TlSv11) {
             self.c.errors.refuse(&path.field("tls_maximum_protocol_version"), "TLS below 1.2 is not supported");
         }
-        let _ = &message.signature_algorithms;
+        let compliance_policies = &message.compliance_policies;
+        refuse_set!(self.c.errors, path, compliance_policies);
+        self.leave_out(!message.signature_algorithms.is_empty(), &path.field("signature_algorithms"));
         TlsParams {
             min_tls13: min == TlsProtocol::TlSv13,
             max_tls12: max == TlsProtocol::TlSv12,
@@ -333,6 +346,27 @@ impl Ctx<'_> {
         read.map_err(|reason| self.c.errors.refuse(path, reason)).ok()
     }
 
+    /// Conditions on certificates that a secret carries: they belong into the context that names it, where they are checked.
+    fn refuse_secret_conditions(&mut self, message: &proto::CertificateValidationContext, path: &Path<'_>) {
+        let proto::CertificateValidationContext {
+            verify_certificate_spki,
+            verify_certificate_hash,
+            match_typed_subject_alt_names,
+            require_signed_certificate_timestamp,
+            custom_validator_config,
+            ..
+        } = message;
+        refuse_set!(
+            self.c.errors,
+            path,
+            verify_certificate_spki,
+            verify_certificate_hash,
+            match_typed_subject_alt_names,
+            require_signed_certificate_timestamp,
+            custom_validator_config
+        );
+    }
+
     /// A secret as SDS delivers it. `None`: it was refused.
     pub(crate) fn secret(&mut self, message: &proto::Secret, path: &Path<'_>) -> Option<Secret> {
         use proto::secret::Type;
@@ -351,6 +385,7 @@ impl Ctx<'_> {
             }
             Some(Type::ValidationContext(context)) => {
                 let path = path.field("validation_context");
+                self.refuse_secret_conditions(context, &path);
                 let roots = self.data(context.trusted_ca.as_ref(), &path.field("trusted_ca"))?;
                 let lists = match &context.crl {
                     Some(crl) => Some(self.data(Some(crl), &path.field("crl"))?),

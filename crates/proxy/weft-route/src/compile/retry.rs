@@ -4,6 +4,7 @@ use super::Compiler;
 use crate::error::Path;
 use crate::{RetryOn, RetryPolicy, refuse_set};
 use http::StatusCode;
+use prost::Message as _;
 use std::sync::Arc;
 use std::time::Duration;
 use weft_proto::envoy::config::route::v3 as proto;
@@ -12,8 +13,21 @@ use weft_proto::envoy::config::route::v3 as proto;
 const BASE_INTERVAL: Duration = Duration::from_millis(25);
 
 impl Compiler<'_> {
-    /// A retry policy.
+    /// A retry policy; equal ones are stored once.
     pub(super) fn retry_policy(&mut self, message: &proto::RetryPolicy, path: &Path<'_>) -> Arc<RetryPolicy> {
+        let bytes = message.encode_to_vec();
+        if let Some(found) = self.pool.retry(&bytes) {
+            return found;
+        }
+        let from = self.errors.len();
+        let policy = self.new_retry_policy(message, path);
+        if self.errors.len() == from {
+            self.pool.share_retry(bytes, &policy);
+        }
+        policy
+    }
+
+    fn new_retry_policy(&mut self, message: &proto::RetryPolicy, path: &Path<'_>) -> Arc<RetryPolicy> {
         let proto::RetryPolicy {
             retry_on,
             num_retries,
