@@ -22,6 +22,8 @@ use std::process::{Child, Command, ExitCode, Stdio};
 
 /// Hidden command of the `weft` program under which keeper and lab run.
 pub const COMMAND: &str = "lab-init";
+/// How keeper and lab are called in a list of processes.
+const PROGRAM: &str = "weft";
 const STAGE: &str = "WEFT_LAB_STAGE";
 const PARENT: &str = "WEFT_LAB_PARENT";
 const OPTIONS: &str = "WEFT_LAB_OPTIONS";
@@ -57,6 +59,7 @@ pub enum InitError {
 /// When this very program cannot be started again.
 pub fn start<T: Serialize>(options: &T, inherit: &[&OwnedFd], errors: Stdio) -> io::Result<Child> {
     let mut command = Command::new("/proc/self/exe");
+    command.arg0(PROGRAM);
     for fd in inherit {
         nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty()))?;
     }
@@ -105,6 +108,7 @@ fn keep() -> Result<ExitCode, InitError> {
     // Changing credentials made the kernel forget the wish.
     tie_to_parent()?;
     let mut lab = Command::new("/proc/self/exe")
+        .arg0(PROGRAM)
         .arg(COMMAND)
         .env(STAGE, "lab")
         .spawn()

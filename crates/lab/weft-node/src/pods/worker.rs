@@ -15,7 +15,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use weft_capture::{CaptureConfig, DnsCapture, ProxyOwner};
@@ -30,6 +30,8 @@ const VOLUME_REFRESH: Duration = Duration::from_secs(1);
 /// How long a pod of the mesh goes on after it has been marked as terminating: its endpoint's state reaches all proxies in a
 /// fraction of that.
 const LEAVING: Duration = Duration::from_millis(400);
+/// How long something may be missing before it is worth an event.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Pause before a failed network set-up is tried again.
 const NETWORK_RETRY: Duration = Duration::from_secs(2);
 
@@ -43,6 +45,12 @@ enum Stopping {
     /// Everything but sidecars.
     Application,
     All,
+}
+
+/// Since when a pod waits, and what has been told of it.
+struct Patience {
+    since: Instant,
+    told: String,
 }
 
 /// A pod on this node.
@@ -282,11 +290,12 @@ impl Worker {
 
     /// Network and volumes. False when the pod is removed meanwhile.
     async fn prepare(&self) -> bool {
+        let mut patience = Patience { since: Instant::now(), told: String::new() };
         loop {
             match self.connect().await {
                 Ok(()) => break,
                 Err(message) => {
-                    self.all_wait(&format!("network: {message}"));
+                    self.all_wait("FailedCreatePodSandBox", &format!("network: {message}"), &mut patience);
                     if self.removed_within(NETWORK_RETRY).await {
                         return false;
                     }
@@ -299,7 +308,7 @@ impl Worker {
             let result = self.fill_volumes();
             match result {
                 Ok(()) => break,
-                Err(message) => self.all_wait(&message),
+                Err(message) => self.all_wait("FailedMount", &message, &mut patience),
             }
             // What is missing may come with the next change of the store.
             let _ = tokio::time::timeout(VOLUME_RETRY, store_changed.changed()).await;
@@ -320,7 +329,8 @@ impl Worker {
         tokio::time::timeout(time, stopping.wait_for(|stage| *stage != Stopping::No)).await.is_ok()
     }
 
-    fn all_wait(&self, why: &str) {
+    /// All containers wait for this. It becomes an event only when it lasts: at first much is missing that is on its way.
+    fn all_wait(&self, reason: &str, why: &str, patience: &mut Patience) {
         let mut news = false;
         for container in &mut lock(&self.state).containers {
             if let Life::Waiting { message, .. } = &mut container.life {
@@ -328,11 +338,14 @@ impl Worker {
                 *message = why.into();
             }
         }
-        if !news {
-            return;
+        if news {
+            self.changed.send_modify(|n| *n += 1);
         }
-        self.event(true, if why.starts_with("volume") { "FailedMount" } else { "FailedCreatePodSandBox" }, why, None);
-        self.changed.send_modify(|n| *n += 1);
+        // Once for each reason: an event is a change of the store, and this wait wakes up at every change.
+        if patience.since.elapsed() > PATIENCE && patience.told != why {
+            patience.told = why.into();
+            self.event(true, reason, why, None);
+        }
     }
 
     /// Gives the pod its namespaces, its address and, when it is injected, its redirection.
