@@ -36,8 +36,11 @@ fn permitted() -> bool {
 
 /// A `weft up` in the foreground, up to the line that says that its objects are applied.
 fn up(home: &Path) -> (Child, BufReader<std::process::ChildStdout>) {
-    let mut child =
-        weft(home, &["up", "--no-bookinfo", "--port", "0"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = weft(home, &["up", "--no-bookinfo", "--port", "0"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut output = BufReader::new(child.stdout.take().unwrap());
     let mut line = String::new();
     while !line.contains("the objects are applied") {

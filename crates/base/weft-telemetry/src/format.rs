@@ -181,6 +181,31 @@ impl Format {
         }
     }
 
+    /// The commands in it, so that a caller can keep just what they need.
+    pub fn commands(&self) -> impl Iterator<Item = &Command> {
+        self.pieces.iter().filter_map(|piece| match piece {
+            Piece::Text(_) => None,
+            Piece::Value(command, _) => Some(command),
+        })
+    }
+
+    /// The text for a header: missing values are empty, and nothing is escaped.
+    pub fn header_text(&self, record: &impl Record) -> String {
+        let (mut out, mut value) = (String::new(), String::new());
+        for piece in &self.pieces {
+            match piece {
+                Piece::Text(text) => out.push_str(text),
+                Piece::Value(command, limit) => {
+                    value.clear();
+                    if record.value(command, &mut value) {
+                        out.push_str(cut(&value, *limit));
+                    }
+                }
+            }
+        }
+        out
+    }
+
     /// The value of a format that is one command alone, without escapes; else the whole line. `None` when it is missing.
     fn json_value(&self, record: &impl Record) -> serde_json::Value {
         let mut text = String::new();
@@ -301,9 +326,25 @@ impl JsonFormat {
         Ok(Self { root: parse_node(value, 0)? })
     }
 
+    /// Shows every command in it to `see`.
+    pub fn commands(&self, see: &mut dyn FnMut(&Command)) {
+        self.root.commands(see);
+    }
+
     /// Appends the object for `record`, and a newline. Missing values are `null`.
     pub fn write(&self, record: &impl Record, out: &mut String) {
         let _ = writeln!(out, "{}", node_value(&self.root, record));
+    }
+}
+
+impl Node {
+    fn commands(&self, see: &mut dyn FnMut(&Command)) {
+        match self {
+            Node::Leaf(format) => format.commands().for_each(see),
+            Node::Object(fields) => fields.iter().for_each(|(_, node)| node.commands(see)),
+            Node::List(items) => items.iter().for_each(|node| node.commands(see)),
+            Node::Constant(_) => {}
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use weft_codec::io::IoMeter;
 use weft_codec::{Io, Reason, Stream};
+use weft_core::Strng;
 use weft_proxy_config::{ClientTls, EndpointAddress, UpstreamTransport};
 use weft_tls::TlsFacts;
 
@@ -38,6 +39,8 @@ pub struct ConnectionFacts {
     pub remote: Option<SocketAddr>,
     /// TLS, when there is any.
     pub tls: Option<TlsFacts>,
+    /// URI name of the certificate that this proxy has for the connection.
+    pub local_uri: Option<Strng>,
     /// Bytes that passed.
     pub meter: Arc<IoMeter>,
 }
@@ -99,7 +102,7 @@ async fn connect_untimed(host: &Host, plan: Plan<'_>) -> Result<(Io, Rc<Connecti
         EndpointAddress::Ip(address) => tcp(*address, &plan).await.map_err(|e| refused(&e))?,
         EndpointAddress::Unix(path) => {
             let stream = UnixStream::connect(&**path).await.map_err(|e| refused(&e))?;
-            return Ok(facts(Stream::Unix(stream), None, None, None));
+            return Ok(facts(Stream::Unix(stream), None, None, None, None));
         }
         EndpointAddress::Name(name, _) => {
             return Err(UpstreamError::unsent(Reason::NoHealthyUpstream)
@@ -108,9 +111,10 @@ async fn connect_untimed(host: &Host, plan: Plan<'_>) -> Result<(Io, Rc<Connecti
     };
     let (local, remote) = (tcp.local_addr().ok(), tcp.peer_addr().ok());
     let UpstreamTransport::Tls(tls) = plan.transport else {
-        return Ok(facts(Stream::Tcp(tcp), local, remote, None));
+        return Ok(facts(Stream::Tcp(tcp), local, remote, None, None));
     };
     let context = context(tls, plan.alpn)?;
+    let own = context.certificate().and_then(|key| key.facts().uris.first().cloned());
     let connected = match plan.sni {
         Some(sni) => context.connect_to(tcp, sni).await,
         None => context.connect(tcp).await,
@@ -118,7 +122,7 @@ async fn connect_untimed(host: &Host, plan: Plan<'_>) -> Result<(Io, Rc<Connecti
     match connected {
         Ok(connected) => {
             plan.cluster.stats.ssl_handshake.inc();
-            Ok(facts(Stream::ClientTls(Box::new(connected.stream)), local, remote, Some(connected.facts)))
+            Ok(facts(Stream::ClientTls(Box::new(connected.stream)), local, remote, Some(connected.facts), own))
         }
         Err(error) => {
             plan.cluster.stats.ssl_connection_error.inc();
@@ -132,14 +136,17 @@ fn facts(
     local: Option<SocketAddr>,
     remote: Option<SocketAddr>,
     tls: Option<TlsFacts>,
+    local_uri: Option<Strng>,
 ) -> (Io, Rc<ConnectionFacts>) {
     let io = Io::new(stream);
-    let facts = ConnectionFacts { local, remote, tls, meter: io.meter() };
+    let facts = ConnectionFacts { local, remote, tls, local_uri, meter: io.meter() };
     (io, Rc::new(facts))
 }
 
 async fn tcp(address: SocketAddr, plan: &Plan<'_>) -> io::Result<TcpStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // Redirection must know our own connections, or they come back to us.
+    weft_runtime::net::mark(&socket)?;
     socket.set_nodelay(true)?;
     let cluster = &plan.cluster.config;
     if let Some((probes, time, interval)) = cluster.limits.keepalive {

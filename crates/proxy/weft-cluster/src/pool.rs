@@ -109,6 +109,8 @@ pub struct Lease {
     pub facts: Rc<ConnectionFacts>,
     /// The connection has served before.
     pub reused: bool,
+    /// How long it had been idle.
+    idle: Duration,
     pool: Rc<Pool>,
     kind: Kind,
 }
@@ -259,8 +261,10 @@ impl Pool {
                 return None;
             } else if conn.sender.is_ready() {
                 let conn = idle.remove(at);
-                drop(idle);
-                return Some(Lease::exclusive(host, self, conn, true));
+                let was_idle = now.duration_since(conn.idle_since);
+                let mut lease = Lease::exclusive(host, self, conn, true);
+                lease.idle = was_idle;
+                return Some(lease);
             }
         }
         None
@@ -539,7 +543,8 @@ impl Lease {
     fn exclusive(host: &Rc<Host>, pool: &Rc<Pool>, conn: Box<Http1>, reused: bool) -> Self {
         let facts = conn.facts.clone();
         host.active.set(host.active.get() + 1);
-        Self { host: host.clone(), facts, reused, pool: pool.clone(), kind: Kind::Http1(Some(conn)) }
+        let idle = Duration::ZERO;
+        Self { host: host.clone(), facts, reused, idle, pool: pool.clone(), kind: Kind::Http1(Some(conn)) }
     }
 
     fn shared(host: &Rc<Host>, pool: &Rc<Pool>, conn: Rc<Http2>, reused: bool) -> Self {
@@ -547,7 +552,13 @@ impl Lease {
         conn.active.set(conn.active.get() + 1);
         conn.served.set(conn.served.get().saturating_add(1));
         host.active.set(host.active.get() + 1);
-        Self { host: host.clone(), facts, reused, pool: pool.clone(), kind: Kind::Http2(conn) }
+        let idle = Duration::ZERO;
+        Self { host: host.clone(), facts, reused, idle, pool: pool.clone(), kind: Kind::Http2(conn) }
+    }
+
+    /// How long the connection had been idle; zero for new ones and for HTTP/2.
+    pub fn idle_for(&self) -> Duration {
+        self.idle
     }
 
     /// The connection speaks HTTP/2.

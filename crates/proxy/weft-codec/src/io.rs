@@ -89,6 +89,11 @@ impl Io {
     pub fn stream(&self) -> &Stream {
         &self.stream
     }
+
+    /// Gives the stream back; bytes that were put back are lost.
+    pub fn into_stream(self) -> Stream {
+        self.stream
+    }
 }
 
 impl AsyncRead for Stream {

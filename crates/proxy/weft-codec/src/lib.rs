@@ -2,8 +2,8 @@
 //! No configuration, no routing, no sockets of its own.
 //!
 //! Reading order: [`proxy_protocol`], [`http_sniff`] (first bytes of a connection), [`io`] (the stream
-//! under HTTP), [`strict`] (which requests are refused), [`hop`] (headers of one hop), [`body`], [`grpc`], [`reason`] (the
-//! one table of everything that goes wrong).
+//! under HTTP), [`strict`] (which requests are refused), [`hop`] (headers of one hop), [`body`], [`replay`], [`grpc`], [`reason`]
+//! (the one table of everything that goes wrong), [`reply`] (how the client hears of it).
 
 pub mod body;
 pub mod exec;
@@ -14,9 +14,11 @@ pub mod io;
 pub mod proxy_protocol;
 pub mod reason;
 pub mod replay;
+pub mod reply;
 pub mod strict;
 
 pub use body::{BodyError, BodyObserver, ProxyBody};
 pub use exec::LocalExec;
 pub use io::{Io, Stream};
 pub use reason::{Flags, Reason};
+pub use reply::LocalReply;

@@ -1,1 +1,16 @@
-//! HTTP and network filters in the order that a request passes them.
+//! HTTP and network filters: what is decided about a connection or request before it is forwarded, and what is counted of
+//! it. Each filter is a function of what is known; the order in which they are asked stands in the connection manager's
+//! configuration and is walked by the data plane.
+//!
+//! Modules in the order in which a request usually meets them: [`limit`] (open connections), [`rbac`], [`cors`], [`fault`],
+//! [`peer`] (who is at the other end), [`metrics`] (the mesh's standard metrics).
+
+pub mod cors;
+pub mod fault;
+pub mod limit;
+pub mod metrics;
+pub mod peer;
+pub mod rbac;
+
+pub use metrics::{Labels, Measured, MeshMetrics, Protocol, Security};
+pub use peer::{LocalWorkload, Parties, Party};

@@ -1,0 +1,357 @@
+//! A client's HTTP connection: which version it speaks, its bounds in time and number, and its end.
+
+use crate::chain::ChainSlot;
+use crate::downstream::Downstream;
+use crate::http::exchange::Exchange;
+use crate::http::serve;
+use crate::worker::{ConnectionEntry, Registered, Worker};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderValue, Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::cell::{Cell, OnceCell, RefCell};
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::{Rc, Weak};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+use tokio::io::AsyncReadExt;
+use weft_codec::http_sniff::H2_PREFACE;
+use weft_codec::{Io, LocalExec, ProxyBody, Reason};
+use weft_proxy_config::{Codec, HttpLimits};
+
+/// Bytes of a body read at once at most; bounds what one connection holds.
+const MAX_BUFFER: usize = 128 * 1024;
+/// HTTP/2 window of a stream at most, whatever the configuration says: an endpoint slower than its client fills it.
+const MAX_WINDOW: u32 = 16 * 1024 * 1024;
+/// How long a client may take to send its first bytes when nothing else bounds it.
+const FIRST_BYTES: Duration = Duration::from_secs(3600);
+/// How often time limits are looked at, at the least often.
+const SLOWEST_TICK: Duration = Duration::from_secs(300);
+/// … and at the most often.
+const FASTEST_TICK: Duration = Duration::from_millis(10);
+
+/// A client's connection.
+#[derive(Debug)]
+pub(crate) struct HttpConnection {
+    pub worker: Rc<Worker>,
+    pub slot: Rc<ChainSlot>,
+    pub downstream: Downstream,
+    registered: Registered,
+    is_http2: bool,
+    /// This hop's part of `x-forwarded-client-cert`; the same for all requests.
+    pub cert_element: OnceCell<Option<HeaderValue>>,
+    created: Instant,
+    requests: Cell<u32>,
+    active: Cell<u32>,
+    /// When the last request ended.
+    quiet_since: Cell<Instant>,
+    /// When the first bytes of a request arrived whose headers are not complete.
+    partial_since: Cell<Option<Instant>>,
+    exchanges: RefCell<Vec<Weak<Exchange>>>,
+    tick: Cell<Duration>,
+}
+
+/// Serves a connection until it ends.
+pub(crate) async fn serve_connection(
+    worker: Rc<Worker>,
+    slot: Rc<ChainSlot>,
+    registered: Registered,
+    mut io: Io,
+    downstream: Downstream,
+) {
+    let Some(http) = slot.current().http.clone() else { return };
+    let stats = &http.stats;
+    stats.cx_total.inc();
+    stats.cx_active.add(1);
+    let is_http2 = match speaks_http2(&mut io, http.hcm.codec, &downstream, &http.hcm.limits).await {
+        Ok(is_http2) => is_http2,
+        Err(_) => {
+            stats.cx_active.add(-1);
+            return;
+        }
+    };
+    (if is_http2 { &stats.cx_http2_total } else { &stats.cx_http1_total }).inc();
+    let meter = downstream.meter.clone();
+    let now = Instant::now();
+    let connection = Rc::new(HttpConnection {
+        worker,
+        slot,
+        downstream,
+        registered,
+        is_http2,
+        cert_element: OnceCell::new(),
+        created: now,
+        requests: Cell::new(0),
+        active: Cell::new(0),
+        quiet_since: Cell::new(now),
+        partial_since: Cell::new(None),
+        exchanges: RefCell::default(),
+        tick: Cell::new(tick(&http.hcm.limits)),
+    });
+    let served = connection.clone();
+    let service = service_fn(move |request: Request<Incoming>| respond(served.clone(), request));
+    let outcome = if is_http2 {
+        drive(
+            &connection,
+            http2_builder(&http.hcm.limits, &http.hcm.upgrades).serve_connection(TokioIo::new(io), service),
+        )
+        .await
+    } else {
+        drive(&connection, http1_builder(&http.hcm.limits).serve_connection(TokioIo::new(io), service).with_upgrades())
+            .await
+    };
+    if let Err(error) = outcome {
+        tracing::debug!(peer = %connection.downstream.peer, %error, "client connection ended");
+    }
+    stats.cx_active.add(-1);
+    stats.cx_rx_bytes.add(meter.read());
+    stats.cx_tx_bytes.add(meter.written());
+}
+
+async fn respond(
+    connection: Rc<HttpConnection>,
+    request: Request<Incoming>,
+) -> Result<Response<ProxyBody>, Infallible> {
+    Ok(serve::serve(connection, request).await)
+}
+
+/// By ALPN; without it by the first bytes, which are put back.
+async fn speaks_http2(io: &mut Io, codec: Codec, downstream: &Downstream, limits: &HttpLimits) -> io::Result<bool> {
+    match codec {
+        Codec::Http1 => return Ok(false),
+        Codec::Http2 => return Ok(true),
+        Codec::Auto => {}
+    }
+    match downstream.tls.as_ref().and_then(|tls| tls.alpn.as_deref()) {
+        Some(b"h2" | b"istio-h2") => return Ok(true),
+        Some(b"http/1.1" | b"http/1.0" | b"istio-http/1.1" | b"istio-http/1.0") => return Ok(false),
+        _ => {}
+    }
+    let mut first = BytesMut::with_capacity(1024);
+    let limit = limits.idle_timeout.unwrap_or(FIRST_BYTES);
+    loop {
+        let n = tokio::time::timeout(limit, io.read_buf(&mut first)).await??;
+        let seen = first.len().min(H2_PREFACE.len());
+        let matches = first[..seen] == H2_PREFACE[..seen];
+        if n == 0 || !matches || seen == H2_PREFACE.len() {
+            io.unread(Bytes::from(first));
+            return Ok(matches && seen == H2_PREFACE.len());
+        }
+    }
+}
+
+fn http1_builder(limits: &HttpLimits) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder.max_header_size(limits.max_header_bytes).max_buf_size(MAX_BUFFER.max(limits.max_header_bytes));
+    if limits.max_headers != 100 {
+        builder.max_headers(limits.max_headers);
+    }
+    builder
+}
+
+fn http2_builder(limits: &HttpLimits, upgrades: &[weft_core::Strng]) -> http2::Builder<LocalExec> {
+    let mut builder = http2::Builder::new(LocalExec);
+    builder
+        .timer(TokioTimer::new())
+        .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
+        .max_concurrent_streams(limits.http2_max_streams)
+        .initial_stream_window_size(limits.http2_stream_window.clamp(65_535, MAX_WINDOW))
+        .initial_connection_window_size(limits.http2_connection_window.clamp(65_535, 2 * MAX_WINDOW));
+    if !upgrades.is_empty() {
+        builder.enable_connect_protocol();
+    }
+    builder
+}
+
+/// A connection of either version.
+trait Drive: Future<Output = hyper::Result<()>> {
+    fn graceful(self: Pin<&mut Self>);
+}
+
+impl<I, S, B> Drive for http1::UpgradeableConnection<I, S>
+where
+    Self: Future<Output = hyper::Result<()>>,
+    S: hyper::service::HttpService<Incoming, ResBody = B>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+    B: hyper::body::Body + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    fn graceful(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+impl<I, S, B> Drive for http2::Connection<I, S, LocalExec>
+where
+    Self: Future<Output = hyper::Result<()>>,
+    S: hyper::service::HttpService<Incoming, ResBody = B>,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+    B: hyper::body::Body + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    LocalExec: hyper::rt::bounds::Http2ServerConnExec<S::Future, B>,
+{
+    fn graceful(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+/// Runs a connection; lets it end in order when it is drained or its time is over.
+async fn drive(connection: &Rc<HttpConnection>, hyper: impl Drive) -> hyper::Result<()> {
+    let mut hyper = pin!(hyper);
+    let mut timer = pin!(tokio::time::sleep(connection.tick.get()));
+    let mut ending = false;
+    std::future::poll_fn(|cx| {
+        connection.entry().set_waker(cx.waker());
+        if !ending && connection.must_end() {
+            ending = true;
+            hyper.as_mut().graceful();
+        }
+        if let Poll::Ready(outcome) = hyper.as_mut().poll(cx) {
+            return Poll::Ready(outcome);
+        }
+        while timer.as_mut().poll(cx).is_ready() {
+            let next = match connection.watch() {
+                Watched::Again(next) => next,
+                Watched::End if !ending => {
+                    ending = true;
+                    hyper.as_mut().graceful();
+                    // An idle connection ends at once.
+                    if let Poll::Ready(outcome) = hyper.as_mut().poll(cx) {
+                        return Poll::Ready(outcome);
+                    }
+                    connection.tick.get()
+                }
+                Watched::End => connection.tick.get(),
+                // A client that is in the middle of its headers would not notice a shutdown in order.
+                Watched::Cut => return Poll::Ready(Ok(())),
+            };
+            timer.as_mut().reset(tokio::time::Instant::now() + next.max(FASTEST_TICK));
+        }
+        if !ending && connection.must_end() {
+            // It became so while requests ran.
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// What is to be done when a time limit may be over.
+enum Watched {
+    Again(Duration),
+    End,
+    Cut,
+}
+
+/// How often limits must be looked at so that none is missed: the shortest of them.
+fn tick(limits: &HttpLimits) -> Duration {
+    let all = [
+        limits.idle_timeout,
+        limits.max_connection_duration,
+        limits.stream_idle_timeout,
+        limits.request_timeout,
+        limits.request_headers_timeout,
+    ];
+    all.into_iter().flatten().filter(|d| !d.is_zero()).min().unwrap_or(SLOWEST_TICK).min(SLOWEST_TICK)
+}
+
+impl HttpConnection {
+    /// The worker's entry for it.
+    pub fn entry(&self) -> &ConnectionEntry {
+        &self.registered.entry
+    }
+
+    /// It speaks HTTP/1.
+    pub fn is_http1(&self) -> bool {
+        !self.is_http2
+    }
+
+    /// A request begins.
+    pub fn begin(&self, exchange: &Rc<Exchange>) {
+        self.active.set(self.active.get() + 1);
+        self.requests.set(self.requests.get().saturating_add(1));
+        self.partial_since.set(None);
+        self.exchanges.borrow_mut().push(Rc::downgrade(exchange));
+        let limits = &exchange.http.hcm.limits;
+        if limits.max_requests_per_connection.is_some_and(|most| most > 0 && self.requests.get() >= most) {
+            self.entry().drain();
+        }
+    }
+
+    /// A request ended.
+    pub fn end(&self) {
+        self.active.set(self.active.get().saturating_sub(1));
+        self.quiet_since.set(Instant::now());
+        self.downstream.meter.take_touched();
+        self.exchanges.borrow_mut().retain(|exchange| exchange.strong_count() > 0);
+    }
+
+    /// Looks at limits at least so often from now on.
+    pub fn watch_every(&self, limit: Duration) {
+        if limit < self.tick.get() {
+            self.tick.set(limit.max(FASTEST_TICK));
+            self.entry().wake();
+        }
+    }
+
+    fn must_end(&self) -> bool {
+        self.entry().is_draining()
+    }
+
+    /// Looks at all time limits; returns when to look again.
+    fn watch(&self) -> Watched {
+        let Some(http) = self.slot.current().http.clone() else { return Watched::End };
+        let limits = &http.hcm.limits;
+        let now = Instant::now();
+        let mut next = self.tick.get();
+        // Time left of a limit that began at `since`; `None` when it is over.
+        let mut left = |since: Instant, limit: Duration| -> Option<()> {
+            let left = (since + limit).checked_duration_since(now).filter(|left| !left.is_zero())?;
+            next = next.min(left);
+            Some(())
+        };
+        if limits.max_connection_duration.is_some_and(|limit| left(self.created, limit).is_none()) {
+            return Watched::End;
+        }
+        if self.active.get() == 0 {
+            let headers = limits.request_headers_timeout.or(limits.stream_idle_timeout).filter(|d| !d.is_zero());
+            if self.downstream.meter.take_touched() && self.partial_since.get().is_none() {
+                self.partial_since.set(Some(now));
+            }
+            if let (Some(since), Some(limit)) = (self.partial_since.get(), headers)
+                && left(since, limit).is_none()
+            {
+                return Watched::Cut;
+            }
+            let idle = limits.idle_timeout.filter(|d| !d.is_zero());
+            if idle.is_some_and(|limit| left(self.quiet_since.get(), limit).is_none()) {
+                return Watched::End;
+            }
+        }
+        for exchange in self.exchanges.borrow().iter().filter_map(Weak::upgrade) {
+            if let Some(idle) = exchange.idle_timeout()
+                && left(exchange.moved(), idle).is_none()
+            {
+                http.stats.rq_idle_timeout.inc();
+                exchange.cancel(Reason::StreamIdleTimeout);
+            }
+            let arrival = limits.request_timeout.filter(|d| !d.is_zero() && !exchange.request_done.get());
+            if arrival.is_some_and(|limit| left(exchange.began, limit).is_none()) {
+                exchange.cancel(Reason::ClientRequestTimeout);
+            }
+            if let Some(longest) = exchange.longest_life()
+                && left(exchange.began, longest).is_none()
+            {
+                exchange.cancel(Reason::MaxDuration);
+            }
+        }
+        Watched::Again(next)
+    }
+}

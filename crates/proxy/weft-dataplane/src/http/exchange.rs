@@ -1,0 +1,418 @@
+//! A request and its response, as known so far. Shared by whatever still has to do with it: the code that serves it, and the
+//! bodies on their way. When the last of them lets go, log lines are written and metrics counted.
+
+use crate::chain::HttpRuntime;
+use crate::http::conn::HttpConnection;
+use crate::log::{LogFacts, LoggedRequest, LoggedUpstream};
+use crate::worker::Snapshot;
+use bytes::Bytes;
+use http::HeaderValue;
+use http_body::Frame;
+use smallvec::SmallVec;
+use std::borrow::Cow;
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::mpsc;
+use weft_cluster::{ConnectionFacts, Host, Lease, LiveCluster};
+use weft_codec::{BodyError, BodyObserver, Flags, Reason, grpc};
+use weft_filter::metrics::{Labels, Measured, Protocol, Security};
+use weft_filter::peer::{Facts, Party};
+use weft_route::Route;
+
+/// One request with its response.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    pub conn: Rc<HttpConnection>,
+    pub http: Rc<HttpRuntime>,
+    pub snapshot: Rc<Snapshot>,
+    pub began: Instant,
+    /// By the clock on the wall; only when something is logged.
+    started: SystemTime,
+    moved: Cell<Instant>,
+    idle: Cell<Option<Duration>>,
+    longest: Cell<Option<Duration>>,
+    cancelled: Cell<Option<Reason>>,
+    waker: RefCell<Option<Waker>>,
+    /// The whole request has arrived.
+    pub request_done: Cell<bool>,
+    request_done_at: Cell<Option<Instant>>,
+    received: Cell<u64>,
+    sent: Cell<u64>,
+    pub facts: RefCell<ExchangeFacts>,
+}
+
+/// What becomes known of an exchange.
+#[derive(Debug, Default)]
+pub(crate) struct ExchangeFacts {
+    /// Status; 0 while there is no response.
+    pub code: u16,
+    pub flags: Flags,
+    pub details: Cow<'static, str>,
+    pub is_grpc: bool,
+    pub grpc_status: Option<u32>,
+    pub cluster: Option<Rc<LiveCluster>>,
+    pub host: Option<Rc<Host>>,
+    pub upstream: Option<Rc<ConnectionFacts>>,
+    pub attempts: u32,
+    pub response_at: Option<Instant>,
+    pub transport_failure: Option<Box<str>>,
+    /// The response has gone out whole.
+    pub finished: bool,
+    /// The route; only when something is logged.
+    pub route: Option<Arc<Route>>,
+    /// For log lines; only when something is logged.
+    pub logged: Option<Box<LoggedRequest>>,
+    /// The other side's workload, for the standard metrics.
+    pub peer: Option<Rc<Party>>,
+    /// Host asked for, for the standard metrics.
+    pub authority: Option<HeaderValue>,
+}
+
+impl Exchange {
+    /// An exchange that begins now, under the connection's present filter chain and the configuration in force.
+    pub fn begin(conn: &Rc<HttpConnection>, http: Rc<HttpRuntime>) -> Rc<Self> {
+        let now = Instant::now();
+        let started = if http.logs.is_empty() { SystemTime::UNIX_EPOCH } else { SystemTime::now() };
+        http.stats.rq_total.inc();
+        http.stats.rq_active.add(1);
+        let exchange = Rc::new(Self {
+            conn: conn.clone(),
+            snapshot: conn.worker.snapshot(),
+            began: now,
+            started,
+            moved: Cell::new(now),
+            idle: Cell::new(http.hcm.limits.stream_idle_timeout.filter(|d| !d.is_zero())),
+            longest: Cell::new(None),
+            cancelled: Cell::new(None),
+            waker: RefCell::default(),
+            request_done: Cell::new(false),
+            request_done_at: Cell::new(None),
+            received: Cell::new(0),
+            sent: Cell::new(0),
+            facts: RefCell::default(),
+            http,
+        });
+        conn.begin(&exchange);
+        exchange
+    }
+
+    /// Something is logged, and facts for that are worth keeping.
+    pub fn is_logged(&self) -> bool {
+        !self.http.logs.is_empty()
+    }
+
+    /// When something last moved.
+    pub fn moved(&self) -> Instant {
+        self.moved.get()
+    }
+
+    /// How long nothing may move.
+    pub fn idle_timeout(&self) -> Option<Duration> {
+        self.idle.get()
+    }
+
+    /// Longest life of the exchange.
+    pub fn longest_life(&self) -> Option<Duration> {
+        self.longest.get()
+    }
+
+    /// Sets the route's own limits.
+    pub fn set_limits(&self, idle: Option<Duration>, longest: Option<Duration>) {
+        if let Some(idle) = idle {
+            self.idle.set(Some(idle).filter(|d| !d.is_zero()));
+            if !idle.is_zero() {
+                self.conn.watch_every(idle);
+            }
+        }
+        if let Some(longest) = longest.filter(|d| !d.is_zero()) {
+            self.longest.set(Some(longest));
+            self.conn.watch_every(longest);
+        }
+    }
+
+    /// No idle limit: for what became a tunnel with a limit of its own.
+    pub fn clear_limits(&self) {
+        self.idle.set(None);
+    }
+
+    /// Cuts the exchange short.
+    pub fn cancel(&self, reason: Reason) {
+        if self.cancelled.get().is_none() {
+            self.cancelled.set(Some(reason));
+            if let Some(waker) = &*self.waker.borrow() {
+                waker.wake_by_ref();
+            }
+        }
+    }
+
+    /// Returns when the exchange is cut short.
+    pub async fn cancelled(&self) -> Reason {
+        std::future::poll_fn(|cx| self.poll_cancelled(cx)).await
+    }
+
+    fn poll_cancelled(&self, cx: &mut Context<'_>) -> Poll<Reason> {
+        match self.cancelled.get() {
+            Some(reason) => Poll::Ready(reason),
+            None => {
+                self.set_waker(cx);
+                Poll::Pending
+            }
+        }
+    }
+
+    fn set_waker(&self, cx: &Context<'_>) {
+        let mut known = self.waker.borrow_mut();
+        if !known.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *known = Some(cx.waker().clone());
+        }
+    }
+
+    /// Returns when the whole request has arrived.
+    pub async fn request_complete(&self) {
+        std::future::poll_fn(|cx| {
+            if self.request_done.get() {
+                return Poll::Ready(());
+            }
+            self.set_waker(cx);
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// The whole request has arrived.
+    pub fn complete_request(&self) {
+        if !self.request_done.replace(true) {
+            // A request without a body is complete when it begins.
+            if self.is_logged() || self.received.get() > 0 {
+                self.request_done_at.set(Some(Instant::now()));
+            }
+            if let Some(waker) = &*self.waker.borrow() {
+                waker.wake_by_ref();
+            }
+        }
+    }
+
+    /// When the whole request had arrived.
+    pub fn request_done_time(&self) -> Option<Instant> {
+        self.request_done.get().then(|| self.request_done_at.get().unwrap_or(self.began))
+    }
+
+    /// Notes why there is no better answer.
+    pub fn note(&self, flags: Flags, details: impl Into<Cow<'static, str>>) {
+        let mut facts = self.facts.borrow_mut();
+        facts.flags |= flags;
+        facts.details = details.into();
+    }
+
+    /// Counts bytes that passed through a tunnel.
+    pub fn count(&self, received: u64, sent: u64) {
+        self.received.set(self.received.get() + received);
+        self.sent.set(self.sent.get() + sent);
+    }
+
+    fn step(&self) {
+        self.moved.set(Instant::now());
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let facts = self.facts.get_mut();
+        if !facts.finished && !facts.flags.contains(Flags::DC) && self.cancelled.get().is_none() && facts.code == 0 {
+            facts.flags |= Flags::DC;
+            facts.details = Cow::Borrowed(Reason::DownstreamDisconnect.details());
+        }
+        self.http.stats.rq_active.add(-1);
+        self.http.stats.response(facts.code);
+        self.conn.end();
+        self.measure();
+        if self.is_logged() {
+            self.log();
+        }
+    }
+}
+
+impl Exchange {
+    fn log(&self) {
+        let facts = self.facts.borrow();
+        let worker = &self.conn.worker;
+        let upstream = LoggedUpstream {
+            cluster: facts.cluster.as_ref().map(|c| c.config.name.clone()),
+            host: facts.host.as_ref().map(|h| h.name.clone()),
+            connection: facts.upstream.clone(),
+        };
+        self.http.logs.write(&LogFacts {
+            downstream: &self.conn.downstream,
+            request: facts.logged.as_deref(),
+            upstream: &upstream,
+            start: self.started,
+            duration: self.began.elapsed(),
+            request_duration: self.request_done_at.get().map(|at| at - self.began),
+            response_duration: facts.response_at.map(|at| at - self.began),
+            code: facts.code,
+            flags: facts.flags,
+            details: &facts.details,
+            termination: None,
+            transport_failure: facts.transport_failure.as_deref(),
+            received: self.received.get(),
+            sent: self.sent.get(),
+            route: facts.route.as_ref().map(|r| &*r.name),
+            attempts: facts.attempts,
+            grpc_status: facts.grpc_status,
+            workload: &worker.parties.local_workload().metadata.name,
+        });
+    }
+
+    /// The mesh's standard metrics.
+    fn measure(&self) {
+        let Some(telemetry) = &self.http.telemetry else { return };
+        let facts = self.facts.borrow();
+        let (downstream, parties) = (&self.conn.downstream, &self.conn.worker.parties);
+        let upstream = facts.upstream.as_deref();
+        let (source, destination, security) = if telemetry.destination {
+            let security = if downstream.is_mutual_tls() { Security::MutualTls } else { Security::None };
+            let peer = facts.peer.clone().unwrap_or_else(|| parties.party(Facts::Unknown, downstream.peer_uri()));
+            (peer, parties.local(downstream.local_uri.as_deref()), security)
+        } else {
+            let peer = facts.peer.clone().unwrap_or_else(|| match &facts.host {
+                Some(host) => {
+                    let workload = &host.metadata.borrow().workload;
+                    parties.party(Facts::Endpoint(workload), upstream.and_then(ConnectionFacts::peer_uri))
+                }
+                None => parties.party(Facts::Unknown, None),
+            });
+            let own = upstream.and_then(|u| u.local_uri.as_deref());
+            (parties.local(own), peer, Security::Unknown)
+        };
+        let host = facts.authority.as_ref().and_then(|a| a.to_str().ok()).unwrap_or_default();
+        let labels = Labels {
+            telemetry,
+            source: &source,
+            destination: &destination,
+            service: facts.cluster.as_ref().map(|c| &*c.config.metadata),
+            host,
+            protocol: if facts.is_grpc { Protocol::Grpc } else { Protocol::Http },
+            code: facts.code,
+            grpc_status: facts.grpc_status.filter(|_| facts.is_grpc),
+            flags: facts.flags,
+            security,
+        };
+        let measured = Measured {
+            duration: self.began.elapsed(),
+            request_bytes: self.received.get(),
+            response_bytes: self.sent.get(),
+        };
+        self.conn.worker.metrics.request(&labels, &measured);
+    }
+}
+
+/// Where copies of a request's body go.
+pub(crate) type Copies = SmallVec<[mpsc::Sender<Result<Frame<Bytes>, BodyError>>; 1]>;
+
+/// Sees the request's body pass.
+pub(crate) struct RequestObserver {
+    pub exchange: Rc<Exchange>,
+    pub copies: Copies,
+}
+
+impl BodyObserver for RequestObserver {
+    fn frame(&mut self, frame: &mut Frame<Bytes>) {
+        self.exchange.step();
+        if let Some(data) = frame.data_ref() {
+            self.exchange.received.set(self.exchange.received.get() + data.len() as u64);
+            // A mirror that cannot keep up loses the request; the request itself never waits for it.
+            self.copies.retain(|copy| copy.try_send(Ok(Frame::data(data.clone()))).is_ok());
+        } else if let Some(trailers) = frame.trailers_ref() {
+            self.copies.retain(|copy| copy.try_send(Ok(Frame::trailers(trailers.clone()))).is_ok());
+        }
+    }
+
+    fn end(&mut self, error: Option<&BodyError>) {
+        match error {
+            None => self.exchange.complete_request(),
+            Some(_) => {
+                for copy in &self.copies {
+                    let _ = copy.try_send(Err(BodyError::Aborted("the mirrored request broke off")));
+                }
+            }
+        }
+    }
+}
+
+/// Sees the response's body pass, and gives the upstream connection back when it has.
+pub(crate) struct ResponseObserver {
+    pub exchange: Rc<Exchange>,
+    pub lease: Option<Lease>,
+    /// The end of the whole request's time.
+    pub deadline: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl BodyObserver for ResponseObserver {
+    fn poll_abort(&mut self, cx: &mut Context<'_>) -> Option<BodyError> {
+        if let Some(deadline) = &mut self.deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            self.deadline = None;
+            self.exchange.note(Flags::UT, Reason::RequestTimeout.details());
+            return Some(BodyError::Aborted("the request's time is over"));
+        }
+        match self.exchange.poll_cancelled(cx) {
+            Poll::Ready(reason) => {
+                self.exchange.note(reason.flag(), reason.details());
+                Some(BodyError::Aborted(reason.details()))
+            }
+            Poll::Pending => None,
+        }
+    }
+
+    fn frame(&mut self, frame: &mut Frame<Bytes>) {
+        self.exchange.step();
+        if let Some(data) = frame.data_ref() {
+            self.exchange.sent.set(self.exchange.sent.get() + data.len() as u64);
+        } else if let Some(trailers) = frame.trailers_ref() {
+            let mut facts = self.exchange.facts.borrow_mut();
+            if facts.is_grpc {
+                facts.grpc_status = grpc::status(trailers).or(facts.grpc_status);
+            }
+            if let Some(logged) = &mut facts.logged {
+                LoggedRequest::keep(&mut logged.trailers, trailers, self.exchange.http.logs.trailers());
+            }
+        }
+    }
+
+    fn end(&mut self, error: Option<&BodyError>) {
+        let mut facts = self.exchange.facts.borrow_mut();
+        facts.finished = true;
+        match error {
+            None => {
+                if let Some(lease) = self.lease.take()
+                    && self.exchange.request_done.get()
+                {
+                    lease.give_back();
+                }
+            }
+            Some(BodyError::Hyper(error)) => {
+                facts.flags |= Flags::UC;
+                facts.details = Cow::Borrowed("upstream_reset_after_response_started{connection_termination}");
+                tracing::debug!(%error, "the endpoint broke off its response");
+            }
+            Some(BodyError::Aborted(_)) => {}
+        }
+    }
+}
+
+impl Drop for ResponseObserver {
+    fn drop(&mut self) {
+        let mut facts = self.exchange.facts.borrow_mut();
+        if !facts.finished {
+            facts.finished = true;
+            facts.flags |= Flags::DC;
+            facts.details = Cow::Borrowed(Reason::DownstreamDisconnect.details());
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! The HTTP filters in the order of the configuration: each may answer, delay, or change the request.
+
+use crate::http::exchange::Exchange;
+use crate::http::format;
+use crate::http::intake::Head;
+use http::HeaderValue;
+use std::sync::Arc;
+use weft_codec::{Flags, LocalReply, Reason};
+use weft_filter::{cors, fault, rbac};
+use weft_proxy_config::HttpFilter;
+use weft_route::{Action, CorsPolicy, Fault, FilterOverrides, Route, VirtualHost, WeightedCluster};
+
+/// Where the request would go; what filters may be told by it.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Destination<'a> {
+    pub host: Option<&'a VirtualHost>,
+    pub route: Option<&'a Arc<Route>>,
+    pub weighted: Option<&'a WeightedCluster>,
+    pub cluster: Option<&'a str>,
+}
+
+/// What filters want done to the response.
+#[derive(Default)]
+pub(crate) struct Marks {
+    /// The origin that may read the response, and the policy that says so.
+    pub cors: Option<(Arc<CorsPolicy>, HeaderValue)>,
+}
+
+impl<'a> Destination<'a> {
+    /// Settings for filters, the most specific first.
+    fn overrides(&self) -> impl Iterator<Item = &'a FilterOverrides> {
+        let cluster = self.weighted.map(|w| &w.filters);
+        let route = self.route.map(|r| &r.filters);
+        let host = self.host.map(|h| &h.filters);
+        [cluster, route, host].into_iter().flatten()
+    }
+
+    fn fault(&self) -> Option<&'a Arc<Fault>> {
+        self.overrides().find_map(|o| o.fault.as_ref())
+    }
+
+    fn cors(&self) -> Option<&'a Arc<CorsPolicy>> {
+        let of_route = self.route.and_then(|route| match &route.action {
+            Action::Forward(forward) => forward.cors.as_ref(),
+            _ => None,
+        });
+        self.overrides().find_map(|o| o.cors.as_ref()).or(of_route)
+    }
+
+    fn is_disabled(&self, filter: &str) -> bool {
+        self.overrides().any(|o| o.disabled.iter().any(|name| &**name == filter))
+    }
+}
+
+/// Asks all filters.
+///
+/// # Errors
+/// The answer of the first filter that gives one.
+pub(crate) async fn run(
+    exchange: &Exchange,
+    head: &mut Head,
+    destination: Destination<'_>,
+) -> Result<Marks, Box<LocalReply>> {
+    let mut marks = Marks::default();
+    for filter in &exchange.http.hcm.filters {
+        match filter {
+            HttpFilter::Rbac(rbac) if !destination.is_disabled("envoy.filters.http.rbac") => {
+                authorize(exchange, head, rbac)?;
+            }
+            HttpFilter::Cors => {
+                if let Some(policy) = destination.cors() {
+                    check_origin(head, policy, &mut marks)?;
+                }
+            }
+            HttpFilter::CorsPolicy(own) => check_origin(head, destination.cors().unwrap_or(own), &mut marks)?,
+            HttpFilter::Fault(own) => {
+                if let Some(fault) = destination.fault().or(own.as_ref()) {
+                    inject(exchange, head, fault, destination.cluster).await?;
+                }
+            }
+            HttpFilter::HeaderMutation(edits) => format::edit_request(exchange, head, &edits.request),
+            HttpFilter::Rbac(_) | HttpFilter::Telemetry(_) | HttpFilter::GrpcWeb | HttpFilter::GrpcStats => {}
+            HttpFilter::Other(name, _) => {
+                // A filter may be what keeps somebody out: what cannot be asked says no.
+                tracing::warn!(filter = %name, "no such HTTP filter in this proxy; the request is refused");
+                return Err(Box::new(LocalReply::new(Reason::UnusableRoute).with_details("filter_not_supported")));
+            }
+        }
+    }
+    Ok(marks)
+}
+
+fn authorize(exchange: &Exchange, head: &Head, filter: &weft_authz::Rbac) -> Result<(), Box<LocalReply>> {
+    let downstream = &exchange.conn.downstream;
+    let checked = rbac::check(
+        filter,
+        &weft_authz::Facts {
+            peer: downstream.peer,
+            remote: head.client,
+            destination: downstream.destination,
+            server_name: downstream.server_name.as_deref(),
+            certificate: downstream.certificate.as_ref(),
+            request: Some(head.facts()),
+            metadata: &[],
+        },
+    );
+    let stats = &exchange.http.stats;
+    if checked.shadow == Some(false) {
+        stats.rbac_shadow_denied.inc();
+    }
+    match checked.denied {
+        None => {
+            stats.rbac_allowed.inc();
+            Ok(())
+        }
+        Some(reply) => {
+            stats.rbac_denied.inc();
+            Err(Box::new(reply))
+        }
+    }
+}
+
+fn check_origin(head: &Head, policy: &Arc<CorsPolicy>, marks: &mut Marks) -> Result<(), Box<LocalReply>> {
+    match cors::request(policy, &head.method, &head.headers) {
+        cors::Outcome::Pass => Ok(()),
+        cors::Outcome::Allowed(origin) => {
+            marks.cors = Some((policy.clone(), origin));
+            Ok(())
+        }
+        cors::Outcome::Reply(reply) => Err(reply),
+    }
+}
+
+async fn inject(
+    exchange: &Exchange,
+    head: &Head,
+    policy: &Fault,
+    cluster: Option<&str>,
+) -> Result<(), Box<LocalReply>> {
+    let random = [fastrand::u64(..), fastrand::u64(..)];
+    let injection = fault::decide(policy, &head.view(), cluster, random);
+    if let Some(delay) = injection.delay {
+        exchange.facts.borrow_mut().flags |= Flags::DI;
+        tokio::time::sleep(delay).await;
+    }
+    match injection.abort {
+        None => Ok(()),
+        Some(abort) => Err(Box::new(fault::reply(abort))),
+    }
+}

@@ -1,0 +1,639 @@
+//! Towards the endpoint: what the route does to the request, then one try after another until there is a response for the
+//! client.
+
+use crate::http::exchange::{Exchange, RequestObserver};
+use crate::http::filters::Marks;
+use crate::http::forwarded::X_FORWARDED_HOST;
+use crate::http::intake::Head;
+use crate::http::retry::{self, Retries};
+use crate::http::upgrade::{self, Upgrade};
+use crate::http::{format, mirror, respond};
+use http::header::{CONTENT_LENGTH, HOST};
+use http::uri::{Authority, PathAndQuery, Scheme, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version};
+use hyper::body::{Body, Incoming};
+use smallvec::SmallVec;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use weft_cluster::limits::{Limit, Permit};
+use weft_cluster::outlier::Outcome;
+use weft_cluster::{Host, Lease, LiveCluster, PickContext, Retry, UpstreamError, Want};
+use weft_codec::replay::{self, Replay};
+use weft_codec::{Flags, LocalReply, ProxyBody, Reason, grpc};
+use weft_proxy_config::Discovery;
+use weft_route::rewrite::{self, Side};
+use weft_route::{Forward, HostRewrite, Route, RouteTable, VirtualHost, WeightedCluster};
+
+const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
+const EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
+const TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-timeout-ms");
+const PER_TRY_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-per-try-timeout-ms");
+/// How often a request that came back untouched is put on another connection within one try.
+const MAX_RESENDS: u32 = 3;
+/// A connection idle for less is trusted to be open still.
+const FRESH: Duration = Duration::from_millis(500);
+/// How long a name of a dynamic forward proxy may take to resolve.
+const RESOLVE: Duration = Duration::from_secs(5);
+
+/// Where a request goes, and what the configuration says about it.
+pub(crate) struct Forwarding<'a> {
+    pub table: &'a RouteTable,
+    pub host: &'a VirtualHost,
+    pub route: &'a Arc<Route>,
+    pub forward: &'a Forward,
+    pub weighted: Option<&'a WeightedCluster>,
+    pub cluster: &'a str,
+    pub marks: Marks,
+}
+
+/// A request's time limits.
+#[derive(Debug, Clone, Copy, Default)]
+struct Limits {
+    whole: Option<Duration>,
+    per_try: Option<Duration>,
+}
+
+/// A request's body, as far as tries need to know.
+enum Payload {
+    None,
+    Once(Option<ProxyBody>),
+    Again(Replay),
+}
+
+/// A response with the connection it comes on.
+struct Answer {
+    response: Response<Incoming>,
+    lease: Lease,
+    sent_at: Instant,
+}
+
+/// Forwards a request.
+///
+/// # Errors
+/// The answer when no endpoint gave one.
+pub(crate) async fn run(
+    exchange: &Rc<Exchange>,
+    mut head: Head,
+    body: ProxyBody,
+    mut forwarding: Forwarding<'_>,
+) -> Result<Response<ProxyBody>, Box<LocalReply>> {
+    let forward = forwarding.forward;
+    if let Some(upgrade) = &head.upgrade
+        && !upgrade.is_allowed(forward.upgrades.as_deref())
+    {
+        return Err(Upgrade::refusal());
+    }
+    let worker = exchange.conn.worker.clone();
+    let Some(cluster) = worker.clusters.get(&exchange.snapshot.config, forwarding.cluster) else {
+        let mut reply = LocalReply::new(Reason::NoCluster);
+        reply.status = forward.cluster_not_found;
+        return Err(Box::new(reply));
+    };
+    exchange.facts.borrow_mut().cluster = Some(cluster.clone());
+    exchange.set_limits(forward.idle_timeout, forward.max_stream_duration);
+    cluster.ready().await;
+    let mut cookies = Vec::new();
+    let hash = balancing_hash(forward, &head, exchange, &mut cookies);
+    let client_key = head.upgrade.as_ref().and_then(|_| upgrade::websocket_key_of(&head.headers));
+    let (wish, limits) = wishes(exchange, forward, &mut head.headers);
+    let policy = forward.retry.as_deref().or(forwarding.host.retry.as_deref());
+    let per_try = limits.per_try.or(policy.and_then(|p| p.per_try_timeout)).filter(|d| !d.is_zero());
+    let limits = Limits { per_try, ..limits };
+    let retries = Retries::new(policy, wish.as_ref());
+    shape(exchange, &mut head, &forwarding, limits);
+    let upgrade = head.upgrade.take();
+    let payload = payload(exchange, &head, body, forward, limits, retries.is_possible());
+    let mut tries = Tries {
+        exchange,
+        cluster: &cluster,
+        head,
+        payload,
+        retries,
+        limits,
+        hash,
+        upgrade: upgrade.as_ref(),
+        count_header: forwarding.host.include_attempt_count,
+        auto_host: matches!(forward.host_rewrite, HostRewrite::Auto),
+        forward,
+        failed: SmallVec::new(),
+    };
+    let whole = async {
+        match limits.whole {
+            // The time runs from the end of the request (Envoy's `route.timeout`).
+            Some(limit) => {
+                exchange.request_complete().await;
+                tokio::time::sleep(limit).await;
+            }
+            None => std::future::pending().await,
+        }
+    };
+    let answer = tokio::select! {
+        biased;
+        answer = tries.run() => answer?,
+        () = whole => {
+            cluster.stats.rq_timeout.inc();
+            exchange.http.stats.rq_timeout.inc();
+            if let Some(host) = exchange.facts.borrow().host.clone() {
+                cluster.report(&host, Outcome::LocalError);
+            }
+            return Err(Box::new(LocalReply::new(Reason::RequestTimeout)));
+        }
+    };
+    let attempts = exchange.facts.borrow().attempts;
+    let marks = std::mem::take(&mut forwarding.marks);
+    let mut response = finish(exchange, &forwarding, answer, upgrade, client_key, limits, marks);
+    if forwarding.host.include_attempt_count_in_response {
+        response.headers_mut().insert(ATTEMPT_COUNT, HeaderValue::from(attempts));
+    }
+    for cookie in cookies {
+        response.headers_mut().append(http::header::SET_COOKIE, cookie);
+    }
+    Ok(response)
+}
+
+/// The response on its way back.
+fn finish(
+    exchange: &Rc<Exchange>,
+    forwarding: &Forwarding<'_>,
+    answer: Answer,
+    upgrade: Option<Upgrade>,
+    client_key: Option<HeaderValue>,
+    limits: Limits,
+    marks: Marks,
+) -> Response<ProxyBody> {
+    let Answer { mut response, mut lease, sent_at } = answer;
+    let now = Instant::now();
+    exchange.facts.borrow_mut().response_at = Some(now);
+    let millis = u64::try_from((now - sent_at).as_millis()).unwrap_or(u64::MAX);
+    let is_http2 = lease.is_http2();
+    let agreed = upgrade.filter(|u| u.is_agreed(response.status(), is_http2));
+    let endpoint = agreed.as_ref().map(|_| hyper::upgrade::on(&mut response));
+    let edits =
+        rewrite::edits(forwarding.table, forwarding.host, forwarding.route, forwarding.weighted, Side::Response);
+    respond::upstream_head(exchange, &mut response, &mut lease, edits, marks);
+    respond::service_time(response.headers_mut(), millis);
+    if let (Some(upgrade), Some(endpoint)) = (agreed, endpoint) {
+        let (mut parts, _) = response.into_parts();
+        upgrade.tell_client(&mut parts.status, &mut parts.headers, client_key.as_ref());
+        parts.version = Version::HTTP_11;
+        parts.extensions = http::Extensions::new();
+        let idle = exchange.idle_timeout();
+        upgrade::tunnel(exchange.clone(), upgrade.client, endpoint, lease, idle);
+        return Response::from_parts(parts, ProxyBody::empty());
+    }
+    let deadline = limits.whole.map(|limit| {
+        let left = limit.saturating_sub(now.duration_since(exchange.request_done_time().unwrap_or(now)));
+        Box::pin(tokio::time::sleep(left))
+    });
+    let (mut parts, body) = response.into_parts();
+    parts.version = Version::HTTP_11;
+    parts.extensions = http::Extensions::new();
+    Response::from_parts(parts, respond::upstream_body(exchange, body, lease, deadline))
+}
+
+/// The hash by which an endpoint is chosen; cookies to set for it.
+fn balancing_hash(forward: &Forward, head: &Head, exchange: &Exchange, cookies: &mut Vec<HeaderValue>) -> Option<u64> {
+    if forward.hash.is_empty() {
+        return None;
+    }
+    let source = exchange.conn.downstream.source.ip();
+    rewrite::compute_hash(&forward.hash, &head.view(), Some(source), |name, lifetime, path| {
+        let value = format!("{:016x}", fastrand::u64(..));
+        let path = if path.is_empty() { String::new() } else { format!("; Path={path}") };
+        let age = if lifetime.is_zero() { String::new() } else { format!("; Max-Age={}", lifetime.as_secs()) };
+        if let Ok(cookie) = HeaderValue::from_str(&format!("{name}=\"{value}\"{age}{path}; HttpOnly")) {
+            cookies.push(cookie);
+        }
+        value
+    })
+}
+
+/// What the request itself asks for: retries and time limits. At the edge such headers are gone by now.
+fn wishes(exchange: &Exchange, forward: &Forward, headers: &mut HeaderMap) -> (Option<HeaderMap>, Limits) {
+    let mut limits = Limits { whole: forward.timeout.filter(|d| !d.is_zero()), per_try: None };
+    if let Some(most) = forward.max_grpc_timeout
+        && exchange.facts.borrow().is_grpc
+        && let Some(asked) = grpc::timeout(headers)
+    {
+        limits.whole = Some(if most.is_zero() { asked } else { asked.min(most) });
+    }
+    // One look at the names instead of a lookup for each: an ordinary request has none of them.
+    if !headers.keys().any(|name| name.as_str().starts_with("x-envoy-")) {
+        return (None, limits);
+    }
+    let millis =
+        |value: Option<HeaderValue>| value.and_then(|v| v.to_str().ok()?.parse().ok()).map(Duration::from_millis);
+    if let Some(whole) = millis(headers.remove(TIMEOUT)) {
+        limits.whole = Some(whole).filter(|d| !d.is_zero());
+    }
+    limits.per_try = millis(headers.remove(PER_TRY_TIMEOUT));
+    let mut wish = HeaderMap::new();
+    for name in ["x-envoy-retry-on", "x-envoy-retry-grpc-on", "x-envoy-max-retries", "x-envoy-retriable-status-codes"] {
+        if let Some(value) = headers.remove(name) {
+            wish.insert(HeaderName::from_static(name), value);
+        }
+    }
+    (Some(wish), limits)
+}
+
+/// What the route does to path, host and headers.
+fn shape(exchange: &Exchange, head: &mut Head, forwarding: &Forwarding<'_>, limits: Limits) {
+    let forward = forwarding.forward;
+    let new_host = forwarding
+        .weighted
+        .and_then(|w| w.host_rewrite.clone())
+        .or_else(|| rewrite::rewrite_host(&forward.host_rewrite, &head.headers, head.uri.path()));
+    let new_path = match head.method {
+        Method::CONNECT => None,
+        _ => rewrite::rewrite_path(&forward.path_rewrite, &forwarding.route.matcher, head.uri.path(), head.uri.query()),
+    };
+    if let Some(path) = new_path.and_then(|path| PathAndQuery::try_from(path).ok()) {
+        if let Some(before) = head.uri.path_and_query()
+            && let Ok(before) = HeaderValue::from_str(before.as_str())
+        {
+            head.headers.insert(ORIGINAL_PATH, before);
+        }
+        head.uri = Uri::from(path);
+    }
+    if let Some(host) = new_host {
+        if forward.append_x_forwarded_host {
+            head.headers.append(X_FORWARDED_HOST, head.host.clone());
+        }
+        head.host = host;
+    }
+    let edits = rewrite::edits(forwarding.table, forwarding.host, forwarding.route, forwarding.weighted, Side::Request);
+    for edit in edits {
+        format::edit_request(exchange, head, edit);
+    }
+    if let Some(whole) = limits.whole {
+        let millis = u64::try_from(whole.as_millis()).unwrap_or(u64::MAX);
+        head.headers.insert(EXPECTED_TIMEOUT, HeaderValue::from(millis));
+    }
+}
+
+/// The body, with copies for mirrors, kept for further tries when there may be some.
+fn payload(
+    exchange: &Rc<Exchange>,
+    head: &Head,
+    body: ProxyBody,
+    forward: &Forward,
+    limits: Limits,
+    may_retry: bool,
+) -> Payload {
+    let empty = body.is_end_stream();
+    let copies = match &forward.mirrors[..] {
+        [] => Default::default(),
+        mirrors => mirror::start(exchange, head, mirrors, !empty, limits.whole),
+    };
+    if empty {
+        return Payload::None;
+    }
+    let body = body.observed(Box::new(RequestObserver { exchange: exchange.clone(), copies }));
+    if may_retry { Payload::Again(Replay::new(body, replay::DEFAULT_LIMIT)) } else { Payload::Once(Some(body)) }
+}
+
+impl Payload {
+    /// The body for a try.
+    fn next(&mut self) -> Option<ProxyBody> {
+        match self {
+            Payload::None => Some(ProxyBody::empty()),
+            Payload::Once(body) => body.take(),
+            Payload::Again(replay) => Some(ProxyBody::replay(replay.body())),
+        }
+    }
+
+    /// Another try could send it all.
+    fn can_repeat(&self) -> bool {
+        match self {
+            Payload::None => true,
+            Payload::Once(body) => body.is_some(),
+            Payload::Again(replay) => replay.can_replay(),
+        }
+    }
+}
+
+/// The tries of one request.
+struct Tries<'a> {
+    exchange: &'a Rc<Exchange>,
+    cluster: &'a Rc<LiveCluster>,
+    head: Head,
+    payload: Payload,
+    retries: Retries<'a>,
+    limits: Limits,
+    hash: Option<u64>,
+    upgrade: Option<&'a Upgrade>,
+    count_header: bool,
+    auto_host: bool,
+    forward: &'a Forward,
+    failed: SmallVec<[Rc<Host>; 2]>,
+}
+
+impl Tries<'_> {
+    /// Tries until there is a response to pass on, or no further try is due.
+    async fn run(&mut self) -> Result<Answer, Box<LocalReply>> {
+        let mut retrying: Option<Permit> = None;
+        loop {
+            let outcome = self.one_try().await;
+            drop(retrying.take());
+            match outcome {
+                Ok(answer) => {
+                    let (status, headers) = (answer.response.status(), answer.response.headers());
+                    let again = self.retries.wants_after_response(status, headers);
+                    if again && let Some(permit) = self.may_repeat() {
+                        retrying = Some(permit);
+                        // Dropping the response closes its connection, or resets its stream.
+                        drop(answer);
+                        self.pause().await;
+                        continue;
+                    }
+                    if self.retries.done() > 0 {
+                        if status.is_server_error() {
+                            self.note_limit();
+                        } else {
+                            self.cluster.stats.rq_retry_success.inc();
+                        }
+                    }
+                    return Ok(answer);
+                }
+                Err((error, timed_out)) => {
+                    self.exchange.facts.borrow_mut().transport_failure = error.detail.clone();
+                    if self.retries.wants_after(&error, timed_out)
+                        && let Some(permit) = self.may_repeat()
+                    {
+                        retrying = Some(permit);
+                        self.pause().await;
+                        continue;
+                    }
+                    self.note_limit();
+                    let reason = if timed_out { Reason::PerTryTimeout } else { error.reason };
+                    let retried = self.retries.done() > 0;
+                    return Err(Box::new(LocalReply::upstream(reason, error.detail.as_deref(), retried)));
+                }
+            }
+        }
+    }
+
+    fn note_limit(&self) {
+        if self.retries.is_used_up() {
+            self.cluster.stats.rq_retry_limit.inc();
+            self.exchange.facts.borrow_mut().flags |= Flags::URX;
+        }
+    }
+
+    /// A place for a retry, when the body can be sent again and not too many retries are under way.
+    fn may_repeat(&self) -> Option<Permit> {
+        if !self.payload.can_repeat() {
+            return None;
+        }
+        let permit = self.cluster.breaker.take(Limit::Retries);
+        if permit.is_none() {
+            self.cluster.stats.rq_retry_overflow.inc();
+        }
+        permit
+    }
+
+    async fn pause(&mut self) {
+        self.cluster.stats.rq_retry.inc();
+        let pause = self.retries.start(fastrand::f64());
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// One try. An error says whether its own time limit was the cause.
+    async fn one_try(&mut self) -> Result<Answer, (UpstreamError, bool)> {
+        let host = self.pick().await.map_err(|error| (error, false))?;
+        {
+            let mut facts = self.exchange.facts.borrow_mut();
+            facts.attempts += 1;
+            facts.host = Some(host.clone());
+        }
+        let Some(_place) = self.cluster.breaker.take(Limit::Requests) else {
+            self.cluster.stats.rq_pending_overflow.inc();
+            return Err((UpstreamError::unsent(Reason::Overflow), false));
+        };
+        let cluster = self.cluster.clone();
+        let limit = self.limits.per_try;
+        let under_way = UnderWay::start(&cluster);
+        let sending = self.send(&host);
+        let outcome = match limit {
+            None => sending.await,
+            Some(limit) => match tokio::time::timeout(limit, sending).await {
+                Ok(outcome) => outcome,
+                Err(_elapsed) => {
+                    cluster.stats.rq_per_try_timeout.inc();
+                    cluster.report(&host, Outcome::LocalError);
+                    self.failed.push(host);
+                    let error =
+                        UpstreamError { reason: Reason::PerTryTimeout, retry: Retry::MayBeProcessed, detail: None };
+                    return Err((error, true));
+                }
+            },
+        };
+        drop(under_way);
+        match outcome {
+            Ok(answer) => {
+                let status = answer.response.status();
+                cluster.stats.response(status.as_u16());
+                let judged = match grpc::status(answer.response.headers()).filter(|_| status.is_success()) {
+                    Some(grpc) => Outcome::of_status(grpc::to_http(grpc).as_u16()),
+                    None => Outcome::of_status(status.as_u16()),
+                };
+                cluster.report(&host, judged);
+                if judged != Outcome::Success {
+                    self.failed.push(host);
+                }
+                Ok(answer)
+            }
+            Err(error) => {
+                if error.retry != Retry::Pointless && error.reason != Reason::Overflow {
+                    cluster.report(&host, Outcome::LocalError);
+                    self.failed.push(host);
+                }
+                if matches!(error.reason, Reason::RemoteReset | Reason::ConnectionTermination) {
+                    cluster.stats.rq_rx_reset.inc();
+                }
+                Err((error, false))
+            }
+        }
+    }
+
+    async fn pick(&self) -> Result<Rc<Host>, UpstreamError> {
+        if let Discovery::DynamicForward(port) = &self.cluster.config.discovery {
+            return self.named_host(*port).await;
+        }
+        let policy = self.retries.policy();
+        let avoid: &[Rc<Host>] = match policy {
+            Some(policy) if !policy.avoid_previous_hosts => &[],
+            _ => &self.failed,
+        };
+        let attempts = if avoid.is_empty() { 0 } else { policy.map_or(1, |p| p.host_attempts.clamp(1, 16)) };
+        self.cluster.pick(&PickContext {
+            hash: self.hash,
+            avoid,
+            attempts,
+            labels: &self.forward.metadata_match,
+            destination: Some(self.exchange.conn.downstream.destination),
+            authority: None,
+        })
+    }
+
+    /// The endpoint that the request's host names.
+    async fn named_host(&self, port: Option<u16>) -> Result<Rc<Host>, UpstreamError> {
+        let none = || UpstreamError::unsent(Reason::NoHealthyUpstream).with_detail("dns_resolution_failure");
+        let text = self.head.host.to_str().unwrap_or_default();
+        let name = weft_route::normalize::without_port(text);
+        let asked = text[name.len()..].strip_prefix(':').and_then(|p| p.parse().ok());
+        let default = if self.head.scheme == "https" { 443 } else { 80 };
+        let port = port.or(asked).unwrap_or(default);
+        let resolver = self.exchange.conn.worker.clusters.resolver();
+        let mut known = resolver.watch(name, Duration::from_secs(60));
+        let resolved = tokio::time::timeout(RESOLVE, known.wait_for(|r| r.done)).await;
+        let address = match resolved {
+            Ok(Ok(resolution)) => resolution.addresses.first().copied(),
+            _ => None,
+        };
+        let address = address.ok_or_else(none)?;
+        Ok(self.cluster.dynamic_host(name, SocketAddr::new(address, port)))
+    }
+
+    /// Sends the request on a connection. A request that came back untouched, or that may be repeated by its nature and met
+    /// a connection which its endpoint had just closed, goes on another connection at once: that is not a retry.
+    async fn send(&mut self, host: &Rc<Host>) -> Result<Answer, UpstreamError> {
+        let mut fresh = false;
+        let mut returned: Option<Box<Request<ProxyBody>>> = None;
+        for resend in 0..=MAX_RESENDS {
+            let want = Want {
+                http2: self.head.version == Version::HTTP_2,
+                fresh,
+                careful: !self.is_repeatable(),
+                host: self.head.host.to_str().ok(),
+            };
+            let mut lease = self.cluster.acquire(host, want).await?;
+            self.exchange.facts.borrow_mut().upstream = Some(lease.facts.clone());
+            let repeatable = lease.idle_for() >= FRESH && self.is_repeatable();
+            let keep = self.retries.is_possible() || repeatable;
+            let request = match returned.take() {
+                Some(mut request) => {
+                    address(&mut request, &self.head.host, self.head.scheme, lease.is_http2());
+                    *request
+                }
+                None => self.build(host, &lease, keep)?,
+            };
+            let sent_at = Instant::now();
+            self.cluster.stats.rq_total.inc();
+            match lease.send(request).await {
+                Ok(response) => return Ok(Answer { response, lease, sent_at }),
+                Err(failure) if resend < MAX_RESENDS && failure.request.is_some() => {
+                    returned = failure.request;
+                    fresh = true;
+                }
+                Err(failure)
+                    if resend < MAX_RESENDS
+                        && repeatable
+                        && failure.error.reason == Reason::ConnectionTermination
+                        && self.payload.can_repeat() =>
+                {
+                    fresh = true;
+                }
+                Err(failure) => return Err(failure.error),
+            }
+        }
+        Err(UpstreamError::unsent(Reason::ConnectionTermination))
+    }
+
+    fn is_repeatable(&self) -> bool {
+        self.upgrade.is_none() && retry::is_idempotent(&self.head.method) && self.payload.can_repeat()
+    }
+
+    /// The request for one try. `keep`: the head must stay for another.
+    fn build(&mut self, host: &Host, lease: &Lease, keep: bool) -> Result<Request<ProxyBody>, UpstreamError> {
+        let Some(body) = self.payload.next() else {
+            return Err(UpstreamError { reason: Reason::LocalReset, retry: Retry::Pointless, detail: None });
+        };
+        let head = &mut self.head;
+        let mut request = Request::new(body);
+        *request.method_mut() = head.method.clone();
+        *request.uri_mut() = head.uri.clone();
+        *request.headers_mut() = if keep { head.headers.clone() } else { std::mem::take(&mut head.headers) };
+        if self.count_header {
+            let attempt = self.exchange.facts.borrow().attempts;
+            request.headers_mut().insert(ATTEMPT_COUNT, HeaderValue::from(attempt));
+        }
+        if let Some(telemetry) = &self.exchange.http.telemetry
+            && !telemetry.destination
+            && lease.facts.tls.is_some()
+        {
+            self.exchange.conn.worker.parties.introduce(request.headers_mut());
+        }
+        let named = self.auto_host.then(|| host.hostname.as_deref()).flatten();
+        let named = named.and_then(|name| HeaderValue::from_str(name).ok());
+        if let Some(upgrade) = self.upgrade {
+            request.headers_mut().remove(CONTENT_LENGTH);
+            upgrade.ask_endpoint(&mut request, lease.is_http2());
+        }
+        address(&mut request, named.as_ref().unwrap_or(&head.host), head.scheme, lease.is_http2());
+        Ok(request)
+    }
+}
+
+/// Writes target and host of a request in the way of its protocol: `host` and a path, or a whole URI.
+pub(crate) fn address(request: &mut Request<ProxyBody>, host: &HeaderValue, scheme: &str, is_http2: bool) {
+    let path = request.uri().path_and_query().cloned();
+    if request.method() == Method::CONNECT && (path.is_none() || !is_http2) {
+        if let Ok(authority) = Authority::try_from(host.as_bytes()) {
+            let mut parts = http::uri::Parts::default();
+            parts.authority = Some(authority);
+            *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+        }
+        if is_http2 {
+            request.headers_mut().remove(HOST)
+        } else {
+            request.headers_mut().insert(HOST, host.clone())
+        };
+        set_version(request, is_http2);
+        return;
+    }
+    if is_http2 {
+        request.headers_mut().remove(HOST);
+        let mut parts = http::uri::Parts::default();
+        parts.scheme = Some(if scheme == "https" { Scheme::HTTPS } else { Scheme::HTTP });
+        parts.authority = Authority::try_from(host.as_bytes()).ok();
+        parts.path_and_query = path.or_else(|| Some(PathAndQuery::from_static("/")));
+        if let Ok(uri) = Uri::from_parts(parts) {
+            *request.uri_mut() = uri;
+        }
+    } else {
+        if request.uri().authority().is_some() {
+            *request.uri_mut() = Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+        }
+        let same = request.headers().get(HOST).is_some_and(|h| h == host);
+        if !same {
+            request.headers_mut().insert(HOST, host.clone());
+        }
+    }
+    set_version(request, is_http2);
+}
+
+fn set_version(request: &mut Request<ProxyBody>, is_http2: bool) {
+    *request.version_mut() = if is_http2 { Version::HTTP_2 } else { Version::HTTP_11 };
+}
+
+/// Counts a request as under way in its cluster.
+struct UnderWay<'a>(&'a LiveCluster);
+
+impl<'a> UnderWay<'a> {
+    fn start(cluster: &'a LiveCluster) -> Self {
+        cluster.stats.rq_active.add(1);
+        Self(cluster)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.stats.rq_active.add(-1);
+    }
+}

@@ -1,0 +1,235 @@
+//! Headers that say who asked: `x-forwarded-for`, `x-forwarded-proto`, `x-forwarded-client-cert`, `x-request-id`. What an
+//! untrusted client says about itself is taken out here, before anything reads it.
+
+use crate::downstream::Downstream;
+use crate::http::conn::HttpConnection;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use std::net::{IpAddr, SocketAddr};
+use weft_proxy_config::{ClientCertDetails, ForwardClientCert, HttpConnectionManager};
+
+pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub(crate) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const X_ENVOY_EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
+/// Prefix of headers by which proxies of one mesh steer each other.
+const INTERNAL_PREFIX: &str = "x-envoy-";
+/// Longest `x-forwarded-client-cert` passed on; a chain of hops does not get there.
+const MAX_CLIENT_CERT: usize = 32 * 1024;
+
+/// Sets all of them; returns the client's address as far as it can be trusted.
+pub(crate) fn apply(conn: &HttpConnection, hcm: &HttpConnectionManager, headers: &mut HeaderMap) -> SocketAddr {
+    let downstream = &conn.downstream;
+    if hcm.use_remote_address {
+        strip_internal(headers);
+    }
+    let client = client_address(downstream, hcm, headers);
+    if hcm.use_remote_address {
+        if !hcm.skip_xff_append {
+            append_address(headers, downstream.source.ip());
+        }
+        if let Ok(value) = HeaderValue::from_str(&client.ip().to_string()) {
+            headers.insert(X_ENVOY_EXTERNAL_ADDRESS, value);
+        }
+    }
+    let own_word = hcm.use_remote_address && hcm.xff_trusted_hops == 0;
+    if own_word || !is_scheme(headers.get(X_FORWARDED_PROTO)) {
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(downstream.scheme()));
+    }
+    client_cert(conn, hcm, headers);
+    request_id(hcm, headers);
+    client
+}
+
+fn is_scheme(value: Option<&HeaderValue>) -> bool {
+    matches!(value.map(HeaderValue::as_bytes), Some(b"http" | b"https"))
+}
+
+/// At the edge nobody outside may steer this proxy or those behind it.
+fn strip_internal(headers: &mut HeaderMap) {
+    let internal: smallvec::SmallVec<[HeaderName; 4]> =
+        headers.keys().filter(|name| name.as_str().starts_with(INTERNAL_PREFIX)).cloned().collect();
+    for name in internal {
+        headers.remove(name);
+    }
+}
+
+/// The client behind trusted proxies: counted from the right of `x-forwarded-for`, as Envoy does.
+fn client_address(downstream: &Downstream, hcm: &HttpConnectionManager, headers: &HeaderMap) -> SocketAddr {
+    let hops = hcm.xff_trusted_hops as usize;
+    let skip = match (hcm.use_remote_address, hops) {
+        // The connection's own address is the answer.
+        (true, 0) => return downstream.source,
+        (true, hops) => hops - 1,
+        (false, hops) => hops,
+    };
+    from_right(headers, skip).map_or(downstream.source, |ip| SocketAddr::new(ip, 0))
+}
+
+fn from_right(headers: &HeaderMap, skip: usize) -> Option<IpAddr> {
+    // Repeated headers are one list; the last line is nearest to us.
+    let lines: smallvec::SmallVec<[&HeaderValue; 2]> = headers.get_all(X_FORWARDED_FOR).iter().collect();
+    let mut left = skip;
+    for line in lines.iter().rev() {
+        for entry in line.to_str().ok()?.rsplit(',') {
+            if left == 0 {
+                return entry.trim().parse().ok();
+            }
+            left -= 1;
+        }
+    }
+    None
+}
+
+fn append_address(headers: &mut HeaderMap, address: IpAddr) {
+    let own = address.to_string();
+    let mut lines = headers.get_all(X_FORWARDED_FOR).iter().filter_map(|v| v.to_str().ok());
+    let joined = match lines.next() {
+        None => own,
+        Some(first) => {
+            let mut all = first.to_string();
+            for line in lines {
+                all.push(',');
+                all.push_str(line);
+            }
+            all.push(',');
+            all.push_str(&own);
+            all
+        }
+    };
+    if let Ok(value) = HeaderValue::from_str(&joined) {
+        headers.insert(X_FORWARDED_FOR, value);
+    }
+}
+
+fn client_cert(conn: &HttpConnection, hcm: &HttpConnectionManager, headers: &mut HeaderMap) {
+    if hcm.xff_cert == ForwardClientCert::AlwaysForwardOnly {
+        return;
+    }
+    if !conn.downstream.is_mutual_tls() || hcm.xff_cert == ForwardClientCert::Sanitize {
+        headers.remove(X_FORWARDED_CLIENT_CERT);
+        return;
+    }
+    let append = match hcm.xff_cert {
+        ForwardClientCert::AppendForward => true,
+        ForwardClientCert::SanitizeSet => false,
+        _ => return,
+    };
+    let element = conn.cert_element.get_or_init(|| element(&conn.downstream, hcm.xff_cert_details));
+    let Some(element) = element else { return };
+    let value = match headers.get(X_FORWARDED_CLIENT_CERT).filter(|_| append) {
+        None => element.clone(),
+        Some(_) => {
+            let mut joined = Vec::new();
+            for line in headers.get_all(X_FORWARDED_CLIENT_CERT) {
+                joined.extend_from_slice(line.as_bytes());
+                joined.push(b',');
+            }
+            joined.extend_from_slice(element.as_bytes());
+            match HeaderValue::from_maybe_shared(bytes::Bytes::from(joined)) {
+                Ok(value) if value.len() <= MAX_CLIENT_CERT => value,
+                _ => element.clone(),
+            }
+        }
+    };
+    headers.insert(X_FORWARDED_CLIENT_CERT, value);
+}
+
+/// This hop: `By=…;Hash=…;Cert="…";Chain="…";Subject="…";URI=…;DNS=…`, in Envoy's order.
+fn element(downstream: &Downstream, details: ClientCertDetails) -> Option<HeaderValue> {
+    let peer = downstream.tls.as_ref()?.peer.as_ref()?;
+    let mut parts: Vec<String> = Vec::new();
+    if let Some(own) = &downstream.local_uri {
+        parts.push(format!("By={own}"));
+    }
+    parts.push(format!("Hash={}", peer.sha256()));
+    if details.cert {
+        parts.push(format!("Cert=\"{}\"", peer.pem_url_encoded()));
+    }
+    if details.chain {
+        parts.push(format!("Chain=\"{}\"", peer.chain_pem_url_encoded()));
+    }
+    if details.subject {
+        // A quote inside would end the value early for whoever parses it.
+        parts.push(format!("Subject=\"{}\"", peer.subject.replace('\\', "\\\\").replace('"', "\\\"")));
+    }
+    if details.uri {
+        match &peer.uris[..] {
+            [] => parts.push("URI=".into()),
+            uris => parts.extend(uris.iter().map(|uri| format!("URI={uri}"))),
+        }
+    }
+    if details.dns {
+        parts.extend(peer.dns.iter().map(|dns| format!("DNS={dns}")));
+    }
+    HeaderValue::from_str(&parts.join(";")).ok()
+}
+
+fn request_id(hcm: &HttpConnectionManager, headers: &mut HeaderMap) {
+    if hcm.use_remote_address && !hcm.preserve_external_request_id {
+        headers.remove(X_REQUEST_ID);
+    }
+    if hcm.generate_request_id && !headers.contains_key(X_REQUEST_ID) {
+        headers.insert(X_REQUEST_ID, new_request_id());
+    }
+}
+
+/// A random UUID, version 4 (RFC 9562 §5.4).
+fn new_request_id() -> HeaderValue {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let mut bits = fastrand::u128(..).to_be_bytes();
+    bits[6] = bits[6] & 0x0f | 0x40;
+    bits[8] = bits[8] & 0x3f | 0x80;
+    let mut text = [b'-'; 36];
+    let mut at = 0;
+    for (i, byte) in bits.iter().enumerate() {
+        if matches!(i, 4 | 6 | 8 | 10) {
+            at += 1;
+        }
+        text[at] = HEX[usize::from(byte >> 4)];
+        text[at + 1] = HEX[usize::from(byte & 15)];
+        at += 2;
+    }
+    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_ids_are_uuids() {
+        let id = new_request_id();
+        let text = id.to_str().unwrap();
+        assert_eq!(text.len(), 36);
+        let parts: Vec<usize> = text.split('-').map(str::len).collect();
+        assert_eq!(parts, [8, 4, 4, 4, 12]);
+        assert!(text.as_bytes()[14] == b'4' && b"89ab".contains(&text.as_bytes()[19]), "{text}");
+        assert_ne!(id, new_request_id());
+    }
+
+    #[test]
+    fn addresses_from_the_right() {
+        let mut headers = HeaderMap::new();
+        headers.append(X_FORWARDED_FOR, HeaderValue::from_static("1.1.1.1, 2.2.2.2"));
+        headers.append(X_FORWARDED_FOR, HeaderValue::from_static("3.3.3.3"));
+        for (skip, want) in [(0, Some("3.3.3.3")), (1, Some("2.2.2.2")), (2, Some("1.1.1.1")), (3, None)] {
+            assert_eq!(from_right(&headers, skip), want.map(|ip| ip.parse().unwrap()), "{skip}");
+        }
+        append_address(&mut headers, "4.4.4.4".parse().unwrap());
+        assert_eq!(headers[X_FORWARDED_FOR], "1.1.1.1, 2.2.2.2,3.3.3.3,4.4.4.4");
+        let nonsense: HeaderMap = [(X_FORWARDED_FOR, HeaderValue::from_static("unknown"))].into_iter().collect();
+        assert_eq!(from_right(&nonsense, 0), None);
+    }
+
+    #[test]
+    fn internal_headers_go() {
+        let mut headers = HeaderMap::new();
+        for name in ["x-envoy-upstream-rq-timeout-ms", "x-envoy-retry-on", "x-other"] {
+            headers.insert(HeaderName::from_static(name), HeaderValue::from_static("1"));
+        }
+        strip_internal(&mut headers);
+        assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-other"]);
+    }
+}

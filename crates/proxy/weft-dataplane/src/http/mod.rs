@@ -1,0 +1,20 @@
+//! HTTP: a client's connection, and the life of each request on it.
+//!
+//! Reading order: [`conn`], [`serve`] (the life of a request, step by step), then its steps: [`intake`], [`forwarded`]
+//! (headers that say who asked), [`filters`], [`forward`], [`retry`], [`mirror`], [`upgrade`], [`respond`]. [`exchange`] is
+//! what is known of one request and its response.
+
+mod conn;
+mod exchange;
+mod filters;
+mod format;
+mod forward;
+mod forwarded;
+mod intake;
+mod mirror;
+mod respond;
+mod retry;
+mod serve;
+mod upgrade;
+
+pub(crate) use conn::serve_connection;

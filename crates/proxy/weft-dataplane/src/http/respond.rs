@@ -1,0 +1,171 @@
+//! Back to the client: the upstream's response made fit for it, or an answer of the proxy's own.
+
+use crate::http::exchange::{Exchange, ResponseObserver};
+use crate::http::filters::Marks;
+use crate::http::format;
+use crate::log::LoggedRequest;
+use http::header::{CONNECTION, SERVER, VIA};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use std::pin::Pin;
+use std::rc::Rc;
+use weft_cluster::Lease;
+use weft_codec::{LocalReply, ProxyBody, grpc, hop};
+use weft_filter::cors;
+use weft_filter::peer::{Facts, PEER_METADATA, PEER_METADATA_ID};
+use weft_proxy_config::{HttpFilter, ServerHeader};
+use weft_route::HeaderEdit;
+
+const UPSTREAM_SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+
+/// An answer of the proxy's own.
+pub(crate) fn local(exchange: &Rc<Exchange>, reply: LocalReply) -> Response<ProxyBody> {
+    let is_grpc = {
+        let mut facts = exchange.facts.borrow_mut();
+        facts.flags |= reply.flags;
+        facts.details = reply.details.clone();
+        facts.is_grpc
+    };
+    let mut response = reply.into_response(is_grpc);
+    note(exchange, response.status(), response.headers());
+    finish(exchange, response.headers_mut(), true);
+    let observer = ResponseObserver { exchange: exchange.clone(), lease: None, deadline: None };
+    response.map(|body| body.observed(Box::new(observer)))
+}
+
+/// The upstream's response, ready for the client but for its body.
+pub(crate) fn upstream_head<'e>(
+    exchange: &Rc<Exchange>,
+    response: &mut Response<hyper::body::Incoming>,
+    lease: &mut Lease,
+    edits: impl Iterator<Item = &'e HeaderEdit>,
+    marks: Marks,
+) {
+    let status = response.status();
+    let headers = response.headers_mut();
+    if let Some(hint) = headers.get(KEEP_ALIVE).and_then(keep_alive_seconds) {
+        lease.heed_keep_alive(hint);
+    }
+    hop::strip(headers);
+    meet_peer(exchange, headers);
+    for edit in edits {
+        format::edit_response(exchange, headers, edit);
+    }
+    for filter in &exchange.http.hcm.filters {
+        if let HttpFilter::HeaderMutation(edits) = filter {
+            format::edit_response(exchange, headers, &edits.response);
+        }
+    }
+    mark(headers, marks);
+    note(exchange, status, headers);
+    finish(exchange, headers, false);
+}
+
+/// The body of an upstream's response, counted as it passes; the connection goes back when it has.
+pub(crate) fn upstream_body(
+    exchange: &Rc<Exchange>,
+    body: hyper::body::Incoming,
+    lease: Lease,
+    deadline: Option<Pin<Box<tokio::time::Sleep>>>,
+) -> ProxyBody {
+    let observer = ResponseObserver { exchange: exchange.clone(), lease: Some(lease), deadline };
+    ProxyBody::from(body).observed(Box::new(observer))
+}
+
+/// Time between sending a request and receiving its response's head.
+pub(crate) fn service_time(headers: &mut HeaderMap, millis: u64) {
+    headers.insert(UPSTREAM_SERVICE_TIME, HeaderValue::from(millis));
+}
+
+/// Applies the configuration's operations.
+pub(crate) fn edit<'e>(exchange: &Exchange, headers: &mut HeaderMap, edits: impl Iterator<Item = &'e HeaderEdit>) {
+    for edit in edits {
+        format::edit_response(exchange, headers, edit);
+    }
+}
+
+/// What filters want on the response.
+pub(crate) fn mark(headers: &mut HeaderMap, marks: Marks) {
+    if let Some((policy, origin)) = marks.cors {
+        cors::response(&policy, origin, headers);
+    }
+}
+
+fn note(exchange: &Exchange, status: StatusCode, headers: &HeaderMap) {
+    let mut facts = exchange.facts.borrow_mut();
+    facts.code = status.as_u16();
+    if facts.details.is_empty() {
+        facts.details = "via_upstream".into();
+    }
+    if facts.is_grpc {
+        facts.grpc_status = grpc::status(headers);
+    }
+    if let Some(logged) = &mut facts.logged {
+        LoggedRequest::keep(&mut logged.response_headers, headers, exchange.http.logs.response_headers());
+    }
+}
+
+/// Headers that every response gets.
+fn finish(exchange: &Exchange, headers: &mut HeaderMap, own: bool) {
+    let http = &exchange.http;
+    if let Some(server) = &http.server {
+        match http.hcm.server_header {
+            ServerHeader::Overwrite => {
+                headers.insert(SERVER, server.clone());
+            }
+            ServerHeader::AppendIfAbsent => {
+                headers.entry(SERVER).or_insert_with(|| server.clone());
+            }
+            ServerHeader::PassThrough if own => {
+                headers.insert(SERVER, server.clone());
+            }
+            ServerHeader::PassThrough => {}
+        }
+    }
+    if let Some(via) = &http.via {
+        headers.append(VIA, via.clone());
+    }
+    if exchange.conn.entry().is_draining() && exchange.conn.is_http1() {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+}
+
+/// Workload facts travel between proxies only: a client's proxy takes them out, a server's proxy puts its own in.
+fn meet_peer(exchange: &Exchange, headers: &mut HeaderMap) {
+    let Some(telemetry) = &exchange.http.telemetry else { return };
+    let told = headers.remove(PEER_METADATA);
+    headers.remove(PEER_METADATA_ID);
+    let parties = &exchange.conn.worker.parties;
+    if telemetry.destination {
+        if exchange.conn.downstream.is_mutual_tls() {
+            parties.introduce(headers);
+        }
+        return;
+    }
+    let mut facts = exchange.facts.borrow_mut();
+    let principal = facts.upstream.as_ref().and_then(|u| u.peer_uri().map(str::to_string));
+    // Only a peer with a certificate is believed.
+    if let (Some(told), Some(principal)) = (told, principal) {
+        facts.peer = Some(parties.party(Facts::Header(told.as_bytes()), Some(&principal)));
+    }
+}
+
+/// `timeout=5` of a `keep-alive` header.
+fn keep_alive_seconds(value: &HeaderValue) -> Option<u64> {
+    let text = value.to_str().ok()?;
+    text.split(',').find_map(|part| part.trim().strip_prefix("timeout=")?.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keep_alive_hints() {
+        for (text, want) in
+            [("timeout=5", Some(5)), ("max=10, timeout=75", Some(75)), ("max=1", None), ("timeout=x", None)]
+        {
+            assert_eq!(keep_alive_seconds(&HeaderValue::from_static(text)), want, "{text}");
+        }
+    }
+}

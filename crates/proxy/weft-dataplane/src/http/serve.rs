@@ -1,0 +1,180 @@
+//! The life of a request, in the order of events.
+
+use crate::http::conn::HttpConnection;
+use crate::http::exchange::Exchange;
+use crate::http::filters::{self, Destination, Marks};
+use crate::http::forward::{self, Forwarding};
+use crate::http::intake::{self, Head};
+use crate::http::{respond, upgrade};
+use http::header::LOCATION;
+use http::{HeaderValue, Request, Response, StatusCode};
+use hyper::body::{Body, Incoming};
+use std::borrow::Cow;
+use std::rc::Rc;
+use std::sync::Arc;
+use weft_codec::{Flags, LocalReply, ProxyBody, Reason, grpc};
+use weft_proxy_config::RouteSource;
+use weft_route::rewrite;
+use weft_route::{
+    Action, ClusterChoice, DirectResponse, Forward, Redirect, Route, RouteTable, Routed, WeightedCluster,
+};
+
+/// Serves one request. Whatever happens, there is an answer.
+pub(crate) async fn serve(conn: Rc<HttpConnection>, request: Request<Incoming>) -> Response<ProxyBody> {
+    let Some(http) = conn.slot.current().http.clone() else {
+        return LocalReply::new(Reason::NoRoute).into_response(false);
+    };
+    let exchange = Exchange::begin(&conn, http);
+    exchange.facts.borrow_mut().is_grpc = grpc::is_grpc(request.headers());
+    let outcome = tokio::select! {
+        biased;
+        outcome = handle(&exchange, request) => outcome,
+        reason = exchange.cancelled() => Err(Box::new(LocalReply::new(reason))),
+    };
+    match outcome {
+        Ok(response) => response,
+        Err(reply) => respond::local(&exchange, *reply),
+    }
+}
+
+/// The steps.
+async fn handle(
+    exchange: &Rc<Exchange>,
+    mut request: Request<Incoming>,
+) -> Result<Response<ProxyBody>, Box<LocalReply>> {
+    let upgrade = upgrade::asked_for(&mut request, &exchange.http.hcm);
+    let (parts, incoming) = request.into_parts();
+    let has_body = !incoming.is_end_stream();
+    if !has_body {
+        exchange.complete_request();
+    }
+    let mut head = intake::admit(exchange, parts, has_body, upgrade)?;
+    let table = route_table(exchange);
+    let random = fastrand::u64(..);
+    let routed = table.map(|table| table.find(&head.view(), random));
+    let (host, route) = match routed {
+        Some(Routed::Route(host, route)) => (Some(host), Some(route)),
+        Some(Routed::NoRoute(host)) => (Some(host), None),
+        _ => (None, None),
+    };
+    if exchange.is_logged() {
+        exchange.facts.borrow_mut().route = route.cloned();
+        intake::log_headers(exchange, &head);
+    }
+    if host.is_some_and(|h| h.require_tls) && head.scheme == "http" {
+        return Err(to_https(&head));
+    }
+    let destination = destination(host.map(|h| &**h), route, fastrand::u64(..));
+    let cluster = destination.cluster.map(Cow::Borrowed).or_else(|| cluster_by_header(route, &head));
+    let marks = filters::run(exchange, &mut head, destination).await?;
+    let (Some(table), Some(host), Some(route)) = (table, host, route) else {
+        exchange.http.stats.no_route.inc();
+        return Err(Box::new(LocalReply::new(Reason::NoRoute)));
+    };
+    match &route.action {
+        Action::Forward(forward) => {
+            let forwarding = Forwarding {
+                table,
+                host,
+                route,
+                forward,
+                weighted: destination.weighted,
+                cluster: cluster.as_deref().unwrap_or_default(),
+                marks,
+            };
+            forward::run(exchange, head, ProxyBody::from(incoming), forwarding).await
+        }
+        Action::Redirect(redirect) => {
+            Ok(answer(exchange, redirected(redirect, route, &head), table, host, route, marks))
+        }
+        Action::Direct(direct) => Ok(answer(exchange, directly(direct), table, host, route, marks)),
+        Action::Unusable(why) => {
+            tracing::debug!(route = %route.name, %why, "route cannot be carried out");
+            Err(Box::new(LocalReply::new(Reason::UnusableRoute)))
+        }
+    }
+}
+
+/// The table that the configuration in force names. Lives as long as the exchange.
+fn route_table(exchange: &Exchange) -> Option<&RouteTable> {
+    match &exchange.http.hcm.routes {
+        RouteSource::Inline(table) => Some(table),
+        RouteSource::Rds(name) => exchange.snapshot.config.routes.get(name).map(|table| &**table),
+    }
+}
+
+/// Where the request would go, one random number deciding among weighted clusters.
+fn destination<'a>(
+    host: Option<&'a weft_route::VirtualHost>,
+    route: Option<&'a Arc<Route>>,
+    random: u64,
+) -> Destination<'a> {
+    let forward: Option<&'a Forward> = route.and_then(|route| match &route.action {
+        Action::Forward(forward) => Some(&**forward),
+        _ => None,
+    });
+    let (weighted, cluster): (Option<&'a WeightedCluster>, Option<&'a str>) = match forward.map(|f| &f.cluster) {
+        Some(ClusterChoice::One(name)) => (None, Some(name)),
+        Some(ClusterChoice::Weighted(clusters)) => {
+            let chosen = clusters.pick(random);
+            (chosen, chosen.map(|c| &*c.name))
+        }
+        Some(ClusterChoice::Header(_)) | None => (None, None),
+    };
+    Destination { host, route, weighted, cluster }
+}
+
+fn cluster_by_header(route: Option<&Arc<Route>>, head: &Head) -> Option<Cow<'static, str>> {
+    let Action::Forward(forward) = &route?.action else { return None };
+    let ClusterChoice::Header(name) = &forward.cluster else { return None };
+    head.headers.get(name)?.to_str().ok().map(|name| Cow::Owned(name.to_string()))
+}
+
+fn redirected(redirect: &Redirect, route: &Route, head: &Head) -> LocalReply {
+    let location = rewrite::location(redirect, &route.matcher, &head.view());
+    let mut reply = plain_reply(redirect.status, "direct_response");
+    if let Ok(value) = HeaderValue::from_str(&location) {
+        reply.headers.insert(LOCATION, value);
+    }
+    reply
+}
+
+fn directly(direct: &DirectResponse) -> LocalReply {
+    LocalReply { body: direct.body.clone(), ..plain_reply(direct.status, "direct_response") }
+}
+
+fn plain_reply(status: StatusCode, details: &'static str) -> LocalReply {
+    LocalReply {
+        status,
+        details: Cow::Borrowed(details),
+        flags: Flags::NONE,
+        body: bytes::Bytes::new(),
+        headers: http::HeaderMap::new(),
+        grpc_status: None,
+    }
+}
+
+fn to_https(head: &Head) -> Box<LocalReply> {
+    let authority = weft_route::normalize::without_port(head.authority());
+    let path = head.uri.path_and_query().map_or("/", |p| p.as_str());
+    let mut reply = plain_reply(StatusCode::MOVED_PERMANENTLY, "direct_response");
+    if let Ok(value) = HeaderValue::from_str(&format!("https://{authority}{path}")) {
+        reply.headers.insert(LOCATION, value);
+    }
+    Box::new(reply)
+}
+
+/// An answer of the route itself: the route's operations on responses apply to it.
+fn answer(
+    exchange: &Rc<Exchange>,
+    reply: LocalReply,
+    table: &RouteTable,
+    host: &weft_route::VirtualHost,
+    route: &Route,
+    marks: Marks,
+) -> Response<ProxyBody> {
+    let mut response = respond::local(exchange, reply);
+    respond::edit(exchange, response.headers_mut(), rewrite::edits(table, host, route, None, rewrite::Side::Response));
+    respond::mark(response.headers_mut(), marks);
+    response
+}

@@ -1,0 +1,37 @@
+//! What a data plane is started with.
+
+use std::collections::HashMap;
+use std::net::{SocketAddr, TcpListener};
+use std::num::NonZeroUsize;
+use weft_filter::LocalWorkload;
+use weft_telemetry::Registry;
+
+/// Options of a data plane.
+#[derive(Debug)]
+pub struct Options {
+    /// Workers; one per core unless set.
+    pub concurrency: NonZeroUsize,
+    /// Listening sockets opened by somebody else (before privileges or a network namespace were left), by address. All
+    /// workers accept on them.
+    pub inherited: HashMap<SocketAddr, TcpListener>,
+    /// Where metrics are counted.
+    pub registry: Registry,
+    /// This proxy's workload, for telemetry.
+    pub local: LocalWorkload,
+    /// Runtime of the control thread: DNS, and following the configuration.
+    pub runtime: tokio::runtime::Handle,
+}
+
+impl Options {
+    /// Defaults on `runtime`: as many workers as cores.
+    pub fn new(runtime: tokio::runtime::Handle) -> Self {
+        let concurrency = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        Self {
+            concurrency,
+            inherited: HashMap::new(),
+            registry: Registry::default(),
+            local: LocalWorkload::default(),
+            runtime,
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! The TCP proxy: chooses a cluster and an endpoint, connects, and passes bytes both ways.
+
+use crate::accept;
+use crate::chain::{ChainRuntime, ChainSlot, TcpRuntime};
+use crate::downstream::Downstream;
+use crate::listener::LiveListener;
+use crate::record::ConnectionRecord;
+use crate::tunnel::{self, Ended, Traffic};
+use crate::worker::{Registered, Worker};
+use smallvec::SmallVec;
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use weft_cluster::cluster::TcpGuard;
+use weft_cluster::{ConnectionFacts, Host, LiveCluster, PickContext, UpstreamError};
+use weft_codec::{Flags, Io, Reason};
+use weft_core::Strng;
+use weft_filter::metrics::{Labels, Protocol, Security, TcpCells};
+use weft_filter::peer::{Facts, Party};
+use weft_proxy_config::{NetworkFilter, TcpCluster, TcpProxy, Telemetry, Terminal};
+
+/// Time left to connections of a filter chain that is gone: Istio's drain time.
+const RETIRED: Duration = Duration::from_secs(45);
+/// How often byte counters of long connections are brought up to date.
+const REPORT: Duration = Duration::from_secs(5);
+
+/// Serves a connection whose last filter is the TCP proxy.
+pub(crate) async fn serve(
+    worker: Rc<Worker>,
+    listener: Rc<LiveListener>,
+    slot: Rc<ChainSlot>,
+    entry: Registered,
+    io: Io,
+    downstream: Downstream,
+) {
+    let chain = slot.current();
+    let (Terminal::Tcp(proxy), Some(runtime)) = (&chain.chain.terminal, &chain.tcp) else { return };
+    runtime.cx_total.inc();
+    let mut record = ConnectionRecord::new(&worker, &runtime.logs);
+    match connect(&worker, &chain, proxy, runtime, &downstream, &mut record).await {
+        Ok(upstream) => pass(&worker, &listener, &slot, io, &downstream, upstream, &mut record).await,
+        Err(error) => {
+            let detail = error.detail.as_deref().map(str::to_string);
+            record.transport_failure = detail;
+            record.fail(error.reason.flag(), error.reason.details());
+            if let Some(telemetry) = &runtime.telemetry
+                && let Some(cells) = cells(&worker, telemetry, &downstream, None, record.flags)
+            {
+                cells.opened();
+                cells.closed();
+            }
+        }
+    }
+    record.emit(&downstream, &runtime.logs);
+    drop(entry);
+}
+
+/// A connection to an endpoint.
+struct Upstream {
+    cluster: Rc<LiveCluster>,
+    host: Rc<Host>,
+    io: Io,
+    facts: Rc<ConnectionFacts>,
+    _open: TcpGuard,
+}
+
+async fn connect(
+    worker: &Rc<Worker>,
+    chain: &ChainRuntime,
+    proxy: &TcpProxy,
+    runtime: &TcpRuntime,
+    downstream: &Downstream,
+    record: &mut ConnectionRecord,
+) -> Result<Upstream, UpstreamError> {
+    let name = cluster_name(chain, proxy, downstream);
+    let snapshot = worker.snapshot();
+    record.upstream.cluster = Some(name.clone());
+    let Some(cluster) = worker.clusters.get(&snapshot.config, &name) else {
+        runtime.cx_no_route.inc();
+        return Err(UpstreamError::unsent(Reason::NoCluster));
+    };
+    cluster.ready().await;
+    let hash =
+        proxy.hash_source_ip.then(|| weft_route::xxhash::xxhash64(downstream.source.ip().to_string().as_bytes()));
+    let mut failed: SmallVec<[Rc<Host>; 2]> = SmallVec::new();
+    let mut last = None;
+    for _ in 0..proxy.max_connect_attempts.max(1) {
+        let context = PickContext {
+            hash,
+            avoid: &failed,
+            attempts: u32::from(!failed.is_empty()) * 3,
+            labels: &[],
+            destination: Some(downstream.destination),
+            authority: None,
+        };
+        let host = cluster.pick(&context)?;
+        record.attempts += 1;
+        record.upstream.host = Some(host.name.clone());
+        match cluster.connect_tcp(&host, downstream.server_name.as_deref()).await {
+            Ok((io, facts, open)) => {
+                record.upstream.connection = Some(facts.clone());
+                cluster.report(&host, weft_cluster::outlier::Outcome::Success);
+                return Ok(Upstream { cluster, host, io, facts, _open: open });
+            }
+            Err(error) => {
+                cluster.report(&host, weft_cluster::outlier::Outcome::LocalError);
+                failed.push(host);
+                last = Some(error);
+            }
+        }
+    }
+    record.flags |= if proxy.max_connect_attempts > 1 { Flags::URX } else { Flags::NONE };
+    Err(last.unwrap_or_else(|| UpstreamError::unsent(Reason::NoHealthyUpstream)))
+}
+
+fn cluster_name(chain: &ChainRuntime, proxy: &TcpProxy, downstream: &Downstream) -> Strng {
+    if chain.chain.filters.iter().any(|filter| matches!(filter, NetworkFilter::SniCluster))
+        && let Some(name) = &downstream.server_name
+    {
+        return name.clone();
+    }
+    match &proxy.cluster {
+        TcpCluster::One(name) => name.clone(),
+        TcpCluster::Weighted(clusters, total) => {
+            let mut point = fastrand::u32(..(*total).max(1));
+            let chosen = clusters.iter().find(|(_, weight)| {
+                let hit = point < *weight;
+                point = point.saturating_sub(*weight);
+                hit
+            });
+            chosen.or(clusters.last()).map_or_else(|| Strng::from(""), |(name, _)| name.clone())
+        }
+    }
+}
+
+/// Passes bytes until the connection ends by itself, or has to.
+async fn pass(
+    worker: &Rc<Worker>,
+    listener: &Rc<LiveListener>,
+    slot: &Rc<ChainSlot>,
+    io: Io,
+    downstream: &Downstream,
+    upstream: Upstream,
+    record: &mut ConnectionRecord,
+) {
+    let chain = slot.current();
+    let (Terminal::Tcp(proxy), Some(runtime)) = (&chain.chain.terminal, &chain.tcp) else { return };
+    let cells = runtime.telemetry.as_ref().and_then(|telemetry| {
+        let peer = Some((&*upstream.cluster, &*upstream.host, &*upstream.facts));
+        cells(worker, telemetry, downstream, peer, Flags::NONE)
+    });
+    if let Some(cells) = &cells {
+        cells.opened();
+    }
+    let reporter = Reporter { traffic: Traffic::default(), runtime, cells, reported: Cell::new((0, 0)) };
+    let ended = tokio::select! {
+        biased;
+        ended = tunnel::run(io, upstream.io, proxy.idle_timeout, &reporter.traffic) => Some(ended),
+        (details, flags) = must_end(listener, slot, downstream, proxy) => {
+            record.fail(flags, details);
+            record.termination = Some(details);
+            None
+        }
+        () = reporter.now_and_then() => None,
+    };
+    match ended {
+        Some(Ended::Failed(error)) => tracing::debug!(%error, "TCP connection broke off"),
+        Some(Ended::Idle) => record.fail(Flags::SI, "idle_timeout"),
+        _ => {}
+    }
+    reporter.report();
+    record.received = reporter.traffic.received();
+    record.sent = reporter.traffic.sent();
+    if let Some(cells) = &reporter.cells {
+        cells.closed();
+    }
+}
+
+/// Brings counters up to date while a connection lasts.
+struct Reporter<'a> {
+    traffic: Traffic,
+    runtime: &'a TcpRuntime,
+    cells: Option<Rc<TcpCells>>,
+    reported: Cell<(u64, u64)>,
+}
+
+impl Reporter<'_> {
+    fn report(&self) {
+        let (sent, received) = (self.traffic.sent(), self.traffic.received());
+        let before = self.reported.replace((sent, received));
+        let (sent, received) = (sent - before.0, received - before.1);
+        self.runtime.tx_bytes.add(sent);
+        self.runtime.rx_bytes.add(received);
+        if let Some(cells) = &self.cells {
+            cells.bytes(sent, received);
+        }
+    }
+
+    async fn now_and_then(&self) {
+        loop {
+            tokio::time::sleep(REPORT).await;
+            self.report();
+        }
+    }
+}
+
+/// Returns when an open connection must end: its longest life is over, its chain is gone, or authorization would now say no.
+async fn must_end(
+    listener: &LiveListener,
+    slot: &ChainSlot,
+    downstream: &Downstream,
+    proxy: &TcpProxy,
+) -> (&'static str, Flags) {
+    let lifetime = async {
+        match proxy.max_duration {
+            Some(longest) => tokio::time::sleep(longest).await,
+            None => std::future::pending().await,
+        }
+    };
+    let forbidden = async {
+        loop {
+            if slot.retired.get() {
+                tokio::time::sleep(RETIRED).await;
+                return ("filter_chain_removed", Flags::NONE);
+            }
+            slot.changed.notified().await;
+            if !slot.retired.get() && accept::denied(&slot.current(), listener, downstream).is_some() {
+                return ("rbac_access_denied", Flags::NONE);
+            }
+        }
+    };
+    tokio::select! {
+        () = lifetime => ("max_duration_timeout", Flags::DT),
+        why = forbidden => why,
+    }
+}
+
+/// The metrics of a connection.
+fn cells(
+    worker: &Worker,
+    telemetry: &Arc<Telemetry>,
+    downstream: &Downstream,
+    upstream: Option<(&LiveCluster, &Host, &ConnectionFacts)>,
+    flags: Flags,
+) -> Option<Rc<TcpCells>> {
+    let parties = &worker.parties;
+    let service = upstream.map(|(cluster, ..)| cluster.config.metadata.clone());
+    let (source, destination, security): (Rc<Party>, Rc<Party>, Security) = if telemetry.destination {
+        let security = if downstream.is_mutual_tls() { Security::MutualTls } else { Security::None };
+        let source = parties.party(Facts::Unknown, downstream.peer_uri());
+        (source, parties.local(downstream.local_uri.as_deref()), security)
+    } else {
+        let facts = upstream.map(|(_, host, facts)| (host.metadata.borrow().workload.clone(), facts));
+        let destination = match &facts {
+            Some((workload, facts)) => parties.party(Facts::Endpoint(workload), facts.peer_uri()),
+            None => parties.party(Facts::Unknown, None),
+        };
+        let own = facts.and_then(|(_, facts)| facts.local_uri.clone());
+        (parties.local(own.as_deref()), destination, Security::Unknown)
+    };
+    let host = downstream.destination.to_string();
+    worker.metrics.connection(&Labels {
+        telemetry,
+        source: &source,
+        destination: &destination,
+        service: service.as_deref(),
+        host: downstream.server_name.as_deref().unwrap_or(&host),
+        protocol: Protocol::Tcp,
+        code: 0,
+        grpc_status: None,
+        flags,
+        security,
+    })
+}

@@ -1,0 +1,377 @@
+//! One worker: a thread with its own runtime, listening sockets, connection pools and counters. Nothing of a connection ever
+//! leaves the worker that accepted it.
+
+use crate::accept::{self, Accepted};
+use crate::chain::ChainSlot;
+use crate::listener::Listeners;
+use crate::log::LogSinks;
+use crate::sockets::Listening;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Waker;
+use std::time::Duration;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::{LocalSet, spawn_local};
+use weft_cluster::{ClusterManager, ClusterShared, ClusterStatus};
+use weft_core::Strng;
+use weft_filter::limit::{ConnectionCount, ConnectionPlace};
+use weft_filter::{LocalWorkload, MeshMetrics, Parties};
+use weft_proxy_config::{FilterChain, ListenAddress, Listener, ProxySnapshot};
+use weft_telemetry::{Format, Registry, Shard};
+
+/// How often idle connections and unused clusters are looked for.
+const SWEEP: Duration = Duration::from_secs(5);
+/// Pause when the process has no file descriptors left.
+const OUT_OF_FILES: Duration = Duration::from_millis(50);
+/// Formats of header values kept parsed.
+const MAX_FORMATS: usize = 4096;
+
+/// What all workers share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub clusters: Arc<ClusterShared>,
+    pub registry: Registry,
+    pub sinks: Arc<LogSinks>,
+    pub local: LocalWorkload,
+    limits: Mutex<HashMap<String, ConnectionCount>>,
+}
+
+/// What a worker is told.
+pub(crate) enum Command {
+    /// Follow this configuration; accept on these sockets too, and no more on those.
+    Update {
+        snapshot: Arc<ProxySnapshot>,
+        open: Vec<(ListenAddress, Listening)>,
+        close: Vec<ListenAddress>,
+        done: oneshot::Sender<()>,
+    },
+    /// Ask clients to go: `connection: close`, GOAWAY. Connections are still accepted.
+    Drain,
+    /// Accept no more.
+    CloseListeners,
+    /// Tell what is known of clusters.
+    Status(oneshot::Sender<Vec<ClusterStatus>>),
+    /// End now.
+    Stop,
+}
+
+/// Numbers that others read while the worker runs.
+#[derive(Debug, Default)]
+pub(crate) struct WorkerGauges {
+    pub connections: AtomicU64,
+}
+
+/// A configuration with the listeners in use. Requests hold the one they began with.
+#[derive(Debug, Default)]
+pub(crate) struct Snapshot {
+    pub config: Arc<ProxySnapshot>,
+    pub listeners: Listeners,
+}
+
+/// One worker's state.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    snapshot: RefCell<Rc<Snapshot>>,
+    pub clusters: ClusterManager,
+    pub metrics: MeshMetrics,
+    pub parties: Parties,
+    pub shard: Shard,
+    pub sinks: Arc<LogSinks>,
+    pub draining: Cell<bool>,
+    shared: Arc<Shared>,
+    gauges: Arc<WorkerGauges>,
+    connections: RefCell<HashMap<u64, Rc<ConnectionEntry>, foldhash::fast::RandomState>>,
+    accepting: RefCell<HashMap<ListenAddress, Rc<Notify>>>,
+    formats: RefCell<HashMap<Strng, Option<Rc<Format>>, foldhash::fast::RandomState>>,
+    next_id: Cell<u64>,
+}
+
+impl Shared {
+    pub fn new(clusters: Arc<ClusterShared>, registry: Registry, local: LocalWorkload) -> Arc<Self> {
+        Arc::new(Self { clusters, registry, sinks: Arc::default(), local, limits: Mutex::default() })
+    }
+
+    fn count(&self, name: &str) -> ConnectionCount {
+        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        limits.entry(name.to_string()).or_default().clone()
+    }
+}
+
+impl Worker {
+    fn new(index: usize, shared: Arc<Shared>, gauges: Arc<WorkerGauges>) -> Rc<Self> {
+        let shard = shared.registry.shard();
+        Rc::new(Self {
+            snapshot: RefCell::default(),
+            clusters: ClusterManager::new(shared.clusters.clone(), shard.clone(), index == 0),
+            metrics: MeshMetrics::new(shard.clone()),
+            parties: Parties::new(shared.local.clone()),
+            shard,
+            sinks: shared.sinks.clone(),
+            draining: Cell::new(false),
+            shared,
+            gauges,
+            connections: RefCell::default(),
+            accepting: RefCell::default(),
+            formats: RefCell::default(),
+            next_id: Cell::new((index as u64) << 48 | 1),
+        })
+    }
+
+    /// The configuration in force.
+    pub fn snapshot(&self) -> Rc<Snapshot> {
+        self.snapshot.borrow().clone()
+    }
+
+    /// A number for a connection.
+    pub fn next_connection_id(&self) -> u64 {
+        let id = self.next_id.get();
+        self.next_id.set(id + 1);
+        id
+    }
+
+    /// Open connections of a chain over all workers.
+    pub fn connection_count(&self, chain: &FilterChain) -> ConnectionCount {
+        self.shared.count(&format!("chain {}", chain.name))
+    }
+
+    /// A place under the listener's own limit: `Some(None)` when it has none, `None` when it is reached.
+    pub fn listener_place(&self, listener: &Listener) -> Option<Option<ConnectionPlace>> {
+        match listener.max_connections {
+            None => Some(None),
+            Some(most) => self.shared.count(&format!("listener {}", listener.name)).take(u64::from(most)).map(Some),
+        }
+    }
+
+    /// A header format, parsed once. `None` when it does not parse; that was reported when the configuration was compiled.
+    pub fn format(&self, text: &Strng) -> Option<Rc<Format>> {
+        if let Some(known) = self.formats.borrow().get(text) {
+            return known.clone();
+        }
+        let parsed = Format::parse(text).ok().map(Rc::new);
+        let mut formats = self.formats.borrow_mut();
+        if formats.len() >= MAX_FORMATS {
+            formats.clear();
+        }
+        formats.insert(text.clone(), parsed.clone());
+        parsed
+    }
+
+    fn follow(&self, config: Arc<ProxySnapshot>) {
+        let before = self.snapshot();
+        let listeners = before.listeners.follow(self, &config);
+        self.clusters.apply(&config);
+        self.snapshot.replace(Rc::new(Snapshot { config, listeners }));
+        for entry in self.connections.borrow().values() {
+            if entry.slot.retired.get() {
+                entry.drain();
+            }
+        }
+    }
+
+    fn drain(&self) {
+        self.draining.set(true);
+        for entry in self.connections.borrow().values() {
+            entry.drain();
+        }
+    }
+}
+
+/// Runs a worker until it is stopped.
+pub(crate) fn run(
+    index: usize,
+    shared: Arc<Shared>,
+    gauges: Arc<WorkerGauges>,
+    commands: mpsc::UnboundedReceiver<Command>,
+) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let local = LocalSet::new();
+    local.block_on(&runtime, async move {
+        let worker = Worker::new(index, shared, gauges);
+        spawn_local(sweep(Rc::downgrade(&worker)));
+        obey(&worker, commands).await;
+    });
+    Ok(())
+}
+
+async fn obey(worker: &Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>) {
+    while let Some(command) = commands.recv().await {
+        match command {
+            Command::Update { snapshot, open, close, done } => {
+                worker.follow(snapshot);
+                for address in close {
+                    worker.stop_accepting(&address);
+                }
+                for (address, listening) in open {
+                    worker.start_accepting(address, listening);
+                }
+                let _ = done.send(());
+            }
+            Command::Drain => worker.drain(),
+            Command::CloseListeners => {
+                let all: Vec<ListenAddress> = worker.accepting.borrow().keys().cloned().collect();
+                all.iter().for_each(|address| worker.stop_accepting(address));
+            }
+            Command::Status(answer) => {
+                let _ = answer.send(worker.clusters.status());
+            }
+            Command::Stop => return,
+        }
+    }
+}
+
+async fn sweep(worker: std::rc::Weak<Worker>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        let Some(worker) = worker.upgrade() else { return };
+        let snapshot = worker.snapshot();
+        worker.clusters.sweep(&snapshot.config);
+    }
+}
+
+impl Worker {
+    fn start_accepting(self: &Rc<Self>, address: ListenAddress, listening: Listening) {
+        let stop = Rc::new(Notify::new());
+        self.accepting.borrow_mut().insert(address.clone(), stop.clone());
+        let worker = self.clone();
+        spawn_local(async move {
+            if let Err(error) = accept_on(&worker, &address, listening, &stop).await {
+                tracing::error!(?address, %error, "stopped accepting connections");
+            }
+        });
+    }
+
+    fn stop_accepting(&self, address: &ListenAddress) {
+        if let Some(stop) = self.accepting.borrow_mut().remove(address) {
+            stop.notify_one();
+        }
+    }
+}
+
+/// Accepts until told to stop; connections that the kernel has queued by then are still served.
+async fn accept_on(
+    worker: &Rc<Worker>,
+    address: &ListenAddress,
+    listening: Listening,
+    stop: &Notify,
+) -> io::Result<()> {
+    enum Socket {
+        Tcp(TcpListener),
+        Unix(UnixListener),
+    }
+    let socket = match listening {
+        Listening::Tcp(listener) => Socket::Tcp(TcpListener::from_std(listener)?),
+        Listening::Unix(listener) => Socket::Unix(UnixListener::from_std(listener)?),
+    };
+    let accept = async || match &socket {
+        Socket::Tcp(listener) => listener.accept().await.map(|(stream, peer)| Accepted::Tcp(stream, peer)),
+        Socket::Unix(listener) => listener.accept().await.map(|(stream, _)| Accepted::Unix(stream)),
+    };
+    let mut stopping = false;
+    loop {
+        let accepted = if stopping {
+            match tokio::time::timeout(Duration::ZERO, accept()).await {
+                Ok(accepted) => accepted,
+                Err(_nothing_queued) => return Ok(()),
+            }
+        } else {
+            tokio::select! {
+                biased;
+                accepted = accept() => accepted,
+                () = stop.notified() => {
+                    stopping = true;
+                    continue;
+                }
+            }
+        };
+        match accepted {
+            Ok(accepted) => {
+                if let Some(listener) = worker.snapshot().listeners.at(address).cloned() {
+                    spawn_local(accept::serve(worker.clone(), listener, accepted));
+                }
+            }
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) => {
+                tracing::warn!(?address, %error, "accept failed");
+                tokio::time::sleep(OUT_OF_FILES).await;
+            }
+        }
+    }
+}
+
+/// The client went away between the kernel's accept and ours.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+/// An open connection, as the worker knows it.
+#[derive(Debug)]
+pub(crate) struct ConnectionEntry {
+    pub slot: Rc<ChainSlot>,
+    drain: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+/// Keeps a connection on the worker's list.
+#[derive(Debug)]
+pub(crate) struct Registered {
+    pub entry: Rc<ConnectionEntry>,
+    worker: Rc<Worker>,
+    id: u64,
+}
+
+impl ConnectionEntry {
+    /// Puts a connection on the list.
+    pub fn register(worker: &Rc<Worker>, slot: &Rc<ChainSlot>) -> Registered {
+        let drain = worker.draining.get() || slot.retired.get();
+        let entry = Rc::new(Self { slot: slot.clone(), drain: Cell::new(drain), waker: RefCell::default() });
+        let id = worker.next_connection_id();
+        worker.connections.borrow_mut().insert(id, entry.clone());
+        worker.report_connections();
+        Registered { entry, worker: worker.clone(), id }
+    }
+
+    /// Asks the connection to end when its requests have.
+    pub fn drain(&self) {
+        self.drain.set(true);
+        self.wake();
+    }
+
+    /// True when the connection is to end.
+    pub fn is_draining(&self) -> bool {
+        self.drain.get()
+    }
+
+    /// Wakes the connection's task.
+    pub fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Whom to wake.
+    pub fn set_waker(&self, waker: &Waker) {
+        let mut known = self.waker.borrow_mut();
+        if !known.as_ref().is_some_and(|k| k.will_wake(waker)) {
+            *known = Some(waker.clone());
+        }
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.worker.connections.borrow_mut().remove(&self.id);
+        self.worker.report_connections();
+    }
+}
+
+impl Worker {
+    fn report_connections(&self) {
+        self.gauges.connections.store(self.connections.borrow().len() as u64, Relaxed);
+    }
+}
