@@ -82,36 +82,102 @@ pub fn apply_static(bootstrap: &Bootstrap, builder: &mut ConfigBuilder) -> Vec<S
 
 #[allow(deprecated)]
 fn refuse_fields(message: &proto::Bootstrap, errors: &mut Errors) {
-    // Statistics, watchdogs, runtime layers and allocator settings are Envoy's own machinery: tolerated.
     let proto::Bootstrap {
+        node: _,
+        node_context_params,
+        static_resources: _,
+        dynamic_resources: _,
+        cluster_manager,
         hds_config,
+        // A file that switches features by its presence.
+        flags_path: _,
+        stats_sinks,
+        // Which statistics are kept, how, and how often they are written out: there is nowhere to write them to.
+        deferred_stat_options: _,
+        stats_config: _,
+        stats_flush_interval: _,
+        stats_server_version_override: _,
+        stats_flush: _,
+        stats_eviction: _,
+        enable_dispatcher_stats: _,
+        // Threads that hang end the process in Envoy; here there is no such thread.
+        watchdog: _,
+        watchdogs: _,
         tracing,
+        // Runtime values override defaults of the configuration; weft-proxy goes by those defaults.
+        layered_runtime: _,
+        admin: _,
         overload_manager,
         header_prefix,
+        use_tcp_for_dns_lookups: _,
+        dns_resolution_config,
+        typed_dns_resolver_config,
         bootstrap_extensions,
+        fatal_actions,
         config_sources,
         default_config_source,
+        default_socket_interface,
         certificate_provider_instances,
+        // Headers that are quicker to find.
+        inline_headers: _,
+        perf_tracing_file_path: _,
+        default_regex_engine,
         xds_delegate_extension,
+        xds_config_tracker_extension,
         listener_manager,
-        stats_sinks,
-        ..
+        // Form of the process's own log.
+        application_log_config: _,
+        grpc_async_client_manager_config: _,
+        memory_allocator_manager: _,
+        enable_worker_cpu_affinity: _,
     } = message;
+    let root = Path::ROOT;
     refuse_set!(
         errors,
-        Path::ROOT,
+        root,
+        node_context_params,
         hds_config,
+        stats_sinks,
         tracing,
         overload_manager,
         header_prefix,
+        dns_resolution_config,
+        typed_dns_resolver_config,
         bootstrap_extensions,
+        fatal_actions,
         config_sources,
         default_config_source,
+        default_socket_interface,
         certificate_provider_instances,
+        default_regex_engine,
         xds_delegate_extension,
-        listener_manager,
-        stats_sinks
+        xds_config_tracker_extension,
+        listener_manager
     );
+    if let Some(manager) = cluster_manager {
+        let proto::ClusterManager {
+            local_cluster_name,
+            // A log of ejections.
+            outlier_detection: _,
+            upstream_bind_config,
+            load_stats_config,
+            enable_deferred_cluster_creation: _,
+        } = manager;
+        refuse_set!(errors, root.field("cluster_manager"), local_cluster_name, upstream_bind_config, load_stats_config);
+    }
+    if let Some(admin) = &message.admin {
+        let proto::Admin {
+            // Where the admin port's own requests are logged, and profiles written.
+            access_log: _,
+            access_log_path: _,
+            profile_path: _,
+            address: _,
+            socket_options,
+            ignore_global_conn_limit: _,
+            allow_paths,
+        } = admin;
+        refuse_set!(errors, root.field("admin"), socket_options, allow_paths);
+    }
 }
 
 fn admin(message: &proto::Bootstrap, errors: &mut Errors) -> Option<SocketAddr> {

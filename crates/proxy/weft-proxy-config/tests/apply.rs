@@ -1,5 +1,7 @@
 //! Changes of resources: what takes effect, what waits, what is left alone.
 
+#![allow(clippy::unwrap_used)] // A test that cannot go on fails.
+
 mod common;
 
 use common::{Pki, accept, secrets, update};

@@ -1,6 +1,8 @@
 //! What the control plane generates is what this crate takes: its golden files are applied here. The two crates share no
 //! code, only messages.
 
+#![allow(clippy::unwrap_used)] // A test that cannot go on fails.
+
 use serde_json::Value;
 use std::path::PathBuf;
 use weft_proto::any::TypeUrl;

@@ -1,6 +1,8 @@
 //! What a large configuration costs: 5000 services, each a cluster with mutual TLS, three endpoints and a virtual host with six
 //! domains. Prints memory and time; the bounds are wide enough for a debug build.
 
+#![allow(clippy::unwrap_used)] // A test that cannot go on fails.
+
 use prost_types::value::Kind;
 use std::time::{Duration, Instant};
 use weft_proto::any::TypeUrl;

@@ -174,9 +174,11 @@ fn equal_conditions_are_an_error() {
             "{first} | {second}"
         );
     }
-    let mut many = ChainMatch::default();
-    many.source_ports = (1..=1000).collect();
-    many.server_names = (0..1000).map(|n| format!("h{n}").into()).collect();
+    let many = ChainMatch {
+        source_ports: (1..=1000).collect(),
+        server_names: (0..1000).map(|n| format!("h{n}").into()).collect(),
+        ..ChainMatch::default()
+    };
     let (_, errors) = ChainIndex::build([many].iter());
     assert!(errors[0].1.contains("combinations"), "{errors:?}");
 }
