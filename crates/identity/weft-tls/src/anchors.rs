@@ -133,7 +133,8 @@ impl TrustAnchors {
         let time = UnixTime::since_unix_epoch(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
         let algorithms = default_provider().signature_verification_algorithms.all;
         let roots = self.roots_for(facts.spiffe_id().as_ref().map(|id| id.trust_domain()));
-        match leaf.verify_for_usage(algorithms, roots, intermediates, time, webpki::KeyUsage::client_auth(), None, None) {
+        match leaf.verify_for_usage(algorithms, roots, intermediates, time, webpki::KeyUsage::client_auth(), None, None)
+        {
             Ok(_) => Ok(()),
             Err(webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey) => {
                 Err(wrong(format!("it leads to no trusted root; its issuer is {:?}", facts.issuer)))

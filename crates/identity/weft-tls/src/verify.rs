@@ -91,10 +91,9 @@ fn certificate_error(error: webpki::Error) -> Error {
         W::CertRevoked => CertificateError::Revoked,
         W::UnknownRevocationStatus => CertificateError::UnknownRevocationStatus,
         W::CrlExpired { time, next_update } => CertificateError::ExpiredRevocationListContext { time, next_update },
-        W::CertNotValidForName(names) => CertificateError::NotValidForNameContext {
-            expected: names.expected,
-            presented: names.presented,
-        },
+        W::CertNotValidForName(names) => {
+            CertificateError::NotValidForNameContext { expected: names.expected, presented: names.presented }
+        }
         W::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
         W::BadDer | W::BadDerTime | W::TrailingData(_) => CertificateError::BadEncoding,
         other => CertificateError::Other(OtherError(Arc::new(other))),

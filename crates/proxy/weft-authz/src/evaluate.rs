@@ -3,7 +3,8 @@
 //! Conditions are judged *strictly* where holding lets a request through (ALLOW), *leniently* where holding denies it
 //! (DENY), and a negation turns the one into the other. It matters where a fact has several values or none is known: a
 //! repeated header holds strictly when every value holds, leniently when any does (or all of them joined); what cannot be
-//! evaluated holds leniently and never strictly. Whichever value the endpoint takes, the policy has judged it.
+//! evaluated holds leniently and never strictly. Whichever value the endpoint takes, the policy has judged it. (Envoy 1.40
+//! is content with any value, also in ALLOW: there `x: admin` before the `x: bob` that a proxy appends lets bob in.)
 
 use crate::{
     Condition, Decision, Facts, HeaderTest, HeaderValueTest, Leaf, Matcher, MetadataValue, PeerCertificate, Rbac,

@@ -36,6 +36,8 @@ pub struct OutlierState {
     local_errors: Cell<u32>,
     ejections: Cell<u32>,
     until: Cell<Option<Instant>>,
+    /// When it came back the last time.
+    returned: Cell<Option<Instant>>,
 }
 
 impl OutlierState {
@@ -83,9 +85,13 @@ impl OutlierState {
         eject && !self.is_ejected()
     }
 
-    /// Leaves the endpoint out: the longer, the more often it happened.
+    /// Leaves the endpoint out: the longer, the more often it happened. Each interval that it has served well since it came
+    /// back forgives one time, as in Envoy.
     pub fn eject(&self, policy: &OutlierDetection, now: Instant) {
-        let times = self.ejections.get().saturating_add(1);
+        let served = self.returned.get().map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        let forgiven = served.as_millis() / policy.interval.as_millis().max(1);
+        let forgiven = u32::try_from(forgiven).unwrap_or(u32::MAX);
+        let times = self.ejections.get().saturating_sub(forgiven).saturating_add(1);
         self.ejections.set(times);
         let length = policy.base_ejection.saturating_mul(times).min(policy.max_ejection.max(policy.base_ejection));
         self.until.set(Some(now + length.min(Duration::from_secs(7 * 24 * 3600))));
@@ -99,16 +105,10 @@ impl OutlierState {
         match self.until.get() {
             Some(until) if until <= now => {
                 self.until.set(None);
+                self.returned.set(Some(now));
                 true
             }
             _ => false,
-        }
-    }
-
-    /// An interval without ejection forgives one.
-    pub fn forgive(&self) {
-        if !self.is_ejected() {
-            self.ejections.set(self.ejections.get().saturating_sub(1));
         }
     }
 }
@@ -160,8 +160,19 @@ mod tests {
         assert_eq!(state.ejected_until(), Some(now + Duration::from_secs(30)));
         assert!(!state.sweep(now + Duration::from_secs(29)));
         assert!(state.sweep(now + Duration::from_secs(30)));
+        state.eject(&policy(), now + Duration::from_secs(30));
+        assert_eq!(state.ejected_until(), Some(now + Duration::from_secs(30 + 50)));
+    }
+
+    #[test]
+    fn good_service_is_forgiven() {
+        let (state, now) = (OutlierState::default(), Instant::now());
         state.eject(&policy(), now);
-        assert_eq!(state.ejected_until(), Some(now + Duration::from_secs(50)));
+        let back = now + Duration::from_secs(30);
+        assert!(state.sweep(back));
+        let later = back + policy().interval * 2;
+        state.eject(&policy(), later);
+        assert_eq!(state.ejected_until(), Some(later + Duration::from_secs(30)), "as the first time");
     }
 
     #[test]

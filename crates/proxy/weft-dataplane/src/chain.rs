@@ -3,7 +3,7 @@
 
 use crate::log::AccessLogs;
 use crate::worker::Worker;
-use http::{HeaderName, HeaderValue};
+use http::HeaderValue;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -167,11 +167,6 @@ impl HttpRuntime {
             telemetry,
             hcm: hcm.clone(),
         }
-    }
-
-    /// Names of request headers that a log line needs.
-    pub fn logged_request_headers(&self) -> &[HeaderName] {
-        self.logs.request_headers()
     }
 }
 

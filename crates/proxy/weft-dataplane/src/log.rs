@@ -4,6 +4,7 @@
 use crate::downstream::Downstream;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
+use std::cmp::Ordering;
 use std::fmt::Write as _;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -149,10 +150,7 @@ impl AccessLogs {
 
 fn holds(filter: &LogFilter, facts: &LogFacts<'_>) -> bool {
     match filter {
-        LogFilter::Status(compare, or_other, value) => {
-            let found = facts.code.cmp(value);
-            found == *compare || (*or_other && found == std::cmp::Ordering::Equal)
-        }
+        LogFilter::Status(compare, negated, value) => status_holds(facts.code.cmp(value), *compare, *negated),
         LogFilter::Slower(limit) => facts.duration >= *limit,
         LogFilter::Flags(wanted) => {
             let text = facts.flags.to_string();
@@ -168,6 +166,11 @@ fn holds(filter: &LogFilter, facts: &LogFacts<'_>) -> bool {
             None => false,
         },
     }
+}
+
+/// `Equal` is `==`, `Greater` is `>=`, `Less` is `<=`; `negated` turns the result round.
+fn status_holds(found: Ordering, wanted: Ordering, negated: bool) -> bool {
+    (found == wanted || (wanted != Ordering::Equal && found == Ordering::Equal)) != negated
 }
 
 /// What a log line needs of a request; kept only when something is logged.
@@ -393,4 +396,28 @@ fn grpc_word(status: u32) -> &'static str {
         "Unauthenticated",
     ];
     WORDS.get(status as usize).copied().unwrap_or("InvalidCode")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn status_comparisons() {
+        use Ordering::{Equal, Greater, Less};
+        // (code, compare, negated, value) → holds
+        for (code, compare, negated, value, want) in [
+            (200, Equal, false, 200, true),
+            (200, Equal, true, 200, false),
+            (404, Equal, true, 200, true),
+            (500, Greater, false, 500, true),
+            (503, Greater, false, 500, true),
+            (404, Greater, false, 500, false),
+            (200, Less, false, 200, true),
+            (404, Less, false, 200, false),
+        ] {
+            let holds = status_holds(u16::cmp(&code, &value), compare, negated);
+            assert_eq!(holds, want, "{code} {compare:?} {negated} {value}");
+        }
+    }
 }

@@ -159,7 +159,7 @@ pub enum HeaderKey {
     Scheme,
 }
 
-/// A condition on a header. Repeated headers are judged joined by `,`, as Envoy does for routes.
+/// A condition on a header. Of a repeated header one value is enough, as in Envoy.
 #[derive(Debug, Clone)]
 pub struct HeaderMatcher {
     /// The header.

@@ -314,6 +314,17 @@ impl Exchange {
 /// Where copies of a request's body go.
 pub(crate) type Copies = SmallVec<[mpsc::Sender<Result<Frame<Bytes>, BodyError>>; 1]>;
 
+/// Gives a frame to a copy; false when the copy is given up. The request itself never waits: a mirror that cannot keep up
+/// loses the request, and the last place in its queue is kept for saying so, because a queue that merely ends would make a
+/// torn request look whole.
+fn passed_on(copy: &mpsc::Sender<Result<Frame<Bytes>, BodyError>>, frame: Frame<Bytes>) -> bool {
+    if copy.capacity() > 1 {
+        return copy.try_send(Ok(frame)).is_ok();
+    }
+    let _ = copy.try_send(Err(BodyError::Aborted("the mirror did not keep up")));
+    false
+}
+
 /// Sees the request's body pass.
 pub(crate) struct RequestObserver {
     pub exchange: Rc<Exchange>,
@@ -325,10 +336,9 @@ impl BodyObserver for RequestObserver {
         self.exchange.step();
         if let Some(data) = frame.data_ref() {
             self.exchange.received.set(self.exchange.received.get() + data.len() as u64);
-            // A mirror that cannot keep up loses the request; the request itself never waits for it.
-            self.copies.retain(|copy| copy.try_send(Ok(Frame::data(data.clone()))).is_ok());
+            self.copies.retain(|copy| passed_on(copy, Frame::data(data.clone())));
         } else if let Some(trailers) = frame.trailers_ref() {
-            self.copies.retain(|copy| copy.try_send(Ok(Frame::trailers(trailers.clone()))).is_ok());
+            self.copies.retain(|copy| passed_on(copy, Frame::trailers(trailers.clone())));
         }
     }
 
@@ -414,5 +424,21 @@ impl Drop for ResponseObserver {
             facts.flags |= Flags::DC;
             facts.details = Cow::Borrowed(Reason::DownstreamDisconnect.details());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mirror_that_lags_is_told_so() {
+        let (copy, mut frames) = mpsc::channel(3);
+        let frame = || Frame::data(Bytes::from_static(b"x"));
+        assert!(passed_on(&copy, frame()) && passed_on(&copy, frame()));
+        assert!(!passed_on(&copy, frame()), "only the last place is left");
+        drop(copy);
+        assert!(frames.try_recv().is_ok_and(|f| f.is_ok()) && frames.try_recv().is_ok_and(|f| f.is_ok()));
+        assert!(frames.try_recv().is_ok_and(|f| f.is_err()), "the copy must not look whole");
     }
 }

@@ -39,7 +39,7 @@ pub(crate) fn start(
         let worker = &exchange.conn.worker;
         let Some(cluster) = worker.clusters.get(&exchange.snapshot.config, &mirror.cluster) else { continue };
         let body = if has_body {
-            let (copy, frames) = mpsc::channel(LAG);
+            let (copy, frames) = mpsc::channel(LAG + 1);
             copies.push(copy);
             ProxyBody::channel(frames)
         } else {
