@@ -7,7 +7,7 @@ use crate::{delta, sotw};
 use hyper_util::rt::TokioIo;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::metadata::{MetadataKey, MetadataValue};
@@ -57,7 +57,7 @@ impl Client {
 /// Starts a client. Updates come one at a time: the next one is handed out when the last one was answered.
 pub fn start(config: Config, connector: Arc<dyn Connect>) -> (Client, mpsc::Receiver<ResourceUpdate>) {
     let (updates, receiver) = mpsc::channel(UPDATES);
-    let initial = ConnectionState { connected: false, attempts: 0, last_error: None };
+    let initial = ConnectionState { connected: false, attempts: 0, last_error: None, since: Instant::now() };
     let (state_sender, state) = watch::channel(initial);
     let (interests, wanted) = watch::channel(BTreeMap::new());
     let session = Session { config, connector, updates, state: state_sender, wanted, states: States::default() };
@@ -112,6 +112,9 @@ impl Session {
                     }
                     tracing::warn!(attempts = self.state.borrow().attempts, "control plane: {why}");
                     self.state.send_modify(|state| {
+                        if state.connected {
+                            state.since = Instant::now();
+                        }
                         state.connected = false;
                         state.attempts = state.attempts.saturating_add(1);
                         state.last_error = Some(why);
@@ -181,7 +184,8 @@ impl Session {
     fn mark_connected(&self) {
         self.state.send_if_modified(|state| {
             let fresh = !state.connected;
-            *state = ConnectionState { connected: true, attempts: 0, last_error: None };
+            let since = if fresh { Instant::now() } else { state.since };
+            *state = ConnectionState { connected: true, attempts: 0, last_error: None, since };
             fresh
         });
     }

@@ -125,4 +125,6 @@ pub struct ConnectionState {
     pub attempts: u32,
     /// Why the last attempt or stream ended.
     pub last_error: Option<String>,
+    /// Connected, or away, for so long.
+    pub since: std::time::Instant,
 }

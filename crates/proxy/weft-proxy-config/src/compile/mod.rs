@@ -1,15 +1,17 @@
 //! From xDS messages to the compiled types. Every message is taken apart so that a field which changes behaviour is either
 //! used or refused by name; what is tolerated is named where it is.
 //!
-//! Reading order: this file (what compilation shares), [`cluster`], [`endpoint`], [`tls`], [`listener`], [`http`],
-//! [`access_log`].
+//! Reading order: this file (what compilation shares), [`cluster`], [`endpoint`], [`tls`], [`listener`], `network`, [`http`],
+//! `http_filters`, [`access_log`], `tracing`.
 
 pub mod access_log;
 pub mod address;
 pub mod cluster;
 pub mod endpoint;
 pub mod http;
+mod http_filters;
 pub mod listener;
+mod network;
 pub mod outlier;
 pub mod tls;
 mod tracing;
