@@ -12,7 +12,12 @@ pub fn all() -> Result<()> {
     deps::check()?;
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let bins = run::target().join("release");
-    let env = [("ENVOY", peers.envoy.as_path()), ("WEFT_BIN_DIR", bins.as_path())];
+    let oracles = run::root().join("../shared/oracles");
+    let mut env = vec![("ENVOY", peers.envoy.as_path()), ("WEFT_BIN_DIR", bins.as_path())];
+    // Test data that no one here wrote, where it lies beside the project.
+    if oracles.is_dir() {
+        env.push(("WEFT_ORACLES", oracles.as_path()));
+    }
     run::with_env(&cargo, &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"], &env)?;
     // The journeys drive the programs as users get them: optimised.
     run::with_env(&cargo, &["build", "--release", "--quiet"], &env)?;

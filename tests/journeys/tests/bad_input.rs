@@ -15,7 +15,7 @@ metadata:
 spec:
   hosts: [reviews]
   http:
-  - timeout: fast
+  - timeout: 0.0001s
     route:
     - destination: {host: reviews}
       weight: -5

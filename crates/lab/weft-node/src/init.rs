@@ -85,6 +85,8 @@ pub fn start<T: Serialize>(options: &T, inherit: &[&OwnedFd], errors: Stdio) -> 
 /// `lab` runs in the new namespaces, as process 1, on a runtime of its own. What it returns is the exit code. Errors of this
 /// function itself go to standard output as one JSON line `{"error": …}`.
 pub fn run<T: for<'a> Deserialize<'a>>(lab: impl FnOnce(T) -> ExitCode) -> ExitCode {
+    // Started through /proc/self/exe, the process would be called `exe` in every list; a failure here changes nothing else.
+    let _ = nix::sys::prctl::set_name(c"weft");
     let result = match std::env::var(STAGE).as_deref() {
         Ok("keeper") => keep(),
         Ok("lab") => become_lab().and_then(|()| Ok(lab(options()?))),

@@ -60,6 +60,8 @@ pub struct Pool {
     /// The newest context; older connections carry the one they were made with.
     transport: RefCell<UpstreamTransport>,
     changed: Cell<Option<Instant>>,
+    // Boxed, because a lease takes the same box along: a connection moves between the two without being copied.
+    #[allow(clippy::vec_box)]
     idle: RefCell<Vec<Box<Http1>>>,
     shared: RefCell<Vec<Rc<Http2>>>,
     open: Cell<u32>,

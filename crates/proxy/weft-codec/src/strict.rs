@@ -25,7 +25,7 @@ pub struct Lenience {
 ///
 /// # Errors
 /// The first rule that the request breaks.
-pub fn check<'a>(parts: &'a Parts, has_body: bool, lenience: Lenience) -> Result<&'a str, Refusal> {
+pub fn check(parts: &Parts, has_body: bool, lenience: Lenience) -> Result<&str, Refusal> {
     if parts.version < Version::HTTP_11 && !lenience.http10 {
         return Err(Refusal(Reason::NotSupported, "low_version"));
     }

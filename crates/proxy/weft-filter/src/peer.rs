@@ -54,13 +54,16 @@ pub struct LocalWorkload {
     pub node_id: String,
 }
 
+/// Parties by header value and principal.
+type Known = HashMap<(Box<[u8]>, Box<str>), Rc<Party>, foldhash::fast::RandomState>;
+
 /// Parties known to one worker; equal facts are one party.
 #[derive(Debug)]
 pub struct Parties {
     local: LocalWorkload,
     header: HeaderValue,
     id_header: HeaderValue,
-    known: RefCell<HashMap<(Box<[u8]>, Box<str>), Rc<Party>, foldhash::fast::RandomState>>,
+    known: RefCell<Known>,
     last: RefCell<Option<Remembered>>,
     next: Cell<u64>,
 }

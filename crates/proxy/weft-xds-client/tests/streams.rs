@@ -59,8 +59,8 @@ struct Fixture {
 }
 
 async fn fixture(mode: Mode) -> Fixture {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port on loopback");
+    let address = listener.local_addr().expect("a bound address").to_string();
     let (delta_tx, delta) = mpsc::unbounded_channel();
     let (sotw_tx, sotw) = mpsc::unbounded_channel();
     let service = AggregatedDiscoveryServiceServer::new(Script { delta: delta_tx, sotw: sotw_tx });

@@ -1,3 +1,5 @@
+//! What RBAC messages compile to, and what is refused by name.
+
 use super::*;
 use weft_proto::envoy::config::listener::v3::{Filter, filter};
 use weft_route::{ConfigError, Pool};

@@ -1,3 +1,5 @@
+//! Decisions by table: conditions, negation, repeated headers, what fails closed.
+
 use super::*;
 use crate::{RulePolicy, compile_http, compile_network};
 use http::{HeaderMap, HeaderName};

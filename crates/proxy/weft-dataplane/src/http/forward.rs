@@ -569,7 +569,7 @@ impl Tries<'_> {
         {
             self.exchange.conn.worker.parties.introduce(request.headers_mut());
         }
-        let named = self.auto_host.then(|| host.hostname.as_deref()).flatten();
+        let named = self.auto_host.then_some(host.hostname.as_deref()).flatten();
         let named = named.and_then(|name| HeaderValue::from_str(name).ok());
         if let Some(upgrade) = self.upgrade {
             request.headers_mut().remove(CONTENT_LENGTH);

@@ -375,7 +375,7 @@ impl Pki {
     /// Chain and key of a workload.
     pub fn leaf(&self, sa: &str) -> (String, String) {
         let key = weft_tls::PrivateKey::generate(weft_tls::KeyKind::default()).unwrap();
-        let names = vec![weft_tls::San::Uri(format!("spiffe://cluster.local/ns/default/sa/{sa}").into())];
+        let names = vec![weft_tls::San::Uri(format!("spiffe://cluster.local/ns/default/sa/{sa}"))];
         let leaf = weft_tls::LeafParams { names, not_before: self.not_before, not_after: self.not_after };
         let issued = self.issuer.sign_key(&key, &leaf).unwrap();
         (issued.pem, key.to_pem().to_string())

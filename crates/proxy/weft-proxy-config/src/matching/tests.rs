@@ -1,3 +1,5 @@
+//! Which filter chain serves a connection, by table.
+
 use super::*;
 use std::net::SocketAddr;
 

@@ -1,3 +1,5 @@
+//! What route messages compile to, and how bad ones are contained.
+
 use super::*;
 use crate::{AppendAction, ClusterChoice, FaultAbort, PathMatcher, Severity};
 use http::StatusCode;

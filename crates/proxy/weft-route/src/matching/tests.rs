@@ -1,3 +1,5 @@
+//! Which route serves a request, by table.
+
 use super::*;
 use crate::{Action, Pool, TableSettings, compile_table};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};

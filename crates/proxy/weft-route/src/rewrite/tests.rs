@@ -1,3 +1,5 @@
+//! Rewrites of path, host and headers, by table.
+
 use super::*;
 use crate::{Action, Pool, compile_table};
 use http::{HeaderName, Method};
