@@ -64,7 +64,7 @@ pub fn node() -> Object {
                           {"type": "Hostname", "address": super::NODE}],
             "conditions": [{"type": "Ready", "status": "True", "reason": "LabReady", "message": "the lab runs",
                             "lastTransitionTime": now(), "lastHeartbeatTime": now()}],
-            "nodeInfo": {"kubeletVersion": concat!("v1.34.0-weft.", env!("CARGO_PKG_VERSION")), "operatingSystem": "linux",
+            "nodeInfo": {"kubeletVersion": concat!("v1.32.0-weft.", env!("CARGO_PKG_VERSION")), "operatingSystem": "linux",
                          "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
                          "osImage": "Weft lab", "containerRuntimeVersion": "weft://0.1.0", "kernelVersion": kernel(),
                          "machineID": "", "systemUUID": "", "bootID": "", "kubeProxyVersion": ""},
