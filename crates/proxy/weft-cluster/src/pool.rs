@@ -111,8 +111,6 @@ pub struct Lease {
     pub facts: Rc<ConnectionFacts>,
     /// The connection has served before.
     pub reused: bool,
-    /// How long it had been idle.
-    idle: Duration,
     pool: Rc<Pool>,
     kind: Kind,
 }
@@ -263,10 +261,7 @@ impl Pool {
                 return None;
             } else if conn.sender.is_ready() {
                 let conn = idle.remove(at);
-                let was_idle = now.duration_since(conn.idle_since);
-                let mut lease = Lease::exclusive(host, self, conn, true);
-                lease.idle = was_idle;
-                return Some(lease);
+                return Some(Lease::exclusive(host, self, conn, true));
             }
         }
         None
@@ -545,8 +540,7 @@ impl Lease {
     fn exclusive(host: &Rc<Host>, pool: &Rc<Pool>, conn: Box<Http1>, reused: bool) -> Self {
         let facts = conn.facts.clone();
         host.active.set(host.active.get() + 1);
-        let idle = Duration::ZERO;
-        Self { host: host.clone(), facts, reused, idle, pool: pool.clone(), kind: Kind::Http1(Some(conn)) }
+        Self { host: host.clone(), facts, reused, pool: pool.clone(), kind: Kind::Http1(Some(conn)) }
     }
 
     fn shared(host: &Rc<Host>, pool: &Rc<Pool>, conn: Rc<Http2>, reused: bool) -> Self {
@@ -554,13 +548,7 @@ impl Lease {
         conn.active.set(conn.active.get() + 1);
         conn.served.set(conn.served.get().saturating_add(1));
         host.active.set(host.active.get() + 1);
-        let idle = Duration::ZERO;
-        Self { host: host.clone(), facts, reused, idle, pool: pool.clone(), kind: Kind::Http2(conn) }
-    }
-
-    /// How long the connection had been idle; zero for new ones and for HTTP/2.
-    pub fn idle_for(&self) -> Duration {
-        self.idle
+        Self { host: host.clone(), facts, reused, pool: pool.clone(), kind: Kind::Http2(conn) }
     }
 
     /// The connection speaks HTTP/2.

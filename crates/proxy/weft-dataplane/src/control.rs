@@ -178,13 +178,14 @@ impl Handle {
         self.tell(|| Command::CloseListeners);
     }
 
-    /// Drains: asks clients to go, and waits until none is left, at least `least` and at most `most`. True when none is
-    /// left.
+    /// Drains: asks clients to go, for `least`; then accepts no more, closes what is idle, and waits until no connection is
+    /// left, at most `most` in all. True when none is left.
     pub async fn drain(&self, least: Duration, most: Duration) -> bool {
         self.start_drain();
         let start = tokio::time::Instant::now();
         tokio::time::sleep(least).await;
         self.close_listeners();
+        self.tell(|| Command::CloseIdle);
         loop {
             // A connection accepted a moment ago is not on the list yet: only a second empty look counts.
             tokio::time::sleep(DRAIN_POLL).await;
@@ -194,6 +195,8 @@ impl Handle {
             if start.elapsed() >= most {
                 return false;
             }
+            // Those accepted from the kernel's queue meanwhile.
+            self.tell(|| Command::CloseIdle);
         }
     }
 

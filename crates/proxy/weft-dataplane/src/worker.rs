@@ -9,7 +9,7 @@ use crate::sockets::Listening;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
@@ -26,6 +26,8 @@ use weft_telemetry::{Format, Registry, Shard};
 
 /// How often idle connections and unused clusters are looked for.
 const SWEEP: Duration = Duration::from_secs(5);
+/// Time left to idle clients of a filter chain that is gone.
+const GRACE: Duration = Duration::from_secs(5);
 /// Pause when the process has no file descriptors left.
 const OUT_OF_FILES: Duration = Duration::from_millis(50);
 /// Formats of header values kept parsed.
@@ -52,6 +54,8 @@ pub(crate) enum Command {
     },
     /// Ask clients to go: `connection: close`, GOAWAY. Connections are still accepted.
     Drain,
+    /// Close connections as soon as they are idle.
+    CloseIdle,
     /// Accept no more.
     CloseListeners,
     /// Tell what is known of clusters.
@@ -166,9 +170,10 @@ impl Worker {
         let listeners = before.listeners.follow(self, &config);
         self.clusters.apply(&config);
         self.snapshot.replace(Rc::new(Snapshot { config, listeners }));
-        for entry in self.connections.borrow().values() {
-            if entry.slot.retired.get() {
+        for entry in self.connections.borrow().values().filter(|entry| entry.slot.retired.get()) {
+            if !entry.is_draining() {
                 entry.drain();
+                spawn_local(close_later(Rc::downgrade(entry)));
             }
         }
     }
@@ -212,6 +217,7 @@ async fn obey(worker: &Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command
                 let _ = done.send(());
             }
             Command::Drain => worker.drain(),
+            Command::CloseIdle => worker.connections.borrow().values().for_each(|entry| entry.close_idle()),
             Command::CloseListeners => {
                 let all: Vec<ListenAddress> = worker.accepting.borrow().keys().cloned().collect();
                 all.iter().for_each(|address| worker.stop_accepting(address));
@@ -224,7 +230,15 @@ async fn obey(worker: &Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command
     }
 }
 
-async fn sweep(worker: std::rc::Weak<Worker>) {
+/// A connection whose filter chain is gone ends when its client has had time to go by itself.
+async fn close_later(entry: Weak<ConnectionEntry>) {
+    tokio::time::sleep(GRACE).await;
+    if let Some(entry) = entry.upgrade() {
+        entry.close_idle();
+    }
+}
+
+async fn sweep(worker: Weak<Worker>) {
     loop {
         tokio::time::sleep(SWEEP).await;
         let Some(worker) = worker.upgrade() else { return };
@@ -314,6 +328,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 pub(crate) struct ConnectionEntry {
     pub slot: Rc<ChainSlot>,
     drain: Cell<bool>,
+    close_idle: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -329,20 +344,37 @@ impl ConnectionEntry {
     /// Puts a connection on the list.
     pub fn register(worker: &Rc<Worker>, slot: &Rc<ChainSlot>) -> Registered {
         let drain = worker.draining.get() || slot.retired.get();
-        let entry = Rc::new(Self { slot: slot.clone(), drain: Cell::new(drain), waker: RefCell::default() });
+        let entry = Rc::new(Self {
+            slot: slot.clone(),
+            drain: Cell::new(drain),
+            close_idle: Cell::new(false),
+            waker: RefCell::default(),
+        });
         let id = worker.next_connection_id();
         worker.connections.borrow_mut().insert(id, entry.clone());
         worker.report_connections();
         Registered { entry, worker: worker.clone(), id }
     }
 
-    /// Asks the connection to end when its requests have.
+    /// Asks the client to go with its next answer. An idle HTTP/1 connection stays: a close that crosses a request would
+    /// lose it.
     pub fn drain(&self) {
         self.drain.set(true);
         self.wake();
     }
 
-    /// True when the connection is to end.
+    /// Ends the connection as soon as it is idle.
+    pub fn close_idle(&self) {
+        self.close_idle.set(true);
+        self.drain();
+    }
+
+    /// True when the connection is to end as soon as it is idle.
+    pub fn closes_idle(&self) -> bool {
+        self.close_idle.get()
+    }
+
+    /// True when the client is asked to go.
     pub fn is_draining(&self) -> bool {
         self.drain.get()
     }

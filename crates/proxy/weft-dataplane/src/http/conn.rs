@@ -54,6 +54,8 @@ pub(crate) struct HttpConnection {
     partial_since: Cell<Option<Instant>>,
     exchanges: RefCell<Vec<Weak<Exchange>>>,
     tick: Cell<Duration>,
+    /// `tick` became shorter.
+    rearm: Cell<bool>,
 }
 
 /// Serves a connection until it ends.
@@ -92,6 +94,7 @@ pub(crate) async fn serve_connection(
         partial_since: Cell::new(None),
         exchanges: RefCell::default(),
         tick: Cell::new(tick(&http.hcm.limits)),
+        rearm: Cell::new(false),
     });
     let served = connection.clone();
     let service = service_fn(move |request: Request<Incoming>| respond(served.clone(), request));
@@ -209,6 +212,9 @@ async fn drive(connection: &Rc<HttpConnection>, hyper: impl Drive) -> hyper::Res
     let mut ending = false;
     std::future::poll_fn(|cx| {
         connection.entry().set_waker(cx.waker());
+        if connection.rearm.take() {
+            timer.as_mut().reset(tokio::time::Instant::now() + connection.tick.get());
+        }
         if !ending && connection.must_end() {
             ending = true;
             hyper.as_mut().graceful();
@@ -219,6 +225,10 @@ async fn drive(connection: &Rc<HttpConnection>, hyper: impl Drive) -> hyper::Res
         while timer.as_mut().poll(cx).is_ready() {
             let next = match connection.watch() {
                 Watched::Again(next) => next,
+                Watched::Drain => {
+                    connection.entry().drain();
+                    connection.tick.get()
+                }
                 Watched::End if !ending => {
                     ending = true;
                     hyper.as_mut().graceful();
@@ -234,7 +244,7 @@ async fn drive(connection: &Rc<HttpConnection>, hyper: impl Drive) -> hyper::Res
             };
             timer.as_mut().reset(tokio::time::Instant::now() + next.max(FASTEST_TICK));
         }
-        if !ending && connection.must_end() {
+        if connection.rearm.get() || (!ending && connection.must_end()) {
             // It became so while requests ran.
             cx.waker().wake_by_ref();
         }
@@ -246,6 +256,7 @@ async fn drive(connection: &Rc<HttpConnection>, hyper: impl Drive) -> hyper::Res
 /// What is to be done when a time limit may be over.
 enum Watched {
     Again(Duration),
+    Drain,
     End,
     Cut,
 }
@@ -297,12 +308,15 @@ impl HttpConnection {
     pub fn watch_every(&self, limit: Duration) {
         if limit < self.tick.get() {
             self.tick.set(limit.max(FASTEST_TICK));
+            self.rearm.set(true);
             self.entry().wake();
         }
     }
 
+    /// HTTP/2 is told to end at once, since a GOAWAY loses no request. HTTP/1 learns it with its next answer, and is closed
+    /// while idle only when it was given time.
     fn must_end(&self) -> bool {
-        self.entry().is_draining()
+        if self.is_http2 { self.entry().is_draining() } else { self.entry().closes_idle() }
     }
 
     /// Looks at all time limits; returns when to look again.
@@ -318,7 +332,8 @@ impl HttpConnection {
             Some(())
         };
         if limits.max_connection_duration.is_some_and(|limit| left(self.created, limit).is_none()) {
-            return Watched::End;
+            // A client that does not heed it is closed when it is idle.
+            return if self.entry().is_draining() && self.active.get() == 0 { Watched::End } else { Watched::Drain };
         }
         if self.active.get() == 0 {
             let headers = limits.request_headers_timeout.or(limits.stream_idle_timeout).filter(|d| !d.is_zero());

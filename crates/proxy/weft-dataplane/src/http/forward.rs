@@ -33,8 +33,6 @@ const TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-timeout
 const PER_TRY_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-per-try-timeout-ms");
 /// How often a request that came back untouched is put on another connection within one try.
 const MAX_RESENDS: u32 = 3;
-/// A connection idle for less is trusted to be open still.
-const FRESH: Duration = Duration::from_millis(500);
 /// How long a name of a dynamic forward proxy may take to resolve.
 const RESOLVE: Duration = Duration::from_secs(5);
 
@@ -514,7 +512,7 @@ impl Tries<'_> {
             };
             let mut lease = self.cluster.acquire(host, want).await?;
             self.exchange.facts.borrow_mut().upstream = Some(lease.facts.clone());
-            let repeatable = lease.idle_for() >= FRESH && self.is_repeatable();
+            let repeatable = lease.reused && self.is_repeatable();
             let keep = self.retries.is_possible() || repeatable;
             let request = match returned.take() {
                 Some(mut request) => {

@@ -27,8 +27,8 @@ pub(crate) fn local(exchange: &Rc<Exchange>, reply: LocalReply) -> Response<Prox
         facts.is_grpc
     };
     let mut response = reply.into_response(is_grpc);
-    note(exchange, response.status(), response.headers());
     finish(exchange, response.headers_mut(), true);
+    note(exchange, response.status(), response.headers());
     let observer = ResponseObserver { exchange: exchange.clone(), lease: None, deadline: None };
     response.map(|body| body.observed(Box::new(observer)))
 }
@@ -57,8 +57,8 @@ pub(crate) fn upstream_head<'e>(
         }
     }
     mark(headers, marks);
-    note(exchange, status, headers);
     finish(exchange, headers, false);
+    note(exchange, status, headers);
 }
 
 /// The body of an upstream's response, counted as it passes; the connection goes back when it has.

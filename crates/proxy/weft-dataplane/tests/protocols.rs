@@ -1,0 +1,259 @@
+//! Protocols: HTTP/1.0, HTTP/2 and gRPC with trailers, upgrades, long bodies with back-pressure.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+use bytes::Bytes;
+use common::*;
+use http::{HeaderMap, Request, Response};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// A gRPC-like server: sends the request's body back, then trailers.
+async fn grpc_server() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let service = service_fn(|request: Request<hyper::body::Incoming>| async move {
+                let headers_only = request.uri().path() == "/refuse";
+                let te = request.headers().get("te").cloned();
+                let mut builder = Response::builder().header("content-type", "application/grpc");
+                if headers_only {
+                    builder = builder.header("grpc-status", "5");
+                }
+                let mut trailers = HeaderMap::new();
+                trailers.insert("grpc-status", "0".parse().unwrap());
+                trailers.insert("x-te", te.unwrap_or_else(|| "none".parse().unwrap()));
+                let tail = (!headers_only).then(|| Ok(Frame::trailers(trailers)));
+                let mut body = request.into_body();
+                let frames = futures_stream(async move |tx: tokio::sync::mpsc::Sender<Result<Frame<Bytes>, Infallible>>| {
+                    while let Some(Ok(frame)) = body.frame().await {
+                        if let Ok(data) = frame.into_data() {
+                            tx.send(Ok(Frame::data(data))).await.unwrap();
+                        }
+                    }
+                    if let Some(tail) = tail {
+                        tx.send(tail).await.unwrap();
+                    }
+                });
+                Ok::<_, Infallible>(builder.body(StreamBody::new(frames)).unwrap())
+            });
+            tokio::spawn(async move {
+                let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+            });
+        }
+    });
+    addr
+}
+
+/// A stream fed by a task.
+fn futures_stream<F, R>(
+    feed: F,
+) -> tokio_stream::wrappers::ReceiverStream<Result<Frame<Bytes>, Infallible>>
+where
+    F: FnOnce(tokio::sync::mpsc::Sender<Result<Frame<Bytes>, Infallible>>) -> R,
+    R: Future<Output = ()> + Send + 'static,
+{
+    let (tx, rx) = tokio::sync::mpsc::channel(1);
+    tokio::spawn(feed(tx));
+    tokio_stream::wrappers::ReceiverStream::new(rx)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grpc_with_trailers_over_shared_connections() {
+    let server = grpc_server().await;
+    let routes = all(r#"[{match: {prefix: "/"}, route: {cluster: a, timeout: 0s}}]"#);
+    let proxy = Proxy::start(&http_bootstrap("", &routes, &[("a", server, HTTP2)])).await;
+    let client = http2(proxy.addr()).await;
+    let mut calls = Vec::new();
+    for n in 0..50 {
+        let mut client = client.clone();
+        calls.push(tokio::spawn(async move {
+            let request = Request::post("http://a.example/svc/Method")
+                .header("content-type", "application/grpc")
+                .header("te", "trailers")
+                .body(Full::from(vec![n as u8; 1000 + n]))
+                .unwrap();
+            let got = read(client.send_request(request).await.unwrap()).await.unwrap();
+            assert_eq!((got.status, got.body.len() > 0), (200, true));
+            let trailers = got.trailers.unwrap();
+            assert_eq!((trailers["grpc-status"].as_bytes(), trailers["x-te"].as_bytes()), (&b"0"[..], &b"trailers"[..]));
+        }));
+    }
+    for call in calls {
+        call.await.unwrap();
+    }
+    assert!(proxy.metric("envoy_cluster_upstream_cx_http2_total", &[]) <= 2.0, "one connection for each worker");
+    let mut client = client;
+    let request = Request::post("http://a.example/refuse").header("content-type", "application/grpc");
+    let got = read(client.send_request(request.body(Full::default()).unwrap()).await.unwrap()).await.unwrap();
+    assert_eq!(got.header("grpc-status"), "5");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn versions_are_translated() {
+    let backend = Backend::echo("a").await;
+    let routes = all(r#"[{match: {prefix: "/h2"}, route: {cluster: two}}, {match: {prefix: "/"}, route: {cluster: one}}]"#);
+    let clusters = [("one", backend.addr, ""), ("two", backend.addr, HTTP2)];
+    let proxy = Proxy::start(&http_bootstrap("http_protocol_options: {accept_http_10: true},", &routes, &clusters)).await;
+    // HTTP/2 to HTTP/1: the authority becomes the host.
+    let mut client = http2(proxy.addr()).await;
+    let request = Request::get("http://b.example/x").body(Full::default()).unwrap();
+    let got = read(client.send_request(request).await.unwrap()).await.unwrap();
+    assert_eq!((got.status, got.seen("host")), (200, Some("b.example")));
+    // HTTP/1 to HTTP/2 and back.
+    let got = get(proxy.addr(), "/h2/x").await;
+    assert_eq!((got.status, got.seen("host")), (200, Some("a.example")), "{}", got.body);
+    // HTTP/1.0, with and without keep-alive.
+    let answer = raw(proxy.addr(), b"GET /x HTTP/1.0\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.0 200") || answer.starts_with("HTTP/1.1 200"), "{answer}");
+    // Pipelined requests are answered in order.
+    let answer = raw(proxy.addr(), b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let (one, two) = (answer.find("GET /1").unwrap(), answer.find("GET /2").unwrap());
+    assert!(one < two);
+    // HEAD has no body, whatever the endpoint's length says.
+    let answer = raw(proxy.addr(), b"HEAD /x HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("\r\n\r\n"), "{answer}");
+}
+
+/// Agrees to a WebSocket and sends back what it gets.
+async fn websocket_server() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    let mut byte = [0];
+                    if stream.read(&mut byte).await.unwrap_or(0) == 0 {
+                        return;
+                    }
+                    head.push(byte[0]);
+                }
+                let text = String::from_utf8_lossy(&head).to_lowercase();
+                assert!(text.contains("upgrade: websocket") && text.contains("connection: upgrade"), "{text}");
+                assert!(text.contains("sec-websocket-key: "), "{text}");
+                let answer = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x\r\n\r\n";
+                stream.write_all(answer).await.unwrap();
+                let (mut reader, mut writer) = stream.split();
+                let _ = tokio::io::copy(&mut reader, &mut writer).await;
+            });
+        }
+    });
+    addr
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn websockets() {
+    let server = websocket_server().await;
+    let routes = all(r#"[{match: {prefix: "/"}, route: {cluster: a}}]"#);
+    let hcm = "upgrade_configs: [{upgrade_type: websocket}],";
+    let proxy = Proxy::start(&http_bootstrap(hcm, &routes, &[("a", server, "")])).await;
+    let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
+    let ask = b"GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+    stream.write_all(ask).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        assert_eq!(stream.read(&mut byte).await.unwrap(), 1, "{}", String::from_utf8_lossy(&head));
+        head.push(byte[0]);
+    }
+    let text = String::from_utf8_lossy(&head).to_lowercase();
+    assert!(text.starts_with("http/1.1 101") && text.contains("upgrade: websocket"), "{text}");
+    for message in [&b"hello"[..], b"again"] {
+        stream.write_all(message).await.unwrap();
+        let mut back = [0; 5];
+        stream.read_exact(&mut back).await.unwrap();
+        assert_eq!(back, message);
+    }
+    drop(stream);
+    eventually("the tunnel ends", || proxy.handle.active_connections() == 0).await;
+
+    // Where it is not allowed, it is refused.
+    let proxy = Proxy::start(&http_bootstrap("", &routes, &[("a", server, "")])).await;
+    let answer = raw(proxy.addr(), ask).await;
+    assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn websocket_over_http2() {
+    let server = websocket_server().await;
+    let routes = all(r#"[{match: {prefix: "/"}, route: {cluster: a}}]"#);
+    let hcm = "upgrade_configs: [{upgrade_type: websocket}],";
+    let proxy = Proxy::start(&http_bootstrap(hcm, &routes, &[("a", server, "")])).await;
+    let mut client = http2(proxy.addr()).await;
+    // The server's SETTINGS must be in before extended CONNECT may be used.
+    let warm = Request::get("http://a.example/").body(Full::default()).unwrap();
+    let _ = client.send_request(warm).await;
+    let mut request = Request::connect("http://a.example/chat").body(Full::<Bytes>::default()).unwrap();
+    request.extensions_mut().insert(hyper::ext::Protocol::from_static("websocket"));
+    let response = tokio::time::timeout(PATIENCE, client.send_request(request)).await.unwrap().unwrap();
+    assert_eq!(response.status(), 200);
+    let mut stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+    stream.write_all(b"hello").await.unwrap();
+    let mut back = [0; 5];
+    stream.read_exact(&mut back).await.unwrap();
+    assert_eq!(&back, b"hello");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_bodies_pass_whole_and_with_back_pressure() {
+    let backend = Backend::start(|request| async move {
+        let mut body = request.into_body();
+        let mut n = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            n += frame.data_ref().map_or(0, Bytes::len);
+        }
+        let mut response = reply(200, "");
+        *response.body_mut() = Full::from(vec![b'x'; n]);
+        response
+    })
+    .await;
+    let routes = all(r#"[{match: {prefix: "/h2"}, route: {cluster: two}}, {match: {prefix: "/"}, route: {cluster: one}}]"#);
+    let clusters = [("one", backend.addr, ""), ("two", backend.addr, HTTP2)];
+    let proxy = Proxy::start(&http_bootstrap("", &routes, &clusters)).await;
+    const SIZE: usize = 5_000_000;
+    for path in ["/h1", "/h2"] {
+        let request = Request::post(path).header("host", "a").body(Full::from(vec![b'y'; SIZE])).unwrap();
+        let got = send(proxy.addr(), request).await;
+        assert_eq!((got.status, got.body.len()), (200, SIZE), "{path}");
+    }
+    // A chunked body stays chunked.
+    let answer = raw(proxy.addr(), b"POST /h1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n").await;
+    assert!(answer.ends_with("xxx"), "{answer}");
+    // Expect: 100-continue is answered here.
+    let answer = raw(proxy.addr(), b"POST /h1 HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\nabc").await;
+    assert!(answer.starts_with("HTTP/1.1 100") && answer.ends_with("xxx"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_ends_the_request() {
+    let backend = Backend::start(|_| async {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        reply(200, "late")
+    })
+    .await;
+    let routes = all(r#"[{match: {prefix: "/"}, route: {cluster: a, timeout: 0s}}]"#);
+    let proxy = Proxy::start(&http_bootstrap("", &routes, &[("a", backend.addr, "")])).await;
+    let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    eventually("the endpoint was asked", || backend.count() == 1).await;
+    drop(stream);
+    eventually("nothing is left", || {
+        proxy.handle.active_connections() == 0
+            && proxy.metric("envoy_cluster_upstream_rq_active", &[]) == 0.0
+            && proxy.metric("envoy_cluster_upstream_cx_active", &[]) == 0.0
+    })
+    .await;
+}

@@ -1,0 +1,201 @@
+//! What happens when endpoints fail: retries, timeouts, outlier detection, circuit breakers, connections that close.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+use common::*;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+/// A server that fails with `status` the first `times` times.
+async fn flaky(status: u16, times: usize) -> Backend {
+    let seen = Arc::new(AtomicUsize::new(0));
+    Backend::start(move |request| {
+        let seen = seen.clone();
+        async move {
+            let body = http_body_util::BodyExt::collect(request.into_body()).await.unwrap().to_bytes();
+            match seen.fetch_add(1, Ordering::SeqCst) < times {
+                true => reply(status, "flaky"),
+                false => reply(200, &format!("backend=ok\nbody={}\n", body.len())),
+            }
+        }
+    })
+    .await
+}
+
+fn with_retry(policy: &str) -> String {
+    all(&format!(r#"[{{match: {{prefix: "/"}}, route: {{cluster: a, retry_policy: {{{policy}}}}}}}]"#))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retries_by_policy() {
+    for (status, times, policy, want, tries) in [
+        (503, 2, "retry_on: 5xx, num_retries: 2", 200, 3),
+        (503, 3, "retry_on: 5xx, num_retries: 2", 503, 3),
+        (500, 1, "retry_on: gateway-error, num_retries: 2", 500, 1),
+        (418, 1, "retry_on: retriable-status-codes, retriable_status_codes: [418], num_retries: 1", 200, 2),
+        (503, 1, "retry_on: connect-failure, num_retries: 2", 503, 1),
+    ] {
+        let backend = flaky(status, times).await;
+        let proxy = Proxy::start(&http_bootstrap("", &with_retry(policy), &[("a", backend.addr, "")])).await;
+        let got = send(proxy.addr(), request("POST", "/", &[], "hello")).await;
+        assert_eq!((got.status, backend.count()), (want, tries), "{policy}: {}", got.body);
+        if want == 200 {
+            assert!(got.body.contains("body=5"), "the body was sent again: {}", got.body);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_endpoint_after_a_refused_connection() {
+    let backend = Backend::echo("ok").await;
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let policy = "retry_on: connect-failure, num_retries: 2, host_selection_retry_max_attempts: 5, retry_host_predicate: [{name: envoy.retry_host_predicates.previous_hosts, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate}}]";
+    let clusters = cluster("a", &[dead, backend.addr], "");
+    let proxy = Proxy::start(&http_bootstrap_raw("", &with_retry(policy), &clusters)).await;
+    for _ in 0..20 {
+        assert_eq!(get(proxy.addr(), "/").await.status, 200);
+    }
+    assert!(proxy.metric("envoy_cluster_upstream_rq_retry", &[("cluster_name", "a")]) > 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn timeouts() {
+    let slow = Backend::start(|request| async move {
+        let pause = if request.uri().path() == "/fast" { 0 } else { 5000 };
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        reply(200, "ok")
+    })
+    .await;
+    let routes = all(
+        r#"[{match: {prefix: "/try"}, route: {cluster: a, timeout: 0s, retry_policy: {retry_on: 5xx, num_retries: 1, per_try_timeout: 0.1s, retry_back_off: {base_interval: 0.001s}}}},
+            {match: {prefix: "/idle"}, route: {cluster: a, timeout: 0s, idle_timeout: 0.2s}},
+            {match: {prefix: "/own"}, route: {cluster: a, timeout: 0s}},
+            {match: {prefix: "/"}, route: {cluster: a, timeout: 0.2s}}]"#,
+    );
+    let proxy = Proxy::start(&http_bootstrap("", &routes, &[("a", slow.addr, "")])).await;
+    for (path, headers, status, body) in [
+        ("/slow", &[][..], 504, "upstream request timeout"),
+        ("/fast", &[], 200, "ok"),
+        ("/try", &[], 504, "upstream request timeout"),
+        ("/idle", &[], 408, "stream timeout"),
+        ("/own", &[("x-envoy-upstream-rq-timeout-ms", "150")], 504, "upstream request timeout"),
+    ] {
+        let before = Instant::now();
+        let got = get_with(proxy.addr(), path, headers).await;
+        assert_eq!((got.status, got.body.as_str()), (status, body), "{path}");
+        assert!(before.elapsed() < Duration::from_secs(3), "{path} took {:?}", before.elapsed());
+    }
+}
+
+/// Closes each connection after its first answer, without saying so.
+async fn closing() -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut buffer = [0; 4096];
+                if stream.read(&mut buffer).await.is_ok_and(|n| n > 0) {
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+                }
+            });
+        }
+    });
+    addr
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kept_connections_that_close_lose_no_request() {
+    let addr = closing().await;
+    let routes = all(r#"[{match: {prefix: "/"}, route: {cluster: a}}]"#);
+    let proxy = Proxy::start_with(&http_bootstrap("", &routes, &[("a", addr, "")]), |o| {
+        o.concurrency = std::num::NonZeroUsize::MIN;
+    })
+    .await;
+    for pause in [0, 0, 1, 5, 20, 0] {
+        for (method, body) in [("GET", ""), ("POST", "hello")] {
+            let got = send(proxy.addr(), request(method, "/", &[], body)).await;
+            assert_eq!((got.status, got.body.as_str()), (200, "ok"), "{method}");
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn circuit_breakers() {
+    let slow = Backend::start(|_| async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        reply(200, "ok")
+    })
+    .await;
+    let routes = all(r#"[{match: {prefix: "/"}, route: {cluster: a}}]"#);
+    let limits = "circuit_breakers: {thresholds: [{max_connections: 1, max_pending_requests: 1}]},";
+    let proxy = Proxy::start_with(&http_bootstrap("", &routes, &[("a", slow.addr, limits)]), |o| {
+        o.concurrency = std::num::NonZeroUsize::MIN;
+    })
+    .await;
+    let addr = proxy.addr();
+    // A connection that is being made counts as pending: begin with one that is there.
+    assert_eq!(get(addr, "/").await.status, 200);
+    let all: Vec<_> = (0..6).map(|_| tokio::spawn(async move { get(addr, "/").await })).collect();
+    let mut statuses = Vec::new();
+    for one in all {
+        let got = one.await.unwrap();
+        if got.status == 503 {
+            assert_eq!(got.header("x-envoy-overloaded"), "true");
+            assert!(got.body.contains("overflow"), "{}", got.body);
+        }
+        statuses.push(got.status);
+    }
+    assert!(statuses.iter().filter(|s| **s == 200).count() >= 2, "{statuses:?}");
+    assert!(statuses.contains(&503), "{statuses:?}");
+    assert!(proxy.metric("envoy_cluster_upstream_rq_pending_overflow", &[]) > 0.0);
+    assert_eq!(slow.connections.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn endpoints_that_fail_are_left_out() {
+    let (good, bad) = (Backend::echo("good").await, flaky(503, usize::MAX).await);
+    let routes = all(r#"[{match: {prefix: "/"}, route: {cluster: a}}]"#);
+    let extra = "outlier_detection: {consecutive_5xx: 3, base_ejection_time: 60s, max_ejection_percent: 100}, lb_policy: ROUND_ROBIN,";
+    let clusters = cluster("a", &[good.addr, bad.addr], extra);
+    let proxy = Proxy::start_with(&http_bootstrap_raw("", &routes, &clusters), |o| {
+        o.concurrency = std::num::NonZeroUsize::MIN;
+    })
+    .await;
+    for _ in 0..20 {
+        get(proxy.addr(), "/").await;
+    }
+    let failed = bad.count();
+    assert!((3..6).contains(&failed), "{failed}");
+    for _ in 0..20 {
+        assert_eq!(get(proxy.addr(), "/").await.status, 200);
+    }
+    assert_eq!(bad.count(), failed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_are_kept_and_counted() {
+    let backend = Backend::echo("a").await;
+    let routes = all(r#"[{match: {prefix: "/"}, route: {cluster: a}}]"#);
+    let proxy = Proxy::start_with(&http_bootstrap("", &routes, &[("a", backend.addr, "")]), |o| {
+        o.concurrency = std::num::NonZeroUsize::MIN;
+    })
+    .await;
+    for _ in 0..10 {
+        assert_eq!(get(proxy.addr(), "/").await.status, 200);
+    }
+    assert_eq!(backend.connections.load(Ordering::SeqCst), 1);
+    let cluster = [("cluster_name", "a")];
+    assert_eq!(proxy.metric("envoy_cluster_upstream_rq_total", &cluster), 10.0);
+    assert_eq!(proxy.metric("envoy_cluster_upstream_cx_active", &cluster), 1.0);
+    assert_eq!(proxy.metric("envoy_cluster_upstream_rq_active", &cluster), 0.0);
+    assert_eq!(proxy.metric("envoy_cluster_upstream_rq_xx", &[("response_code_class", "2xx")]), 10.0);
+    let clusters = proxy.handle.clusters().await;
+    assert_eq!((clusters[0].hosts[0].rq_total, clusters[0].hosts[0].rq_success), (10, 10));
+    eventually("no request is under way", || proxy.metric("envoy_http_downstream_rq_active", &[]) == 0.0).await;
+}
