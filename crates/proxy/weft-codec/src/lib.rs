@@ -2,12 +2,13 @@
 //! No configuration, no routing, no sockets of its own.
 //!
 //! Reading order: [`proxy_protocol`], [`http_sniff`] (first bytes of a connection), [`io`] (the stream
-//! under HTTP), [`strict`] (which requests are refused), [`hop`] (headers of one hop), [`body`], [`replay`], [`grpc`], [`reason`]
+//! under HTTP), [`guard`] and [`strict`] (which requests are refused), [`hop`] (headers of one hop), [`body`], [`replay`], [`grpc`], [`reason`]
 //! (the one table of everything that goes wrong), [`reply`] (how the client hears of it).
 
 pub mod body;
 pub mod exec;
 pub mod grpc;
+pub mod guard;
 pub mod hop;
 pub mod http_sniff;
 pub mod io;

@@ -104,11 +104,8 @@ fn listener_to(address: SocketAddr, name: &str, extra: &str) -> String {
 async fn a_listener_changes_and_keeps_its_connections() {
     let (a, b) = (Backend::echo("a").await, Backend::echo("b").await);
     let start = listener_to(SocketAddr::from(([127, 0, 0, 1], 0)), "a", "");
-    let yaml = format!(
-        "static_resources:\n  clusters:\n{}{}",
-        cluster("a", &[a.addr], ""),
-        cluster("b", &[b.addr], "")
-    );
+    let yaml =
+        format!("static_resources:\n  clusters:\n{}{}", cluster("a", &[a.addr], ""), cluster("b", &[b.addr], ""));
     let mut proxy = Proxy::start(&yaml).await;
     proxy.change::<Listener>(&[("l", &start)], &[]).await;
     let addr = proxy.addr();

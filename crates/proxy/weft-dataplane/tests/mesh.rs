@@ -14,7 +14,9 @@ use weft_proto::weft::v1::PeerMetadata;
 const FORWARD: &str = r#"[{match: {prefix: "/"}, route: {cluster: a}}]"#;
 
 fn telemetry(reporter: &str) -> String {
-    format!(r#"{{name: weft.telemetry, typed_config: {{"@type": type.googleapis.com/weft.v1.Telemetry, reporter: {reporter}}}}}"#)
+    format!(
+        r#"{{name: weft.telemetry, typed_config: {{"@type": type.googleapis.com/weft.v1.Telemetry, reporter: {reporter}}}}}"#
+    )
 }
 
 /// The server's side: mutual TLS, `x-forwarded-client-cert`, GET by `client` only, metrics.
@@ -27,8 +29,8 @@ fn server_config(pki: &Pki, backend: SocketAddr) -> String {
 }
 
 fn client_config(pki: &Pki, server: SocketAddr, expected: &str, sa: &str) -> String {
-    let listener =
-        listener("l", "", &all(FORWARD), "").replace("http_filters: [", &format!("http_filters: [{}, ", telemetry("SOURCE")));
+    let listener = listener("l", "", &all(FORWARD), "")
+        .replace("http_filters: [", &format!("http_filters: [{}, ", telemetry("SOURCE")));
     bootstrap(&listener, &cluster("a", &[server], &pki.client(sa, expected, "istio-peer-exchange, istio")))
 }
 
@@ -46,7 +48,10 @@ fn workload(name: &str) -> weft_dataplane::LocalWorkload {
         app: name.into(),
         ..PeerMetadata::default()
     };
-    weft_dataplane::LocalWorkload { metadata, node_id: format!("sidecar~10.0.0.1~{name}.default~default.svc.cluster.local") }
+    weft_dataplane::LocalWorkload {
+        metadata,
+        node_id: format!("sidecar~10.0.0.1~{name}.default~default.svc.cluster.local"),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -54,7 +59,10 @@ async fn identity_authorization_and_metrics() {
     let pki = Pki::new();
     let backend = Backend::echo("app").await;
     let server = Proxy::start_with(&server_config(&pki, backend.addr), |o| o.local = workload("reviews")).await;
-    let client = Proxy::start_with(&client_config(&pki, server.addr(), "server", "client"), |o| o.local = workload("productpage")).await;
+    let client = Proxy::start_with(&client_config(&pki, server.addr(), "server", "client"), |o| {
+        o.local = workload("productpage")
+    })
+    .await;
     let got = get_with(client.addr(), "/x", &[("x-envoy-peer-metadata", "forged")]).await;
     assert_eq!((got.status, got.backend()), (200, "app"), "{}", got.body);
     let xfcc = got.seen("x-forwarded-client-cert").unwrap();
@@ -79,7 +87,8 @@ async fn identity_authorization_and_metrics() {
     ];
     for (proxy, reporter, security) in [(&client, "source", "unknown"), (&server, "destination", "mutual_tls")] {
         for code in ["200", "403"] {
-            let mut labels = vec![("reporter", reporter), ("connection_security_policy", security), ("response_code", code)];
+            let mut labels =
+                vec![("reporter", reporter), ("connection_security_policy", security), ("response_code", code)];
             if code == "200" {
                 labels.extend(seen);
             }

@@ -35,16 +35,17 @@ async fn grpc_server() -> SocketAddr {
                 trailers.insert("x-te", te.unwrap_or_else(|| "none".parse().unwrap()));
                 let tail = (!headers_only).then(|| Ok(Frame::trailers(trailers)));
                 let mut body = request.into_body();
-                let frames = futures_stream(async move |tx: tokio::sync::mpsc::Sender<Result<Frame<Bytes>, Infallible>>| {
-                    while let Some(Ok(frame)) = body.frame().await {
-                        if let Ok(data) = frame.into_data() {
-                            tx.send(Ok(Frame::data(data))).await.unwrap();
+                let frames =
+                    futures_stream(async move |tx: tokio::sync::mpsc::Sender<Result<Frame<Bytes>, Infallible>>| {
+                        while let Some(Ok(frame)) = body.frame().await {
+                            if let Ok(data) = frame.into_data() {
+                                tx.send(Ok(Frame::data(data))).await.unwrap();
+                            }
                         }
-                    }
-                    if let Some(tail) = tail {
-                        tx.send(tail).await.unwrap();
-                    }
-                });
+                        if let Some(tail) = tail {
+                            tx.send(tail).await.unwrap();
+                        }
+                    });
                 Ok::<_, Infallible>(builder.body(StreamBody::new(frames)).unwrap())
             });
             tokio::spawn(async move {
@@ -57,9 +58,7 @@ async fn grpc_server() -> SocketAddr {
 }
 
 /// A stream fed by a task.
-fn futures_stream<F, R>(
-    feed: F,
-) -> tokio_stream::wrappers::ReceiverStream<Result<Frame<Bytes>, Infallible>>
+fn futures_stream<F, R>(feed: F) -> tokio_stream::wrappers::ReceiverStream<Result<Frame<Bytes>, Infallible>>
 where
     F: FnOnce(tokio::sync::mpsc::Sender<Result<Frame<Bytes>, Infallible>>) -> R,
     R: Future<Output = ()> + Send + 'static,
@@ -87,7 +86,10 @@ async fn grpc_with_trailers_over_shared_connections() {
             let got = read(client.send_request(request).await.unwrap()).await.unwrap();
             assert_eq!((got.status, got.body.len() > 0), (200, true));
             let trailers = got.trailers.unwrap();
-            assert_eq!((trailers["grpc-status"].as_bytes(), trailers["x-te"].as_bytes()), (&b"0"[..], &b"trailers"[..]));
+            assert_eq!(
+                (trailers["grpc-status"].as_bytes(), trailers["x-te"].as_bytes()),
+                (&b"0"[..], &b"trailers"[..])
+            );
         }));
     }
     for call in calls {
@@ -103,9 +105,11 @@ async fn grpc_with_trailers_over_shared_connections() {
 #[tokio::test(flavor = "multi_thread")]
 async fn versions_are_translated() {
     let backend = Backend::echo("a").await;
-    let routes = all(r#"[{match: {prefix: "/h2"}, route: {cluster: two}}, {match: {prefix: "/"}, route: {cluster: one}}]"#);
+    let routes =
+        all(r#"[{match: {prefix: "/h2"}, route: {cluster: two}}, {match: {prefix: "/"}, route: {cluster: one}}]"#);
     let clusters = [("one", backend.addr, ""), ("two", backend.addr, HTTP2)];
-    let proxy = Proxy::start(&http_bootstrap("http_protocol_options: {accept_http_10: true},", &routes, &clusters)).await;
+    let proxy =
+        Proxy::start(&http_bootstrap("http_protocol_options: {accept_http_10: true},", &routes, &clusters)).await;
     // HTTP/2 to HTTP/1: the authority becomes the host.
     let mut client = http2(proxy.addr()).await;
     let request = Request::get("http://b.example/x").body(Full::default()).unwrap();
@@ -220,7 +224,8 @@ async fn long_bodies_pass_whole_and_with_back_pressure() {
         response
     })
     .await;
-    let routes = all(r#"[{match: {prefix: "/h2"}, route: {cluster: two}}, {match: {prefix: "/"}, route: {cluster: one}}]"#);
+    let routes =
+        all(r#"[{match: {prefix: "/h2"}, route: {cluster: two}}, {match: {prefix: "/"}, route: {cluster: one}}]"#);
     let clusters = [("one", backend.addr, ""), ("two", backend.addr, HTTP2)];
     let proxy = Proxy::start(&http_bootstrap("", &routes, &clusters)).await;
     const SIZE: usize = 5_000_000;
@@ -230,10 +235,14 @@ async fn long_bodies_pass_whole_and_with_back_pressure() {
         assert_eq!((got.status, got.body.len()), (200, SIZE), "{path}");
     }
     // A chunked body stays chunked.
-    let answer = raw(proxy.addr(), b"POST /h1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n").await;
+    let answer =
+        raw(proxy.addr(), b"POST /h1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
+            .await;
     assert!(answer.ends_with("xxx"), "{answer}");
     // Expect: 100-continue is answered here.
-    let answer = raw(proxy.addr(), b"POST /h1 HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\nabc").await;
+    let answer =
+        raw(proxy.addr(), b"POST /h1 HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\nabc")
+            .await;
     assert!(answer.starts_with("HTTP/1.1 100") && answer.ends_with("xxx"), "{answer}");
 }
 

@@ -105,8 +105,11 @@ pub(crate) async fn serve_connection(
         )
         .await
     } else {
-        drive(&connection, http1_builder(&http.hcm.limits).serve_connection(TokioIo::new(io), service).with_upgrades())
-            .await
+        drive(
+            &connection,
+            http1_builder(&http.hcm.limits).serve_connection(TokioIo::new(io.guarded()), service).with_upgrades(),
+        )
+        .await
     };
     if let Err(error) = outcome {
         tracing::debug!(peer = %connection.downstream.peer, %error, "client connection ended");

@@ -150,9 +150,11 @@ impl Exchange {
         }
     }
 
-    /// Returns when the exchange is cut short.
+    /// Returns when the exchange is cut short. It is then for the caller to answer, and that answer is not cut.
     pub async fn cancelled(&self) -> Reason {
-        std::future::poll_fn(|cx| self.poll_cancelled(cx)).await
+        let reason = std::future::poll_fn(|cx| self.poll_cancelled(cx)).await;
+        self.cancelled.set(None);
+        reason
     }
 
     fn poll_cancelled(&self, cx: &mut Context<'_>) -> Poll<Reason> {
