@@ -1,8 +1,10 @@
 //! What a proxy must know of gRPC: which requests are gRPC, how local replies are said in it, and its timeout header.
 
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use std::time::Duration;
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// True for `application/grpc` and `application/grpc+…`; not for gRPC-Web.
 pub fn is_grpc(headers: &HeaderMap) -> bool {
@@ -43,7 +45,7 @@ pub fn to_http(status: u32) -> StatusCode {
 
 /// The value of `grpc-status`, in headers or trailers.
 pub fn status(headers: &HeaderMap) -> Option<u32> {
-    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+    headers.get(&GRPC_STATUS)?.to_str().ok()?.parse().ok()
 }
 
 /// `grpc-message` for a text: percent-encoded where gRPC asks for it.

@@ -1,22 +1,26 @@
 //! Headers that belong to one hop (RFC 9110 §7.6.1) and must not be passed on.
 
+use crate::marks::HeaderMarks;
 use http::header::{CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+const OF_ONE_HOP: HeaderMarks = HeaderMarks::hop();
 /// Options that one `connection` header may name; a request with more is not honest.
 const MAX_OPTIONS: usize = 16;
 
 /// Removes hop-by-hop headers, and those that `connection` names. `te: trailers` stays, since both sides pass trailers.
-/// The upgrade headers go too: an upgrade is put back by whoever carries it out.
-pub fn strip(headers: &mut HeaderMap) {
+/// The upgrade headers go too: an upgrade is put back by whoever carries it out. `marks` are those of `headers`.
+pub fn strip(headers: &mut HeaderMap, marks: HeaderMarks) {
+    if !marks.has(OF_ONE_HOP) {
+        return;
+    }
     if headers.contains_key(CONNECTION) {
         strip_named(headers);
         headers.remove(CONNECTION);
     }
-    // A lookup of an absent header is a hash and a probe; an ordinary request has none of these.
     headers.remove(KEEP_ALIVE);
     headers.remove(PROXY_CONNECTION);
     headers.remove(TRANSFER_ENCODING);
@@ -96,7 +100,8 @@ mod tests {
         ] {
             headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        strip(&mut headers);
+        let marks = HeaderMarks::of(&headers);
+        strip(&mut headers, marks);
         let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["authorization", "te", "trailer", "x-bar", "x-forwarded-for"]);

@@ -1,9 +1,9 @@
 //! Bytes to protocol: what a connection speaks, what a request may look like, how bodies and local replies are carried.
 //! No configuration, no routing, no sockets of its own.
 //!
-//! Reading order: [`proxy_protocol`], [`http_sniff`] (first bytes of a connection), [`io`] (the stream
-//! under HTTP), [`guard`] and [`strict`] (which requests are refused), [`hop`] (headers of one hop), [`body`], [`replay`], [`grpc`], [`reason`]
-//! (the one table of everything that goes wrong), [`reply`] (how the client hears of it).
+//! Reading order: [`proxy_protocol`], [`http_sniff`] (first bytes of a connection), [`io`] (the stream under HTTP),
+//! [`guard`] and [`strict`] (which requests are refused), [`marks`] and [`hop`] (headers of one hop), [`body`], [`replay`],
+//! [`grpc`], [`reason`] (the one table of everything that goes wrong), [`reply`] (how the client hears of it).
 
 pub mod body;
 pub mod exec;
@@ -12,6 +12,7 @@ pub mod guard;
 pub mod hop;
 pub mod http_sniff;
 pub mod io;
+pub mod marks;
 pub mod proxy_protocol;
 pub mod reason;
 pub mod replay;
@@ -21,5 +22,6 @@ pub mod strict;
 pub use body::{BodyError, BodyObserver, ProxyBody};
 pub use exec::LocalExec;
 pub use io::{Io, Stream};
+pub use marks::HeaderMarks;
 pub use reason::{Flags, Reason};
 pub use reply::LocalReply;

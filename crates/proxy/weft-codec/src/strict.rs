@@ -1,6 +1,7 @@
 //! Which requests are refused before anything looks at them: what two programs could read in two ways, is refused here
 //! (RFC 9112 §3.2, §6; RFC 9113 §8.3). The codec has refused malformed header lines already.
 
+use crate::marks::HeaderMarks;
 use crate::reason::Reason;
 use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
@@ -21,16 +22,17 @@ pub struct Lenience {
     pub http10: bool,
 }
 
-/// Checks a request's head; returns the authority to route by (RFC 9112 §3.2.2: the target's own, else `Host`).
+/// Checks a request's head, whose headers have `marks`; returns the authority to route by (RFC 9112 §3.2.2: the target's own, else `Host`).
 ///
 /// # Errors
 /// The first rule that the request breaks.
-pub fn check(parts: &Parts, has_body: bool, lenience: Lenience) -> Result<&str, Refusal> {
+pub fn check(parts: &Parts, marks: HeaderMarks, has_body: bool, lenience: Lenience) -> Result<&str, Refusal> {
     if parts.version < Version::HTTP_11 && !lenience.http10 {
         return Err(Refusal(Reason::NotSupported, "low_version"));
     }
     check_target(parts)?;
-    if parts.version <= Version::HTTP_11 {
+    let framed = HeaderMarks::TRANSFER_ENCODING | HeaderMarks::CONTENT_LENGTH;
+    if parts.version <= Version::HTTP_11 && (has_body || marks.has(framed)) {
         check_framing(parts, has_body)?;
     }
     authority(parts, lenience)
@@ -123,10 +125,21 @@ fn authority(parts: &Parts, lenience: Lenience) -> Result<&str, Refusal> {
     if is_valid_authority(chosen) { Ok(chosen) } else { Err(bad("invalid_host")) }
 }
 
+/// Bytes that a host may have (RFC 3986 §3.2.2), and those that set its port off.
+const HOST_BYTE: [bool; 256] = {
+    let mut table = [false; 256];
+    let allowed = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~!$&'()*+,;=%:[]";
+    let mut i = 0;
+    while i < allowed.len() {
+        table[allowed[i] as usize] = true;
+        i += 1;
+    }
+    table
+};
+
 /// `host`, `host:port`, `[v6]:port`; no user information (RFC 9110 §7.2).
 fn is_valid_authority(text: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%:[]".contains(&b);
-    if text.len() > 1024 || !text.bytes().all(allowed) {
+    if text.len() > 1024 || !text.bytes().all(|b| HOST_BYTE[usize::from(b)]) {
         return false;
     }
     let port = if let Some(rest) = text.strip_prefix('[') {
@@ -175,12 +188,12 @@ mod tests {
             ("POST", "/", &[("host", "a"), ("transfer-encoding", "Chunked")], "a"),
         ] {
             let parts = parts(method, target, Version::HTTP_11, headers);
-            assert_eq!(check(&parts, false, Lenience::default()), Ok(want), "{method} {target}");
+            assert_eq!(check(&parts, HeaderMarks::ALL, false, Lenience::default()), Ok(want), "{method} {target}");
         }
         let h2 = parts("GET", "https://a.example/x", Version::HTTP_2, &[]);
-        assert_eq!(check(&h2, false, Lenience::default()), Ok("a.example"));
+        assert_eq!(check(&h2, HeaderMarks::ALL, false, Lenience::default()), Ok("a.example"));
         let old = parts("GET", "/", Version::HTTP_10, &[]);
-        assert_eq!(check(&old, false, Lenience { http10: true }), Ok(""));
+        assert_eq!(check(&old, HeaderMarks::ALL, false, Lenience { http10: true }), Ok(""));
     }
 
     #[test]
@@ -214,14 +227,17 @@ mod tests {
             ("POST", "/", &[("host", "a"), ("content-length", "5, 5")], "invalid_content_length"),
         ] {
             let parts = parts(method, target, Version::HTTP_11, headers);
-            let refusal = check(&parts, false, Lenience::default()).unwrap_err();
+            let refusal = check(&parts, HeaderMarks::ALL, false, Lenience::default()).unwrap_err();
             assert_eq!(refusal.1, details, "{method} {target} {headers:?}");
         }
         let upgrade = parts("GET", "/", Version::HTTP_11, &[("host", "a"), ("upgrade", "websocket")]);
-        assert_eq!(check(&upgrade, true, Lenience::default()).unwrap_err().1, "body_before_upgrade");
+        assert_eq!(check(&upgrade, HeaderMarks::ALL, true, Lenience::default()).unwrap_err().1, "body_before_upgrade");
         let h2 = parts("GET", "https://a.example/x", Version::HTTP_2, &[("host", "b.example")]);
-        assert_eq!(check(&h2, false, Lenience::default()).unwrap_err().1, "authority_and_host_differ");
+        assert_eq!(
+            check(&h2, HeaderMarks::ALL, false, Lenience::default()).unwrap_err().1,
+            "authority_and_host_differ"
+        );
         let old = parts("GET", "/", Version::HTTP_10, &[("host", "a")]);
-        assert_eq!(check(&old, false, Lenience::default()).unwrap_err().0, Reason::NotSupported);
+        assert_eq!(check(&old, HeaderMarks::ALL, false, Lenience::default()).unwrap_err().0, Reason::NotSupported);
     }
 }

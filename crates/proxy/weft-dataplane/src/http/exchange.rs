@@ -3,6 +3,7 @@
 
 use crate::chain::HttpRuntime;
 use crate::http::conn::HttpConnection;
+use crate::http::forward::Place;
 use crate::log::{LogFacts, LoggedRequest, LoggedUpstream};
 use crate::worker::Snapshot;
 use bytes::Bytes;
@@ -360,6 +361,8 @@ impl BodyObserver for RequestObserver {
 pub(crate) struct ResponseObserver {
     pub exchange: Rc<Exchange>,
     pub lease: Option<Lease>,
+    /// The request's place in its cluster.
+    pub _place: Option<Place>,
     /// The end of the whole request's time.
     pub deadline: Option<Pin<Box<tokio::time::Sleep>>>,
 }

@@ -10,7 +10,7 @@ use crate::http::upgrade::{self, Upgrade};
 use crate::http::{format, mirror, respond};
 use http::header::{CONTENT_LENGTH, HOST};
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body, Incoming};
 use smallvec::SmallVec;
 use std::net::SocketAddr;
@@ -21,7 +21,7 @@ use weft_cluster::limits::{Limit, Permit};
 use weft_cluster::outlier::Outcome;
 use weft_cluster::{Host, Lease, LiveCluster, PickContext, Retry, UpstreamError, Want};
 use weft_codec::replay::{self, Replay};
-use weft_codec::{Flags, LocalReply, ProxyBody, Reason, grpc};
+use weft_codec::{Flags, HeaderMarks, LocalReply, ProxyBody, Reason, grpc};
 use weft_proxy_config::Discovery;
 use weft_route::rewrite::{self, Side};
 use weft_route::{Forward, HostRewrite, Route, RouteTable, VirtualHost, WeightedCluster};
@@ -64,7 +64,10 @@ enum Payload {
 /// A response with the connection it comes on.
 struct Answer {
     response: Response<Incoming>,
+    /// Those of the response.
+    marks: HeaderMarks,
     lease: Lease,
+    place: Place,
     sent_at: Instant,
 }
 
@@ -74,7 +77,7 @@ struct Answer {
 /// The answer when no endpoint gave one.
 pub(crate) async fn run(
     exchange: &Rc<Exchange>,
-    mut head: Head,
+    head: &mut Head,
     body: ProxyBody,
     mut forwarding: Forwarding<'_>,
 ) -> Result<Response<ProxyBody>, Box<LocalReply>> {
@@ -94,16 +97,16 @@ pub(crate) async fn run(
     exchange.set_limits(forward.idle_timeout, forward.max_stream_duration);
     cluster.ready().await;
     let mut cookies = Vec::new();
-    let hash = balancing_hash(forward, &head, exchange, &mut cookies);
+    let hash = balancing_hash(forward, head, exchange, &mut cookies);
     let client_key = head.upgrade.as_ref().and_then(|_| upgrade::websocket_key_of(&head.headers));
-    let (wish, limits) = wishes(exchange, forward, &mut head.headers);
+    let (wish, limits) = wishes(exchange, forward, &mut head.headers, head.internal);
     let policy = forward.retry.as_deref().or(forwarding.host.retry.as_deref());
     let per_try = limits.per_try.or(policy.and_then(|p| p.per_try_timeout)).filter(|d| !d.is_zero());
     let limits = Limits { per_try, ..limits };
     let retries = Retries::new(policy, wish.as_ref());
-    shape(exchange, &mut head, &forwarding, limits);
+    shape(exchange, head, &forwarding, limits);
     let upgrade = head.upgrade.take();
-    let payload = payload(exchange, &head, body, forward, limits, retries.is_possible());
+    let payload = payload(exchange, head, body, forward, limits, retries.is_possible());
     let mut tries = Tries {
         exchange,
         cluster: &cluster,
@@ -117,6 +120,7 @@ pub(crate) async fn run(
         auto_host: matches!(forward.host_rewrite, HostRewrite::Auto),
         forward,
         failed: SmallVec::new(),
+        answer: None,
     };
     let whole = async {
         match limits.whole {
@@ -128,9 +132,9 @@ pub(crate) async fn run(
             None => std::future::pending().await,
         }
     };
-    let answer = tokio::select! {
+    tokio::select! {
         biased;
-        answer = tries.run() => answer?,
+        outcome = tries.run() => outcome?,
         () = whole => {
             cluster.stats.rq_timeout.inc();
             exchange.http.stats.rq_timeout.inc();
@@ -139,7 +143,9 @@ pub(crate) async fn run(
             }
             return Err(Box::new(LocalReply::new(Reason::RequestTimeout)));
         }
-    };
+    }
+    let Some(answer) = tries.answer.take() else { return Err(Box::new(LocalReply::new(Reason::LocalReset))) };
+    drop(tries);
     let attempts = exchange.facts.borrow().attempts;
     let marks = std::mem::take(&mut forwarding.marks);
     let mut response = finish(exchange, &forwarding, answer, upgrade, client_key, limits, marks);
@@ -162,7 +168,7 @@ fn finish(
     limits: Limits,
     marks: Marks,
 ) -> Response<ProxyBody> {
-    let Answer { mut response, mut lease, sent_at } = answer;
+    let Answer { mut response, marks: found, mut lease, place, sent_at } = answer;
     let now = Instant::now();
     exchange.facts.borrow_mut().response_at = Some(now);
     let millis = u64::try_from((now - sent_at).as_millis()).unwrap_or(u64::MAX);
@@ -171,15 +177,14 @@ fn finish(
     let endpoint = agreed.as_ref().map(|_| hyper::upgrade::on(&mut response));
     let edits =
         rewrite::edits(forwarding.table, forwarding.host, forwarding.route, forwarding.weighted, Side::Response);
-    respond::upstream_head(exchange, &mut response, &mut lease, edits, marks);
-    respond::service_time(response.headers_mut(), millis);
+    respond::upstream_head(exchange, &mut response, found, &mut lease, millis, edits, marks);
     if let (Some(upgrade), Some(endpoint)) = (agreed, endpoint) {
         let (mut parts, _) = response.into_parts();
         upgrade.tell_client(&mut parts.status, &mut parts.headers, client_key.as_ref());
         parts.version = Version::HTTP_11;
         parts.extensions = http::Extensions::new();
         let idle = exchange.idle_timeout();
-        upgrade::tunnel(exchange.clone(), upgrade.client, endpoint, lease, idle);
+        upgrade::tunnel(exchange.clone(), upgrade.client, endpoint, (lease, place), idle);
         return Response::from_parts(parts, ProxyBody::empty());
     }
     let deadline = limits.whole.map(|limit| {
@@ -189,7 +194,7 @@ fn finish(
     let (mut parts, body) = response.into_parts();
     parts.version = Version::HTTP_11;
     parts.extensions = http::Extensions::new();
-    Response::from_parts(parts, respond::upstream_body(exchange, body, lease, deadline))
+    Response::from_parts(parts, respond::upstream_body(exchange, body, lease, place, deadline))
 }
 
 /// The hash by which an endpoint is chosen; cookies to set for it.
@@ -210,7 +215,12 @@ fn balancing_hash(forward: &Forward, head: &Head, exchange: &Exchange, cookies: 
 }
 
 /// What the request itself asks for: retries and time limits. At the edge such headers are gone by now.
-fn wishes(exchange: &Exchange, forward: &Forward, headers: &mut HeaderMap) -> (Option<HeaderMap>, Limits) {
+fn wishes(
+    exchange: &Exchange,
+    forward: &Forward,
+    headers: &mut HeaderMap,
+    internal: bool,
+) -> (Option<HeaderMap>, Limits) {
     let mut limits = Limits { whole: forward.timeout.filter(|d| !d.is_zero()), per_try: None };
     if let Some(most) = forward.max_grpc_timeout
         && exchange.facts.borrow().is_grpc
@@ -218,8 +228,7 @@ fn wishes(exchange: &Exchange, forward: &Forward, headers: &mut HeaderMap) -> (O
     {
         limits.whole = Some(if most.is_zero() { asked } else { asked.min(most) });
     }
-    // One look at the names instead of a lookup for each: an ordinary request has none of them.
-    if !headers.keys().any(|name| name.as_str().starts_with("x-envoy-")) {
+    if !internal {
         return (None, limits);
     }
     let millis =
@@ -317,7 +326,7 @@ impl Payload {
 struct Tries<'a> {
     exchange: &'a Rc<Exchange>,
     cluster: &'a Rc<LiveCluster>,
-    head: Head,
+    head: &'a mut Head,
     payload: Payload,
     retries: Retries<'a>,
     limits: Limits,
@@ -327,23 +336,25 @@ struct Tries<'a> {
     auto_host: bool,
     forward: &'a Forward,
     failed: SmallVec<[Rc<Host>; 2]>,
+    /// What the last try brought. Kept here: moving it through every return would cost as much as parsing it.
+    answer: Option<Answer>,
 }
 
 impl Tries<'_> {
     /// Tries until there is a response to pass on, or no further try is due.
-    async fn run(&mut self) -> Result<Answer, Box<LocalReply>> {
+    async fn run(&mut self) -> Result<(), Box<LocalReply>> {
         let mut retrying: Option<Permit> = None;
         loop {
             let outcome = self.one_try().await;
             drop(retrying.take());
             match outcome {
-                Ok(answer) => {
-                    let (status, headers) = (answer.response.status(), answer.response.headers());
-                    let again = self.retries.wants_after_response(status, headers);
+                Ok(status) => {
+                    let headers = self.answer.as_ref().map(|answer| answer.response.headers());
+                    let again = headers.is_some_and(|headers| self.retries.wants_after_response(status, headers));
                     if again && let Some(permit) = self.may_repeat() {
                         retrying = Some(permit);
                         // Dropping the response closes its connection, or resets its stream.
-                        drop(answer);
+                        self.answer = None;
                         self.pause().await;
                         continue;
                     }
@@ -354,7 +365,7 @@ impl Tries<'_> {
                             self.cluster.stats.rq_retry_success.inc();
                         }
                     }
-                    return Ok(answer);
+                    return Ok(());
                 }
                 Err((error, timed_out)) => {
                     self.exchange.facts.borrow_mut().transport_failure = error.detail.clone();
@@ -401,22 +412,21 @@ impl Tries<'_> {
         }
     }
 
-    /// One try. An error says whether its own time limit was the cause.
-    async fn one_try(&mut self) -> Result<Answer, (UpstreamError, bool)> {
+    /// One try: the response's status. An error says whether its own time limit was the cause.
+    async fn one_try(&mut self) -> Result<StatusCode, (UpstreamError, bool)> {
         let host = self.pick().await.map_err(|error| (error, false))?;
         {
             let mut facts = self.exchange.facts.borrow_mut();
             facts.attempts += 1;
             facts.host = Some(host.clone());
         }
-        let Some(_place) = self.cluster.breaker.take(Limit::Requests) else {
+        let Some(place) = Place::take(self.cluster) else {
             self.cluster.stats.rq_pending_overflow.inc();
             return Err((UpstreamError::unsent(Reason::Overflow), false));
         };
         let cluster = self.cluster.clone();
         let limit = self.limits.per_try;
-        let under_way = UnderWay::start(&cluster);
-        let sending = self.send(&host);
+        let sending = self.send(&host, place);
         let outcome = match limit {
             None => sending.await,
             Some(limit) => match tokio::time::timeout(limit, sending).await {
@@ -431,12 +441,10 @@ impl Tries<'_> {
                 }
             },
         };
-        drop(under_way);
         match outcome {
-            Ok(answer) => {
-                let status = answer.response.status();
+            Ok(status) => {
                 cluster.stats.response(status.as_u16());
-                let judged = match grpc::status(answer.response.headers()).filter(|_| status.is_success()) {
+                let judged = match self.grpc_status().filter(|_| status.is_success()) {
                     Some(grpc) => Outcome::of_status(grpc::to_http(grpc).as_u16()),
                     None => Outcome::of_status(status.as_u16()),
                 };
@@ -444,7 +452,7 @@ impl Tries<'_> {
                 if judged != Outcome::Success {
                     self.failed.push(host);
                 }
-                Ok(answer)
+                Ok(status)
             }
             Err(error) => {
                 if error.retry != Retry::Pointless && error.reason != Reason::Overflow {
@@ -500,7 +508,7 @@ impl Tries<'_> {
 
     /// Sends the request on a connection. A request that came back untouched, or that may be repeated by its nature and met
     /// a connection which its endpoint had just closed, goes on another connection at once: that is not a retry.
-    async fn send(&mut self, host: &Rc<Host>) -> Result<Answer, UpstreamError> {
+    async fn send(&mut self, host: &Rc<Host>, place: Place) -> Result<StatusCode, UpstreamError> {
         let mut fresh = false;
         let mut returned: Option<Box<Request<ProxyBody>>> = None;
         for resend in 0..=MAX_RESENDS {
@@ -524,7 +532,11 @@ impl Tries<'_> {
             let sent_at = Instant::now();
             self.cluster.stats.rq_total.inc();
             match lease.send(request).await {
-                Ok(response) => return Ok(Answer { response, lease, sent_at }),
+                Ok(response) => {
+                    let (status, marks) = (response.status(), HeaderMarks::of(response.headers()));
+                    self.answer = Some(Answer { response, marks, lease, place, sent_at });
+                    return Ok(status);
+                }
                 Err(failure) if resend < MAX_RESENDS && failure.request.is_some() => {
                     returned = failure.request;
                     fresh = true;
@@ -543,6 +555,12 @@ impl Tries<'_> {
         Err(UpstreamError::unsent(Reason::ConnectionTermination))
     }
 
+    /// The gRPC status in the response's headers.
+    fn grpc_status(&self) -> Option<u32> {
+        let answer = self.answer.as_ref().filter(|answer| answer.marks.has(HeaderMarks::GRPC_STATUS))?;
+        grpc::status(answer.response.headers())
+    }
+
     fn is_repeatable(&self) -> bool {
         self.upgrade.is_none() && retry::is_idempotent(&self.head.method) && self.payload.can_repeat()
     }
@@ -552,7 +570,7 @@ impl Tries<'_> {
         let Some(body) = self.payload.next() else {
             return Err(UpstreamError { reason: Reason::LocalReset, retry: Retry::Pointless, detail: None });
         };
-        let head = &mut self.head;
+        let head = &mut *self.head;
         let mut request = Request::new(body);
         *request.method_mut() = head.method.clone();
         *request.uri_mut() = head.uri.clone();
@@ -620,18 +638,22 @@ fn set_version(request: &mut Request<ProxyBody>, is_http2: bool) {
     *request.version_mut() = if is_http2 { Version::HTTP_2 } else { Version::HTTP_11 };
 }
 
-/// Counts a request as under way in its cluster.
-struct UnderWay<'a>(&'a LiveCluster);
+/// A request's place in its cluster: counted as under way, also against the limit, until its response has passed.
+pub(crate) struct Place {
+    cluster: Rc<LiveCluster>,
+    _permit: Permit,
+}
 
-impl<'a> UnderWay<'a> {
-    fn start(cluster: &'a LiveCluster) -> Self {
+impl Place {
+    fn take(cluster: &Rc<LiveCluster>) -> Option<Self> {
+        let permit = cluster.breaker.take(Limit::Requests)?;
         cluster.stats.rq_active.add(1);
-        Self(cluster)
+        Some(Self { cluster: cluster.clone(), _permit: permit })
     }
 }
 
-impl Drop for UnderWay<'_> {
+impl Drop for Place {
     fn drop(&mut self) {
-        self.0.stats.rq_active.add(-1);
+        self.cluster.stats.rq_active.add(-1);
     }
 }

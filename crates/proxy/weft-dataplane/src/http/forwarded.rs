@@ -5,6 +5,7 @@ use crate::downstream::Downstream;
 use crate::http::conn::HttpConnection;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::net::{IpAddr, SocketAddr};
+use weft_codec::HeaderMarks;
 use weft_proxy_config::{ClientCertDetails, ForwardClientCert, HttpConnectionManager};
 
 pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -18,13 +19,21 @@ const INTERNAL_PREFIX: &str = "x-envoy-";
 /// Longest `x-forwarded-client-cert` passed on; a chain of hops does not get there.
 const MAX_CLIENT_CERT: usize = 32 * 1024;
 
-/// Sets all of them; returns the client's address as far as it can be trusted.
-pub(crate) fn apply(conn: &HttpConnection, hcm: &HttpConnectionManager, headers: &mut HeaderMap) -> SocketAddr {
+/// Sets all of them; returns the client's address as far as it can be trusted, and the scheme it used.
+pub(crate) fn apply(
+    conn: &HttpConnection,
+    hcm: &HttpConnectionManager,
+    headers: &mut HeaderMap,
+    marks: HeaderMarks,
+) -> (SocketAddr, &'static str) {
     let downstream = &conn.downstream;
-    if hcm.use_remote_address {
+    if hcm.use_remote_address && marks.has(HeaderMarks::INTERNAL) {
         strip_internal(headers);
     }
-    let client = client_address(downstream, hcm, headers);
+    let client = match marks.has(HeaderMarks::FORWARDED_FOR) {
+        true => client_address(downstream, hcm, headers),
+        false => downstream.source,
+    };
     if hcm.use_remote_address {
         if !hcm.skip_xff_append {
             append_address(headers, downstream.source.ip());
@@ -34,16 +43,24 @@ pub(crate) fn apply(conn: &HttpConnection, hcm: &HttpConnectionManager, headers:
         }
     }
     let own_word = hcm.use_remote_address && hcm.xff_trusted_hops == 0;
-    if own_word || !is_scheme(headers.get(X_FORWARDED_PROTO)) {
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(downstream.scheme()));
-    }
-    client_cert(conn, hcm, headers);
-    request_id(hcm, headers);
-    client
+    let told = if own_word || !marks.has(HeaderMarks::FORWARDED_PROTO) { None } else { scheme(headers) };
+    let scheme = told.unwrap_or_else(|| {
+        let own = downstream.scheme();
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(own));
+        own
+    });
+    client_cert(conn, hcm, headers, marks);
+    request_id(hcm, headers, marks);
+    (client, scheme)
 }
 
-fn is_scheme(value: Option<&HeaderValue>) -> bool {
-    matches!(value.map(HeaderValue::as_bytes), Some(b"http" | b"https"))
+/// The scheme that the proxy in front saw.
+fn scheme(headers: &HeaderMap) -> Option<&'static str> {
+    match headers.get(X_FORWARDED_PROTO)?.as_bytes() {
+        b"http" => Some("http"),
+        b"https" => Some("https"),
+        _ => None,
+    }
 }
 
 /// At the edge nobody outside may steer this proxy or those behind it.
@@ -103,12 +120,15 @@ fn append_address(headers: &mut HeaderMap, address: IpAddr) {
     }
 }
 
-fn client_cert(conn: &HttpConnection, hcm: &HttpConnectionManager, headers: &mut HeaderMap) {
+fn client_cert(conn: &HttpConnection, hcm: &HttpConnectionManager, headers: &mut HeaderMap, marks: HeaderMarks) {
     if hcm.xff_cert == ForwardClientCert::AlwaysForwardOnly {
         return;
     }
+    let told = marks.has(HeaderMarks::CLIENT_CERT);
     if !conn.downstream.is_mutual_tls() || hcm.xff_cert == ForwardClientCert::Sanitize {
-        headers.remove(X_FORWARDED_CLIENT_CERT);
+        if told {
+            headers.remove(X_FORWARDED_CLIENT_CERT);
+        }
         return;
     }
     let append = match hcm.xff_cert {
@@ -118,9 +138,9 @@ fn client_cert(conn: &HttpConnection, hcm: &HttpConnectionManager, headers: &mut
     };
     let element = conn.cert_element.get_or_init(|| element(&conn.downstream, hcm.xff_cert_details));
     let Some(element) = element else { return };
-    let value = match headers.get(X_FORWARDED_CLIENT_CERT).filter(|_| append) {
-        None => element.clone(),
-        Some(_) => {
+    let value = match told && append {
+        false => element.clone(),
+        true => {
             let mut joined = Vec::new();
             for line in headers.get_all(X_FORWARDED_CLIENT_CERT) {
                 joined.extend_from_slice(line.as_bytes());
@@ -166,11 +186,12 @@ fn element(downstream: &Downstream, details: ClientCertDetails) -> Option<Header
     HeaderValue::from_str(&parts.join(";")).ok()
 }
 
-fn request_id(hcm: &HttpConnectionManager, headers: &mut HeaderMap) {
-    if hcm.use_remote_address && !hcm.preserve_external_request_id {
+fn request_id(hcm: &HttpConnectionManager, headers: &mut HeaderMap, marks: HeaderMarks) {
+    let keep = marks.has(HeaderMarks::REQUEST_ID) && (!hcm.use_remote_address || hcm.preserve_external_request_id);
+    if marks.has(HeaderMarks::REQUEST_ID) && !keep {
         headers.remove(X_REQUEST_ID);
     }
-    if hcm.generate_request_id && !headers.contains_key(X_REQUEST_ID) {
+    if hcm.generate_request_id && !keep {
         headers.insert(X_REQUEST_ID, new_request_id());
     }
 }

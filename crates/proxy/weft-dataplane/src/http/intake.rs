@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use weft_codec::strict::{self, Lenience};
-use weft_codec::{LocalReply, Reason, hop};
+use weft_codec::{HeaderMarks, LocalReply, Reason, hop};
 use weft_filter::peer::{Facts, PEER_METADATA, PEER_METADATA_ID};
 use weft_route::RequestView;
 use weft_route::normalize::{self, HostNormalization};
@@ -33,6 +33,8 @@ pub(crate) struct Head {
     pub scheme: &'static str,
     /// The client behind trusted proxies.
     pub client: SocketAddr,
+    /// There are headers by which proxies of the mesh steer each other.
+    pub internal: bool,
     /// What the client wants the connection to become.
     pub upgrade: Option<Upgrade>,
 }
@@ -81,13 +83,14 @@ impl Head {
 pub(crate) fn admit(
     exchange: &Exchange,
     parts: Parts,
+    marks: HeaderMarks,
     has_body: bool,
     upgrade: Option<Upgrade>,
 ) -> Result<Head, Box<LocalReply>> {
     let hcm = &exchange.http.hcm;
     log_as_sent(exchange, &parts);
     let lenience = Lenience { http10: hcm.accept_http_10 };
-    let text = strict::check(&parts, has_body, lenience)
+    let text = strict::check(&parts, marks, has_body, lenience)
         .map_err(|refusal| LocalReply::new(refusal.0).with_details(refusal.1))?;
     let (host, authority) = hosts(
         &parts,
@@ -96,16 +99,15 @@ pub(crate) fn admit(
     );
     let Parts { method, uri, version, mut headers, .. } = parts;
     let uri = normalized(exchange, &method, uri)?;
-    let client = forwarded::apply(&exchange.conn, hcm, &mut headers);
-    let scheme = match headers.get(forwarded::X_FORWARDED_PROTO).map(HeaderValue::as_bytes) {
-        Some(b"https") => "https",
-        _ => "http",
-    };
-    hop::strip(&mut headers);
-    // 100 Continue is answered here, as soon as the body is asked for.
-    headers.remove(EXPECT);
+    let (client, scheme) = forwarded::apply(&exchange.conn, hcm, &mut headers, marks);
+    hop::strip(&mut headers, marks);
+    if marks.has(HeaderMarks::EXPECT) {
+        // 100 Continue is answered here, as soon as the body is asked for.
+        headers.remove(EXPECT);
+    }
     meet_peer(exchange, &mut headers, &authority);
-    Ok(Head { method, version, uri, headers, host, authority, scheme, client, upgrade })
+    let internal = marks.has(HeaderMarks::INTERNAL) && !hcm.use_remote_address;
+    Ok(Head { internal, method, version, uri, headers, host, authority, scheme, client, upgrade })
 }
 
 /// The host to send on, and the host to match by.

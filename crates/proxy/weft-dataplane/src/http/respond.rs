@@ -3,13 +3,14 @@
 use crate::http::exchange::{Exchange, ResponseObserver};
 use crate::http::filters::Marks;
 use crate::http::format;
+use crate::http::forward::Place;
 use crate::log::LoggedRequest;
 use http::header::{CONNECTION, SERVER, VIA};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use std::pin::Pin;
 use std::rc::Rc;
 use weft_cluster::Lease;
-use weft_codec::{LocalReply, ProxyBody, grpc, hop};
+use weft_codec::{HeaderMarks, LocalReply, ProxyBody, grpc, hop};
 use weft_filter::cors;
 use weft_filter::peer::{Facts, PEER_METADATA, PEER_METADATA_ID};
 use weft_proxy_config::{HttpFilter, ServerHeader};
@@ -29,7 +30,7 @@ pub(crate) fn local(exchange: &Rc<Exchange>, reply: LocalReply) -> Response<Prox
     let mut response = reply.into_response(is_grpc);
     finish(exchange, response.headers_mut(), true);
     note(exchange, response.status(), response.headers());
-    let observer = ResponseObserver { exchange: exchange.clone(), lease: None, deadline: None };
+    let observer = ResponseObserver { exchange: exchange.clone(), lease: None, _place: None, deadline: None };
     response.map(|body| body.observed(Box::new(observer)))
 }
 
@@ -37,17 +38,22 @@ pub(crate) fn local(exchange: &Rc<Exchange>, reply: LocalReply) -> Response<Prox
 pub(crate) fn upstream_head<'e>(
     exchange: &Rc<Exchange>,
     response: &mut Response<hyper::body::Incoming>,
+    found: HeaderMarks,
     lease: &mut Lease,
+    millis: u64,
     edits: impl Iterator<Item = &'e HeaderEdit>,
     marks: Marks,
 ) {
     let status = response.status();
     let headers = response.headers_mut();
-    if let Some(hint) = headers.get(KEEP_ALIVE).and_then(keep_alive_seconds) {
+    if found.has(HeaderMarks::KEEP_ALIVE)
+        && let Some(hint) = headers.get(KEEP_ALIVE).and_then(keep_alive_seconds)
+    {
         lease.heed_keep_alive(hint);
     }
-    hop::strip(headers);
+    hop::strip(headers, found);
     meet_peer(exchange, headers);
+    headers.insert(UPSTREAM_SERVICE_TIME, service_time(millis));
     for edit in edits {
         format::edit_response(exchange, headers, edit);
     }
@@ -66,15 +72,20 @@ pub(crate) fn upstream_body(
     exchange: &Rc<Exchange>,
     body: hyper::body::Incoming,
     lease: Lease,
+    place: Place,
     deadline: Option<Pin<Box<tokio::time::Sleep>>>,
 ) -> ProxyBody {
-    let observer = ResponseObserver { exchange: exchange.clone(), lease: Some(lease), deadline };
+    let observer = ResponseObserver { exchange: exchange.clone(), lease: Some(lease), _place: Some(place), deadline };
     ProxyBody::from(body).observed(Box::new(observer))
 }
 
-/// Time between sending a request and receiving its response's head.
-pub(crate) fn service_time(headers: &mut HeaderMap, millis: u64) {
-    headers.insert(UPSTREAM_SERVICE_TIME, HeaderValue::from(millis));
+/// Time between sending a request and receiving its response's head. The usual values need no allocation.
+fn service_time(millis: u64) -> HeaderValue {
+    const SMALL: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
+    match SMALL.get(millis as usize) {
+        Some(text) => HeaderValue::from_static(text),
+        None => HeaderValue::from(millis),
+    }
 }
 
 /// Applies the configuration's operations.

@@ -1,7 +1,7 @@
 //! Whether a try that failed is made again: by the route's policy, by the request's own wish inside the mesh, and never when
 //! the endpoint may have acted on something that must not happen twice.
 
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, HeaderName, Method, StatusCode};
 use std::time::Duration;
 use weft_cluster::{Retry, UpstreamError};
 use weft_codec::{Reason, grpc};
@@ -9,6 +9,7 @@ use weft_route::{RetryOn, RetryPolicy};
 
 /// Further tries at most, whatever a request asks for.
 const MAX_RETRIES: u32 = 50;
+const RATELIMITED: HeaderName = HeaderName::from_static("x-envoy-ratelimited");
 /// First back-off unless the policy says otherwise.
 const BASE: Duration = Duration::from_millis(25);
 
@@ -104,7 +105,7 @@ impl<'a> Retries<'a> {
 
     /// A response should be thrown away for another try.
     pub fn wants_after_response(&self, status: StatusCode, headers: &HeaderMap) -> bool {
-        if self.left == 0 || headers.contains_key("x-envoy-ratelimited") {
+        if self.left == 0 {
             return false;
         }
         let (on, code) = (&self.on, status.as_u16());
@@ -125,7 +126,7 @@ impl<'a> Retries<'a> {
                     || (n == 14 && on.grpc_unavailable)
             )
         };
-        by_status || by_headers() || by_grpc()
+        (by_status || by_headers() || by_grpc()) && !headers.contains_key(&RATELIMITED)
     }
 }
 

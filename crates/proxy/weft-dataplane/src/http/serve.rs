@@ -12,7 +12,7 @@ use hyper::body::{Body, Incoming};
 use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
-use weft_codec::{Flags, LocalReply, ProxyBody, Reason, grpc};
+use weft_codec::{Flags, HeaderMarks, LocalReply, ProxyBody, Reason, grpc};
 use weft_proxy_config::RouteSource;
 use weft_route::rewrite;
 use weft_route::{
@@ -25,10 +25,13 @@ pub(crate) async fn serve(conn: Rc<HttpConnection>, request: Request<Incoming>) 
         return LocalReply::new(Reason::NoRoute).into_response(false);
     };
     let exchange = Exchange::begin(&conn, http);
-    exchange.facts.borrow_mut().is_grpc = grpc::is_grpc(request.headers());
+    let marks = HeaderMarks::of(request.headers());
+    if marks.has(HeaderMarks::CONTENT_TYPE) {
+        exchange.facts.borrow_mut().is_grpc = grpc::is_grpc(request.headers());
+    }
     let outcome = tokio::select! {
         biased;
-        outcome = handle(&exchange, request) => outcome,
+        outcome = handle(&exchange, request, marks) => outcome,
         reason = exchange.cancelled() => Err(Box::new(LocalReply::new(reason))),
     };
     match outcome {
@@ -41,14 +44,15 @@ pub(crate) async fn serve(conn: Rc<HttpConnection>, request: Request<Incoming>) 
 async fn handle(
     exchange: &Rc<Exchange>,
     mut request: Request<Incoming>,
+    marks: HeaderMarks,
 ) -> Result<Response<ProxyBody>, Box<LocalReply>> {
-    let upgrade = upgrade::asked_for(&mut request, &exchange.http.hcm);
+    let upgrade = upgrade::asked_for(&mut request, marks, &exchange.http.hcm);
     let (parts, incoming) = request.into_parts();
     let has_body = !incoming.is_end_stream();
     if !has_body {
         exchange.complete_request();
     }
-    let mut head = intake::admit(exchange, parts, has_body, upgrade)?;
+    let mut head = intake::admit(exchange, parts, marks, has_body, upgrade)?;
     let table = route_table(exchange);
     let random = fastrand::u64(..);
     let routed = table.map(|table| table.find(&head.view(), random));
@@ -82,7 +86,7 @@ async fn handle(
                 cluster: cluster.as_deref().unwrap_or_default(),
                 marks,
             };
-            forward::run(exchange, head, ProxyBody::from(incoming), forwarding).await
+            forward::run(exchange, &mut head, ProxyBody::from(incoming), forwarding).await
         }
         Action::Redirect(redirect) => {
             Ok(answer(exchange, redirected(redirect, route, &head), table, host, route, marks))

@@ -2,6 +2,7 @@
 //! upstream agreed, bytes pass both ways until one side is done.
 
 use crate::http::exchange::Exchange;
+use crate::http::forward::Place;
 use crate::tunnel::{self, Traffic};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -14,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use std::rc::Rc;
 use std::time::Duration;
 use weft_cluster::Lease;
-use weft_codec::{Flags, LocalReply, Reason, hop};
+use weft_codec::{Flags, HeaderMarks, LocalReply, Reason, hop};
 use weft_core::Strng;
 use weft_proxy_config::HttpConnectionManager;
 
@@ -51,14 +52,18 @@ impl std::fmt::Debug for Upgrade {
 }
 
 /// What the request asks for, if anything. An upgrade to `h2c` is not one: the request is served as it is (RFC 9113 §3.1).
-pub(crate) fn asked_for(request: &mut Request<Incoming>, hcm: &HttpConnectionManager) -> Option<Upgrade> {
+pub(crate) fn asked_for(
+    request: &mut Request<Incoming>,
+    marks: HeaderMarks,
+    hcm: &HttpConnectionManager,
+) -> Option<Upgrade> {
     let (name, kind) = if request.method() == Method::CONNECT {
         match request.extensions().get::<Protocol>() {
             Some(protocol) => (protocol.as_str().to_ascii_lowercase(), UpgradeKind::Extended),
             None => ("connect".to_string(), UpgradeKind::Connect),
         }
     } else {
-        if request.version() != Version::HTTP_11 {
+        if !marks.has(HeaderMarks::UPGRADE) || request.version() != Version::HTTP_11 {
             return None;
         }
         let asked = request.headers().get(UPGRADE)?.to_str().ok()?.to_ascii_lowercase();
@@ -162,7 +167,7 @@ pub(crate) fn tunnel(
     exchange: Rc<Exchange>,
     client: OnUpgrade,
     endpoint: OnUpgrade,
-    lease: Lease,
+    held: (Lease, Place),
     idle: Option<Duration>,
 ) {
     exchange.clear_limits();
@@ -184,7 +189,7 @@ pub(crate) fn tunnel(
         }
         exchange.count(traffic.received(), traffic.sent());
         exchange.http.stats.cx_upgrades_active.add(-1);
-        drop(lease);
+        drop(held);
     });
 }
 
