@@ -16,9 +16,9 @@ spec:
   hosts: [reviews]
   http:
   - timeout: 0.0001s
+    fault: {abort: {httpStatus: 99, percentage: {value: 100}}}
     route:
     - destination: {host: reviews}
-      weight: -5
 ---
 apiVersion: v1
 kind: ConfigMap
@@ -54,7 +54,7 @@ fn bad_input_is_named_and_contained() -> Result<()> {
     let (accepted, said) = apply(&lab, "invalid.yaml", INVALID)?;
     println!("{said}");
     ensure!(!accepted, "an invalid VirtualService was accepted: {said}");
-    for part in ["VirtualService", "reviews", "spec.http[0].timeout", "spec.http[0].route[0].weight"] {
+    for part in ["VirtualService", "reviews", "spec.http[0].timeout", "spec.http[0].fault.abort.httpStatus"] {
         ensure!(said.contains(part), "{part:?} is not named: {said}");
     }
     let maps = lab.objects("configmaps", &["-n", "default"])?;

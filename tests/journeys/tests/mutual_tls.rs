@@ -90,7 +90,13 @@ fn nothing_is_readable_on_the_bridge() -> Result<()> {
     );
     let line = if nix::unistd::geteuid().is_root() { line.replace(" -U --preserve-credentials", "") } else { line };
     let words: Vec<&str> = line.split_whitespace().collect();
-    let mut dump = Command::new(words[0]).args(&words[1..]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    // Into a file: a pipe that nobody reads yet would fill up and stop the capture.
+    let file = lab.home().join("capture");
+    let mut dump = Command::new(words[0])
+        .args(&words[1..])
+        .stdout(std::fs::File::create(&file)?)
+        .stderr(Stdio::piped())
+        .spawn()?;
     // tcpdump says so when it listens.
     let mut stderr = std::io::BufReader::new(dump.stderr.take().context("stderr")?);
     let mut said = String::new();
@@ -98,12 +104,13 @@ fn nothing_is_readable_on_the_bridge() -> Result<()> {
         let read = std::io::BufRead::read_line(&mut stderr, &mut said)?;
         ensure!(read > 0, "tcpdump ended: {said}");
     }
-    for _ in 0..30 {
+    for _ in 0..100 {
         stars(&lab.url(""), None)?;
     }
     std::thread::sleep(Duration::from_millis(500));
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(dump.id())?), nix::sys::signal::Signal::SIGINT)?;
-    let captured = text(&dump.wait_with_output()?.stdout);
+    dump.wait()?;
+    let captured = text(&std::fs::read(&file)?);
     let packets = captured.matches("Flags [").count();
     println!("{packets} packets captured between pods");
     ensure!(packets > 100, "only {packets} packets were captured");
