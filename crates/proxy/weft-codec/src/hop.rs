@@ -17,16 +17,25 @@ pub fn strip(headers: &mut HeaderMap, marks: HeaderMarks) {
     if !marks.has(OF_ONE_HOP) {
         return;
     }
-    if headers.contains_key(CONNECTION) {
+    if marks.has(HeaderMarks::CONNECTION) {
         strip_named(headers);
         headers.remove(CONNECTION);
     }
-    headers.remove(KEEP_ALIVE);
-    headers.remove(PROXY_CONNECTION);
-    headers.remove(TRANSFER_ENCODING);
-    if headers.contains_key(UPGRADE) {
+    if marks.has(HeaderMarks::KEEP_ALIVE) {
+        headers.remove(KEEP_ALIVE);
+    }
+    if marks.has(HeaderMarks::PROXY_CONNECTION) {
+        headers.remove(PROXY_CONNECTION);
+    }
+    if marks.has(HeaderMarks::TRANSFER_ENCODING) {
+        headers.remove(TRANSFER_ENCODING);
+    }
+    if marks.has(HeaderMarks::UPGRADE) {
         headers.remove(UPGRADE);
         headers.remove(HTTP2_SETTINGS);
+    }
+    if !marks.has(HeaderMarks::TE) {
+        return;
     }
     if headers.contains_key(TE) {
         let trailers = headers.get_all(TE).iter().any(|v| has_token(v, "trailers"));
@@ -43,7 +52,8 @@ fn strip_named(headers: &mut HeaderMap) {
     for value in headers.get_all(CONNECTION) {
         let Ok(text) = value.to_str() else { continue };
         for option in text.split(',').map(str::trim).take(MAX_OPTIONS) {
-            if option.is_empty() || option.eq_ignore_ascii_case("close") || option.eq_ignore_ascii_case("keep-alive") {
+            let usual = ["keep-alive", "close", ""].iter().any(|usual| option.eq_ignore_ascii_case(usual));
+            if usual {
                 continue;
             }
             if let Ok(name) = HeaderName::from_bytes(option.as_bytes())

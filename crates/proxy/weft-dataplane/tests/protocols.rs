@@ -84,7 +84,7 @@ async fn grpc_with_trailers_over_shared_connections() {
                 .body(Full::from(vec![n as u8; 1000 + n]))
                 .unwrap();
             let got = read(client.send_request(request).await.unwrap()).await.unwrap();
-            assert_eq!((got.status, got.body.len() > 0), (200, true));
+            assert_eq!((got.status, !got.body.is_empty()), (200, true));
             let trailers = got.trailers.unwrap();
             assert_eq!(
                 (trailers["grpc-status"].as_bytes(), trailers["x-te"].as_bytes()),
