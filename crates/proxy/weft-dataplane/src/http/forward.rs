@@ -122,27 +122,10 @@ pub(crate) async fn run(
         failed: SmallVec::new(),
         answer: None,
     };
-    let whole = async {
-        match limits.whole {
-            // The time runs from the end of the request (Envoy's `route.timeout`).
-            Some(limit) => {
-                exchange.request_complete().await;
-                tokio::time::sleep(limit).await;
-            }
-            None => std::future::pending().await,
-        }
-    };
     tokio::select! {
         biased;
         outcome = tries.run() => outcome?,
-        () = whole => {
-            cluster.stats.rq_timeout.inc();
-            exchange.http.stats.rq_timeout.inc();
-            if let Some(host) = exchange.facts.borrow().host.clone() {
-                cluster.report(&host, Outcome::LocalError);
-            }
-            return Err(Box::new(LocalReply::new(Reason::RequestTimeout)));
-        }
+        () = time_over(exchange, limits.whole) => return Err(timed_out(exchange, &cluster)),
     }
     let Some(answer) = tries.answer.take() else { return Err(Box::new(LocalReply::new(Reason::LocalReset))) };
     drop(tries);
@@ -156,6 +139,22 @@ pub(crate) async fn run(
         response.headers_mut().append(http::header::SET_COOKIE, cookie);
     }
     Ok(response)
+}
+
+/// Returns when the request's time is over, counted from its end (Envoy's `route.timeout`).
+async fn time_over(exchange: &Exchange, limit: Option<Duration>) {
+    let Some(limit) = limit else { return std::future::pending().await };
+    exchange.request_complete().await;
+    tokio::time::sleep(limit).await;
+}
+
+fn timed_out(exchange: &Exchange, cluster: &LiveCluster) -> Box<LocalReply> {
+    cluster.stats.rq_timeout.inc();
+    exchange.http.stats.rq_timeout.inc();
+    if let Some(host) = exchange.facts.borrow().host.clone() {
+        cluster.report(&host, Outcome::LocalError);
+    }
+    Box::new(LocalReply::new(Reason::RequestTimeout))
 }
 
 /// The response on its way back.
