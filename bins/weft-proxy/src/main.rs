@@ -47,6 +47,9 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
+    // A proxy holds few megabytes in many small pieces: huge pages would make each of them two megabytes. A kernel without
+    // the switch only costs memory.
+    let _ = nix::sys::prctl::set_thp_disable(true);
     weft_tls::install_provider();
     set_mark()?;
     // Control traffic has this one thread; workers have threads of their own.

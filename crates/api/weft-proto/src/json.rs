@@ -1,8 +1,8 @@
 //! Canonical protobuf JSON, with every `Any` expanded under `@type`.
 //!
-//! The descriptor pool costs about 11 MB, so it is built on first use: a proxy that is never asked for a config dump and
-//! reads no bootstrap file never pays for it. An `Any` of a type that the pool does not know is kept as its type URL and
-//! base64 bytes.
+//! The descriptor pool costs about 11 MB, so it lives only as long as somebody converts ([`pool`]): a proxy that has read its
+//! bootstrap file or answered a config dump gives it back. An `Any` of a type that the pool does not know is kept as its type
+//! URL and base64 bytes.
 
 use base64::Engine as _;
 use prost::{Message, Name};
@@ -10,13 +10,23 @@ use prost_reflect::{
     DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, ReflectMessage, SerializeOptions,
 };
 use serde_json::Value;
-use std::sync::LazyLock;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
-    // The bytes are generated beside the code: a failure here is a broken build, and the pool is left empty, which makes
-    // every conversion return an error that names the type.
-    DescriptorPool::decode(include_bytes!("generated/descriptors.bin").as_slice()).unwrap_or_default()
-});
+static POOL: Mutex<Weak<DescriptorPool>> = Mutex::new(Weak::new());
+
+/// The schema of every generated message; whoever makes many conversions holds it meanwhile, so that it is decoded once
+/// (some 10 ms).
+pub fn pool() -> Arc<DescriptorPool> {
+    let mut kept = POOL.lock().unwrap_or_else(PoisonError::into_inner);
+    kept.upgrade().unwrap_or_else(|| {
+        // The bytes are generated beside the code: a failure here is a broken build, and the pool is left empty, which makes
+        // every conversion return an error that names the type.
+        let bytes = include_bytes!("generated/descriptors.bin").as_slice();
+        let pool = Arc::new(DescriptorPool::decode(bytes).unwrap_or_default());
+        *kept = Arc::downgrade(&pool);
+        pool
+    })
+}
 
 /// Why JSON and a message could not be turned into one another.
 #[derive(Debug, thiserror::Error)]
@@ -35,8 +45,8 @@ pub enum JsonError {
     Yaml(String),
 }
 
-fn descriptor(name: &str) -> Result<MessageDescriptor, JsonError> {
-    POOL.get_message_by_name(name).ok_or_else(|| JsonError::UnknownType(name.to_string()))
+fn descriptor(pool: &DescriptorPool, name: &str) -> Result<MessageDescriptor, JsonError> {
+    pool.get_message_by_name(name).ok_or_else(|| JsonError::UnknownType(name.to_string()))
 }
 
 /// Writes `message` as canonical JSON; `proto_names` keeps field names as the schema spells them (Envoy's own dumps do).
@@ -44,7 +54,8 @@ fn descriptor(name: &str) -> Result<MessageDescriptor, JsonError> {
 /// # Errors
 /// When the message is not of the generated schema.
 pub fn to_json<M: Message + Name>(message: &M, proto_names: bool) -> Result<Value, JsonError> {
-    let mut dynamic = DynamicMessage::new(descriptor(&M::full_name())?);
+    let pool = pool();
+    let mut dynamic = DynamicMessage::new(descriptor(&pool, &M::full_name())?);
     dynamic.merge(message.encode_to_vec().as_slice())?;
     let options = SerializeOptions::new().use_proto_field_name(proto_names).skip_default_fields(true);
     if let Ok(value) = dynamic.serialize_with_options(serde_json::value::Serializer, &options) {
@@ -60,7 +71,9 @@ pub fn to_json<M: Message + Name>(message: &M, proto_names: bool) -> Result<Valu
 /// When the JSON does not fit `M`.
 pub fn from_json<M: Message + Name + Default>(value: &Value) -> Result<M, JsonError> {
     let options = DeserializeOptions::new().deny_unknown_fields(true);
-    let dynamic = DynamicMessage::deserialize_with_options(descriptor(&M::full_name())?, value, &options)?;
+    let pool = pool();
+    let schema = descriptor(&pool, &M::full_name())?;
+    let dynamic = DynamicMessage::deserialize_with_options(schema, value, &options)?;
     Ok(M::decode(dynamic.encode_to_vec().as_slice())?)
 }
 
@@ -96,7 +109,9 @@ fn hide_in_value(value: &mut prost_reflect::Value) {
 fn hide_in_any(any: &mut DynamicMessage) {
     let Ok(plain) = any.transcode_to::<prost_types::Any>() else { return };
     let name = plain.type_url.rsplit('/').next().unwrap_or_default();
-    let known = descriptor(name).ok().and_then(|d| DynamicMessage::decode(d, plain.value.as_slice()).ok());
+    let known = descriptor(any.descriptor().parent_pool(), name)
+        .ok()
+        .and_then(|d| DynamicMessage::decode(d, plain.value.as_slice()).ok());
     let shown = match known {
         Some(mut inner) => {
             hide_unknown_anys(&mut inner);
