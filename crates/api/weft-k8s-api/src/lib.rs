@@ -2,13 +2,15 @@
 //!
 //! Reading order: [`object`] (any object, untyped), [`kinds`] (the table of kinds that Weft knows), [`istio`] (typed specs of
 //! Istio's kinds), [`de`] (JSON to typed structs, with field paths), [`yaml`] (documents to objects), [`validate()`] (what is
-//! wrong with an object).
+//! wrong with an object), [`schema`] and [`crd`] (the kinds as a cluster wants them declared).
 
+pub mod crd;
 pub mod de;
 pub mod istio;
 pub mod kinds;
 mod macros;
 pub mod object;
+pub mod schema;
 pub mod validate;
 pub mod yaml;
 
