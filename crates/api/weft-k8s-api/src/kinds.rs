@@ -1,4 +1,7 @@
-//! The table of kinds: group, versions, plural, short names, scope, categories.
+//! The table of kinds: group, versions, plural, short names, scope, categories; and rows for kinds that are defined at run
+//! time.
+
+use std::sync::{Mutex, PoisonError};
 
 /// A kind that Weft knows.
 #[derive(Debug, PartialEq, Eq)]
@@ -107,7 +110,7 @@ pub const KINDS: &[KindInfo] = &[
     },
     KindInfo {
         group: "networking.k8s.io",
-        versions: &["v1"],
+        versions: &["v1", "v1beta1"],
         kind: "Ingress",
         plural: "ingresses",
         singular: "ingress",
@@ -117,7 +120,7 @@ pub const KINDS: &[KindInfo] = &[
     },
     KindInfo {
         group: "networking.k8s.io",
-        versions: &["v1"],
+        versions: &["v1", "v1beta1"],
         kind: "IngressClass",
         plural: "ingressclasses",
         singular: "ingressclass",
@@ -135,6 +138,61 @@ pub const KINDS: &[KindInfo] = &[
         namespaced: true,
         categories: &[],
     },
+    core("PersistentVolume", "persistentvolumes", "persistentvolume", &["pv"], false),
+    core("ResourceQuota", "resourcequotas", "resourcequota", &["quota"], true),
+    core("LimitRange", "limitranges", "limitrange", &["limits"], true),
+    other("rbac.authorization.k8s.io", &["v1"], "Role", "roles", "role", &[], true),
+    other("rbac.authorization.k8s.io", &["v1"], "RoleBinding", "rolebindings", "rolebinding", &[], true),
+    other("rbac.authorization.k8s.io", &["v1"], "ClusterRole", "clusterroles", "clusterrole", &[], false),
+    other(
+        "rbac.authorization.k8s.io",
+        &["v1"],
+        "ClusterRoleBinding",
+        "clusterrolebindings",
+        "clusterrolebinding",
+        &[],
+        false,
+    ),
+    other(
+        "admissionregistration.k8s.io",
+        &["v1"],
+        "MutatingWebhookConfiguration",
+        "mutatingwebhookconfigurations",
+        "mutatingwebhookconfiguration",
+        &[],
+        false,
+    ),
+    other(
+        "admissionregistration.k8s.io",
+        &["v1"],
+        "ValidatingWebhookConfiguration",
+        "validatingwebhookconfigurations",
+        "validatingwebhookconfiguration",
+        &[],
+        false,
+    ),
+    other(
+        "apiextensions.k8s.io",
+        &["v1"],
+        "CustomResourceDefinition",
+        "customresourcedefinitions",
+        "customresourcedefinition",
+        &["crd", "crds"],
+        false,
+    ),
+    other("policy", &["v1"], "PodDisruptionBudget", "poddisruptionbudgets", "poddisruptionbudget", &["pdb"], true),
+    other("networking.k8s.io", &["v1"], "NetworkPolicy", "networkpolicies", "networkpolicy", &["netpol"], true),
+    other("storage.k8s.io", &["v1"], "StorageClass", "storageclasses", "storageclass", &["sc"], false),
+    other("scheduling.k8s.io", &["v1"], "PriorityClass", "priorityclasses", "priorityclass", &["pc"], false),
+    shown(other(
+        "autoscaling",
+        &["v2"],
+        "HorizontalPodAutoscaler",
+        "horizontalpodautoscalers",
+        "horizontalpodautoscaler",
+        &["hpa"],
+        true,
+    )),
     istio("networking.istio.io", NETWORKING, "VirtualService", "virtualservices", "virtualservice", &["vs"]),
     istio("networking.istio.io", NETWORKING, "DestinationRule", "destinationrules", "destinationrule", &["dr"]),
     istio("networking.istio.io", NETWORKING, "Gateway", "gateways", "gateway", &["gw"]),
@@ -164,7 +222,58 @@ pub const KINDS: &[KindInfo] = &[
     istio("telemetry.istio.io", &["v1", "v1alpha1"], "Telemetry", "telemetries", "telemetry", &["telemetry"]),
     istio("extensions.istio.io", &["v1alpha1"], "WasmPlugin", "wasmplugins", "wasmplugin", &[]),
     istio("extensions.istio.io", &["v1alpha1"], "TrafficExtension", "trafficextensions", "trafficextension", &[]),
+    gateway_api("GatewayClass", "gatewayclasses", "gatewayclass", &["gc"], &["v1", "v1beta1"]),
+    gateway_api("Gateway", "gateways", "gateway", &["gtw"], &["v1", "v1beta1"]),
+    gateway_api("HTTPRoute", "httproutes", "httproute", &[], &["v1", "v1beta1"]),
+    gateway_api("GRPCRoute", "grpcroutes", "grpcroute", &[], &["v1"]),
+    gateway_api("TLSRoute", "tlsroutes", "tlsroute", &[], &["v1", "v1alpha3", "v1alpha2"]),
+    gateway_api("TCPRoute", "tcproutes", "tcproute", &[], &["v1alpha2"]),
+    gateway_api("ReferenceGrant", "referencegrants", "referencegrant", &["refgrant"], &["v1beta1", "v1"]),
+    gateway_api("BackendTLSPolicy", "backendtlspolicies", "backendtlspolicy", &["btlspolicy"], &["v1", "v1alpha3"]),
+    gateway_api_v0("GatewayClass", "gatewayclasses", "gatewayclass"),
+    gateway_api_v0("Gateway", "gateways", "gateway"),
+    gateway_api_v0("HTTPRoute", "httproutes", "httproute"),
+    gateway_api_v0("TLSRoute", "tlsroutes", "tlsroute"),
+    gateway_api_v0("TCPRoute", "tcproutes", "tcproute"),
 ];
+
+const fn other(
+    group: &'static str,
+    versions: &'static [&'static str],
+    kind: &'static str,
+    plural: &'static str,
+    singular: &'static str,
+    short: &'static [&'static str],
+    namespaced: bool,
+) -> KindInfo {
+    KindInfo { group, versions, kind, plural, singular, short, namespaced, categories: &[] }
+}
+
+/// A kind of the Kubernetes Gateway API.
+const fn gateway_api(
+    kind: &'static str,
+    plural: &'static str,
+    singular: &'static str,
+    short: &'static [&'static str],
+    versions: &'static [&'static str],
+) -> KindInfo {
+    KindInfo {
+        group: crate::gateway_api::GROUP,
+        versions,
+        kind,
+        plural,
+        singular,
+        short,
+        namespaced: !matches!(kind.as_bytes(), b"GatewayClass"),
+        categories: &["gateway-api"],
+    }
+}
+
+/// A kind of the Gateway API before it had its present group.
+const fn gateway_api_v0(kind: &'static str, plural: &'static str, singular: &'static str) -> KindInfo {
+    let of_today = gateway_api(kind, plural, singular, &[], &["v1alpha1"]);
+    KindInfo { group: crate::gateway_api::v1alpha1::GROUP, ..of_today }
+}
 
 const fn app(
     kind: &'static str,
@@ -205,4 +314,88 @@ pub fn by_any_name(name: &str) -> Option<&'static KindInfo> {
         group.is_none_or(|g| k.group == g || k.group.starts_with(&format!("{g}.")))
             && (k.plural == name || k.singular == name || k.short.contains(&name) || k.kind.eq_ignore_ascii_case(name))
     })
+}
+
+/// Definitions that [`intern`] keeps at most.
+pub const MAX_INTERNED: usize = 4096;
+
+/// A kind as a definition names it: the fields of [`KindInfo`], owned.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KindName {
+    /// API group.
+    pub group: String,
+    /// Versions served, the storage version first.
+    pub versions: Vec<String>,
+    /// Kind.
+    pub kind: String,
+    /// Name in URLs.
+    pub plural: String,
+    /// Name for one.
+    pub singular: String,
+    /// Short names for the command line.
+    pub short: Vec<String>,
+    /// Lives in a namespace.
+    pub namespaced: bool,
+    /// `all` …
+    pub categories: Vec<String>,
+}
+
+/// The row of a kind that is defined at run time (a CustomResourceDefinition). Equal definitions share one row; rows live as
+/// long as the program, like those of [`KINDS`], so their number is bounded: `None` when [`MAX_INTERNED`] are there.
+pub fn intern(name: &KindName) -> Option<&'static KindInfo> {
+    static ROWS: Mutex<Vec<&'static KindInfo>> = Mutex::new(Vec::new());
+    let same = |a: &[&str], b: &[String]| a.iter().copied().eq(b.iter().map(String::as_str));
+    let mut rows = ROWS.lock().unwrap_or_else(PoisonError::into_inner);
+    let found = rows.iter().find(|row| {
+        let texts = [(row.group, &name.group), (row.kind, &name.kind), (row.plural, &name.plural)];
+        texts.iter().all(|(a, b)| a == b)
+            && row.singular == name.singular
+            && row.namespaced == name.namespaced
+            && same(row.versions, &name.versions)
+            && same(row.short, &name.short)
+            && same(row.categories, &name.categories)
+    });
+    if let Some(row) = found {
+        return Some(row);
+    }
+    if rows.len() >= MAX_INTERNED {
+        return None;
+    }
+    let text = |text: &str| -> &'static str { Box::leak(text.into()) };
+    let texts =
+        |list: &[String]| -> &'static [&'static str] { list.iter().map(|t| text(t)).collect::<Vec<_>>().leak() };
+    let row = KindInfo {
+        group: text(&name.group),
+        versions: texts(&name.versions),
+        kind: text(&name.kind),
+        plural: text(&name.plural),
+        singular: text(&name.singular),
+        short: texts(&name.short),
+        namespaced: name.namespaced,
+        categories: texts(&name.categories),
+    };
+    let row: &'static KindInfo = Box::leak(Box::new(row));
+    rows.push(row);
+    Some(row)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interned_rows_are_shared() {
+        let name = KindName {
+            group: "example.org".into(),
+            versions: vec!["v1".into()],
+            kind: "Thing".into(),
+            plural: "things".into(),
+            ..KindName::default()
+        };
+        let row = intern(&name).unwrap();
+        assert!(std::ptr::eq(row, intern(&name).unwrap()), "equal definitions are one row");
+        assert_eq!((row.api_version().as_str(), row.plural), ("example.org/v1", "things"));
+        let wider = KindName { versions: vec!["v1".into(), "v1beta1".into()], ..name };
+        assert_eq!(intern(&wider).unwrap().versions, ["v1", "v1beta1"]);
+    }
 }

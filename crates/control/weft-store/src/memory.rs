@@ -252,6 +252,12 @@ impl MemoryStore {
         self.read().revision
     }
 
+    /// Revision of the newest change of a kind; the store's first revision when there was none.
+    pub fn kind_revision(&self, group: &str, kind: &str) -> u64 {
+        let state = self.read();
+        state.kind(group, kind).map_or(state.first, |k| k.history.back().map_or(k.floor, |c| c.revision))
+    }
+
     /// Tells of every change of any kind, by the newest revision.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.inner.revision.subscribe()
@@ -521,6 +527,11 @@ fn check_name(object: &Object) -> Result<(), StoreError> {
     if name.is_empty() {
         return Err(invalid("a name (or generateName) is required".into()));
     }
+    if object.group() == "rbac.authorization.k8s.io" {
+        // One segment of a path is all that Kubernetes asks of these.
+        let fine = name.len() <= 253 && !name.contains(['/', '%']) && !matches!(name, "." | "..");
+        return if fine { Ok(()) } else { Err(invalid(format!("{name:?} is not a name: use no '/' and no '%'"))) };
+    }
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
     let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
     let fine = name.chars().all(allowed) && edge(name.chars().next()) && edge(name.chars().last());
@@ -545,7 +556,8 @@ fn fill_new(object: &mut Object) {
     meta.self_link = None;
 }
 
-fn new_uid() -> String {
+/// A random uid (RFC 9562, version 4).
+pub fn new_uid() -> String {
     let value = fastrand::u128(..);
     let version = (value & !(0xf << 76)) | (0x4 << 76);
     let hex = format!("{:032x}", (version & !(0x3 << 62)) | (0x2 << 62));

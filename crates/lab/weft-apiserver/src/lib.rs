@@ -30,6 +30,7 @@ mod table;
 pub mod tokens;
 mod validation;
 mod watching;
+mod webhooks;
 
 pub use access::{ServingCertificate, kubeconfig};
 pub use admission::{Admission, AdmissionRequest, Denial, Operation};

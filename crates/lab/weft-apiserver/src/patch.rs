@@ -32,13 +32,7 @@ impl Patch {
         let wrong = |e: &dyn std::fmt::Display| ApiError::bad_request(format!("the patch cannot be read: {e}"));
         let json = || serde_json::from_slice::<Value>(body).map_err(|e| wrong(&e));
         match content_type.split(';').next().unwrap_or_default().trim() {
-            "application/json-patch+json" => {
-                let patch: json_patch::Patch = serde_json::from_slice(body).map_err(|e| wrong(&e))?;
-                if patch.0.len() > MAX_OPERATIONS {
-                    return Err(ApiError::bad_request(format!("more than {MAX_OPERATIONS} operations")));
-                }
-                Ok(Self::Json(patch))
-            }
+            "application/json-patch+json" => Self::read_operations(body).map(Self::Json),
             "application/merge-patch+json" => json().map(Self::Merge),
             // Custom resources have no merge keys, and Kubernetes refuses this type for them.
             "application/strategic-merge-patch+json" if Lists::of_group(kind.group) == Lists::ByKey => {
@@ -47,6 +41,16 @@ impl Patch {
             "application/apply-patch+yaml" | "application/apply-patch" => read_yaml(body).map(Self::Apply),
             other => Err(ApiError::unsupported_media_type(other, OFFERED)),
         }
+    }
+
+    /// Reads the operations of a JSON patch (RFC 6902).
+    pub(crate) fn read_operations(body: &[u8]) -> Result<json_patch::Patch, ApiError> {
+        let patch: json_patch::Patch = serde_json::from_slice(body)
+            .map_err(|e| ApiError::bad_request(format!("the patch cannot be read: {e}")))?;
+        if patch.0.len() > MAX_OPERATIONS {
+            return Err(ApiError::bad_request(format!("more than {MAX_OPERATIONS} operations")));
+        }
+        Ok(patch)
     }
 
     /// The patched object.
@@ -68,7 +72,7 @@ impl Patch {
 }
 
 /// Copies can double a document with every operation, and additions can nest it without end: both are bounded.
-fn apply_operations(mut value: Value, patch: &json_patch::Patch) -> Result<Value, ApiError> {
+pub(crate) fn apply_operations(mut value: Value, patch: &json_patch::Patch) -> Result<Value, ApiError> {
     let mut copied = 0;
     for operation in &patch.0 {
         if let json_patch::PatchOperation::Copy(copy) = operation {

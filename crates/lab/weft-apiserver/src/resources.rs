@@ -8,7 +8,7 @@ use crate::patch::Patch;
 use crate::route::Target;
 use crate::server::{ApiServer, Context};
 use crate::status::ApiError;
-use crate::{defaults, pods, render, scale, validation, watching};
+use crate::{defaults, pods, render, scale, validation, watching, webhooks};
 use axum::body::Body;
 use axum::response::Response;
 use http::{Method, StatusCode};
@@ -163,10 +163,20 @@ impl ApiServer {
             return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
         }
         object.metadata.uid = None;
+        let version = object.version().to_string();
         object.api_version = kind.api_version();
         defaults::first_status(kind, &mut object);
-        let request = AdmissionRequest { operation: Operation::Create, kind, user: &user.name, dry_run, old: None };
-        let warnings = self.prepare(&request, &mut object, strict).await?;
+        let hooks = webhooks::Request {
+            server: self,
+            user,
+            kind,
+            version: &version,
+            sub: None,
+            operation: "CREATE",
+            dry_run,
+            old: None,
+        };
+        let warnings = self.prepare(&hooks, &mut object, strict).await?;
         self.check_size(&object)?;
         let made = self.store().create_with(object, dry_run).map_err(|e| ApiError::from_store(kind, e))?;
         if kind.kind == "Namespace" && !dry_run {
@@ -185,19 +195,31 @@ impl ApiServer {
     /// Everything between reading an object and storing it.
     async fn prepare(
         &self,
-        request: &AdmissionRequest<'_>,
+        request: &webhooks::Request<'_>,
         object: &mut Object,
         strict: Strictness,
     ) -> Result<Vec<String>, ApiError> {
-        defaults::fill(request.kind, object);
+        let kind = request.kind;
         let mut warnings = Vec::new();
-        for hook in &self.options().admission {
-            let said = hook.admit(request, object).await;
-            warnings.extend(said.map_err(|d| d.into_error(request.kind, object.name()))?);
+        if request.sub.is_none() {
+            defaults::fill(kind, object);
+            let operation = if request.old.is_some() { Operation::Update } else { Operation::Create };
+            let (dry_run, old) = (request.dry_run, request.old);
+            let own = AdmissionRequest { operation, kind, user: &request.user.name, dry_run, old };
+            for hook in &self.options().admission {
+                let said = hook.admit(&own, object).await;
+                warnings.extend(said.map_err(|d| d.into_error(kind, object.name()))?);
+            }
         }
-        if self.options().validate {
-            warnings.extend(validation::check(request.kind, object, strict)?);
+        warnings.extend(webhooks::mutate(request, object).await?);
+        if request.sub.is_none() {
+            defaults::fill(kind, object);
+            webhooks::check(kind, object)?;
+            if self.options().validate {
+                warnings.extend(validation::check(kind, object, strict)?);
+            }
         }
+        warnings.extend(webhooks::validate(request, Some(object)).await?);
         Ok(warnings)
     }
 }
@@ -224,12 +246,18 @@ pub(crate) async fn rewrite(
         let old = current(context, target)?;
         let Change { mut object, explicit } = change(&old)?;
         object.api_version = kind.api_version();
-        let mut warnings = Vec::new();
-        if target.sub.as_deref().is_none_or(|s| s == "scale") {
-            let user = &context.user.name;
-            let request = AdmissionRequest { operation: Operation::Update, kind, user, dry_run, old: Some(&*old) };
-            warnings = server.prepare(&request, &mut object, strict).await?;
-        }
+        let hooks = webhooks::Request {
+            server,
+            user: &context.user,
+            kind,
+            version: &target.version,
+            // A change of the scale is a change of the whole.
+            sub: target.sub.as_deref().filter(|s| *s != "scale"),
+            operation: "UPDATE",
+            dry_run,
+            old: Some(&*old),
+        };
+        let warnings = server.prepare(&hooks, &mut object, strict).await?;
         server.check_size(&object)?;
         match server.store().update_with(object, dry_run) {
             Ok(new) => return Ok((new, warnings)),
@@ -385,11 +413,27 @@ pub(crate) fn read_object(target: &Target, body: Value) -> Result<Object, ApiErr
 async fn delete(context: &Context, target: &Target, request: http::Request<Body>) -> Result<Response, ApiError> {
     let options = delete_options(context, request).await?;
     let key = key(target.kind.group, target.kind.kind, target.namespace(), target.name());
+    let warnings = may_delete(context, target, &*current(context, target)?, options.dry_run).await?;
     let deleted = context.server.store().delete(&key, &options).map_err(|e| ApiError::from_store(target.kind, e))?;
     if deleted.gone || target.sub.is_some() {
-        return Ok(render::deleted(target, &deleted.object));
+        return Ok(render::with_warnings(render::deleted(target, &deleted.object), &warnings));
     }
-    render::object(context, target, StatusCode::OK, &deleted.object, &[])
+    render::object(context, target, StatusCode::OK, &deleted.object, &warnings)
+}
+
+/// Asks the webhooks whether an object may go.
+async fn may_delete(context: &Context, target: &Target, old: &Object, dry_run: bool) -> Result<Vec<String>, ApiError> {
+    let request = webhooks::Request {
+        server: &context.server,
+        user: &context.user,
+        kind: target.kind,
+        version: &target.version,
+        sub: None,
+        operation: "DELETE",
+        dry_run,
+        old: Some(old),
+    };
+    webhooks::validate(&request, None).await
 }
 
 async fn delete_collection(
@@ -406,6 +450,7 @@ async fn delete_collection(
     let store = context.server.store();
     let list = store.list(&query).map_err(|e| ApiError::from_store(target.kind, e))?;
     for object in &list.items {
+        may_delete(context, target, object, options.dry_run).await?;
         match store.delete(&object.key(), &options) {
             Ok(_) | Err(StoreError::NotFound(_)) => {}
             Err(error) => return Err(ApiError::from_store(target.kind, error)),

@@ -72,6 +72,13 @@ impl ApiError {
         Self::new(401, "Unauthorized", "Unauthorized: send `Authorization: Bearer TOKEN` with a token of this server")
     }
 
+    /// A webhook said no, with a code and a reason of its own.
+    pub fn denied(code: u16, reason: &str, message: String) -> Self {
+        const KNOWN: [&str; 6] = ["Invalid", "Forbidden", "BadRequest", "NotFound", "Conflict", "InternalError"];
+        let reason = KNOWN.into_iter().find(|known| *known == reason).unwrap_or_default();
+        Self::new(code, reason, message)
+    }
+
     /// That verb is not offered here.
     pub fn method_not_allowed() -> Self {
         Self::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")

@@ -13,7 +13,6 @@ use k8s_openapi::api::core::v1::{
     ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use std::collections::BTreeSet;
 
@@ -23,6 +22,11 @@ pub(super) fn metadata(object: &Object, report: &mut Report) {
     let label_named = matches!(object.kind.as_str(), "Namespace" | "Service");
     if name.is_empty() && object.metadata.generate_name.is_none() {
         report.error("metadata.name", "is required");
+    } else if object.group() == "rbac.authorization.k8s.io" {
+        // Their names may be anything that is one segment of a path, such as `system:node`.
+        if name.contains(['/', '%']) || matches!(name, "." | "..") {
+            report.error("metadata.name", format!("{name:?} is not a name; use no '/' and no '%'"));
+        }
     } else if !name.is_empty() && !(if label_named { is_dns_label(name) } else { is_dns_subdomain(name) }) {
         let dots = if label_named { "" } else { ", dots" };
         let remedy = format!("use lower-case letters, digits, dashes{dots}, and begin and end with a letter or digit");
@@ -98,8 +102,7 @@ pub(super) fn kind(object: &Object, report: &mut Report) {
         }),
         ("batch", "CronJob") => typed::<CronJob>(object, report, |_, _| ()),
         ("discovery.k8s.io", "EndpointSlice") => typed::<EndpointSlice>(object, report, |_, _| ()),
-        ("networking.k8s.io", "Ingress") => typed::<Ingress>(object, report, |_, _| ()),
-        ("networking.k8s.io", "IngressClass") => typed::<IngressClass>(object, report, |_, _| ()),
+        ("networking.k8s.io", "Ingress" | "IngressClass") => super::gateway_api::kind(object, &object.kind, report),
         _ => {}
     }
 }

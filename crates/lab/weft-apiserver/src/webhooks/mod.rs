@@ -1,0 +1,304 @@
+//! Admission webhooks: which of the registered ones see a request, in which order, and what follows from their answers.
+//! Talking to one is in [`call`]; the Kubernetes API's own hooks (the lab's) are in [`crate::admission`].
+//!
+//! Source: the Kubernetes documentation, "Dynamic Admission Control". `matchConditions` (CEL) are not offered: a
+//! configuration that has some is refused when it is stored, so that none is passed over in silence.
+
+pub(crate) mod call;
+mod select;
+
+use crate::auth::User;
+use crate::patch::{Patch, apply_operations};
+use crate::server::ApiServer;
+use crate::status::{ApiError, FieldError};
+use base64::Engine;
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use weft_k8s_api::kinds::api_version;
+use weft_k8s_api::{KindInfo, Object};
+use weft_store::ListQuery;
+
+/// Group of the configurations, whose own objects no webhook sees: a broken one could not be removed otherwise.
+const GROUP: &str = "admissionregistration.k8s.io";
+
+/// A request as webhooks see it.
+pub(crate) struct Request<'a> {
+    pub(crate) server: &'a ApiServer,
+    pub(crate) user: &'a User,
+    pub(crate) kind: &'static KindInfo,
+    /// The version that the client speaks.
+    pub(crate) version: &'a str,
+    pub(crate) sub: Option<&'a str>,
+    /// `CREATE`, `UPDATE`, `DELETE`.
+    pub(crate) operation: &'static str,
+    pub(crate) dry_run: bool,
+    pub(crate) old: Option<&'a Object>,
+}
+
+/// One webhook of a configuration.
+pub(crate) struct Webhook {
+    pub(crate) name: String,
+    pub(crate) spec: Value,
+}
+
+impl Webhook {
+    fn text(&self, field: &str) -> &str {
+        self.spec.get(field).and_then(Value::as_str).unwrap_or_default()
+    }
+}
+
+/// The webhooks of all configurations of a kind, configurations by name, webhooks as listed.
+fn registered(server: &ApiServer, kind: &str) -> Vec<Webhook> {
+    let Ok(list) = server.store().list(&ListQuery::all(GROUP, kind)) else { return Vec::new() };
+    let hooks = |configuration: &Arc<Object>| {
+        let hooks = configuration.body.get("webhooks").and_then(Value::as_array).cloned().unwrap_or_default();
+        hooks.into_iter().map(|spec| {
+            let name = spec.get("name").and_then(Value::as_str).unwrap_or_default().to_string();
+            Webhook { name, spec }
+        })
+    };
+    list.items.iter().flat_map(hooks).collect()
+}
+
+/// Lets the mutating webhooks change an object. Returns their warnings.
+///
+/// # Errors
+/// A webhook's denial, or that it could not be asked and its `failurePolicy` is `Fail`.
+pub(crate) async fn mutate(request: &Request<'_>, object: &mut Object) -> Result<Vec<String>, ApiError> {
+    if request.kind.group == GROUP {
+        return Ok(Vec::new());
+    }
+    let hooks = registered(request.server, "MutatingWebhookConfiguration");
+    let mut warnings = Vec::new();
+    // Per webhook: whether it was asked, and whether a later one has changed the object since.
+    let mut outdated = vec![false; hooks.len()];
+    for round in 0..2 {
+        for (at, hook) in hooks.iter().enumerate() {
+            let again = outdated.get(at).copied().unwrap_or(false) && hook.text("reinvocationPolicy") == "IfNeeded";
+            if round == 1 && !again {
+                continue;
+            }
+            let Some(version) = select::version(request, hook, Some(object)) else { continue };
+            let answer = ask(request, hook, version, Some(object)).await?;
+            warnings.extend(answer.warnings);
+            let before = object.clone();
+            if let Some(patch) = &answer.patch {
+                apply(request, hook, version, object, patch)?;
+            }
+            if *object != before && round == 0 {
+                outdated.iter_mut().take(at).for_each(|flag| *flag = true);
+            }
+        }
+    }
+    Ok(warnings)
+}
+
+/// Asks the validating webhooks, all at once. `object` is `None` for deletions. Returns their warnings.
+///
+/// # Errors
+/// The first denial in the order of the configurations, or that one could not be asked.
+pub(crate) async fn validate(request: &Request<'_>, object: Option<&Object>) -> Result<Vec<String>, ApiError> {
+    if request.kind.group == GROUP {
+        return Ok(Vec::new());
+    }
+    let hooks = registered(request.server, "ValidatingWebhookConfiguration");
+    let selected = hooks.iter().filter_map(|hook| Some((hook, select::version(request, hook, object)?)));
+    let answers = join_all(selected.map(|(hook, version)| ask(request, hook, version, object))).await;
+    let mut warnings = Vec::new();
+    for answer in answers {
+        warnings.extend(answer?.warnings);
+    }
+    Ok(warnings)
+}
+
+#[derive(Default)]
+struct Answer {
+    patch: Option<json_patch::Patch>,
+    warnings: Vec<String>,
+}
+
+async fn ask(
+    request: &Request<'_>,
+    hook: &Webhook,
+    version: &str,
+    object: Option<&Object>,
+) -> Result<Answer, ApiError> {
+    let side_effects = hook.text("sideEffects");
+    if request.dry_run && !matches!(side_effects, "None" | "NoneOnDryRun") {
+        return Err(ApiError::bad_request(format!("admission webhook {:?} does not support dry run", hook.name)));
+    }
+    let (uid, review) = review(request, version, object);
+    let answer = match call::post(request.server, hook, &review).await {
+        Ok(answer) => read_answer(hook, &uid, &answer),
+        Err(why) => Err(Failure::Call(why)),
+    };
+    match answer {
+        Ok(answer) => Ok(answer),
+        Err(Failure::Denied(error)) => Err(*error),
+        Err(Failure::Call(why)) if hook.text("failurePolicy") == "Ignore" => {
+            tracing::warn!(webhook = hook.name, why, "a webhook could not be asked; failurePolicy is Ignore");
+            Ok(Answer::default())
+        }
+        Err(Failure::Call(why)) => Err(ApiError::internal(format!(
+            "Internal error occurred: failed calling webhook {:?}: failed to call webhook: {why}",
+            hook.name
+        ))),
+    }
+}
+
+enum Failure {
+    Denied(Box<ApiError>),
+    Call(String),
+}
+
+/// An `admission.k8s.io/v1` AdmissionReview, and its uid.
+fn review(request: &Request<'_>, version: &str, object: Option<&Object>) -> (String, Value) {
+    let uid = weft_store::memory::new_uid();
+    let kind = request.kind;
+    let subject = object.or(request.old);
+    let gvk = |version: &str| json!({"group": kind.group, "version": version, "kind": kind.kind});
+    let gvr = |version: &str| json!({"group": kind.group, "version": version, "resource": kind.plural});
+    let options = match request.operation {
+        "CREATE" => "CreateOptions",
+        "UPDATE" => "UpdateOptions",
+        _ => "DeleteOptions",
+    };
+    let in_version = |object: Option<&Object>| object.map(|o| in_version(o, &api_version(kind.group, version)));
+    let mut asked = json!({
+        "uid": uid, "kind": gvk(version), "resource": gvr(version), "requestKind": gvk(request.version),
+        "requestResource": gvr(request.version), "name": subject.map(Object::name), "operation": request.operation,
+        "userInfo": request.user.to_value(), "object": in_version(object), "oldObject": in_version(request.old),
+        "dryRun": request.dry_run, "options": {"apiVersion": "meta.k8s.io/v1", "kind": options},
+    });
+    // As Kubernetes: a Namespace is in itself.
+    let namespace = subject.map_or("", |o| if kind.kind == "Namespace" { o.name() } else { o.namespace() });
+    if !namespace.is_empty() {
+        asked["namespace"] = namespace.into();
+    }
+    if let Some(sub) = request.sub {
+        asked["subResource"] = sub.into();
+        asked["requestSubResource"] = sub.into();
+    }
+    (uid, json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": asked}))
+}
+
+fn in_version(object: &Object, api_version: &str) -> Value {
+    let mut value = object.to_value();
+    value["apiVersion"] = api_version.into();
+    value
+}
+
+fn read_answer(hook: &Webhook, uid: &str, review: &Value) -> Result<Answer, Failure> {
+    let wrong = |why: &str| Err(Failure::Call(format!("received an invalid webhook response: {why}")));
+    let Some(response) = review.get("response").filter(|r| r.is_object()) else {
+        return wrong("webhook response was absent");
+    };
+    if response.get("uid").and_then(Value::as_str) != Some(uid) {
+        return wrong("response.uid is not that of the request");
+    }
+    let texts = response.get("warnings").and_then(Value::as_array).into_iter().flatten();
+    let warnings = texts.filter_map(Value::as_str).map(str::to_string).collect();
+    if response.get("allowed").and_then(Value::as_bool) != Some(true) {
+        return Err(Failure::Denied(Box::new(denial(hook, response.get("status").unwrap_or(&Value::Null)))));
+    }
+    let Some(patch) = response.get("patch").and_then(Value::as_str).filter(|p| !p.is_empty()) else {
+        return Ok(Answer { patch: None, warnings });
+    };
+    if response.get("patchType").and_then(Value::as_str) != Some("JSONPatch") {
+        return wrong("response.patchType must be JSONPatch");
+    }
+    let bytes = base64::engine::general_purpose::STANDARD.decode(patch);
+    let Ok(bytes) = bytes else { return wrong("response.patch is not base64") };
+    match Patch::read_operations(&bytes) {
+        Ok(patch) => Ok(Answer { patch: Some(patch), warnings }),
+        Err(error) => wrong(&error.message),
+    }
+}
+
+/// A denial with the words and the code of Kubernetes.
+fn denial(hook: &Webhook, status: &Value) -> ApiError {
+    let text = |name: &str| status.get(name).and_then(Value::as_str).filter(|t| !t.is_empty());
+    let by = format!("admission webhook {:?} denied the request", hook.name);
+    let message = match text("message").or_else(|| text("reason")) {
+        Some(why) => format!("{by}: {why}"),
+        None => format!("{by} without explanation"),
+    };
+    let code = status.get("code").and_then(Value::as_u64).and_then(|c| u16::try_from(c).ok());
+    ApiError::denied(
+        code.filter(|c| (400..600).contains(c)).unwrap_or(400),
+        text("reason").unwrap_or_default(),
+        message,
+    )
+}
+
+fn apply(
+    request: &Request<'_>,
+    hook: &Webhook,
+    version: &str,
+    object: &mut Object,
+    patch: &json_patch::Patch,
+) -> Result<(), ApiError> {
+    let failed = |why: &str| {
+        ApiError::internal(format!("Internal error occurred: the patch of webhook {:?} does not fit: {why}", hook.name))
+    };
+    let before = in_version(object, &api_version(request.kind.group, version));
+    let after = apply_operations(before, patch).map_err(|e| failed(&e.message))?;
+    let mut new: Object = serde_json::from_value(after).map_err(|e| failed(&e.to_string()))?;
+    new.api_version.clone_from(&object.api_version);
+    if new.key() != object.key() || new.metadata.uid != object.metadata.uid {
+        return Err(failed("it must not change what object this is"));
+    }
+    *object = new;
+    Ok(())
+}
+
+/// Refuses configurations that could not be followed.
+pub(crate) fn check(kind: &KindInfo, object: &Object) -> Result<(), ApiError> {
+    if kind.group != GROUP {
+        return Ok(());
+    }
+    let hooks = object.body.get("webhooks").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let mut wrong = Vec::new();
+    for (at, spec) in hooks.iter().enumerate() {
+        let mut add = |field: &str, message: &str| {
+            wrong.push(FieldError { field: format!("webhooks[{at}].{field}"), message: message.into() });
+        };
+        let text = |field: &str| spec.get(field).and_then(Value::as_str).unwrap_or_default();
+        if text("name").split('.').count() < 3 {
+            add("name", "should be a domain with at least three segments separated by dots");
+        }
+        let client = spec.get("clientConfig").unwrap_or(&Value::Null);
+        match (client.get("url").and_then(Value::as_str), client.get("service").filter(|s| !s.is_null())) {
+            (Some(url), None) if url.starts_with("https://") => {}
+            (Some(_), None) => add("clientConfig.url", "'https' is the only allowed URL scheme"),
+            (None, Some(service)) => {
+                for name in ["name", "namespace"] {
+                    if service.get(name).and_then(Value::as_str).is_none_or(str::is_empty) {
+                        add(&format!("clientConfig.service.{name}"), "Required value");
+                    }
+                }
+            }
+            _ => add("clientConfig", "exactly one of url or service is required"),
+        }
+        if !matches!(text("sideEffects"), "None" | "NoneOnDryRun") {
+            add("sideEffects", "must be specified as None or NoneOnDryRun");
+        }
+        let versions = spec.get("admissionReviewVersions").and_then(Value::as_array);
+        if !versions.is_some_and(|v| v.iter().any(|v| v == "v1")) {
+            add("admissionReviewVersions", "must name v1, the only version that is spoken here");
+        }
+        let conditions = spec.get("matchConditions").and_then(Value::as_array);
+        if conditions.is_some_and(|c| !c.is_empty()) {
+            add("matchConditions", "is not offered by this API server; use rules and selectors");
+        }
+        let seconds = spec.get("timeoutSeconds").and_then(Value::as_i64).unwrap_or(10);
+        if !(1..=30).contains(&seconds) {
+            add("timeoutSeconds", "must be between 1 and 30 seconds");
+        }
+        if let Err((field, message)) = select::check(spec) {
+            add(&field, &message);
+        }
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(ApiError::invalid(kind, object.name(), &wrong)) }
+}
