@@ -54,6 +54,9 @@ pub enum Command {
     /// Show the configuration of a proxy
     #[command(alias = "pc")]
     ProxyConfig(commands::proxy_config::Args),
+    /// Manifests of an installation on Kubernetes
+    #[command(subcommand)]
+    Manifest(commands::manifest::Action),
 }
 
 #[cfg(test)]
@@ -89,6 +92,7 @@ mod tests {
             "weft proxy-config secret deploy/productpage-v1 -n default -o json",
             "weft pc clusters p.default --fqdn reviews.default.svc.cluster.local",
             "weft proxy-config all p.default -o yaml",
+            "weft manifest generate --set profile=demo --set values.global.proxy.logLevel=debug -f a.yaml",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
         }

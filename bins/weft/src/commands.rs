@@ -6,6 +6,7 @@ pub mod down;
 pub mod exec;
 pub mod get;
 pub mod logs;
+pub mod manifest;
 pub mod patch;
 pub mod proxy_config;
 pub mod proxy_status;
@@ -34,6 +35,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Logs(args) => block_on(logs::run(args, connection)),
         Command::ProxyStatus(args) => block_on(proxy_status::run(args, connection)),
         Command::ProxyConfig(args) => block_on(proxy_config::run(args, connection)),
+        Command::Manifest(action) => manifest::run(action),
     }
 }
 

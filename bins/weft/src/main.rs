@@ -2,13 +2,15 @@
 //!
 //! Reading order: [`cli`] (what can be typed), `commands/` (one file per command), [`connect`] (which API server),
 //! [`target`] (which pod), [`forward`] (HTTP to a port of a pod), [`manifests`] and [`references`] (what `apply` reads and
-//! checks), [`dump`] (a proxy's config dump as tables), [`output`] (how answers look).
+//! checks), [`install`] (what an installation consists of), [`dump`] (a proxy's config dump as tables), [`output`] (how
+//! answers look).
 
 mod cli;
 mod commands;
 mod connect;
 mod dump;
 mod forward;
+mod install;
 mod manifests;
 mod output;
 mod references;

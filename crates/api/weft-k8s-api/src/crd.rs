@@ -73,7 +73,7 @@ pub fn definition(kind: &KindInfo) -> Option<Value> {
         "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
         "metadata": {
             "name": format!("{}.{}", kind.plural, kind.group),
-            "labels": {"app": "istio-pilot", "chart": "istio", "app.kubernetes.io/part-of": "weft"},
+            "labels": {"app": "istio-pilot", "app.kubernetes.io/part-of": "weft"},
         },
         "spec": {
             "group": kind.group, "names": names, "scope": if kind.namespaced { "Namespaced" } else { "Cluster" },

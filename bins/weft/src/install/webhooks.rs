@@ -1,0 +1,118 @@
+//! The webhook configurations: which pods go to the injector, which objects to the validator. The certificate that the API
+//! server trusts them by is filled in by the control plane itself.
+
+use super::{Settings, metadata};
+use serde_json::{Value, json};
+use weft_k8s_api::crd;
+
+pub(super) const RESOURCES: [&str; 2] = ["mutatingwebhookconfigurations", "validatingwebhookconfigurations"];
+/// Namespaces that no injection by default reaches.
+const SPARED: [&str; 4] = ["kube-system", "kube-public", "kube-node-lease", "local-path-storage"];
+const DEFAULT_VALIDATOR: &str = "istiod-default-validator";
+
+fn injector(settings: &Settings) -> String {
+    let name = settings.named("istio-sidecar-injector");
+    if settings.namespace == "istio-system" { name } else { format!("{name}-{}", settings.namespace) }
+}
+
+fn validator(settings: &Settings) -> String {
+    format!("{}-{}", settings.named("istio-validator"), settings.namespace)
+}
+
+/// Names of the configurations.
+pub(super) fn names(settings: &Settings) -> Vec<String> {
+    vec![injector(settings), validator(settings), DEFAULT_VALIDATOR.to_string()]
+}
+
+/// The configurations.
+pub(super) fn objects(settings: &Settings) -> Vec<Value> {
+    let api = "admissionregistration.k8s.io/v1";
+    let validating = |name: &str, hook: Value| {
+        json!({"apiVersion": api, "kind": "ValidatingWebhookConfiguration",
+               "metadata": metadata(settings, name, false), "webhooks": [hook]})
+    };
+    let mut all = vec![json!({
+        "apiVersion": api, "kind": "MutatingWebhookConfiguration",
+        "metadata": metadata(settings, &injector(settings), false), "webhooks": mutating(settings),
+    })];
+    if settings.values.is_true("global.configValidation") {
+        all.push(validating(&validator(settings), validation(settings, "rev.validation.istio.io", true)));
+        if settings.revision.is_empty() {
+            all.push(validating(DEFAULT_VALIDATOR, validation(settings, "validation.istio.io", false)));
+        }
+    }
+    all
+}
+
+fn expression(key: &str, operator: &str, values: &[&str]) -> Value {
+    match values {
+        [] => json!({"key": key, "operator": operator}),
+        values => json!({"key": key, "operator": operator, "values": values}),
+    }
+}
+
+/// The injector's webhooks: one for each way in which a pod can be chosen, none of them for the same pod as another.
+fn mutating(settings: &Settings) -> Vec<Value> {
+    let revision = settings.revision_label();
+    let (by_label, by_revision, inject) = ("istio-injection", "istio.io/rev", "sidecar.istio.io/inject");
+    let none = |key| expression(key, "DoesNotExist", &[]);
+    let not_off = || expression(inject, "NotIn", &["false"]);
+    let of_revision = || expression(by_revision, "In", &[revision]);
+    let mut all = vec![
+        hook(settings, "rev.namespace.", vec![of_revision(), none(by_label)], vec![not_off()]),
+        hook(settings, "rev.object.", vec![none(by_revision), none(by_label)], vec![not_off(), of_revision()]),
+    ];
+    if !settings.revision.is_empty() {
+        return all;
+    }
+    let on = |key, value| expression(key, "In", &[value]);
+    all.push(hook(settings, "namespace.", vec![on(by_label, "enabled")], vec![not_off()]));
+    let asks = vec![on(inject, "true"), none(by_revision)];
+    all.push(hook(settings, "object.", vec![none(by_label), none(by_revision)], asks));
+    if settings.values.is_true("sidecarInjectorWebhook.enableNamespacesByDefault") {
+        let spared = expression("kubernetes.io/metadata.name", "NotIn", &SPARED);
+        let namespaces = vec![none(by_label), none(by_revision), spared];
+        all.push(hook(settings, "auto.", namespaces, vec![none(inject), none(by_revision)]));
+    }
+    all
+}
+
+fn hook(settings: &Settings, prefix: &str, namespaces: Vec<Value>, pods: Vec<Value>) -> Value {
+    json!({
+        "name": format!("{prefix}sidecar-injector.istio.io"),
+        "clientConfig": client(settings, "/inject"),
+        "sideEffects": "None",
+        "rules": [{"operations": ["CREATE"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"]}],
+        "failurePolicy": "Fail",
+        "reinvocationPolicy": settings.values.text("sidecarInjectorWebhook.reinvocationPolicy"),
+        "admissionReviewVersions": ["v1"],
+        "timeoutSeconds": 10,
+        "namespaceSelector": {"matchExpressions": namespaces},
+        "objectSelector": {"matchExpressions": pods},
+    })
+}
+
+fn client(settings: &Settings, path: &str) -> Value {
+    json!({"service": {"name": settings.named("istiod"), "namespace": settings.namespace, "path": path, "port": 443}})
+}
+
+/// Open until the control plane answers: it sets the policy to `Fail` together with the certificate.
+fn validation(settings: &Settings, name: &str, of_revision: bool) -> Value {
+    let mut groups: Vec<&str> = crd::defined().map(|kind| kind.group).collect();
+    groups.sort_unstable();
+    groups.dedup();
+    let selector = match of_revision {
+        true => json!({"matchExpressions": [expression("istio.io/rev", "In", &[settings.revision_label()])]}),
+        false => json!({"matchExpressions": [expression("istio.io/rev", "DoesNotExist", &[])]}),
+    };
+    json!({
+        "name": name,
+        "clientConfig": client(settings, "/validate"),
+        "rules": [{"operations": ["CREATE", "UPDATE"], "apiGroups": groups, "apiVersions": ["*"], "resources": ["*"]}],
+        "failurePolicy": "Ignore",
+        "sideEffects": "None",
+        "admissionReviewVersions": ["v1"],
+        "timeoutSeconds": 10,
+        "objectSelector": selector,
+    })
+}

@@ -1,0 +1,3 @@
+//! Sidecar injection.
+pub mod values;
+pub use values::Values;
