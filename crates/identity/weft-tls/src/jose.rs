@@ -5,10 +5,11 @@
 //! nothing about who signed: whoever can check a token could have made it.
 
 use crate::TlsError;
+use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::PublicKeyComponents;
 use aws_lc_rs::signature::{
-    self, ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ECDSA_P521_SHA512_FIXED, ED25519, ParsedPublicKey,
-    RsaParameters,
+    self, ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED, ECDSA_P521_SHA512_FIXED,
+    ED25519, EcdsaKeyPair, KeyPair, ParsedPublicKey, RsaParameters,
 };
 use std::fmt;
 
@@ -191,6 +192,41 @@ impl JwsKey {
     }
 }
 
+/// A key pair for ES256: signs tokens of tests and samples.
+pub struct JwsSigner(EcdsaKeyPair);
+
+impl fmt::Debug for JwsSigner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JwsSigner(ES256)")
+    }
+}
+
+impl JwsSigner {
+    /// A new pair.
+    ///
+    /// # Errors
+    /// When the library cannot make one.
+    pub fn generate() -> Result<Self, TlsError> {
+        let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING);
+        pair.map(Self).map_err(|_| TlsError::Crypto("no key pair could be made".into()))
+    }
+
+    /// Coordinates of the public point.
+    pub fn point(&self) -> (&[u8], &[u8]) {
+        // Uncompressed: a byte 4, then both coordinates.
+        self.0.public_key().as_ref().get(1..).unwrap_or_default().split_at(JwsCurve::P256.width())
+    }
+
+    /// The signature over `message`.
+    ///
+    /// # Errors
+    /// When the library cannot make one.
+    pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, TlsError> {
+        let made = self.0.sign(&SystemRandom::new(), message);
+        made.map(|s| s.as_ref().to_vec()).map_err(|_| TlsError::Crypto("the signature could not be made".into()))
+    }
+}
+
 fn without_leading_zeros(bytes: &[u8]) -> &[u8] {
     let zeros = bytes.iter().take_while(|b| **b == 0).count();
     &bytes[zeros..]
@@ -216,21 +252,19 @@ fn has_roca_fingerprint(modulus: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aws_lc_rs::rand::SystemRandom;
-    use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair};
+    use aws_lc_rs::signature::Ed25519KeyPair;
 
     #[test]
     fn a_signature_fits_its_key_algorithm_and_message() {
-        let random = SystemRandom::new();
-        let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
-        let point = pair.public_key().as_ref();
-        let key = JwsKey::ec(JwsCurve::P256, &point[1..33], &point[33..]).unwrap();
-        let made = pair.sign(&random, b"text").unwrap();
-        assert!(key.verifies(JwsAlgorithm::Es256, b"text", made.as_ref()));
-        assert!(!key.verifies(JwsAlgorithm::Es256, b"other", made.as_ref()));
-        assert!(!key.verifies(JwsAlgorithm::Es384, b"text", made.as_ref()) && !key.fits(JwsAlgorithm::Rs256));
-        assert!(JwsKey::ec(JwsCurve::P256, &point[1..33], &point[1..33]).is_err(), "not on the curve");
-        assert!(JwsKey::ec(JwsCurve::P384, &point[1..33], &point[33..]).is_err(), "too short");
+        let pair = JwsSigner::generate().unwrap();
+        let (x, y) = pair.point();
+        let key = JwsKey::ec(JwsCurve::P256, x, y).unwrap();
+        let made = pair.sign(b"text").unwrap();
+        assert!(key.verifies(JwsAlgorithm::Es256, b"text", &made));
+        assert!(!key.verifies(JwsAlgorithm::Es256, b"other", &made));
+        assert!(!key.verifies(JwsAlgorithm::Es384, b"text", &made) && !key.fits(JwsAlgorithm::Rs256));
+        assert!(JwsKey::ec(JwsCurve::P256, x, x).is_err(), "not on the curve");
+        assert!(JwsKey::ec(JwsCurve::P384, x, y).is_err(), "too short");
 
         let pair = Ed25519KeyPair::generate().unwrap();
         let key = JwsKey::ed25519(pair.public_key().as_ref()).unwrap();

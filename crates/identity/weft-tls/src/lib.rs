@@ -39,7 +39,7 @@ pub use csr::{CertificateRequest, KeyAndCsr, San, generate_key_and_csr};
 pub use error::{HandshakeError, Reason, TlsError};
 pub use hello::{ClientHelloFacts, PeekedHello, peek_client_hello};
 pub use issue::{IssuedCertificate, Issuer, LeafParams, RootParams};
-pub use jose::{JwsAlgorithm, JwsCurve, JwsKey};
+pub use jose::{JwsAlgorithm, JwsCurve, JwsKey, JwsSigner};
 pub use key::CertifiedKey;
 pub use private_key::{KeyKind, PrivateKey};
 pub use server::{Accepted, ClientAuth, ServerContext, ServerParams, ServerStream};

@@ -1,7 +1,7 @@
 //! RBAC filters → [`Rbac`]. A condition that this proxy cannot evaluate becomes [`Leaf::Unsupported`], which fails closed,
 //! and is reported; the rest of the policy counts on.
 
-use crate::{Condition, HeaderTest, HeaderValueTest, Leaf, Rbac, RuleAction, RulePolicy, Rules, ValueTest};
+use crate::{Condition, HeaderTest, HeaderValueTest, Leaf, MetadataMatcher, Rbac, RuleAction, RulePolicy, Rules};
 use ipnet::IpNet;
 use weft_core::Strng;
 use weft_proto::envoy::config::core::v3::{CidrRange, TypedExtensionConfig};
@@ -243,71 +243,16 @@ impl Compile<'_, '_> {
     }
 
     fn metadata(&mut self, message: &matcher::MetadataMatcher, path: &Path<'_>) -> Condition {
-        let matcher::MetadataMatcher { filter, path: keys, value, invert } = message;
-        let keys: Option<Vec<Strng>> = keys
-            .iter()
-            .map(|segment| {
-                let matcher::metadata_matcher::path_segment::Segment::Key(key) = segment.segment.as_ref()?;
-                Some(self.text(key))
-            })
-            .collect();
-        let Some(keys) = keys.filter(|k| !k.is_empty()) else {
-            return self.unsupported(&path.field("path"), "must name at least one key");
-        };
-        let filter = self.text(filter);
         let leaf = self.contained(path, |compile| {
-            let value = compile.value(value.as_ref(), &path.field("value"), 0)?;
-            Some(Leaf::Metadata(filter, keys, value))
+            let matcher = compile.compiler.metadata_matcher(message, path)?;
+            // The inversion is a negation like any other.
+            Some(Leaf::Metadata(MetadataMatcher { invert: false, ..matcher }))
         });
         match leaf {
             // What cannot be evaluated fails closed as it stands: turning it round would open it.
             Condition::Leaf(Leaf::Unsupported(_)) => leaf,
-            leaf if *invert => Condition::Not(Box::new(leaf)),
+            leaf if message.invert => Condition::Not(Box::new(leaf)),
             leaf => leaf,
-        }
-    }
-
-    fn value(&mut self, message: Option<&matcher::ValueMatcher>, path: &Path<'_>, depth: usize) -> Option<ValueTest> {
-        use matcher::value_matcher::MatchPattern;
-        let pattern = message.and_then(|m| m.match_pattern.as_ref());
-        if depth > MAX_DEPTH || pattern.is_none() {
-            self.compiler
-                .errors
-                .refuse(path, "must set string_match, bool_match, present_match, list_match or or_match");
-            return None;
-        }
-        match pattern? {
-            MatchPattern::StringMatch(text) => {
-                self.compiler.string_matcher(text, &path.field("string_match")).map(ValueTest::String)
-            }
-            MatchPattern::BoolMatch(wanted) => Some(ValueTest::Bool(*wanted)),
-            MatchPattern::PresentMatch(present) => Some(ValueTest::Present(*present)),
-            MatchPattern::ListMatch(list) => {
-                let path = path.field("list_match");
-                let matcher::list_matcher::MatchPattern::OneOf(one) = list.match_pattern.as_ref()?;
-                self.value(Some(one), &path.field("one_of"), depth + 1).map(|t| ValueTest::AnyOf(Box::new(t)))
-            }
-            MatchPattern::OrMatch(or) => {
-                let path = path.field("or_match");
-                let tests = or.value_matchers.iter().enumerate();
-                let tests: Option<Vec<_>> =
-                    tests.map(|(i, m)| self.value(Some(m), &path.item("value_matchers", i), depth + 1)).collect();
-                tests.map(ValueTest::Or)
-            }
-            MatchPattern::DoubleMatch(double) => match &double.match_pattern {
-                Some(matcher::double_matcher::MatchPattern::Exact(number)) => Some(ValueTest::NumberIs(*number)),
-                Some(matcher::double_matcher::MatchPattern::Range(range)) => {
-                    Some(ValueTest::Number(range.start, range.end))
-                }
-                None => {
-                    self.compiler.errors.refuse(&path.field("double_match"), "must set exact or range");
-                    None
-                }
-            },
-            MatchPattern::NullMatch(_) => {
-                self.compiler.errors.refuse(&path.field("null_match"), "is not supported by weft-proxy");
-                None
-            }
         }
     }
 

@@ -7,8 +7,8 @@
 //! is content with any value, also in ALLOW: there `x: admin` before the `x: bob` that a proxy appends lets bob in.)
 
 use crate::{
-    Condition, Decision, Facts, HeaderTest, HeaderValueTest, Leaf, Matcher, MetadataValue, PeerCertificate, Rbac,
-    RequestFacts, RuleAction, Rules, ValueTest,
+    Condition, Decision, Facts, HeaderTest, HeaderValueTest, Leaf, Matcher, PeerCertificate, Rbac, RequestFacts,
+    RuleAction, Rules,
 };
 use http::HeaderValue;
 use smallvec::SmallVec;
@@ -100,10 +100,7 @@ impl Leaf {
                 Some(request) => regex.is_match(request.path.as_bytes()),
                 None => judge.unknown(),
             },
-            Leaf::Metadata(filter, keys, test) => {
-                let root = facts.metadata.iter().find(|(name, _)| name == filter).map(|(_, value)| value);
-                test.holds(root.and_then(|value| lookup(value, keys)))
-            }
+            Leaf::Metadata(matcher) => matcher.matches(facts.metadata),
             Leaf::FilterState(_, matcher) => {
                 facts.certificate.is_some_and(|c| c.uris.iter().any(|uri| matcher.matches(uri.as_bytes())))
             }
@@ -183,29 +180,6 @@ impl HeaderTest {
                 .is_some_and(|number| (*start..*end).contains(&number)),
         };
         held != self.invert
-    }
-}
-
-fn lookup<'v>(value: &'v MetadataValue, keys: &[Strng]) -> Option<&'v MetadataValue> {
-    keys.iter().try_fold(value, |value, key| match value {
-        MetadataValue::Struct(fields) => fields.iter().find(|(name, _)| name == key).map(|(_, inner)| inner),
-        _ => None,
-    })
-}
-
-impl ValueTest {
-    fn holds(&self, value: Option<&MetadataValue>) -> bool {
-        match (self, value) {
-            (ValueTest::Present(wanted), value) => value.is_some() == *wanted,
-            (ValueTest::Or(tests), value) => tests.iter().any(|test| test.holds(value)),
-            (ValueTest::String(matcher), Some(MetadataValue::String(text))) => matcher.matches(text.as_bytes()),
-            (ValueTest::AnyOf(test), Some(MetadataValue::List(items))) => items.iter().any(|v| test.holds(Some(v))),
-            (ValueTest::Bool(wanted), Some(MetadataValue::Bool(value))) => value == wanted,
-            (ValueTest::Number(start, end), Some(MetadataValue::Number(n))) => (*start..*end).contains(n),
-            #[allow(clippy::float_cmp)] // The configuration asks for exactly this number.
-            (ValueTest::NumberIs(wanted), Some(MetadataValue::Number(n))) => n == wanted,
-            _ => false,
-        }
     }
 }
 

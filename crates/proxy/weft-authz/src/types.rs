@@ -6,6 +6,7 @@ use weft_route::Regex;
 
 /// A condition on a string.
 pub use weft_route::StringMatcher as Matcher;
+pub use weft_route::{MetadataMatcher, MetadataValue, ValueTest};
 
 /// A compiled RBAC filter: enforced rules and, for dry run, shadow rules.
 #[derive(Debug, Default)]
@@ -90,8 +91,8 @@ pub enum Leaf {
     Path(Matcher),
     /// Path by template (`/a/{*}/b/{**}`).
     PathTemplate(Regex),
-    /// Dynamic metadata: filter, path of keys, value (JWT claims).
-    Metadata(Strng, Vec<Strng>, ValueTest),
+    /// What a filter said of the request (claims of its token).
+    Metadata(MetadataMatcher),
     /// Filter state, e.g. `io.istio.peer_principal`.
     FilterState(Strng, Matcher),
     /// Something that this proxy cannot evaluate. It fails closed: where it would let through it does not hold, where it
@@ -121,25 +122,6 @@ pub enum HeaderValueTest {
     Value(Matcher),
     /// An integer in `[start, end)`.
     Range(i64, i64),
-}
-
-/// A condition on a metadata value.
-#[derive(Debug)]
-pub enum ValueTest {
-    /// A string.
-    String(Matcher),
-    /// Any element of a list.
-    AnyOf(Box<ValueTest>),
-    /// One of these.
-    Or(Vec<ValueTest>),
-    /// Present (`true`) or absent (`false`).
-    Present(bool),
-    /// A boolean.
-    Bool(bool),
-    /// A number in `[start, end)`.
-    Number(f64, f64),
-    /// This number.
-    NumberIs(f64),
 }
 
 /// What a decision is made on.
@@ -187,21 +169,6 @@ pub struct RequestFacts<'a> {
     pub scheme: &'a str,
     /// Headers.
     pub headers: &'a http::HeaderMap,
-}
-
-/// A metadata value.
-#[derive(Debug, Clone, PartialEq)]
-pub enum MetadataValue {
-    /// Text.
-    String(Strng),
-    /// Number.
-    Number(f64),
-    /// Boolean.
-    Bool(bool),
-    /// List.
-    List(Vec<MetadataValue>),
-    /// Fields.
-    Struct(Vec<(Strng, MetadataValue)>),
 }
 
 /// The outcome.

@@ -58,6 +58,8 @@ pub enum Reason {
     NotSupported,
     /// The connection must not be used for this host.
     Misdirected,
+    /// The request's token is missing or not valid.
+    Unauthenticated,
     /// Authorization said no.
     AccessDenied,
     /// A fault was injected.
@@ -90,6 +92,7 @@ impl Reason {
             BadRequest | MissingHost | BadPath => StatusCode::BAD_REQUEST,
             HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             PayloadTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Unauthenticated => StatusCode::UNAUTHORIZED,
             UpgradeForbidden | AccessDenied | ExtAuthzDenied => StatusCode::FORBIDDEN,
             NotSupported => StatusCode::NOT_IMPLEMENTED,
             Misdirected => StatusCode::MISDIRECTED_REQUEST,
@@ -155,6 +158,7 @@ impl Reason {
             UpgradeForbidden => "upgrade_failed",
             NotSupported => "low_version",
             Misdirected => "misdirected_request",
+            Unauthenticated => "jwt_authn_access_denied",
             AccessDenied => "rbac_access_denied",
             FaultAbort => "fault_filter_abort",
             RateLimited => "request_rate_limited",
@@ -185,6 +189,7 @@ impl Reason {
             ClientHeaderTimeout => "request header timeout",
             BadRequest => "Bad Request",
             PayloadTooLarge => "Payload Too Large",
+            Unauthenticated => "Jwt is missing",
             AccessDenied => "RBAC: access denied",
             FaultAbort => "fault filter abort",
             RateLimited => "local_rate_limited",
@@ -344,6 +349,7 @@ mod tests {
             (Reason::RequestTimeout, 504, "UT"),
             (Reason::ConnectionTermination, 503, "UC"),
             (Reason::UpstreamProtocol, 502, "UPE"),
+            (Reason::Unauthenticated, 401, "-"),
             (Reason::AccessDenied, 403, "-"),
             (Reason::RateLimited, 429, "RL"),
         ] {

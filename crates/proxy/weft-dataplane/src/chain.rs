@@ -66,6 +66,8 @@ pub(crate) struct HttpStats {
     pub rbac_allowed: Counter,
     pub rbac_denied: Counter,
     pub rbac_shadow_denied: Counter,
+    pub jwt_allowed: Counter,
+    pub jwt_denied: Counter,
     pub no_route: Counter,
 }
 
@@ -196,6 +198,8 @@ impl HttpStats {
             rbac_allowed: counter("envoy_http_rbac_allowed"),
             rbac_denied: counter("envoy_http_rbac_denied"),
             rbac_shadow_denied: counter("envoy_http_rbac_shadow_denied"),
+            jwt_allowed: counter("envoy_http_jwt_authn_allowed"),
+            jwt_denied: counter("envoy_http_jwt_authn_denied"),
             no_route: counter("envoy_http_no_route"),
         }
     }

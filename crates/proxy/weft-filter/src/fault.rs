@@ -78,7 +78,7 @@ mod tests {
             (&none, Some("a"), 0, false, false),
         ] {
             let method = Method::GET;
-            let view = RequestView { method: &method, authority: "x", path: "/", query: None, scheme: "http", headers };
+            let view = RequestView { method: &method, authority: "x", path: "/", query: None, scheme: "http", headers, metadata: &[] };
             let injection = decide(&fault, &view, cluster, [random, random]);
             assert_eq!((injection.delay.is_some(), injection.abort.is_some()), (delay, abort), "{cluster:?} {random}");
         }

@@ -164,6 +164,8 @@ pub enum HttpFilter {
     Fault(Option<Arc<Fault>>),
     /// Authorization.
     Rbac(Arc<Rbac>),
+    /// Tokens.
+    Jwt(Arc<crate::JwtAuthn>),
     /// The mesh's standard metrics.
     Telemetry(Arc<Telemetry>),
     /// Rejects what does not look like gRPC-Web …; passes gRPC-Web through a bridge.

@@ -49,12 +49,11 @@ fn apply(golden: &Value, builder: &mut ConfigBuilder) -> Vec<Applied> {
 }
 
 /// What weft-proxy cannot do yet, by file: part of the message that says so.
-const KNOWN: [(&str, &str); 5] = [
+const KNOWN: [(&str, &str); 4] = [
     ("telemetry", "request_header.default_value: is not supported"),
     ("destination-rules", "ProxyProtocolUpstreamTransport is not supported"),
     ("destination-rules", "retry_budget is not enforced"),
     ("destination-rules", "slow_start_config: is not supported"),
-    ("routes-all", "match.dynamic_metadata: is not supported"),
 ];
 
 #[test]

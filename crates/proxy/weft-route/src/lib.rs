@@ -3,13 +3,14 @@
 //!
 //! Reading order: [`types`] (what a compiled route is), [`error`] (which field cannot be used, and why), [`pool`] (what
 //! compiled resources share), [`compile`] (xDS → types, with an error per bad field), [`index`] (virtual hosts → table),
-//! [`matching`] (a request → its route), [`rewrite`] (what the route does to path, host and headers), [`normalize`] (the one
+//! [`matching`] (a request → its route), [`metadata`] (what filters said of it), [`rewrite`] (what the route does to path, host and headers), [`normalize`] (the one
 //! normaliser), [`xxhash`] (the hash of consistent balancing).
 
 pub mod compile;
 pub mod error;
 pub mod index;
 pub mod matching;
+pub mod metadata;
 pub mod normalize;
 pub mod pool;
 pub mod rewrite;
@@ -20,6 +21,7 @@ pub mod xxhash;
 pub use compile::{CompiledTable, compile_table, compile_virtual_host};
 pub use error::{ConfigError, Errors, Severity};
 pub use index::TableSettings;
+pub use metadata::{DynamicMetadata, MetadataMatcher, MetadataValue, ValueTest};
 pub use normalize::{EscapedSlashes, PathNormalization};
 pub use pool::Pool;
 pub use template::template_regex;

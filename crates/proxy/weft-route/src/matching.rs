@@ -47,6 +47,7 @@ impl RouteMatcher {
             && (!self.grpc || is_grpc(request.headers))
             && self.headers.iter().all(|header| header.matches(request))
             && self.query.iter().all(|query| query.matches(request.query))
+            && self.metadata.iter().all(|metadata| metadata.matches(request.metadata))
     }
 }
 

@@ -101,6 +101,8 @@ pub struct RouteMatcher {
     pub headers: Vec<HeaderMatcher>,
     /// Query parameter conditions.
     pub query: Vec<QueryMatcher>,
+    /// Conditions on what filters said of the request, such as claims of its token.
+    pub metadata: Vec<crate::MetadataMatcher>,
     /// Only gRPC requests.
     pub grpc: bool,
     /// Share of requests in parts per million; `None` = all.
@@ -549,6 +551,8 @@ pub struct RequestView<'a> {
     pub scheme: &'a str,
     /// Headers.
     pub headers: &'a http::HeaderMap,
+    /// What filters said of it; empty before they ran.
+    pub metadata: &'a [(Strng, crate::MetadataValue)],
 }
 
 /// The outcome of routing.

@@ -82,9 +82,9 @@ fn what_cannot_be_evaluated_is_reported_and_fails_closed() {
             "at least one key",
         ),
         (
-            "{permissions: [{metadata: {filter: f, path: [{key: k}], invert: true, value: {null_match: {}}}}], principals: [{any: true}]}",
-            "permissions[0].metadata.value.null_match",
-            "not supported",
+            "{permissions: [{metadata: {filter: f, path: [{key: k}], invert: true, value: {}}}], principals: [{any: true}]}",
+            "permissions[0].metadata.value",
+            "must set string_match",
         ),
     ] {
         let (rbac, errors) = http(policy);

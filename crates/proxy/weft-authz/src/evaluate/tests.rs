@@ -1,7 +1,7 @@
 //! Decisions by table: conditions, negation, repeated headers, what fails closed.
 
 use super::*;
-use crate::{RulePolicy, compile_http, compile_network};
+use crate::{MetadataValue, RulePolicy, compile_http, compile_network};
 use http::{HeaderMap, HeaderName};
 use std::net::SocketAddr;
 use weft_proto::envoy::config::listener::v3::{Filter, filter};

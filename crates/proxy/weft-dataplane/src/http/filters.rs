@@ -3,17 +3,22 @@
 use crate::http::exchange::Exchange;
 use crate::http::format;
 use crate::http::intake::Head;
-use http::HeaderValue;
-use std::sync::Arc;
-use weft_codec::{Flags, LocalReply, Reason};
-use weft_filter::{cors, fault, rbac};
-use weft_proxy_config::HttpFilter;
+use http::{HeaderValue, Uri};
+use std::sync::{Arc, LazyLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+use weft_codec::{Flags, LocalReply, ProxyBody, Reason};
+use weft_core::Strng;
+use weft_filter::{cors, fault, jwt, rbac};
+use weft_proxy_config::{HttpFilter, JwtAuthn};
 use weft_route::{Action, CorsPolicy, Fault, FilterOverrides, Route, VirtualHost, WeightedCluster};
+
+/// Name under which claims of tokens are known.
+static JWT: LazyLock<Strng> = LazyLock::new(|| Strng::from(jwt::FILTER));
 
 /// Where the request would go; what filters may be told by it.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Destination<'a> {
-    pub host: Option<&'a VirtualHost>,
+    pub host: Option<&'a Arc<VirtualHost>>,
     pub route: Option<&'a Arc<Route>>,
     pub weighted: Option<&'a WeightedCluster>,
     pub cluster: Option<&'a str>,
@@ -52,34 +57,45 @@ impl<'a> Destination<'a> {
     }
 }
 
-/// Asks all filters.
+/// Asks the filters from number `from` on. The number of the next one to ask, when the route is to be chosen again before.
 ///
 /// # Errors
 /// The answer of the first filter that gives one.
 pub(crate) async fn run(
     exchange: &Exchange,
     head: &mut Head,
+    _body: &mut ProxyBody,
     destination: Destination<'_>,
-) -> Result<Marks, Box<LocalReply>> {
-    let mut marks = Marks::default();
-    for filter in &exchange.http.hcm.filters {
+    marks: &mut Marks,
+    from: usize,
+) -> Result<Option<usize>, Box<LocalReply>> {
+    for (number, filter) in exchange.http.hcm.filters.iter().enumerate().skip(from) {
         match filter {
+            HttpFilter::Jwt(jwt) if !destination.is_disabled("envoy.filters.http.jwt_authn") => {
+                if authenticate(exchange, head, jwt)? {
+                    return Ok(Some(number + 1));
+                }
+            }
             HttpFilter::Rbac(rbac) if !destination.is_disabled("envoy.filters.http.rbac") => {
                 authorize(exchange, head, rbac)?;
             }
             HttpFilter::Cors => {
                 if let Some(policy) = destination.cors() {
-                    check_origin(head, policy, &mut marks)?;
+                    check_origin(head, policy, marks)?;
                 }
             }
-            HttpFilter::CorsPolicy(own) => check_origin(head, destination.cors().unwrap_or(own), &mut marks)?,
+            HttpFilter::CorsPolicy(own) => check_origin(head, destination.cors().unwrap_or(own), marks)?,
             HttpFilter::Fault(own) => {
                 if let Some(fault) = destination.fault().or(own.as_ref()) {
                     inject(exchange, head, fault, destination.cluster).await?;
                 }
             }
             HttpFilter::HeaderMutation(edits) => format::edit_request(exchange, head, &edits.request),
-            HttpFilter::Rbac(_) | HttpFilter::Telemetry(_) | HttpFilter::GrpcWeb | HttpFilter::GrpcStats => {}
+            HttpFilter::Rbac(_)
+            | HttpFilter::Jwt(_)
+            | HttpFilter::Telemetry(_)
+            | HttpFilter::GrpcWeb
+            | HttpFilter::GrpcStats => {}
             HttpFilter::Other(name, _) => {
                 // A filter may be what keeps somebody out: what cannot be asked says no.
                 tracing::warn!(filter = %name, "no such HTTP filter in this proxy; the request is refused");
@@ -87,7 +103,38 @@ pub(crate) async fn run(
             }
         }
     }
-    Ok(marks)
+    Ok(None)
+}
+
+/// Checks the request's tokens; true when the route is to be chosen again.
+fn authenticate(exchange: &Exchange, head: &mut Head, filter: &JwtAuthn) -> Result<bool, Box<LocalReply>> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let stats = &exchange.http.stats;
+    let passed = match jwt::check(filter, &head.view(), now) {
+        Ok(passed) => passed,
+        Err(reply) => {
+            stats.jwt_denied.inc();
+            return Err(reply);
+        }
+    };
+    stats.jwt_allowed.inc();
+    for name in &passed.remove {
+        head.headers.remove(name);
+    }
+    for (name, value) in passed.set {
+        head.headers.insert(name, value);
+    }
+    if !passed.drop_params.is_empty()
+        && let Some(query) = head.uri.query()
+    {
+        let query = jwt::without_params(query, &passed.drop_params).map(|q| format!("?{q}")).unwrap_or_default();
+        let target = format!("{}{query}", head.uri.path());
+        head.uri = Uri::try_from(target).map_err(|_| LocalReply::new(Reason::BadPath))?;
+    }
+    for (key, value) in passed.metadata {
+        weft_route::metadata::put(&mut head.metadata, &JWT, &key, value);
+    }
+    Ok(passed.reroute)
 }
 
 fn authorize(exchange: &Exchange, head: &Head, filter: &weft_authz::Rbac) -> Result<(), Box<LocalReply>> {
@@ -101,7 +148,7 @@ fn authorize(exchange: &Exchange, head: &Head, filter: &weft_authz::Rbac) -> Res
             server_name: downstream.server_name.as_deref(),
             certificate: downstream.certificate.as_ref(),
             request: Some(head.facts()),
-            metadata: &[],
+            metadata: &head.metadata,
         },
     );
     let stats = &exchange.http.stats;

@@ -14,8 +14,8 @@ use std::net::SocketAddr;
 use weft_codec::strict::{self, Lenience};
 use weft_codec::{HeaderMarks, LocalReply, Reason, hop};
 use weft_filter::peer::{Facts, PEER_METADATA, PEER_METADATA_ID};
-use weft_route::RequestView;
 use weft_route::normalize::{self, HostNormalization};
+use weft_route::{DynamicMetadata, RequestView};
 
 /// A request's head, as everything after this sees it.
 #[derive(Debug)]
@@ -35,6 +35,8 @@ pub(crate) struct Head {
     pub client: SocketAddr,
     /// There are headers by which proxies of the mesh steer each other.
     pub internal: bool,
+    /// What filters said of the request.
+    pub metadata: DynamicMetadata,
     /// What the client wants the connection to become.
     pub upgrade: Option<Upgrade>,
 }
@@ -49,6 +51,7 @@ impl Head {
             query: self.uri.query(),
             scheme: self.scheme,
             headers: &self.headers,
+            metadata: &self.metadata,
         }
     }
 
@@ -107,7 +110,19 @@ pub(crate) fn admit(
     }
     meet_peer(exchange, &mut headers, &authority);
     let internal = marks.has(HeaderMarks::INTERNAL) && !hcm.use_remote_address;
-    Ok(Head { internal, method, version, uri, headers, host, authority, scheme, client, upgrade })
+    Ok(Head {
+        internal,
+        method,
+        version,
+        uri,
+        headers,
+        host,
+        authority,
+        scheme,
+        client,
+        upgrade,
+        metadata: DynamicMetadata::new(),
+    })
 }
 
 /// The host to send on, and the host to match by.

@@ -54,24 +54,19 @@ async fn handle(
     }
     let mut head = intake::admit(exchange, parts, marks, has_body, upgrade)?;
     let table = route_table(exchange);
-    let random = fastrand::u64(..);
-    let routed = table.map(|table| table.find(&head.view(), random));
-    let (host, route) = match routed {
-        Some(Routed::Route(host, route)) => (Some(host), Some(route)),
-        Some(Routed::NoRoute(host)) => (Some(host), None),
-        _ => (None, None),
+    let mut body = ProxyBody::from(incoming);
+    let mut marks = Marks::default();
+    let mut next = 0;
+    // The route is known to the filters; one that learns more of the request may have it chosen again.
+    let destination = loop {
+        let destination = choose(exchange, table, &head)?;
+        match filters::run(exchange, &mut head, &mut body, destination, &mut marks, next).await? {
+            Some(after) => next = after,
+            None => break destination,
+        }
     };
-    if exchange.is_logged() {
-        exchange.facts.borrow_mut().route = route.cloned();
-        intake::log_headers(exchange, &head);
-    }
-    if host.is_some_and(|h| h.require_tls) && head.scheme == "http" {
-        return Err(to_https(&head));
-    }
-    let destination = destination(host.map(|h| &**h), route, fastrand::u64(..));
-    let cluster = destination.cluster.map(Cow::Borrowed).or_else(|| cluster_by_header(route, &head));
-    let marks = filters::run(exchange, &mut head, destination).await?;
-    let (Some(table), Some(host), Some(route)) = (table, host, route) else {
+    let cluster = destination.cluster.map(Cow::Borrowed).or_else(|| cluster_by_header(destination.route, &head));
+    let (Some(table), Some(host), Some(route)) = (table, destination.host, destination.route) else {
         exchange.http.stats.no_route.inc();
         return Err(Box::new(LocalReply::new(Reason::NoRoute)));
     };
@@ -86,7 +81,7 @@ async fn handle(
                 cluster: cluster.as_deref().unwrap_or_default(),
                 marks,
             };
-            forward::run(exchange, &mut head, ProxyBody::from(incoming), forwarding).await
+            forward::run(exchange, &mut head, body, forwarding).await
         }
         Action::Redirect(redirect) => {
             Ok(answer(exchange, redirected(redirect, route, &head), table, host, route, marks))
@@ -107,9 +102,31 @@ fn route_table(exchange: &Exchange) -> Option<&RouteTable> {
     }
 }
 
-/// Where the request would go, one random number deciding among weighted clusters.
+/// Where the request would go, as far as it is known by now.
+fn choose<'a>(
+    exchange: &Exchange,
+    table: Option<&'a RouteTable>,
+    head: &Head,
+) -> Result<Destination<'a>, Box<LocalReply>> {
+    let routed = table.map(|table| table.find(&head.view(), fastrand::u64(..)));
+    let (host, route) = match routed {
+        Some(Routed::Route(host, route)) => (Some(host), Some(route)),
+        Some(Routed::NoRoute(host)) => (Some(host), None),
+        _ => (None, None),
+    };
+    if exchange.is_logged() {
+        exchange.facts.borrow_mut().route = route.cloned();
+        intake::log_headers(exchange, head);
+    }
+    if host.is_some_and(|h| h.require_tls) && head.scheme == "http" {
+        return Err(to_https(head));
+    }
+    Ok(destination(host, route, fastrand::u64(..)))
+}
+
+/// The cluster of a route, one random number deciding among weighted clusters.
 fn destination<'a>(
-    host: Option<&'a weft_route::VirtualHost>,
+    host: Option<&'a Arc<weft_route::VirtualHost>>,
     route: Option<&'a Arc<Route>>,
     random: u64,
 ) -> Destination<'a> {

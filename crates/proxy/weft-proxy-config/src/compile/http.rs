@@ -37,7 +37,7 @@ const MAX_WINDOW: u32 = (1 << 31) - 1;
 
 impl Ctx<'_> {
     #[allow(deprecated)]
-    pub(super) fn http_connection_manager(
+    pub fn http_connection_manager(
         &mut self,
         message: &proto::HttpConnectionManager,
         path: &Path<'_>,

@@ -93,6 +93,10 @@ impl Ctx<'_> {
                 let message = self.c.unpacked(any, &path)?;
                 Some(HttpFilter::Rbac(Arc::new(weft_authz::compile_http(&message, &mut self.c, &path))))
             }
+            url if url == filters::jwt_authn::v3::JwtAuthentication::type_url_of() => {
+                let message = self.c.unpacked(any, &path)?;
+                self.jwt_authn(&message, &path).map(|jwt| HttpFilter::Jwt(Arc::new(jwt)))
+            }
             url if url == filters::fault::v3::HttpFault::type_url_of() => {
                 let message = self.c.unpacked(any, &path)?;
                 Some(HttpFilter::Fault(self.c.fault(&message, &path)))

@@ -2,7 +2,7 @@
 //! used or refused by name; what is tolerated is named where it is.
 //!
 //! Reading order: this file (what compilation shares), [`cluster`], [`endpoint`], [`tls`], [`listener`], `network`, [`http`],
-//! `http_filters`, [`access_log`], `tracing`.
+//! `http_filters`, [`jwt`], [`access_log`], `tracing`.
 
 pub mod access_log;
 pub mod address;
@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod endpoint;
 pub mod http;
 mod http_filters;
+pub mod jwt;
 pub mod listener;
 mod network;
 pub mod outlier;

@@ -333,17 +333,7 @@ impl Ctx<'_> {
 
     /// The bytes of a data source: a file is read now, and again when the resource comes again.
     pub(crate) fn data(&mut self, source: Option<&core::DataSource>, path: &Path<'_>) -> Option<Vec<u8>> {
-        use core::data_source::Specifier;
-        let read = match source.and_then(|s| s.specifier.as_ref()) {
-            Some(Specifier::Filename(name)) => read_file(name),
-            Some(Specifier::InlineBytes(bytes)) => Ok(bytes.clone()),
-            Some(Specifier::InlineString(text)) => Ok(text.clone().into_bytes()),
-            Some(Specifier::EnvironmentVariable(name)) => {
-                std::env::var(name).map(String::into_bytes).map_err(|e| format!("environment variable {name}: {e}"))
-            }
-            None => Err("must be set: filename, inline_bytes or inline_string".into()),
-        };
-        read.map_err(|reason| self.c.errors.refuse(path, reason)).ok()
+        read_source(source).map_err(|reason| self.c.errors.refuse(path, reason)).ok()
     }
 
     /// Conditions on certificates that a secret carries: they belong into the context that names it, where they are checked.
@@ -427,6 +417,19 @@ fn text_hash(texts: &[&[u8]]) -> Strng {
     let digest = weft_tls::sha256(&texts.concat());
     let hex: String = digest.iter().map(|b| format!("{b:02x}")).collect();
     format!("sha256:{hex}").into()
+}
+
+pub(crate) fn read_source(source: Option<&core::DataSource>) -> Result<Vec<u8>, String> {
+    use core::data_source::Specifier;
+    match source.and_then(|s| s.specifier.as_ref()) {
+        Some(Specifier::Filename(name)) => read_file(name),
+        Some(Specifier::InlineBytes(bytes)) => Ok(bytes.clone()),
+        Some(Specifier::InlineString(text)) => Ok(text.clone().into_bytes()),
+        Some(Specifier::EnvironmentVariable(name)) => {
+            std::env::var(name).map(String::into_bytes).map_err(|e| format!("environment variable {name}: {e}"))
+        }
+        None => Err("must be set: filename, inline_bytes or inline_string".into()),
+    }
 }
 
 fn read_file(name: &str) -> Result<Vec<u8>, String> {

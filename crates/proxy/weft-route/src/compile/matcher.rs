@@ -11,7 +11,7 @@ use weft_proto::envoy::r#type::matcher::v3 as matcher;
 impl Compiler<'_> {
     /// Conditions of a route. What cannot be read is left out (and refused), so that the unusable route that results
     /// covers at least the requests which were meant.
-    pub(super) fn route_matcher(&mut self, message: Option<&proto::RouteMatch>, path: &Path<'_>) -> RouteMatcher {
+    pub fn route_matcher(&mut self, message: Option<&proto::RouteMatch>, path: &Path<'_>) -> RouteMatcher {
         let Some(message) = message else {
             self.errors.refuse(path, "must be set, for instance to {prefix: /}");
             return RouteMatcher::default();
@@ -28,7 +28,7 @@ impl Compiler<'_> {
             filter_state,
             path_specifier,
         } = message;
-        refuse_set!(self.errors, path, cookies, tls_context, dynamic_metadata, filter_state);
+        refuse_set!(self.errors, path, cookies, tls_context, filter_state);
         let path_matcher = self.path_matcher(path_specifier.as_ref(), path);
         let headers =
             headers.iter().enumerate().filter_map(|(i, h)| self.header_matcher(h, &path.item("headers", i))).collect();
@@ -37,12 +37,18 @@ impl Compiler<'_> {
             .enumerate()
             .filter_map(|(i, q)| self.query_matcher(q, &path.item("query_parameters", i)))
             .collect();
+        let metadata = dynamic_metadata
+            .iter()
+            .enumerate()
+            .filter_map(|(i, m)| self.metadata_matcher(m, &path.item("dynamic_metadata", i)))
+            .collect();
         let fraction = runtime_fraction.as_ref();
         RouteMatcher {
             path: path_matcher,
             ignore_case: *case_sensitive == Some(false),
             headers,
             query,
+            metadata,
             grpc: grpc.is_some(),
             fraction: fraction.map(|f| self.runtime_ppm(Some(f), &path.field("runtime_fraction"))),
         }

@@ -4,12 +4,13 @@
 //! What cannot be used is contained: a bad route answers an error, its neighbours serve on; a bad virtual host answers an
 //! error for its domains and no other.
 //!
-//! Reading order: this file (table, virtual host, route), [`matcher`], [`action`], [`retry`], [`headers`], [`filters`].
+//! Reading order: this file (table, virtual host, route), [`matcher`], [`metadata`], [`action`], [`retry`], [`headers`], [`filters`].
 
 pub mod action;
 pub mod filters;
 pub mod headers;
 pub mod matcher;
+pub mod metadata;
 pub mod retry;
 
 use crate::error::{Errors, Path};

@@ -86,8 +86,8 @@ fn bad_routes_answer_for_themselves() {
         ("{match: {prefix: /}, route: {cluster: c, timeout: -1s}}", "route.timeout", "must not be negative"),
         (
             "{match: {prefix: /, dynamic_metadata: [{filter: x}]}, route: {cluster: c}}",
-            "match.dynamic_metadata",
-            "not supported",
+            "match.dynamic_metadata[0].path",
+            "at least one key",
         ),
         ("{match: {safe_regex: {regex: '('}}, route: {cluster: c}}", "match.safe_regex.regex", "RE2"),
         ("{match: {}, route: {cluster: c}}", "match", "must say how the path is matched"),

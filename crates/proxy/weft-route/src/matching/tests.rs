@@ -50,6 +50,7 @@ impl Request {
             query,
             scheme: "http",
             headers: &self.headers,
+            metadata: &[],
         }
     }
 }

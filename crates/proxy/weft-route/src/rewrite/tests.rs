@@ -16,7 +16,7 @@ fn table(routes: &str) -> RouteTable {
 
 fn view<'a>(method: &'a Method, authority: &'a str, path: &'a str, headers: &'a HeaderMap) -> RequestView<'a> {
     let (path, query) = path.split_once('?').map_or((path, None), |(p, q)| (p, Some(q)));
-    RequestView { method, authority, path, query, scheme: "http", headers }
+    RequestView { method, authority, path, query, scheme: "http", headers, metadata: &[] }
 }
 
 #[test]
