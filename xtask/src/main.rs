@@ -3,6 +3,8 @@
 //! `test` is the README's second command and what CI runs: it installs what the tests need and runs all of them.
 
 mod deps;
+mod journey;
+mod kube;
 mod peers;
 mod run;
 mod test;
@@ -13,9 +15,11 @@ use anyhow::{Result, bail};
 const HELP: &str = "cargo xtask TASK
 
   test      install what the tests need, then run every check and test (what CI runs)
+  journey   run user journeys of the spec in the lab: [ID…] [--list] [--engine weft|envoy] [--jobs N]
   tidy      checks of the text: file heads and sizes, unsafe code, unfinished marks, formatting
   deps      checks which crate may import which
   peers     install the programs that tests run against (Debian, PyPI), and print where they are
+  kube-apiserver  build Kubernetes' API server for the tests on it, if it is not built, and print where it is
   codegen   generate the xDS types anew; with --check, fail when they differ from what is committed
 ";
 
@@ -24,9 +28,11 @@ fn main() -> Result<()> {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["test"] => test::all(),
+        ["journey", rest @ ..] => journey::run(rest),
         ["tidy"] => tidy::check(),
         ["deps"] => deps::check(),
         ["peers"] => peers::install().map(|peers| println!("envoy: {}", peers.envoy.display())),
+        ["kube-apiserver"] => kube::apiserver().map(|program| println!("{}", program.display())),
         ["codegen"] => run::cargo(&["run", "--quiet", "--manifest-path", "xtask/codegen/Cargo.toml"]),
         ["codegen", "--check"] => codegen_check(),
         [] | ["help" | "-h" | "--help"] => {

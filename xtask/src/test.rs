@@ -1,6 +1,6 @@
 //! Everything that must hold before a change lands, quickest first.
 
-use crate::{deps, peers, run, tidy};
+use crate::{deps, kube, peers, run, tidy};
 use anyhow::Result;
 use std::time::Instant;
 
@@ -21,9 +21,21 @@ pub fn all() -> Result<()> {
     run::with_env(&cargo, &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"], &env)?;
     // The journeys drive the programs as users get them: optimised.
     run::with_env(&cargo, &["build", "--release", "--quiet"], &env)?;
-    run::with_env(&cargo, &["test", "--workspace", "--exclude", "weft-journeys", "--quiet"], &env)?;
+    run::with_env(
+        &cargo,
+        &["test", "--workspace", "--exclude", "weft-journeys", "--exclude", "weft-kube-tests", "--quiet"],
+        &env,
+    )?;
+    let apiserver = kube::apiserver()?;
+    env.push(("WEFT_KUBE_APISERVER", apiserver.as_path()));
+    // Two API servers at a time: a small machine brings up no more in time.
+    run::with_env(&cargo, &["test", "--package", "weft-kube-tests", "--", "--test-threads=2"], &env)?;
     // One lab at a time: each journey measures, and the machine may be small.
     run::with_env(&cargo, &["test", "--package", "weft-journeys", "--", "--test-threads=1", "--nocapture"], &env)?;
+    // The journeys of the spec: all with Weft's proxy, and those that a real Envoy serves just as well.
+    let journeys = ["run", "--quiet", "--package", "weft-journeys", "--"];
+    run::with_env(&cargo, &journeys, &env)?;
+    run::with_env(&cargo, &[&journeys[..], &["--engine", "envoy"]].concat(), &env)?;
     println!("All checks and tests passed in {:.0}s.", start.elapsed().as_secs_f64());
     Ok(())
 }

@@ -5,6 +5,7 @@
 
 mod bookinfo;
 mod client;
+mod fortio;
 mod helloworld;
 mod httpbin;
 mod serve;
@@ -37,6 +38,8 @@ enum Sample {
     Helloworld(helloworld::Args),
     /// Answers each line with a prefix and the line
     TcpEcho(tcp_echo::Args),
+    /// Shows one answer, or makes load
+    Fortio(fortio::Args),
     /// Waits for ever: a pod to run commands in
     Sleep {
         /// Ignored: `infinity`, `3650d`
@@ -46,7 +49,7 @@ enum Sample {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
-    match Cli::parse().sample {
+    match Cli::parse_from(arguments()).sample {
         Sample::Productpage(listen) => serve::http(listen, 9080, bookinfo::productpage::router()).await,
         Sample::Details(listen) => serve::http(listen, 9080, bookinfo::details::router()).await,
         Sample::Reviews(args) => bookinfo::reviews::run(args).await,
@@ -55,9 +58,23 @@ async fn main() -> anyhow::Result<()> {
         Sample::Gunicorn(args) => httpbin::run(args.into()).await,
         Sample::Helloworld(args) => helloworld::run(args).await,
         Sample::TcpEcho(args) => tcp_echo::run(args).await,
+        Sample::Fortio(args) => fortio::run(args).await,
         Sample::Sleep { .. } => {
             weft_runtime::signal::stop().await?;
             Ok(())
         }
     }
+}
+
+/// The command line; called under the name of a sample, it is that sample.
+fn arguments() -> Vec<String> {
+    let mut arguments: Vec<String> = std::env::args().collect();
+    let own = arguments.first().and_then(|path| path.rsplit('/').next()).unwrap_or_default().to_string();
+    if own == "fortio" {
+        arguments.insert(1, own);
+    }
+    if arguments.get(1).is_some_and(|sample| sample == "fortio") {
+        arguments = arguments.into_iter().map(fortio::with_two_dashes).collect();
+    }
+    arguments
 }

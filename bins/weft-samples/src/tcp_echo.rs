@@ -1,6 +1,7 @@
 //! tcp-echo: answers each line with a prefix and the line.
 
 use crate::serve;
+use anyhow::Context as _;
 use clap::Args as ClapArgs;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
@@ -11,16 +12,17 @@ const MAX_LINE: u64 = 1 << 20;
 #[derive(ClapArgs)]
 pub struct Args {
     /// Ports, separated by commas
-    #[arg(default_value = "9000", value_delimiter = ',')]
-    ports: Vec<u16>,
+    #[arg(default_value = "9000")]
+    ports: String,
     /// What each answer begins with
     #[arg(default_value = "hello")]
     prefix: String,
 }
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    for port in &args.ports {
-        let listener = serve::bind(*port).await?;
+    for port in args.ports.split(',') {
+        let port: u16 = port.trim().parse().with_context(|| format!("{port:?} is not a port"))?;
+        let listener = serve::bind(port).await?;
         println!("listening on port {port}, prefix: {}", args.prefix);
         let prefix = args.prefix.clone();
         tokio::spawn(async move {

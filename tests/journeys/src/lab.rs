@@ -19,8 +19,12 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
 pub struct Lab {
     child: Child,
     home: tempfile::TempDir,
-    /// Port of the ingress gateway on loopback.
+    /// Port of loopback that leads to the ingress gateway's port 80.
     pub port: u16,
+    /// Port of loopback that leads to the ingress gateway's port 443.
+    pub https_port: u16,
+    /// Port of loopback that leads to the ingress gateway's port 31400.
+    pub tcp_port: u16,
     /// What `weft up` printed until it was ready.
     pub greeting: String,
     lines: Receiver<String>,
@@ -50,9 +54,12 @@ pub fn weft(home: &Path, args: &[&str]) -> Command {
 impl Lab {
     /// Starts Bookinfo, and waits until `weft up` says that it serves.
     pub fn start(args: &[&str]) -> Result<Self> {
-        let port = free_port()?;
+        let (port, https_port, tcp_port) = (free_port()?, free_port()?, free_port()?);
         let home = tempfile::tempdir()?;
         let mut command = weft(home.path(), &["up", "--port", &port.to_string()]);
+        for (from, to) in [(https_port, 443), (tcp_port, 31400)] {
+            command.args(["--publish", &format!("{from}:istio-ingressgateway.istio-system:{to}")]);
+        }
         let mut child =
             command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().with_context(|| {
                 format!("cannot start {}; build it with: cargo build --release", bin_dir().join("weft").display())
@@ -70,7 +77,7 @@ impl Lab {
                 }
             });
         }
-        let mut lab = Self { child, home, port, greeting: String::new(), lines };
+        let mut lab = Self { child, home, port, https_port, tcp_port, greeting: String::new(), lines };
         lab.wait_until_ready()?;
         Ok(lab)
     }
@@ -118,6 +125,110 @@ impl Lab {
     /// Applies a sample.
     pub fn apply_sample(&self, path: &str) -> Result<String> {
         self.weft(&["apply", "-f", &crate::sample(path)])
+    }
+
+    /// Applies a journey's own YAML: `FOLDER/FILE` below `tests/journeys/yaml`, into a namespace.
+    pub fn apply_yaml(&self, path: &str, namespace: &str) -> Result<String> {
+        self.weft(&["apply", "-n", namespace, "-f", &crate::yaml(path)])
+    }
+
+    /// Deletes the objects of a journey's own YAML.
+    pub fn delete_yaml(&self, path: &str, namespace: &str) -> Result<String> {
+        self.weft(&["delete", "-n", namespace, "--ignore-not-found", "-f", &crate::yaml(path)])
+    }
+
+    /// Applies a sample into a namespace.
+    pub fn apply_sample_in(&self, path: &str, namespace: &str) -> Result<String> {
+        self.weft(&["apply", "-n", namespace, "-f", &crate::sample(path)])
+    }
+
+    /// Runs a command in a container of `pod` (a name, or `deploy/NAME`): its output, whatever its exit code.
+    pub fn exec(&self, namespace: &str, pod: &str, container: &str, argv: &[&str]) -> Result<Output> {
+        self.try_weft(&[&["exec", pod, "-n", namespace, "-c", container, "--"], argv].concat())
+    }
+
+    /// `kubectl exec deploy/sleep -c sleep -- curl ARGS` in namespace `default`: what curl printed; an error with both of its
+    /// outputs when it failed.
+    pub fn curl(&self, args: &[&str]) -> Result<String> {
+        self.curl_in("default", args)
+    }
+
+    /// [`Lab::curl`] from the sleep pod of another namespace.
+    pub fn curl_in(&self, namespace: &str, args: &[&str]) -> Result<String> {
+        let out = self.exec(namespace, "deploy/sleep", "sleep", &[&["curl", "--max-time", "20"], args].concat())?;
+        let printed = text(&out.stdout);
+        if !out.status.success() {
+            bail!("curl {}: {}: {printed}{}", args.join(" "), out.status, text(&out.stderr).trim());
+        }
+        Ok(printed)
+    }
+
+    /// Runs a shell's line in the sleep pod of namespace `default`.
+    pub fn sh(&self, line: &str) -> Result<String> {
+        let out = self.exec("default", "deploy/sleep", "sleep", &["sh", "-c", line])?;
+        Ok(text(&out.stdout))
+    }
+
+    /// `pilot-agent request METHOD PATH` in the proxy of `pod`.
+    pub fn admin(&self, namespace: &str, pod: &str, method: &str, path: &str) -> Result<String> {
+        let out = self.exec(namespace, pod, "istio-proxy", &["pilot-agent", "request", method, path])?;
+        anyhow::ensure!(out.status.success(), "{method} {path} in {pod}: {}", text(&out.stderr));
+        Ok(text(&out.stdout))
+    }
+
+    /// The log of a container.
+    pub fn logs(&self, namespace: &str, pod: &str, container: &str) -> Result<String> {
+        self.weft(&["logs", pod, "-n", namespace, "-c", container])
+    }
+
+    /// Waits until all pods of the named Deployments are ready; an error shows the namespace's pods.
+    pub fn wait_deployments(&self, namespace: &str, names: &[&str]) -> Result<()> {
+        let waited = crate::eventually(Duration::from_secs(60), || {
+            let all = self.objects("deployments", &["-n", namespace])?;
+            for name in names {
+                let found = all.iter().find(|d| d["metadata"]["name"] == *name);
+                let found = found.with_context(|| format!("no deployment {namespace}/{name}"))?;
+                let (want, status) = (&found["spec"]["replicas"], &found["status"]);
+                let current = found["metadata"]["generation"] == status["observedGeneration"]
+                    || status["observedGeneration"].is_null();
+                let whole = |field: &str| status[field].as_u64() == Some(want.as_u64().unwrap_or(1));
+                anyhow::ensure!(
+                    current && whole("readyReplicas") && whole("updatedReplicas") && whole("replicas"),
+                    "deployment {namespace}/{name} is not ready"
+                );
+            }
+            Ok(())
+        });
+        waited.with_context(|| {
+            let waiting = |pod: &serde_json::Value| {
+                let containers = pod["status"]["containerStatuses"].as_array().cloned().unwrap_or_default();
+                let states: Vec<String> = containers.iter().map(|c| format!("{} {}", c["name"], c["state"])).collect();
+                format!("{}: {}", pod["metadata"]["name"], states.join(", "))
+            };
+            let pods = self.objects("pods", &["-n", namespace]).unwrap_or_default();
+            pods.iter().map(waiting).collect::<Vec<_>>().join("\n")
+        })
+    }
+
+    /// Changes the mesh's settings: merges `change` (YAML, as under `meshConfig`) into `mesh` of ConfigMap `istio`.
+    pub fn change_mesh(&self, change: &serde_json::Value) -> Result<()> {
+        let map = self.weft(&["get", "configmap", "istio", "-n", "istio-system", "-o", "json"])?;
+        let map: serde_json::Value = serde_json::from_str(&map)?;
+        let mesh = map["data"]["mesh"].as_str().context("ConfigMap istio has no key mesh")?;
+        // A setting at the top replaces the whole of the same name: as much as journeys need.
+        let mut mesh: Vec<String> = mesh.lines().map(str::to_string).collect();
+        for (name, value) in change.as_object().context("settings are a map")? {
+            let at = mesh.iter().position(|line| line.starts_with(&format!("{name}:")));
+            if let Some(at) = at {
+                mesh.remove(at);
+                while mesh.get(at).is_some_and(|line| line.starts_with([' ', '-'])) {
+                    mesh.remove(at);
+                }
+            }
+            mesh.push(format!("{name}: {value}"));
+        }
+        let patch = serde_json::json!({"data": {"mesh": mesh.join("\n") + "\n"}}).to_string();
+        self.weft(&["patch", "configmap", "istio", "-n", "istio-system", "-p", &patch]).map(drop)
     }
 
     /// Objects of a kind, as JSON.

@@ -1,6 +1,9 @@
-//! What journeys are written with: a lab of their own ([`Lab`]), a browser ([`http`]), a constant-rate load ([`load`]).
+//! What journeys are written with: a lab of their own ([`Lab`]), a browser ([`browser`]), a constant-rate load ([`load`]);
+//! and the journeys themselves ([`catalogue`]), which `cargo xtask journey` runs.
 
 pub mod browser;
+pub mod catalogue;
+pub mod journey;
 pub mod lab;
 pub mod load;
 pub mod processes;
@@ -29,4 +32,9 @@ pub fn eventually<T>(limit: Duration, mut check: impl FnMut() -> anyhow::Result<
 /// The folder of samples.
 pub fn sample(path: &str) -> String {
     format!("{}/../../samples/{path}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A file of a journey's own YAML.
+pub fn yaml(path: &str) -> String {
+    format!("{}/yaml/{path}", env!("CARGO_MANIFEST_DIR"))
 }

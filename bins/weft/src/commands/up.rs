@@ -57,6 +57,9 @@ pub struct Args {
     /// A real Envoy, for pods annotated weft.dev/proxy-engine: envoy
     #[arg(long, value_name = "FILE")]
     envoy: Option<PathBuf>,
+    /// What runs in proxies whose annotation weft.dev/proxy-engine does not say it
+    #[arg(long, value_enum, default_value_t = Engine::Weft)]
+    engine: Engine,
     /// Go to the background once everything is ready
     #[arg(short, long)]
     detach: bool,
@@ -66,6 +69,15 @@ pub struct Args {
     /// Set by --detach for the process in the background
     #[arg(long, hide = true)]
     in_background: bool,
+}
+
+/// A proxy's engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Engine {
+    /// Weft's own
+    Weft,
+    /// The program named by --envoy
+    Envoy,
 }
 
 /// One `--publish`.
@@ -122,6 +134,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let _ = nix::unistd::setsid();
     }
     let mut lock = state.lock()?;
+    if args.engine == Engine::Envoy && args.envoy.is_none() {
+        bail!("--engine envoy needs the program: add --envoy /path/to/envoy");
+    }
     let config = config_file(&args)?;
     let programs = programs::find()?;
     let sockets = Sockets::open(&args)?;
@@ -217,6 +232,7 @@ fn lab_options(
         programs,
         config,
         envoy: args.envoy.as_ref().map(|path| programs::envoy(path)).transpose()?,
+        envoy_by_default: args.engine == Engine::Envoy,
         mesh: true,
         bookinfo: !args.no_bookinfo,
         manifests: args.files.iter().map(full).collect::<anyhow::Result<_>>()?,

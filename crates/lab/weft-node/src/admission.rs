@@ -23,12 +23,13 @@ pub struct LabAdmission {
     store: MemoryStore,
     addresses: Mutex<AddressPool>,
     envoy: Option<String>,
+    envoy_by_default: bool,
 }
 
 impl LabAdmission {
-    /// `envoy` is the path of a real Envoy, for pods that ask for it.
-    pub fn new(store: MemoryStore, envoy: Option<String>) -> Self {
-        Self { store, addresses: Mutex::new(AddressPool::services()), envoy }
+    /// `envoy` is the path of a real Envoy, for pods that ask for it, or for all that do not ask for another.
+    pub fn new(store: MemoryStore, envoy: Option<String>, envoy_by_default: bool) -> Self {
+        Self { store, addresses: Mutex::new(AddressPool::services()), envoy, envoy_by_default }
     }
 
     fn pod(&self, pod: &mut Object) -> Result<(), Denial> {
@@ -71,6 +72,7 @@ impl LabAdmission {
             namespace_labels: labels.unwrap_or_default(),
             revisions: revisions.filter_map(|s| s.name().strip_prefix("istiod-").map(str::to_string)).collect(),
             envoy: self.envoy.clone(),
+            envoy_by_default: self.envoy_by_default,
             proxy_configs: self.proxy_configs(namespace),
         }
     }
@@ -244,7 +246,7 @@ mod tests {
 
     fn admission() -> LabAdmission {
         let options = StoreOptions { require_namespaces: false, ..StoreOptions::default() };
-        LabAdmission::new(MemoryStore::with_options(options), None)
+        LabAdmission::new(MemoryStore::with_options(options), None, false)
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub struct Context {
     pub revisions: Vec<String>,
     /// Path of a real Envoy, for pods that ask for it.
     pub envoy: Option<String>,
+    /// Pods whose annotation names no engine get Envoy.
+    pub envoy_by_default: bool,
     /// `ProxyConfig` objects of the root namespace and of the pod's, the weaker ones first.
     pub proxy_configs: Vec<Value>,
 }
@@ -310,7 +312,8 @@ fn proxy_container(
 ) -> Result<Value, Refusal> {
     let role = if gateway { "router" } else { "sidecar" };
     let mut args = vec![json!(role), json!("--domain"), json!("$(POD_NAMESPACE).svc.cluster.local")];
-    if pod.annotation(annotation::ENGINE) == Some("envoy") {
+    let usual = if context.envoy_by_default { "envoy" } else { "weft" };
+    if pod.annotation(annotation::ENGINE).unwrap_or(usual) == "envoy" {
         let Some(path) = &context.envoy else {
             let message = "the lab does not know where Envoy is; start it with: weft up --envoy /path/to/envoy".into();
             return Err(Refusal { field: format!("metadata.annotations[{}]", annotation::ENGINE), message });
@@ -509,6 +512,21 @@ mod tests {
             let mut pod = super::tests::pod(json!({}), annotations);
             let refusal = inject(&mut pod, &context(json!({})), "default").unwrap_err();
             assert!(refusal.message.contains(said), "{refusal:?}");
+        }
+    }
+
+    #[test]
+    fn the_engine_is_the_annotation_s_or_the_lab_s() {
+        for (by_default, annotation, envoy) in
+            [(false, None, false), (true, None, true), (true, Some("weft"), false), (false, Some("envoy"), true)]
+        {
+            let annotations = annotation.map_or(json!({}), |engine| json!({"weft.dev/proxy-engine": engine}));
+            let mut pod = pod(json!({}), annotations);
+            let context =
+                Context { envoy: Some("/envoy".into()), envoy_by_default: by_default, ..context(json!({})) };
+            inject(&mut pod, &context, "default").unwrap();
+            let args = pod.spec()["containers"][1]["args"].to_string();
+            assert_eq!(args.contains("/envoy"), envoy, "{by_default} {annotation:?}: {args}");
         }
     }
 

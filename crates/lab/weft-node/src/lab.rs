@@ -57,6 +57,8 @@ pub struct LabOptions {
     pub config: Option<PathBuf>,
     /// A real Envoy.
     pub envoy: Option<PathBuf>,
+    /// Pods whose annotation names no engine get Envoy.
+    pub envoy_by_default: bool,
     /// Start with control plane, gateway and their settings.
     pub mesh: bool,
     /// Start with Bookinfo.
@@ -103,7 +105,8 @@ async fn run(options: LabOptions) -> Result<(), String> {
     serve_network(store.clone()).await.map_err(|error| text(&error))?;
     step("the network is up");
 
-    let admission = Arc::new(LabAdmission::new(store.clone(), options.envoy.as_ref().map(|p| p.display().to_string())));
+    let envoy = options.envoy.as_ref().map(|path| path.display().to_string());
+    let admission = Arc::new(LabAdmission::new(store.clone(), envoy, options.envoy_by_default));
     let tokens = Arc::new(Tokens::default());
     let node = Arc::new(node(&options, store.clone(), links, Arc::clone(&tokens), run_folder)?);
     let server = serve_api(&options, &store, Arc::clone(&admission), Arc::clone(&node) as Arc<dyn PodBackend>).await?;

@@ -22,9 +22,11 @@ const KNOWN: &[(&str, &[&str])] = &[
     ("examples-bookinfo-reviews-v3", &["weft-samples", "reviews", "--version", "v3"]),
     ("httpbin", &["weft-samples", "httpbin"]),
     ("go-httpbin", &["weft-samples", "httpbin"]),
+    ("examples-helloworld", &["weft-samples", "helloworld"]),
     ("examples-helloworld-v1", &["weft-samples", "helloworld", "--version", "v1"]),
     ("examples-helloworld-v2", &["weft-samples", "helloworld", "--version", "v2"]),
     ("tcp-echo-server", &["weft-samples", "tcp-echo"]),
+    ("fortio", &["weft-samples", "fortio"]),
     ("curl", &["weft-samples", "sleep"]),
     ("sleep", &["weft-samples", "sleep"]),
     ("pause", &["weft-samples", "sleep"]),
@@ -65,7 +67,12 @@ impl ImageTable {
 
     /// Names under which Weft's programs are found in every container: their own, and those that the documents use.
     pub fn links(&self) -> Vec<(String, PathBuf)> {
-        let names = [("pilot-agent", "weft-proxy"), ("pilot-discovery", "weftd"), ("weft-samples", "weft-samples")];
+        let names = [
+            ("pilot-agent", "weft-proxy"),
+            ("pilot-discovery", "weftd"),
+            ("weft-samples", "weft-samples"),
+            ("fortio", "weft-samples"),
+        ];
         names.iter().map(|(name, program)| ((*name).to_string(), self.programs.join(program))).collect()
     }
 

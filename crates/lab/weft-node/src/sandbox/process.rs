@@ -2,7 +2,7 @@
 
 use crate::sandbox::logs::ContainerLog;
 use crate::sandbox::netns::NetNs;
-use crate::sandbox::rootfs::RootFs;
+use crate::sandbox::rootfs::{OWN_PROGRAMS, RootFs};
 use crate::sandbox::sys::{self, Hardening, cap};
 use nix::sched::{CloneFlags, setns, unshare};
 use std::fs::File;
@@ -196,10 +196,13 @@ fn command(argv: &[String], env: &[(String, String)]) -> io::Result<Command> {
     Ok(command)
 }
 
-/// Looks a program up in the container's own `PATH`: the thread already lives in its file tree.
+/// Looks a program up in the container's own `PATH`: the thread already lives in its file tree. A path at which an image has
+/// its program (`/usr/local/bin/pilot-agent`) stands for the lab's own program of that name.
 fn look_up(program: &str, path: Option<&str>) -> PathBuf {
-    if program.contains('/') {
-        return program.into();
+    if let Some((_, name)) = program.rsplit_once('/') {
+        let own = Path::new(OWN_PROGRAMS).join(name);
+        let stands_in = !Path::new(program).exists() && !name.is_empty() && own.exists();
+        return if stands_in { own } else { program.into() };
     }
     let found = path.and_then(|path| std::env::split_paths(path).map(|f| f.join(program)).find(|p| p.is_file()));
     found.unwrap_or_else(|| program.into())

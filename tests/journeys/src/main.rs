@@ -1,0 +1,105 @@
+//! The command line of journeys: which to run, with which proxy. Runs as `cargo xtask journey`.
+
+use anyhow::{Result, bail};
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use weft_journeys::catalogue;
+use weft_journeys::journey::{Engine, Journey, Tally};
+
+const HELP: &str = "cargo xtask journey [ID…] [OPTION…]
+
+  ID                  a journey (1:J-MIR) or all of a spec file (1:); none means all
+  --list              list the journeys and what each proves
+  --engine ENGINE     weft (default) or envoy: which proxy runs beside workloads and in gateways
+  --jobs N            how many labs at once (1)
+";
+
+struct Options {
+    ids: Vec<String>,
+    list: bool,
+    engine: Engine,
+    jobs: usize,
+}
+
+fn read(args: impl Iterator<Item = String>) -> Result<Options> {
+    let mut options = Options { ids: Vec::new(), list: false, engine: Engine::Weft, jobs: 1 };
+    let mut args = args.peekable();
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--list" => options.list = true,
+            "--engine" => {
+                options.engine = match args.next().as_deref() {
+                    Some("weft") => Engine::Weft,
+                    Some("envoy") => Engine::Envoy,
+                    other => bail!("--engine is weft or envoy, not {other:?}"),
+                }
+            }
+            "--jobs" => match args.next().and_then(|n| n.parse().ok()).filter(|n| *n > 0) {
+                Some(jobs) => options.jobs = jobs,
+                None => bail!("--jobs needs a number from 1"),
+            },
+            "-h" | "--help" => bail!("{HELP}"),
+            id if id.starts_with('-') => bail!("no option {id}\n\n{HELP}"),
+            id => options.ids.push(id.into()),
+        }
+    }
+    Ok(options)
+}
+
+fn chosen(options: &Options) -> Result<Vec<Journey>> {
+    let all = catalogue::all();
+    let fits = |journey: &Journey, id: &str| journey.id == id || (id.ends_with(':') && journey.id.starts_with(id));
+    for id in &options.ids {
+        if !all.iter().any(|journey| fits(journey, id)) {
+            bail!("no journey {id}; cargo xtask journey --list shows them");
+        }
+    }
+    let wanted = |journey: &Journey| options.ids.is_empty() || options.ids.iter().any(|id| fits(journey, id));
+    Ok(all.into_iter().filter(wanted).collect())
+}
+
+fn list(journeys: &[Journey]) {
+    for journey in journeys {
+        let engines = journey.not_with_envoy.map_or("weft, envoy".into(), |why| format!("weft (not envoy: {why})"));
+        println!("{:<10} {} [{engines}]\n           {}", journey.id, journey.title, journey.proves.join(" "));
+    }
+    println!("{} journeys", journeys.len());
+}
+
+fn run_all(journeys: &[Journey], options: &Options) -> Tally {
+    let next = AtomicUsize::new(0);
+    let sum = Mutex::new(Tally::default());
+    std::thread::scope(|scope| {
+        for _ in 0..options.jobs {
+            scope.spawn(|| {
+                while let Some(journey) = journeys.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let tally = journey.run(options.engine);
+                    if let Ok(mut sum) = sum.lock() {
+                        sum.passed += tally.passed;
+                        sum.failed += tally.failed;
+                    }
+                }
+            });
+        }
+    });
+    sum.into_inner().unwrap_or(Tally { passed: 0, failed: 1 })
+}
+
+fn main() -> Result<ExitCode> {
+    let options = read(std::env::args().skip(1))?;
+    let mut journeys = chosen(&options)?;
+    if options.list {
+        list(&journeys);
+        return Ok(ExitCode::SUCCESS);
+    }
+    if options.engine == Engine::Envoy {
+        for (journey, why) in journeys.iter().filter_map(|journey| Some((journey, journey.not_with_envoy?))) {
+            println!("{}: not with Envoy: {why}", journey.id);
+        }
+        journeys.retain(|journey| journey.not_with_envoy.is_none());
+    }
+    let tally = run_all(&journeys, &options);
+    println!("{} passed, {} failed", tally.passed, tally.failed);
+    Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
