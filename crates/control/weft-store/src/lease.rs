@@ -1,0 +1,262 @@
+//! Which of several replicas may write: a Lease that one of them holds and renews, as Kubernetes' own controllers do it
+//! (kubernetes.io, "Leases", leader election).
+//!
+//! Clocks of replicas may differ, so what counts is how long ago this process saw the Lease change, by its own clock. A
+//! holder that cannot renew stops being leader before anyone else can take the Lease.
+
+use crate::client::{ApiClient, ClientError, WriteOptions};
+use serde_json::{Map, Value, json};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+use weft_k8s_api::kinds::by_kind;
+use weft_k8s_api::{KindInfo, Object};
+
+/// What is competed for, and by whom.
+#[derive(Debug, Clone)]
+pub struct LeaseOptions {
+    /// Namespace of the Lease.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Who this is; no two processes may say the same.
+    pub identity: String,
+    /// Time after the last renewal at which others may take it. At least 1 s, whole seconds. Kubernetes' usual: 15 s.
+    pub duration: Duration,
+}
+
+impl LeaseOptions {
+    /// The holder steps down when it could not renew for so long: two thirds of the duration.
+    fn deadline(&self) -> Duration {
+        self.duration * 2 / 3
+    }
+
+    /// Pause between tries: an eighth of the duration, spread a little.
+    fn pause(&self) -> Duration {
+        (self.duration / 8).mul_f64(0.8 + 0.4 * fastrand::f64())
+    }
+}
+
+/// The competition, running. Dropping it ends it without giving the Lease back.
+pub struct Leadership {
+    leader: watch::Receiver<bool>,
+    client: ApiClient,
+    options: LeaseOptions,
+    task: JoinHandle<()>,
+}
+
+impl Leadership {
+    /// Begins to compete.
+    pub fn start(client: &ApiClient, options: LeaseOptions) -> Self {
+        let (sender, leader) = watch::channel(false);
+        let candidate = Candidate { client: client.clone(), options: options.clone(), seen: None, said: String::new() };
+        let task = tokio::spawn(candidate.run(sender));
+        Self { leader, client: client.clone(), options, task }
+    }
+
+    /// True while this process may write.
+    pub fn leader(&self) -> watch::Receiver<bool> {
+        self.leader.clone()
+    }
+
+    /// Ends the competition, and gives the Lease back so that another need not wait until it ends.
+    pub async fn release(self) {
+        self.task.abort();
+        if !*self.leader.borrow() {
+            return;
+        }
+        let give_back = async {
+            let lease = self.client.get(kind()?, &self.options.namespace, &self.options.name).await?;
+            if holder(&lease) != self.options.identity {
+                return Ok(());
+            }
+            let mut free = lease;
+            set(&mut free, "holderIdentity", json!(""));
+            set(&mut free, "leaseDurationSeconds", json!(1));
+            self.client.replace(&free, &WriteOptions::default()).await.map(drop)
+        };
+        if let Ok(Err(error)) = timeout(Duration::from_secs(2), give_back).await {
+            tracing::debug!(%error, "the lease was not given back");
+        }
+    }
+}
+
+impl Drop for Leadership {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Candidate {
+    client: ApiClient,
+    options: LeaseOptions,
+    /// Revision of the Lease that was seen last, and when it was first seen.
+    seen: Option<(String, Instant)>,
+    /// The last failure that was told of.
+    said: String,
+}
+
+impl Candidate {
+    async fn run(mut self, leader: watch::Sender<bool>) {
+        // Until when this process is leader.
+        let mut until: Option<Instant> = None;
+        loop {
+            let asked = Instant::now();
+            let limit = until.map_or(self.options.deadline(), |end| end.saturating_duration_since(asked));
+            match timeout(limit, self.try_once()).await {
+                Ok(Ok(true)) => until = Some(asked + self.options.deadline()),
+                Ok(Ok(false)) => until = None,
+                Ok(Err(error)) => self.tell(&error),
+                // Whether the server has renewed it will be seen in the next try.
+                Err(_) => {}
+            }
+            let now = until.is_some_and(|end| Instant::now() < end);
+            if leader.send_if_modified(|was| std::mem::replace(was, now) != now) {
+                let LeaseOptions { namespace, name, identity, .. } = &self.options;
+                match now {
+                    true => tracing::info!("leader: {identity} holds Lease {namespace}/{name}"),
+                    false => tracing::warn!("no longer leader: Lease {namespace}/{name} could not be renewed in time"),
+                }
+            }
+            let pause = self.options.pause();
+            let left = until.map_or(pause, |end| end.saturating_duration_since(Instant::now()));
+            sleep(pause.min(left.max(Duration::from_millis(50)))).await;
+        }
+    }
+
+    /// One round: true when this process holds the Lease now.
+    async fn try_once(&mut self) -> Result<bool, ClientError> {
+        let (namespace, name) = (&self.options.namespace, &self.options.name);
+        let lease = match self.client.get(kind()?, namespace, name).await {
+            Ok(lease) => lease,
+            Err(error) if error.is_not_found() => return self.write(None).await,
+            Err(error) => return Err(error),
+        };
+        let revision = lease.metadata.resource_version.clone().unwrap_or_default();
+        let first_seen = match &self.seen {
+            Some((known, at)) if *known == revision => *at,
+            _ => Instant::now(),
+        };
+        self.seen = Some((revision, first_seen));
+        let held_by = holder(&lease);
+        let free = held_by.is_empty() || held_by == self.options.identity;
+        if free || first_seen.elapsed() >= duration(&lease) {
+            return self.write(Some(lease)).await;
+        }
+        Ok(false)
+    }
+
+    /// Writes the Lease as ours; false when another was quicker.
+    async fn write(&mut self, current: Option<Object>) -> Result<bool, ClientError> {
+        let options = WriteOptions::default();
+        let new = current.is_none();
+        let lease = self.ours(current);
+        let written = match new {
+            true => self.client.create(&lease, &options).await,
+            false => self.client.replace(&lease, &options).await,
+        };
+        match written {
+            Ok(written) => {
+                let revision = written.object.metadata.resource_version.unwrap_or_default();
+                self.seen = Some((revision, Instant::now()));
+                self.said.clear();
+                Ok(true)
+            }
+            Err(ClientError::Conflict(_) | ClientError::AlreadyExists(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The Lease with this process as its holder.
+    fn ours(&self, current: Option<Object>) -> Object {
+        let now = micro_time();
+        let identity = self.options.identity.as_str();
+        let mut lease = current.unwrap_or_else(|| empty(&self.options));
+        if holder(&lease) != identity {
+            let transitions = lease.spec().get("leaseTransitions").and_then(Value::as_u64);
+            set(&mut lease, "leaseTransitions", json!(transitions.map_or(0, |n| n + 1)));
+            set(&mut lease, "acquireTime", json!(now));
+        }
+        set(&mut lease, "holderIdentity", json!(identity));
+        set(&mut lease, "leaseDurationSeconds", json!(self.options.duration.as_secs().max(1)));
+        set(&mut lease, "renewTime", json!(now));
+        lease
+    }
+
+    /// A failure is told of once.
+    fn tell(&mut self, error: &ClientError) {
+        let text = error.to_string();
+        if text != self.said {
+            tracing::warn!("Lease {}/{}: {text}", self.options.namespace, self.options.name);
+            self.said = text;
+        }
+    }
+}
+
+fn kind() -> Result<&'static KindInfo, ClientError> {
+    by_kind("coordination.k8s.io", "Lease").ok_or_else(|| ClientError::NoSuchKind("leases".into()))
+}
+
+fn empty(options: &LeaseOptions) -> Object {
+    let mut lease = Object {
+        api_version: "coordination.k8s.io/v1".into(),
+        kind: "Lease".into(),
+        metadata: Default::default(),
+        body: Map::new(),
+    };
+    lease.metadata.name = Some(options.name.clone());
+    lease.metadata.namespace = Some(options.namespace.clone());
+    lease
+}
+
+fn holder(lease: &Object) -> &str {
+    lease.spec().get("holderIdentity").and_then(Value::as_str).unwrap_or_default()
+}
+
+fn duration(lease: &Object) -> Duration {
+    let seconds = lease.spec().get("leaseDurationSeconds").and_then(Value::as_u64).unwrap_or(15);
+    // A Lease that claims years is someone's mistake.
+    Duration::from_secs(seconds.clamp(1, 3600))
+}
+
+fn set(lease: &mut Object, field: &str, value: Value) {
+    let spec = lease.body.entry("spec").or_insert_with(|| json!({}));
+    if let Some(spec) = spec.as_object_mut() {
+        spec.insert(field.into(), value);
+    }
+}
+
+/// The time as Kubernetes writes it in a Lease: RFC 3339 with six decimals.
+fn micro_time() -> String {
+    format!("{:.6}", jiff::Timestamp::now())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_holder_writes() {
+        let client = ApiClient::connect("http://127.0.0.1:1", None).unwrap();
+        let options = LeaseOptions {
+            namespace: "istio-system".into(),
+            name: "weftd-leader".into(),
+            identity: "a".into(),
+            duration: Duration::from_secs(15),
+        };
+        assert_eq!(options.deadline(), Duration::from_secs(10));
+        assert!(options.pause() * 4 < options.deadline(), "several tries before the deadline");
+        let mut candidate = Candidate { client, options, seen: None, said: String::new() };
+        let first = candidate.ours(None);
+        assert_eq!((holder(&first), duration(&first)), ("a", Duration::from_secs(15)));
+        assert_eq!(first.spec()["leaseTransitions"], 0);
+        let again = candidate.ours(Some(first.clone()));
+        assert_eq!(again.spec()["acquireTime"], first.spec()["acquireTime"], "renewing is not acquiring");
+        candidate.options.identity = "b".into();
+        let taken = candidate.ours(Some(again));
+        assert_eq!((holder(&taken), &taken.spec()["leaseTransitions"]), ("b", &json!(1)));
+        let time = micro_time();
+        assert!(time.ends_with('Z') && time.split_once('.').unwrap().1.len() == 7, "{time}");
+    }
+}
