@@ -2,6 +2,7 @@
 //!
 //! `test` is the README's second command and what CI runs: it installs what the tests need and runs all of them.
 
+mod bench;
 mod deps;
 mod journey;
 mod kube;
@@ -16,6 +17,7 @@ const HELP: &str = "cargo xtask TASK
 
   test      install what the tests need, then run every check and test (what CI runs)
   journey   run user journeys of the spec in the lab: [ID…] [--list] [--engine weft|envoy] [--jobs N]
+  bench     measure weft-proxy beside Envoy, haproxy and nginx: [--quick] [--only CASE] [--list]
   tidy      checks of the text: file heads and sizes, unsafe code, unfinished marks, formatting
   deps      checks which crate may import which
   peers     install the programs that tests run against (Debian, PyPI), and print where they are
@@ -29,6 +31,7 @@ fn main() -> Result<()> {
     match words.as_slice() {
         ["test"] => test::all(),
         ["journey", rest @ ..] => journey::run(rest),
+        ["bench", rest @ ..] => bench::run(rest),
         ["tidy"] => tidy::check(),
         ["deps"] => deps::check(),
         ["peers"] => peers::install().map(|peers| println!("envoy: {}", peers.envoy.display())),

@@ -9,6 +9,7 @@ const DEBIAN: &[(&str, &str)] = &[
     ("nftables", "nft"),
     ("iproute2", "ip"),
     ("nginx-light", "nginx"),
+    ("haproxy", "haproxy"),
     ("curl", "curl"),
     ("openssl", "openssl"),
     ("tcpdump", "tcpdump"),

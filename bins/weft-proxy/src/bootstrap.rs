@@ -17,6 +17,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use weft_dataplane::{Handle, LocalWorkload};
 use weft_proxy_config::{Bootstrap, load_bootstrap};
+use weft_runtime::memory;
 use weft_telemetry::Registry;
 use weft_xds_client::{Config, Mode as XdsMode};
 
@@ -92,6 +93,7 @@ async fn serve(bootstrap: Bootstrap, plane: Plane, args: &BootstrapArgs, path: &
         let watch = weft::watch_listeners(handle.clone(), plane.clone(), state.clone(), block("listeners"), Needs::Any);
         tokio::spawn(watch);
     }
+    tokio::spawn(memory::keep_giving_back(state.readiness.clone()));
     let _servers = admin(&bootstrap, &plane, &state, registry, &handle, args, path).await?;
     tracing::info!(
         listeners = handle.listeners().len(),

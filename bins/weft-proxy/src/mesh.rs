@@ -24,7 +24,7 @@ use weft_core::well_known::label;
 use weft_dataplane::{Handle, LocalWorkload};
 use weft_proto::envoy::config::core::v3::Node;
 use weft_proto::weft::v1::PeerMetadata;
-use weft_runtime::ReadyBlock;
+use weft_runtime::{ReadyBlock, memory};
 use weft_sds::SvidManager;
 use weft_telemetry::Registry;
 use weft_xds_client::{Config, Mode};
@@ -40,6 +40,7 @@ pub async fn run(settings: AgentSettings) -> anyhow::Result<()> {
     let node = node::node(&settings).map_err(|error| anyhow!(error))?;
     tracing::info!(node = node.id, control_plane = settings.discovery_address, engine = ?settings.engine, "starting");
     let state = ProxyState::default();
+    tokio::spawn(memory::keep_giving_back(state.readiness.clone()));
     let manager = SvidManager::start(settings.svid_config().map_err(|error| anyhow!(error))?);
     tokio::spawn(say_what_is_missing(state.clone()));
     match settings.engine {
