@@ -2,20 +2,23 @@
 //! interface ([`cluster`]), so that each test runs on both and a difference between them is a failure ([`on_both`]).
 //!
 //! Reading order: [`pki`] (certificates and accounts), [`process`] (programs that are started and ended), [`real`],
-//! [`embedded`], [`cluster`] (what tests see), [`control`] (weftd as a process), [`http`] (asking its ports),
-//! [`objects`] (what tests create).
+//! [`embedded`], [`cluster`] (what tests see), [`install`] (Weft on it), [`control`] (weftd as a process), [`http`] (asking
+//! its ports), [`proxy`] (a stream of configuration), [`objects`] (what tests create).
 
 pub mod cluster;
 pub mod control;
 pub mod embedded;
 pub mod http;
+pub mod install;
 pub mod objects;
 pub mod pki;
 pub mod process;
+pub mod proxy;
 pub mod real;
 
 pub use cluster::{Cluster, Kind};
 pub use control::Weftd;
+pub use proxy::Proxy;
 
 use anyhow::Result;
 use std::path::{Path, PathBuf};

@@ -191,11 +191,12 @@ fn remove(state: &mut State, key: &ObjectKey) -> bool {
     true
 }
 
-/// Equal resource versions of one object mean equal content; objects without one are compared.
+/// Equal resource versions of one object mean equal content, read in the same version of its kind; objects without one are
+/// compared.
 fn same(old: &Object, new: &Object) -> bool {
     let (a, b) = (&old.metadata, &new.metadata);
     match (&a.resource_version, &b.resource_version) {
-        (Some(x), Some(y)) if a.uid == b.uid => x == y,
+        (Some(x), Some(y)) if a.uid == b.uid => x == y && old.api_version == new.api_version,
         _ => old == new,
     }
 }
@@ -237,6 +238,10 @@ mod tests {
         assert!(cache.find("", "ConfigMap", "n", "a").is_some());
         assert!(!cache.put(Arc::new(map("a", None, "1"))), "equal content is no change");
         assert!(cache.put(Arc::new(map("a", None, "2"))));
+        let mut other = map("c", Some("1"), "1");
+        assert!(cache.put(Arc::new(other.clone())) && !cache.put(Arc::new(other.clone())));
+        other.api_version = "v2".into();
+        assert!(cache.put(Arc::new(other)), "another version of the kind is another text");
     }
 
     #[test]
