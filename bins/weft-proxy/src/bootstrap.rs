@@ -38,6 +38,9 @@ pub async fn run(path: &Path, args: &BootstrapArgs) -> anyhow::Result<()> {
     }
     let plane = Plane::new(Naming::default());
     apply(path, &bootstrap, &plane)?;
+    // Compiled by now, and kept for dumps.
+    bootstrap.resources = Vec::new();
+    bootstrap.message = Vec::new();
     if args.mode == Mode::Validate {
         println!("configuration '{}' OK", path.display());
         return Ok(());
@@ -57,7 +60,7 @@ fn read(path: &Path) -> anyhow::Result<Bootstrap> {
 
 /// Takes the static resources in; a file with one that cannot be used is not run at all.
 fn apply(path: &Path, bootstrap: &Bootstrap, plane: &Plane) -> anyhow::Result<()> {
-    plane.held.set_bootstrap(bootstrap.message.clone());
+    plane.held.set_bootstrap(&bootstrap.message);
     let mut refused = Vec::new();
     for update in &bootstrap.resources {
         let kind = update.type_url.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();

@@ -2,6 +2,7 @@
 //! reason. Kept for dumps; the data plane runs on what is
 //! compiled from it.
 
+use prost::Message as _;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -44,7 +45,8 @@ pub struct Held {
 
 #[derive(Debug, Default)]
 struct Notes {
-    bootstrap: Option<(Bootstrap, SystemTime)>,
+    /// The bootstrap's bytes, compressed: it is asked for only by dumps.
+    bootstrap: Option<(Vec<u8>, SystemTime)>,
     /// When each resource came, by type URL and name.
     updated: BTreeMap<String, BTreeMap<String, SystemTime>>,
     refused: BTreeMap<(String, String), Refused>,
@@ -77,9 +79,9 @@ impl Held {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers the bootstrap.
-    pub fn set_bootstrap(&self, bootstrap: Bootstrap) {
-        self.notes().bootstrap = Some((bootstrap, SystemTime::now()));
+    /// Remembers the bootstrap, which is given in its own bytes.
+    pub fn set_bootstrap(&self, bootstrap: &[u8]) {
+        self.notes().bootstrap = Some((lz4_flex::compress_prepend_size(bootstrap), SystemTime::now()));
     }
 
     /// Compiles a change and takes it up. Static resources stand in the bootstrap already and are not noted again.
@@ -107,7 +109,11 @@ impl Held {
             types.insert(type_url.to_owned(), entries.collect());
         }
         types.insert(type_url::SECRET.to_owned(), notes.secrets.clone());
-        Inner { bootstrap: notes.bootstrap.clone(), types, refused: notes.refused.clone() }
+        let bootstrap = notes.bootstrap.as_ref().and_then(|(bytes, read)| {
+            let bytes = lz4_flex::decompress_size_prepended(bytes).ok()?;
+            Some((Bootstrap::decode(bytes.as_slice()).ok()?, *read))
+        });
+        Inner { bootstrap, types, refused: notes.refused.clone() }
     }
 }
 

@@ -15,6 +15,7 @@ use crate::settings::{AgentSettings, node};
 use crate::state::{Phase, ProxyState};
 use crate::xds::{self, MeshConnect, Subscriptions};
 use anyhow::{Context, anyhow};
+use prost::Message as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -142,7 +143,7 @@ async fn start_admin(
         },
     };
     let bootstrap = weft_proto::envoy::config::bootstrap::v3::Bootstrap { node: Some(node), ..Default::default() };
-    plane.held.set_bootstrap(bootstrap);
+    plane.held.set_bootstrap(&bootstrap.encode_to_vec());
     let mut servers = Servers::default();
     servers.add(listener, admin.handler());
     Ok(servers)

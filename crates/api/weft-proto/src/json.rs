@@ -82,8 +82,26 @@ pub fn from_json<M: Message + Name + Default>(value: &Value) -> Result<M, JsonEr
 /// # Errors
 /// When the text is not YAML, or does not fit `M`.
 pub fn from_yaml<M: Message + Name + Default>(text: &str) -> Result<M, JsonError> {
-    let value: Value = serde_saphyr::from_str(text).map_err(|e| JsonError::Yaml(e.to_string()))?;
+    let value: Value = match text.trim_start().starts_with('{') {
+        true => serde_json::from_str(text)?,
+        false => {
+            serde_saphyr::from_str_with_options(text, yaml_options()).map_err(|e| JsonError::Yaml(e.to_string()))?
+        }
+    };
     from_json(&value)
+}
+
+/// Bounds of a YAML text: room for ten thousand services, and an end to what grows by its own references.
+fn yaml_options() -> serde_saphyr::Options {
+    serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_events: 16_000_000,
+            max_nodes: 8_000_000,
+            max_total_scalar_bytes: 256 * 1024 * 1024,
+            max_depth: 128,
+        },
+        with_snippet: false,
+    }
 }
 
 /// Replaces each `Any` that cannot be expanded by a `Struct` that carries its type URL and bytes.
@@ -168,6 +186,19 @@ mod tests {
         };
         let json = to_json(&Listener { listener_filters: vec![filter], ..Default::default() }, true).unwrap();
         assert!(json.to_string().contains("no.such.Type"), "{json}");
+    }
+
+    #[test]
+    fn a_large_file_is_read() {
+        let filter = |index: usize| {
+            format!(
+                "{{name: filter-{index}, typed_config: {{\"@type\": \
+            type.googleapis.com/envoy.extensions.filters.listener.original_dst.v3.OriginalDst}}}}"
+            )
+        };
+        let filters: Vec<String> = (0..60_000).map(filter).collect();
+        let yaml = format!("name: x\nlistener_filters: [{}]\n", filters.join(", "));
+        assert_eq!(from_yaml::<Listener>(&yaml).unwrap().listener_filters.len(), 60_000);
     }
 
     #[test]

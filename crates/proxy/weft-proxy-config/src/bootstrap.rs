@@ -2,6 +2,7 @@
 //! is refused by field path, never passed over in silence.
 
 use crate::{ConfigBuilder, Update, Upsert};
+use prost::Message as _;
 use std::net::SocketAddr;
 use weft_proto::Any;
 use weft_proto::envoy::config::bootstrap::v3::{self as proto, bootstrap};
@@ -21,8 +22,8 @@ pub struct Bootstrap {
     pub resources: Vec<Update>,
     /// Where dynamic resources come from.
     pub ads: Option<AdsSource>,
-    /// The message, for config dumps.
-    pub message: proto::Bootstrap,
+    /// The message in its own bytes, for config dumps: decoded it would be many times larger.
+    pub message: Vec<u8>,
 }
 
 /// An ADS server.
@@ -65,7 +66,7 @@ pub fn load_bootstrap(text: &str) -> Result<Bootstrap, BootstrapError> {
         admin,
         resources: static_resources(message.static_resources.as_ref()),
         ads,
-        message,
+        message: message.encode_to_vec(),
     })
 }
 
