@@ -184,6 +184,15 @@ pub const KINDS: &[KindInfo] = &[
     other("networking.k8s.io", &["v1"], "NetworkPolicy", "networkpolicies", "networkpolicy", &["netpol"], true),
     other("storage.k8s.io", &["v1"], "StorageClass", "storageclasses", "storageclass", &["sc"], false),
     other("scheduling.k8s.io", &["v1"], "PriorityClass", "priorityclasses", "priorityclass", &["pc"], false),
+    other(
+        "certificates.k8s.io",
+        &["v1"],
+        "CertificateSigningRequest",
+        "certificatesigningrequests",
+        "certificatesigningrequest",
+        &["csr"],
+        false,
+    ),
     shown(other(
         "autoscaling",
         &["v2"],

@@ -1,11 +1,12 @@
 //! Istio, mesh-config and core Kubernetes kinds: parsing, defaults, validation.
 //!
 //! Reading order: [`object`] (any object, untyped), [`kinds`] (the table of kinds that Weft knows), [`istio`] (typed specs of
-//! Istio's kinds), [`de`] (JSON to typed structs, with field paths), [`yaml`] (documents to objects), [`validate()`] (what is
+//! Istio's kinds), [`gateway_api`] (those of the Kubernetes Gateway API, and Ingress), [`de`] (JSON to typed structs, with field paths), [`yaml`] (documents to objects), [`validate()`] (what is
 //! wrong with an object), [`schema`] and [`crd`] (the kinds as a cluster wants them declared).
 
 pub mod crd;
 pub mod de;
+pub mod gateway_api;
 pub mod istio;
 pub mod kinds;
 mod macros;

@@ -8,6 +8,7 @@ mod check;
 mod destination_rule;
 mod extensions;
 mod gateway;
+mod gateway_api;
 mod kubernetes;
 mod mesh_config;
 mod re2;
@@ -24,6 +25,7 @@ mod tests;
 pub use mesh_config::{parse_mesh_config, parse_proxy_config};
 pub use re2::check_re2;
 
+use crate::gateway_api::{GROUP as GATEWAY_API, v1alpha1::GROUP as GATEWAY_API_V0};
 use crate::de::{Dialect, UnknownField, read};
 use crate::object::{Object, ObjectKey};
 use crate::{istio, kinds};
@@ -78,19 +80,35 @@ pub fn validate(object: &Object) -> Validation {
         ("networking.istio.io" | "security.istio.io" | "telemetry.istio.io" | "extensions.istio.io", kind) => {
             istio_kind(object, kind, &mut report);
         }
+        (GATEWAY_API | GATEWAY_API_V0, kind) => {
+            if versions(object, &mut report) {
+                gateway_api::kind(object, kind, &mut report);
+            }
+        }
         _ => kubernetes::kind(object, &mut report),
     }
     report.into_validation()
 }
 
-fn istio_kind(object: &Object, kind: &str, report: &mut Report) {
-    let Some(info) = kinds::by_kind(object.group(), kind) else {
-        return report.error("kind", format!("{:?} is not a kind of {}", object.kind, object.group()));
+/// Notes a kind or version that is not served; true when both are known.
+fn versions(object: &Object, report: &mut Report) -> bool {
+    let Some(info) = kinds::by_kind(object.group(), &object.kind) else {
+        report.error("kind", format!("{:?} is not a kind of {}", object.kind, object.group()));
+        return false;
     };
-    if !info.versions.contains(&object.version()) {
+    let served = info.versions.contains(&object.version());
+    if !served {
         let served: Vec<_> = info.versions.iter().map(|v| kinds::api_version(info.group, v)).collect();
         report.error("apiVersion", format!("{:?} is not served; use {}", object.api_version, served.join(" or ")));
     }
+    served
+}
+
+fn istio_kind(object: &Object, kind: &str, report: &mut Report) {
+    if kinds::by_kind(object.group(), kind).is_none() {
+        return report.error("kind", format!("{:?} is not a kind of {}", object.kind, object.group()));
+    }
+    versions(object, report);
     match kind {
         "VirtualService" => with_spec(object, report, virtual_service::check),
         "DestinationRule" => with_spec(object, report, destination_rule::check),

@@ -1,6 +1,7 @@
 //! The build: from lists of objects to the snapshot, section by section, each made again only when something it is made of
 //! changed.
 
+use crate::gateway_api::{Source, Translated};
 use crate::memo::{Memo, State};
 use crate::services::{export_to, kubernetes_services};
 use crate::{
@@ -20,12 +21,13 @@ pub fn build(inputs: &Inputs, previous: Option<&MeshSnapshot>) -> MeshSnapshot {
     next.namespaces();
     next.workloads();
     next.services_and_endpoints();
+    next.secrets();
+    next.gateway_api();
     next.virtual_services();
     next.destination_rules();
     next.gateways_and_sidecars();
-    next.security();
+    next.security(inputs);
     next.telemetry_and_filters();
-    next.secrets();
     next.finish()
 }
 
@@ -38,6 +40,16 @@ struct Build<'a> {
     version: u64,
     /// Settings or mesh config are not what they were.
     mesh_changed: bool,
+    /// What the Gateway API's objects stand for is not what it was.
+    translated: Changed,
+}
+
+/// Which parts of a translation are new.
+#[derive(Default)]
+struct Changed {
+    rules: bool,
+    gateways: bool,
+    routes: bool,
 }
 
 /// Mesh-wide defaults of `exportTo`.
@@ -70,7 +82,7 @@ impl<'a> Build<'a> {
         if first {
             new.sections = Sections { mesh: version, ..Sections::default() };
         }
-        Self { old, new, state, defaults, version, mesh_changed }
+        Self { old, new, state, defaults, version, mesh_changed, translated: Changed::default() }
     }
 
     /// True when one of these changed in this build.
@@ -178,9 +190,43 @@ impl<'a> Build<'a> {
         }
     }
 
+    /// What the Gateway API's objects and Ingresses stand for; the steps after this one add it to what they read.
+    fn gateway_api(&mut self) {
+        let s = self.new.sections;
+        let k = &self.state.kinds;
+        let referred = [k.services.changed, k.service_entries.changed, k.reference_grants.changed, s.services];
+        let references_changed = self.mesh_changed || self.any(&referred);
+        let around = [s.workloads, s.namespaces, s.secrets];
+        if !references_changed && !self.any(&k.gateway_api_changed()) && !self.any(&around) {
+            return;
+        }
+        let source = Source {
+            kinds: k,
+            services: &self.state.services,
+            workloads: &self.new.workloads_by_name,
+            namespaces: &self.new.namespaces,
+            secrets: &self.new.secrets,
+            authorities: &self.new.authorities,
+            mesh: &self.new.mesh,
+            settings: &self.new.settings,
+            references_changed,
+        };
+        let old = self.state.translated.clone();
+        let new = if source.is_empty() { Translated::default() } else { source.translate(&old) };
+        if new.statuses != old.statuses {
+            self.new.statuses = Arc::new(new.statuses.clone());
+        }
+        self.translated = Changed {
+            rules: new.destination_rules != old.destination_rules,
+            gateways: !same_list(&new.gateways, &old.gateways),
+            routes: !same_list(&new.virtual_services, &old.virtual_services),
+        };
+        self.state.translated = Arc::new(new);
+    }
+
     fn virtual_services(&mut self) {
         let kind = &self.state.kinds.virtual_services;
-        if !self.mesh_changed && !self.any(&[kind.changed]) {
+        if !self.mesh_changed && !self.any(&[kind.changed]) && !self.translated.routes {
             return;
         }
         let resolved = virtual_services::resolve(
@@ -190,7 +236,11 @@ impl<'a> Build<'a> {
             &self.state.virtual_services,
             !self.mesh_changed,
         );
-        let outputs: Vec<_> = resolved.iter().map(|r| r.output.clone()).collect();
+        let mut outputs: Vec<_> = resolved.iter().map(|r| r.output.clone()).collect();
+        if !self.state.translated.virtual_services.is_empty() {
+            outputs.extend(self.state.translated.virtual_services.iter().cloned());
+            outputs.sort_by(|a, b| (a.created, &a.name, &a.namespace).cmp(&(b.created, &b.name, &b.namespace)));
+        }
         if !same_list(&outputs, &self.old.virtual_services) {
             self.new.virtual_services = outputs;
             self.new.sections.virtual_services = self.version;
@@ -200,11 +250,14 @@ impl<'a> Build<'a> {
 
     fn destination_rules(&mut self) {
         let kind = &self.state.kinds.destination_rules;
-        if !self.mesh_changed && !self.any(&[kind.changed]) {
+        if !self.mesh_changed && !self.any(&[kind.changed]) && !self.translated.rules {
             return;
         }
+        // What the user says of a host himself counts before what policies say.
+        let translated = self.state.translated.destination_rules.iter();
+        let all: Vec<_> = kind.items.iter().chain(translated).cloned().collect();
         let rules = destination_rules::build(
-            &kind.items,
+            &all,
             &self.new.settings,
             &self.defaults.destination_rule,
             &self.old.destination_rules,
@@ -217,8 +270,11 @@ impl<'a> Build<'a> {
 
     fn gateways_and_sidecars(&mut self) {
         let kinds = &self.state.kinds;
-        if self.any(&[kinds.gateways.changed]) {
-            self.new.gateways = policies::gateways(&kinds.gateways.items);
+        if self.any(&[kinds.gateways.changed]) || self.translated.gateways {
+            let mut gateways = policies::gateways(&kinds.gateways.items);
+            gateways.extend(self.state.translated.gateways.iter().cloned());
+            gateways.sort_by(|a, b| (a.created, &a.name, &a.namespace).cmp(&(b.created, &b.name, &b.namespace)));
+            self.new.gateways = gateways;
             self.new.sections.gateways = self.version;
         }
         if self.any(&[kinds.sidecars.changed]) {
@@ -228,11 +284,15 @@ impl<'a> Build<'a> {
         }
     }
 
-    fn security(&mut self) {
+    fn security(&mut self, inputs: &Inputs) {
         let kinds = &self.state.kinds;
         let parts =
             [kinds.peer_authentication.changed, kinds.authorization.changed, kinds.request_authentication.changed];
         let policies_changed = self.any(&parts);
+        if self.new.jwks != inputs.jwks {
+            self.new.jwks = inputs.jwks.clone();
+            self.new.sections.security = self.version;
+        }
         if policies_changed || self.mesh_changed {
             let ignore = &mut Vec::new();
             let peers = policies::peer_authentication(&kinds.peer_authentication.items, &self.new.settings, ignore);
@@ -271,6 +331,13 @@ impl<'a> Build<'a> {
             self.new.secrets = secrets::credentials(&self.state.kinds.secrets.items, &self.old.secrets);
             self.new.sections.secrets = self.version;
         }
+        if self.any(&[self.state.kinds.config_maps.changed]) {
+            let authorities = secrets::credentials(&self.state.kinds.config_maps.items, &self.old.authorities);
+            if !same_tree(&authorities, &self.old.authorities) {
+                self.new.authorities = authorities;
+                self.new.sections.secrets = self.version;
+            }
+        }
     }
 
     fn references(&mut self) {
@@ -288,6 +355,8 @@ impl<'a> Build<'a> {
         found.extend(self.state.virtual_services.values().flat_map(|r| r.warnings.iter().cloned()));
         found.extend(self.state.rule_warnings.iter().cloned());
         found.extend(self.state.policy_warnings.iter().cloned());
+        found.extend(self.state.translated.warnings.iter().cloned());
+        found.extend(warnings::of_security(&self.new));
         self.references();
         found.extend(self.state.route_warnings.iter().chain(self.state.gateway_warnings.iter()).cloned());
         found.sort();
@@ -324,6 +393,10 @@ fn run_by(service: &Service, snapshot: &MeshSnapshot) -> BTreeSet<String> {
 
 fn same_map<K: std::hash::Hash + Eq, V>(a: &HashMap<K, Arc<V>>, b: &HashMap<K, Arc<V>>) -> bool {
     a.len() == b.len() && a.iter().all(|(k, v)| b.get(k).is_some_and(|other| Arc::ptr_eq(v, other)))
+}
+
+fn same_tree<K: Ord, V>(a: &BTreeMap<K, Arc<V>>, b: &BTreeMap<K, Arc<V>>) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|((k, v), (l, w))| k == l && Arc::ptr_eq(v, w))
 }
 
 fn same_list<T>(a: &[Arc<T>], b: &[Arc<T>]) -> bool {

@@ -13,6 +13,7 @@ pub const KINDS: &[(&str, &str)] = &[
     ("", "Service"),
     ("", "Endpoints"),
     ("", "Secret"),
+    ("", "ConfigMap"),
     ("discovery.k8s.io", "EndpointSlice"),
     ("networking.istio.io", "ServiceEntry"),
     ("networking.istio.io", "WorkloadEntry"),
@@ -25,24 +26,41 @@ pub const KINDS: &[(&str, &str)] = &[
     ("security.istio.io", "AuthorizationPolicy"),
     ("security.istio.io", "RequestAuthentication"),
     ("telemetry.istio.io", "Telemetry"),
+    ("networking.k8s.io", "Ingress"),
+    ("networking.k8s.io", "IngressClass"),
+    ("gateway.networking.k8s.io", "GatewayClass"),
+    ("gateway.networking.k8s.io", "Gateway"),
+    ("gateway.networking.k8s.io", "HTTPRoute"),
+    ("gateway.networking.k8s.io", "GRPCRoute"),
+    ("gateway.networking.k8s.io", "TLSRoute"),
+    ("gateway.networking.k8s.io", "TCPRoute"),
+    ("gateway.networking.k8s.io", "ReferenceGrant"),
+    ("gateway.networking.k8s.io", "BackendTLSPolicy"),
+    ("networking.x-k8s.io", "GatewayClass"),
+    ("networking.x-k8s.io", "Gateway"),
+    ("networking.x-k8s.io", "HTTPRoute"),
+    ("networking.x-k8s.io", "TLSRoute"),
+    ("networking.x-k8s.io", "TCPRoute"),
 ];
 
 /// Everything that a build reads. Lists that did not change since the last build should hold the same `Arc`s: they are
 /// not read again.
 #[derive(Debug, Clone, Default)]
 pub struct Inputs {
-    /// Objects by kind, for the kinds of [`KINDS`].
-    objects: BTreeMap<&'static str, Vec<Arc<Object>>>,
+    /// Objects by group and kind, for the kinds of [`KINDS`].
+    objects: BTreeMap<(&'static str, &'static str), Vec<Arc<Object>>>,
     /// Mesh-wide settings, defaults filled in.
     pub mesh: Arc<istio::MeshConfig>,
     /// Settings of the control plane.
     pub settings: Arc<Settings>,
+    /// Key sets that were fetched so far.
+    pub jwks: crate::FetchedKeys,
 }
 
 impl Inputs {
     /// Inputs with these settings and no objects.
     pub fn new(mesh: Arc<istio::MeshConfig>, settings: Arc<Settings>) -> Self {
-        Self { objects: BTreeMap::new(), mesh, settings }
+        Self { objects: BTreeMap::new(), mesh, settings, jwks: crate::FetchedKeys::default() }
     }
 
     /// Sets the whole list of one kind; kinds that a build does not read are left out.
@@ -60,11 +78,12 @@ impl Inputs {
     }
 
     /// The objects of a kind.
-    pub fn of(&self, kind: &str) -> &[Arc<Object>] {
-        self.objects.get(kind).map_or(&[], Vec::as_slice)
+    pub fn of(&self, group: &str, kind: &str) -> &[Arc<Object>] {
+        let known = known_kind(group, kind);
+        known.and_then(|known| self.objects.get(&known)).map_or(&[], Vec::as_slice)
     }
 }
 
-fn known_kind(group: &str, kind: &str) -> Option<&'static str> {
-    KINDS.iter().find(|(g, k)| *g == group && *k == kind).map(|(_, k)| *k)
+fn known_kind(group: &str, kind: &str) -> Option<(&'static str, &'static str)> {
+    KINDS.iter().find(|(g, k)| *g == group && *k == kind).copied()
 }

@@ -148,7 +148,31 @@ pub(crate) struct ServiceSpec {
     pub selector: Option<Labels>,
     pub external_name: String,
     pub internal_traffic_policy: String,
+    pub publish_not_ready_addresses: bool,
+    pub traffic_distribution: String,
     pub ports: Vec<ServicePortSpec>,
+    /// Addresses and names of the load balancer in front, from the status.
+    #[serde(skip)]
+    pub load_balancer: Vec<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct ServiceStatus {
+    load_balancer: LoadBalancer,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct LoadBalancer {
+    ingress: Vec<LoadBalancerIngress>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct LoadBalancerIngress {
+    ip: String,
+    hostname: String,
 }
 
 /// A port of a service's spec.
@@ -170,7 +194,13 @@ pub(crate) enum IntOrName {
     Name(String),
 }
 
-pub(crate) const SERVICE: Reader<ServiceSpec> = |object| Ok(part(object, "spec")?);
+pub(crate) const SERVICE: Reader<ServiceSpec> = |object| {
+    let status: ServiceStatus = part(object, "status")?;
+    let mut spec: ServiceSpec = part(object, "spec")?;
+    let addresses = status.load_balancer.ingress.into_iter();
+    spec.load_balancer = addresses.map(|a| if a.ip.is_empty() { a.hostname } else { a.ip }).collect();
+    Ok(spec)
+};
 
 /// Addresses behind a service, from one endpoint slice (or one `Endpoints` object).
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -319,6 +349,19 @@ pub(crate) const SECRET: Reader<Option<Credential>> = |object| {
         }
         _ => Ok(None),
     }
+};
+
+/// CA certificates of a config map, under the names that secrets have them; `None` when it holds none.
+pub(crate) const CONFIG_MAP: Reader<Option<Credential>> = |object| {
+    let data = object.body.get("data").and_then(Value::as_object);
+    let of = |name: &str| data.and_then(|d| d.get(name)).and_then(Value::as_str);
+    let ca = of("ca.crt").or_else(|| of("cacert")).filter(|text| is_pem(text.as_bytes(), "CERTIFICATE"));
+    Ok(ca.map(|ca| Credential {
+        cert_chain: Vec::new(),
+        private_key: Vec::new(),
+        ca: Some(ca.as_bytes().to_vec()),
+        crl: of("ca.crl").map(|crl| crl.as_bytes().to_vec()),
+    }))
 };
 
 fn is_pem(bytes: &[u8], what: &str) -> bool {

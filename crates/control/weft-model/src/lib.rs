@@ -2,13 +2,16 @@
 //!
 //! Reading order: [`snapshot`] (what is built), `inputs` (what it is built from), `build` (the steps), then the sections in
 //! the order of data: `parsed`, `kubernetes`, `workloads`, `services`, `service_entries`, `endpoints`, `virtual_services`,
-//! `destination_rules`, `policies`, `secrets`, `warnings`; last `lookup` and `scope`: the questions that the generator asks.
+//! `destination_rules`, `gateway_api` (which stands for Gateways, virtual services and destination rules), `policies`,
+//! `secrets`, `warnings`; last `lookup` and `scope`: the questions that the generator asks.
 
 mod build;
 mod destination_rules;
 mod endpoints;
+mod gateway_api;
 pub mod hosts;
 mod inputs;
+pub mod jwks;
 mod kubernetes;
 mod lookup;
 pub mod memo;
@@ -22,16 +25,20 @@ mod services;
 pub mod snapshot;
 #[cfg(test)]
 mod tests;
+mod trim;
 mod virtual_services;
 mod warnings;
 mod workloads;
 
 pub use build::build;
+pub use gateway_api::StatusUpdate;
 pub use inputs::{Inputs, KINDS};
+pub use jwks::{FetchedKeys, KeySource};
 pub use lookup::ServiceInstance;
 pub use scope::{EgressScope, HostPattern, SidecarScope};
 pub use secrets::CA_SUFFIX;
 pub use snapshot::*;
+pub use trim::trim;
 pub use virtual_services::MESH_GATEWAY;
 
 /// Reads the spec of an Istio object that passes validation. (Unknown fields were reported when it was accepted; they do

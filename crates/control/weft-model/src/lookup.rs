@@ -117,9 +117,10 @@ impl MeshSnapshot {
         self.virtual_services_for(MESH_GATEWAY, namespace)
     }
 
-    /// Gateways whose selector selects a gateway workload with `labels`, oldest first.
-    pub fn gateways_for(&self, labels: &Labels) -> Vec<Arc<Gateway>> {
-        self.gateways.iter().filter(|g| selects(&g.spec.selector, labels)).cloned().collect()
+    /// Gateways that a gateway workload of `namespace` with `labels` serves, oldest first.
+    pub fn gateways_for(&self, namespace: &str, labels: &Labels) -> Vec<Arc<Gateway>> {
+        let served = |g: &&Arc<Gateway>| g.workloads.iter().any(|w| w.selects(namespace, labels));
+        self.gateways.iter().filter(served).cloned().collect()
     }
 
     /// Mutual-TLS mode of a workload's port: the oldest policy that selects the workload (its mode for the port, then its

@@ -18,6 +18,8 @@ pub(crate) struct Meta {
     pub labels: Arc<Labels>,
     pub annotations: Labels,
     pub provenance: Provenance,
+    /// Counts changes of the spec; a status says which it is about.
+    pub generation: i64,
 }
 
 /// An object, read.
@@ -175,18 +177,30 @@ impl Meta {
             created: object.created(),
             labels: Arc::new(object.metadata.labels.clone().unwrap_or_default()),
             annotations: mesh_annotations(object),
-            provenance: Provenance::object(&object.kind, object.namespace(), object.name()),
+            provenance: Provenance::object(&kind_name(object), object.namespace(), object.name()),
+            generation: object.metadata.generation.unwrap_or_default(),
         }
     }
 }
 
+/// The kind as warnings name it. Two groups have a Gateway: that of Kubernetes is written with its group.
+fn kind_name(object: &Object) -> String {
+    let of_istio = object.group().ends_with("istio.io");
+    if object.kind == "Gateway" && !of_istio { format!("Gateway.{}", object.group()) } else { object.kind.clone() }
+}
+
 fn mesh_annotations(object: &Object) -> Labels {
-    let of_mesh = |name: &str| {
-        let domain = name.split_once('/').map_or("", |(domain, _)| domain);
-        domain.ends_with("istio.io") || domain.ends_with("weft.dev") || domain == "prometheus.io"
-    };
     let all = object.metadata.annotations.iter().flatten();
-    all.filter(|(name, _)| of_mesh(name)).map(|(k, v)| (k.clone(), v.clone())).collect()
+    all.filter(|(name, _)| is_of_mesh(name)).map(|(k, v)| (k.clone(), v.clone())).collect()
+}
+
+/// Whether some part of the mesh reads an annotation.
+pub(crate) fn is_of_mesh(name: &str) -> bool {
+    let domain = name.split_once('/').map_or("", |(domain, _)| domain);
+    domain.ends_with("istio.io")
+        || domain.ends_with("weft.dev")
+        || domain == "prometheus.io"
+        || name == "kubernetes.io/ingress.class"
 }
 
 /// True when every entry of `selector` is in `labels`; an empty selector selects all.

@@ -2,7 +2,7 @@
 //! envoy filters. Indexed by namespace; who is older comes first.
 
 use crate::parsed::Parsed;
-use crate::{Gateway, Labels, MtlsMode, PeerAuthPolicies, Policy, Settings, Sidecar, Warning};
+use crate::{Gateway, GatewayWorkloads, Labels, MtlsMode, PeerAuthPolicies, Policy, Settings, Sidecar, Warning};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use weft_k8s_api::istio;
@@ -17,6 +17,7 @@ pub(crate) fn gateways(objects: &Objects<istio::Gateway>) -> Vec<Arc<Gateway>> {
             namespace: o.meta.namespace.clone(),
             name: o.meta.name.clone(),
             created: o.meta.created,
+            workloads: vec![GatewayWorkloads { namespace: None, labels: o.spec.selector.clone() }],
             spec: o.spec.clone(),
             provenance: o.meta.provenance.clone(),
         })

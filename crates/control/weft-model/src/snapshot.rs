@@ -42,6 +42,8 @@ pub struct MeshSnapshot {
     pub authorization: BTreeMap<String, Vec<Arc<Policy<istio::AuthorizationPolicy>>>>,
     /// Request authentication by namespace, oldest first.
     pub request_auth: BTreeMap<String, Vec<Arc<Policy<istio::RequestAuthentication>>>>,
+    /// Key sets of token issuers that were fetched.
+    pub jwks: crate::FetchedKeys,
     /// Telemetry by namespace, oldest first.
     pub telemetry: BTreeMap<String, Vec<Arc<Policy<istio::Telemetry>>>>,
     /// Envoy filters by namespace, by priority then oldest first.
@@ -64,6 +66,10 @@ pub struct MeshSnapshot {
     /// Destination rules with a workload selector, by namespace, oldest first. They come before the rules without one,
     /// for the clients they select. Read through [`MeshSnapshot::destination_rule_for_workload`].
     pub selected_destination_rules: BTreeMap<String, Vec<Arc<DestinationRule>>>,
+    /// CA certificates of config maps, by namespace and name; the key and certificate of such a one are empty.
+    pub authorities: BTreeMap<(String, String), Arc<Credential>>,
+    /// What the statuses of objects should say.
+    pub statuses: Arc<Vec<crate::StatusUpdate>>,
     /// In which build each section last changed: equal numbers in two snapshots of one process mean equal sections.
     pub sections: Sections,
     /// What the next build may reuse.
@@ -394,6 +400,9 @@ pub struct VirtualService {
     pub spec: Arc<istio::VirtualService>,
     /// For each `spec.http` entry its origin: delegates come from other objects.
     pub http_origin: Vec<Provenance>,
+    /// Rules of the Gateway API and of Ingresses: a path prefix stands for whole path elements, and what leads to no
+    /// service is answered 500.
+    pub whole_path_elements: bool,
     /// The object.
     pub provenance: Provenance,
 }
@@ -426,8 +435,26 @@ pub struct Gateway {
     pub created: i64,
     /// The spec as given.
     pub spec: Arc<istio::Gateway>,
+    /// The workloads that serve it: any of these.
+    pub workloads: Vec<GatewayWorkloads>,
     /// The object.
     pub provenance: Provenance,
+}
+
+/// Workloads that serve a gateway.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GatewayWorkloads {
+    /// Their namespace; `None` = any.
+    pub namespace: Option<String>,
+    /// Their labels.
+    pub labels: Labels,
+}
+
+impl GatewayWorkloads {
+    /// Whether a workload of `namespace` with `labels` is one of them.
+    pub fn selects(&self, namespace: &str, labels: &Labels) -> bool {
+        self.namespace.as_deref().is_none_or(|n| n == namespace) && crate::parsed::selects(&self.labels, labels)
+    }
 }
 
 /// A Sidecar object.

@@ -115,6 +115,7 @@ fn resolve_one(root: &Object, delegates: Vec<Option<Object>>, settings: &Setting
         created: root.meta.created,
         spec: Arc::new(spec),
         http_origin,
+        whole_path_elements: false,
         provenance: root.meta.provenance.clone(),
     };
     Resolved { root: root.clone(), delegates, output: Arc::new(output), warnings }

@@ -3,7 +3,7 @@
 
 use crate::parsed::selects;
 use crate::virtual_services::MESH_GATEWAY;
-use crate::{DestinationRule, Gateway, MeshSnapshot, VirtualService, Warning, hosts, services};
+use crate::{DestinationRule, Gateway, KeySource, MeshSnapshot, VirtualService, Warning, hosts, services};
 use std::collections::{BTreeSet, HashMap};
 use weft_core::Provenance;
 use weft_k8s_api::istio;
@@ -24,6 +24,32 @@ pub(crate) fn of_routes(snapshot: &MeshSnapshot) -> Vec<Warning> {
         if !hosts::is_wildcard(&rule.host) && !known_host(snapshot, &rule.host) {
             let at = rule.origins.first().cloned().unwrap_or_default().at("spec.host");
             found.push(not_found(at, format!("host {} is no service of the mesh; the rule has no effect", rule.host)));
+        }
+    }
+    found
+}
+
+/// Security objects that name a provider or keys that are not there. What they guard is denied.
+pub(crate) fn of_security(snapshot: &MeshSnapshot) -> Vec<Warning> {
+    let mut found = Vec::new();
+    for policy in snapshot.authorization.values().flatten() {
+        if policy.spec.action != istio::AuthorizationAction::Custom {
+            continue;
+        }
+        let name = policy.spec.provider.as_ref().map_or("", |p| p.name.as_str());
+        let known = snapshot.mesh.extension_provider(name);
+        let asks = known.is_some_and(|p| p.envoy_ext_authz_grpc.is_some() || p.envoy_ext_authz_http.is_some());
+        if !asks {
+            let at = policy.provenance.at("spec.provider.name");
+            let what = "is no external authorizer of the mesh config's extensionProviders";
+            found.push(not_found(at, format!("{name:?} {what}; requests that the rules match are denied")));
+        }
+    }
+    for policy in snapshot.request_auth.values().flatten() {
+        for (i, rule) in policy.spec.jwt_rules.iter().enumerate() {
+            let Some(Err(why)) = KeySource::of(rule).and_then(|source| snapshot.jwks.get(&source)) else { continue };
+            let at = policy.provenance.at(&format!("spec.jwtRules[{i}].jwksUri"));
+            found.push(not_found(at, format!("{why}; tokens of {} are refused until keys are there", rule.issuer)));
         }
     }
     found
@@ -111,7 +137,7 @@ fn destination(
     at: &Provenance,
     found: &mut Vec<Warning>,
 ) {
-    let Some(to) = to else { return };
+    let Some(to) = to.filter(|to| to.host != crate::gateway_api::INVALID_HOST) else { return };
     let place = |field: &str| at.at(format!("{}.{field}", at.path));
     let Some(service) = look.snapshot.service_covering(&to.host, &vs.namespace) else {
         let message =
@@ -144,6 +170,10 @@ fn known_host(snapshot: &MeshSnapshot, host: &str) -> bool {
 }
 
 fn gateway_references(snapshot: &MeshSnapshot, gateway: &Gateway, found: &mut Vec<Warning>) {
+    if gateway.spec.selector.is_empty() && gateway.workloads.iter().all(|w| !w.labels.is_empty()) {
+        // Stands for a listener of the Gateway API or an Ingress: their conditions say what is missing.
+        return;
+    }
     let selected = snapshot.workloads_by_name.values().filter(|w| selects(&gateway.spec.selector, &w.labels));
     let namespaces: BTreeSet<&str> = selected.map(|w| w.namespace.as_str()).collect();
     if namespaces.is_empty() {

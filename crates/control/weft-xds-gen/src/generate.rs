@@ -50,13 +50,16 @@ type Mark = Vec<u64>;
 struct Kept {
     last_used: u64,
     scope: Option<(Mark, Arc<Scope>)>,
-    clusters: Option<(Mark, Arc<Resources>)>,
+    clusters: Option<(Mark, SharedClusters)>,
     endpoints: Option<(Mark, Arc<Resources>)>,
     outbound: HashMap<OutboundKey, (Mark, Arc<Outbound>)>,
     routes: Option<(Mark, SharedRoutes)>,
     names: Option<(Mark, Arc<Resource>)>,
     gateways: HashMap<GatewayKey, (Mark, Arc<GatewayPart>)>,
 }
+
+/// Clusters, and the SDS names that they refer to and the control plane serves.
+type SharedClusters = (Arc<Resources>, Arc<Vec<Strng>>);
 
 /// Route configurations, and virtual hosts apart.
 type SharedRoutes = (Arc<Resources>, Arc<Resources>);
@@ -165,15 +168,18 @@ impl Step<'_> {
         let outbound = self.outbound(kept, observe_key, maker);
         let routes = self.routes(kept, &outbound);
         let policies = snapshot.authorization_for(proxy.namespace(), &proxy.labels);
-        let inbound_listeners = Inbound { maker, proxy, ports: &served, policies }.listeners();
+        let tokens = snapshot.request_auth_for(proxy.namespace(), &proxy.labels);
+        let (clusters, credentials) = self.clusters(kept);
+        let inbound_listeners = Inbound { maker, proxy, ports: &served, policies, tokens }.listeners();
 
         ProxyResources {
             listeners: ResourceMap::new(self.without_own(&outbound), inbound_listeners),
             routes: ResourceMap::new(routes.0.clone(), Resources::new()),
             virtual_hosts: ResourceMap::new(routes.1.clone(), Resources::new()),
-            clusters: ResourceMap::new(self.clusters(kept), inbound::clusters(snapshot, proxy, &served)),
+            clusters: ResourceMap::new(clusters, inbound::clusters(snapshot, proxy, &served)),
             endpoints: ResourceMap::new(self.endpoints(kept), Resources::new()),
             name_table: proxy.dns_capture().then(|| self.names(kept)),
+            credentials: credentials.to_vec(),
             ..ProxyResources::default()
         }
     }
@@ -181,15 +187,19 @@ impl Step<'_> {
     fn gateway(&self, kept: &mut Kept) -> ProxyResources {
         let part = self.gateway_part(kept);
         let endpoints = self.endpoints(kept);
+        let (clusters, of_clusters) = self.clusters(kept);
+        let mut credentials: Vec<Strng> = part.credentials.iter().chain(of_clusters.iter()).cloned().collect();
+        credentials.sort();
+        credentials.dedup();
         let sni = if part.sni_endpoints { endpoint::all(self.view, true) } else { Resources::new() };
         ProxyResources {
             listeners: ResourceMap::new(part.listeners.clone(), Resources::new()),
             routes: ResourceMap::new(part.configurations.clone(), Resources::new()),
             virtual_hosts: ResourceMap::new(part.virtual_hosts.clone(), Resources::new()),
-            clusters: ResourceMap::new(self.clusters(kept), part.sni_clusters.clone()),
+            clusters: ResourceMap::new(clusters, part.sni_clusters.clone()),
             endpoints: ResourceMap::new(endpoints, sni),
             name_table: self.proxy.dns_capture().then(|| self.names(kept)),
-            credentials: part.credentials.clone(),
+            credentials,
             ..ProxyResources::default()
         }
     }
@@ -211,13 +221,14 @@ impl Step<'_> {
         if self.view.scope.holds_endpoints { self.sections().endpoints } else { 0 }
     }
 
-    fn clusters(&self, kept: &mut Kept) -> Arc<Resources> {
+    fn clusters(&self, kept: &mut Kept) -> SharedClusters {
         let endpoints = if self.asked.dialled { self.sections().endpoints } else { self.endpoints_inside() };
         let mark = self.mark(&[self.sections().security, endpoints]);
         remember(&mut kept.clusters, mark, |old| {
             let mut all = cluster::outbound(self.view);
             all.extend(fixed::outbound(self.view.mesh(), self.view.scope.key.gateway));
-            reuse(old.unwrap_or(&Arc::default()), all)
+            let none = SharedClusters::default();
+            (reuse(&old.unwrap_or(&none).0, all), Arc::new(cluster::credentials(self.view)))
         })
     }
 
@@ -285,7 +296,9 @@ impl Step<'_> {
             let observe = Observability::new(self.view, proxy, &observe_key);
             let merged = merge::merge(snapshot, proxy);
             let policies = snapshot.authorization_for(proxy.namespace(), &proxy.labels);
-            let maker = GatewayMaker { maker: Maker { view: self.view, observe: &observe }, merged: &merged, policies };
+            let tokens = snapshot.request_auth_for(proxy.namespace(), &proxy.labels);
+            let maker = Maker { view: self.view, observe: &observe };
+            let maker = GatewayMaker { maker, merged: &merged, policies, tokens };
             let routes = gateway::route::routes(self.view, &merged);
             let none = GatewayPart::default();
             let old = old.map_or(&none, |old| old);

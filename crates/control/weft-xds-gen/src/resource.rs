@@ -135,7 +135,8 @@ pub struct ProxyResources {
     pub endpoints: ResourceMap,
     /// Names that the proxy's DNS server answers; `None` unless the proxy captures DNS.
     pub name_table: Option<Arc<Resource>>,
-    /// SDS names of gateway certificates, `kubernetes://…`, that this proxy's listeners refer to.
+    /// SDS names that this proxy's listeners and clusters refer to and the control plane serves: `kubernetes://NAME` of
+    /// the proxy's own namespace, `kubernetes-gateway://NAMESPACE/NAME`, `configmap://NAMESPACE/NAME-cacert`.
     pub credentials: Vec<Strng>,
     /// Objects that bind the proxy and are not applied to any of this: EnvoyFilters.
     pub not_applied: Vec<Provenance>,

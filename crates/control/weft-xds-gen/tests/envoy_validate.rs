@@ -39,6 +39,7 @@ fn bootstrap(resources: &ProxyResources) -> Value {
     listeners.iter_mut().for_each(|listener| inline_routes(listener, &routes));
     let mut clusters = messages::<Cluster>(&resources.clusters);
     clusters.iter_mut().for_each(|cluster| inline_endpoints(cluster, &endpoints));
+    clusters.iter_mut().for_each(sds_of_its_own);
     clusters.push(grpc_cluster("sds-grpc", json!({"pipe": {"path": "/var/run/secrets/workload-spiffe-uds/socket"}})));
     clusters.push(grpc_cluster("xds-grpc", json!({"socket_address": {"address": "127.0.0.1", "port_value": 15012}})));
     json!({
@@ -76,6 +77,25 @@ fn inline_routes(value: &mut Value, routes: &Map<String, Value>) {
             map.values_mut().for_each(|v| inline_routes(v, routes));
         }
         Value::Array(items) => items.iter_mut().for_each(|v| inline_routes(v, routes)),
+        _ => {}
+    }
+}
+
+/// Secrets of clusters come over a stream of their own: static clusters are read before there is an aggregated one, and
+/// Envoy dies of that.
+fn sds_of_its_own(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            if map.get("sds_config").is_some_and(|c| c.get("ads").is_some()) {
+                let source = json!({
+                    "api_type": "GRPC", "transport_api_version": "V3",
+                    "grpc_services": [{"envoy_grpc": {"cluster_name": "sds-grpc"}}],
+                });
+                map.insert("sds_config".into(), json!({"api_config_source": source, "resource_api_version": "V3"}));
+            }
+            map.values_mut().for_each(sds_of_its_own);
+        }
+        Value::Array(items) => items.iter_mut().for_each(sds_of_its_own),
         _ => {}
     }
 }

@@ -33,7 +33,42 @@ fn run(text: &str) -> Value {
         shown(&generate(&snapshot, &proxy), &head["show"]),
         "not deterministic"
     );
-    sorted(shown(&resources, &head["show"]))
+    let mut shown = shown(&resources, &head["show"]);
+    if head["show"]["statuses"].is_object() {
+        shown["statuses"] = snapshot.statuses.iter().map(status).collect();
+    }
+    sorted(shown)
+}
+
+/// What the status of an object should say: kind and name, then the status without what is the same everywhere.
+fn status(update: &weft_model::StatusUpdate) -> Value {
+    let mut status = update.status.clone();
+    shorten(&mut status);
+    json!({"object": update.object.to_string(), "status": status})
+}
+
+/// Conditions as `Type=Status Reason: message`.
+fn shorten(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            for (name, value) in map.iter_mut() {
+                match (name.as_str(), value.as_array()) {
+                    ("conditions", Some(list)) => {
+                        let of = |c: &Value, field: &str| c[field].as_str().unwrap_or_default().to_string();
+                        let short = |c: &Value| {
+                            let [kind, status, reason, text] =
+                                ["type", "status", "reason", "message"].map(|f| of(c, f));
+                            Value::String(format!("{kind}={status} {reason}: {text}"))
+                        };
+                        *value = list.iter().map(short).collect();
+                    }
+                    _ => shorten(value),
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(shorten),
+        _ => {}
+    }
 }
 
 /// The same with the keys of all objects in order: maps of messages have none.
@@ -63,6 +98,7 @@ fn shown(resources: &ProxyResources, wanted: &Value) -> Value {
                 let table = resources.name_table.as_ref().map(|r| unpack::<NameTable>(&r.any).unwrap());
                 table.map_or(Value::Null, |table| to_json(&table, true).unwrap())
             }
+            "statuses" => continue,
             other => panic!("show knows no {other}"),
         };
         out.insert(kind.clone(), value);

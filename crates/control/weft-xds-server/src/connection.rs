@@ -249,21 +249,24 @@ impl<V: Variant> Connection<V> {
             self.shared.metrics.generated(start.elapsed());
             resources
         };
-        let names: &[Strng] = if self.may_have_secrets(&view, snapshot) { &resources.credentials } else { &[] };
-        let secrets = offer::secrets(snapshot, view.namespace(), names, &mut self.packed);
+        let mut names = resources.credentials.clone();
+        if !self.may_have_secrets(&view, snapshot) {
+            names.retain(|name| name.starts_with(offer::CONFIG_MAP_SCHEME));
+        }
+        let secrets = offer::secrets(snapshot, view.namespace(), &names, &mut self.packed);
         self.offer = Arc::new(Offer::new(snapshot.version, resources, secrets));
         self.status.offered(self.offer.clone());
         self.made_at = published.at;
         Ok(())
     }
 
-    /// Secrets go to gateways alone, and only when the caller is proven to be what runs there, and is bound to Gateways by
-    /// the labels of that workload and not by those it says it has.
+    /// Secrets go to proxies whose resources refer to them (gateways, and workloads that a destination rule selects), and
+    /// only when the caller is proven to be what runs there, with the labels of that workload and not those it says it has.
     fn may_have_secrets(&self, view: &ProxyView, snapshot: &MeshSnapshot) -> bool {
         let Caller::Account { namespace, service_account } = &self.caller else { return false };
         let workload = snapshot.proxy_workload(view.namespace(), &view.node.pod, view.node.ip);
         let same = |w: &Arc<weft_model::Workload>| w.namespace == *namespace && w.service_account == *service_account;
-        view.is_gateway() && workload.is_some_and(|w| same(w) && *w.labels == view.labels)
+        workload.is_some_and(|w| same(w) && *w.labels == view.labels)
     }
 
     async fn push(&mut self) -> Result<(), Status> {

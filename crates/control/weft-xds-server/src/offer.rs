@@ -11,8 +11,12 @@ use weft_proto::envoy::extensions::transport_sockets::tls::v3::{
 };
 use weft_xds_gen::{ProxyResources, Resource, ResourceMap};
 
-/// Beginning of the names of secrets that the control plane serves.
+/// Beginning of the names of secrets of the proxy's own namespace.
 const SECRET_SCHEME: &str = "kubernetes://";
+/// Beginning of the names of secrets of any namespace, which the model gives to those that a ReferenceGrant lets refer.
+const GRANTED_SCHEME: &str = "kubernetes-gateway://";
+/// Beginning of the names of CA certificates in config maps. They are no secret.
+pub(crate) const CONFIG_MAP_SCHEME: &str = "configmap://";
 
 /// All resources for one proxy.
 #[derive(Debug, Clone, Default)]
@@ -50,7 +54,7 @@ impl Offer {
     }
 }
 
-/// Packs the secrets that a gateway of `namespace` names, from that namespace alone. Those packed for the last push are
+/// Packs the secrets that a proxy of `namespace` refers to by the resources made for it. Those packed for the last push are
 /// taken from `packed` when the credential is the same.
 pub(crate) fn secrets(
     snapshot: &MeshSnapshot,
@@ -75,13 +79,22 @@ pub(crate) fn secrets(
 }
 
 /// `kubernetes://NAME` is the certificate of secret NAME; `kubernetes://NAME-cacert` the CA certificates of a secret of that
-/// very name, else of NAME. A name with a namespace in it is not served: secrets do not leave their namespace.
+/// very name, else of NAME. Those are looked for in the proxy's own namespace; the other schemes name one, and only
+/// generated objects have them (validation keeps users from writing them).
 fn find<'a>(snapshot: &'a MeshSnapshot, namespace: &str, name: &str) -> Option<(&'a Arc<Credential>, bool)> {
-    let secret = name.strip_prefix(SECRET_SCHEME)?;
+    let (all, namespace, secret) = if let Some(secret) = name.strip_prefix(SECRET_SCHEME) {
+        (&snapshot.secrets, namespace, secret)
+    } else if let Some(rest) = name.strip_prefix(GRANTED_SCHEME) {
+        let (namespace, secret) = rest.split_once('/')?;
+        (&snapshot.secrets, namespace, secret)
+    } else {
+        let (namespace, secret) = name.strip_prefix(CONFIG_MAP_SCHEME)?.split_once('/')?;
+        (&snapshot.authorities, namespace, secret)
+    };
     if secret.contains('/') {
         return None;
     }
-    let of = |secret: &str| snapshot.secrets.get(&(namespace.to_string(), secret.to_string()));
+    let of = |secret: &str| all.get(&(namespace.to_string(), secret.to_string()));
     match secret.strip_suffix(CA_SUFFIX) {
         None => of(secret).map(|c| (c, false)),
         Some(stem) => of(secret).or_else(|| of(stem)).map(|c| (c, true)),

@@ -318,6 +318,12 @@ pub(super) fn client_tls(tls: &ClientTlsSettings, path: &str, report: &mut Repor
         }
         _ => {}
     }
+    let plain = tls.credential_name.strip_prefix("kubernetes://").unwrap_or(&tls.credential_name);
+    if plain.contains("://") || plain.contains('/') {
+        let message =
+            format!("{:?} is not the name of a secret; secrets are looked for beside the proxy", tls.credential_name);
+        report.error(format_args!("{path}.credentialName"), message);
+    }
     if tls.insecure_skip_verify == Some(true) && (!tls.ca_certificates.is_empty() || !tls.subject_alt_names.is_empty())
     {
         let message = "is true, so caCertificates and subjectAltNames would not be used; remove one side";

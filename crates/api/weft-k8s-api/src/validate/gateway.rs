@@ -151,6 +151,18 @@ fn certificates(tls: &ServerTlsSettings, files: &[&str], secrets: &[&str], path:
     if secrets.len() > 1 {
         report.error(path, format!("has {}; keep one", secrets.join(" and ")));
     }
+    for (field, name) in std::iter::once(("credentialName", &tls.credential_name))
+        .chain(tls.credential_names.iter().map(|name| ("credentialNames", name)))
+        .chain([("caCertCredentialName", &tls.ca_cert_credential_name)])
+    {
+        // Other schemes stand for secrets of other namespaces, which a Gateway of Istio's kind may not use.
+        let plain = name.strip_prefix("kubernetes://").unwrap_or(name);
+        if plain.contains("://") || plain.contains('/') {
+            let message =
+                format!("{name:?} is not the name of a secret; secrets are looked for beside the gateway's pods");
+            report.error(format_args!("{path}.{field}"), message);
+        }
+    }
     if tls.credential_names.len() > 2 {
         report.error(format_args!("{path}.credentialNames"), "has more than 2 items; one RSA and one ECDSA");
     }

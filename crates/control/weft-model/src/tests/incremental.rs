@@ -24,11 +24,15 @@ metadata: {name: leaf, namespace: default}
 spec: {http: [{route: [{destination: {host: reviews}}]}]}
 "#;
 
+fn group_of(kind: &str) -> &'static str {
+    crate::KINDS.iter().find(|(_, k)| *k == kind).unwrap().0
+}
+
 /// The inputs with one object changed.
 fn edit(inputs: &Inputs, kind: &str, name: &str, change: impl Fn(&mut Object)) -> Inputs {
     let mut edited = inputs.clone();
     let list: Vec<Arc<Object>> = inputs
-        .of(kind)
+        .of(group_of(kind), kind)
         .iter()
         .map(|o| {
             if o.name() != name {

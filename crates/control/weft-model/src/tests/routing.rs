@@ -245,6 +245,6 @@ spec:
     for (kind, name, want) in table {
         assert_eq!(warnings_of(&mesh, kind, name), want, "{kind} {name}");
     }
-    let bound = mesh.gateways_for(&labels(&[("app", "reviews"), ("version", "v1")]));
+    let bound = mesh.gateways_for("default", &labels(&[("app", "reviews"), ("version", "v1")]));
     assert_eq!(bound.iter().map(|g| g.name.as_str()).collect::<Vec<_>>(), ["on-reviews"]);
 }

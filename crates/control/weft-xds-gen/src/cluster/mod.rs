@@ -19,6 +19,7 @@ use crate::scope::View;
 use crate::traffic::{self, Effective};
 use protocol::HttpOptions;
 use std::sync::Arc;
+use weft_core::Strng;
 use weft_core::names::ClusterName;
 use weft_k8s_api::istio::SimpleLb;
 use weft_model::{DestinationRule, Protocol, Registry, Resolution, Service, ServicePort};
@@ -84,6 +85,15 @@ pub(crate) fn outbound(view: View<'_>) -> Resources {
         }
     }
     by_name(clusters)
+}
+
+/// SDS names that the clusters refer to and the control plane serves.
+pub(crate) fn credentials(view: View<'_>) -> Vec<Strng> {
+    let rules = view.scope.services().filter_map(|service| view.rule(service));
+    let mut names: Vec<Strng> = rules.flat_map(|rule| tls::credentials(view, &rule)).map(Strng::from).collect();
+    names.sort();
+    names.dedup();
+    names
 }
 
 /// The same clusters once more for gateways that pass mutual TLS on unopened: named by the SNI that leads to them, and

@@ -2,15 +2,17 @@
 //! take it.
 
 use super::{Draft, Target};
+use crate::gateway::tls::CA_SUFFIX;
 use crate::pb::cluster::cluster::TransportSocketMatch;
 use crate::pb::{self, core, matcher, secret, tls, transport_socket, value};
 use crate::scope::View;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use tls::common_tls_context::{CombinedCertificateValidationContext, ValidationContextType};
 use tls::subject_alt_name_matcher::SanType;
 use tls::tls_parameters::TlsProtocol;
 use weft_k8s_api::istio::{ClientTlsMode, ClientTlsSettings, ProxyProtocol, SimpleLb, TlsConfig};
-use weft_model::{MtlsMode, Registry, Resolution};
+use weft_model::{DestinationRule, MtlsMode, Registry, Resolution};
 use weft_proto::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use weft_proto::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 
@@ -20,6 +22,8 @@ pub(crate) const TLS_SOCKET: &str = "envoy.transport_sockets.tls";
 pub(crate) const TLS_MODE_KEY: &str = "tlsMode";
 /// Value of [`TLS_MODE_KEY`] on endpoints that take the mesh's mutual TLS.
 pub(crate) const TLS_MODE_ISTIO: &str = "istio";
+/// Beginning of the names of CA certificates that config maps hold.
+pub(crate) const CONFIG_MAP_SCHEME: &str = "configmap://";
 /// Files of the system's own CA certificates are served under this name.
 const SYSTEM_ROOTS: &str = "file-root:system";
 
@@ -209,8 +213,7 @@ fn origination(
     mutual: bool,
 ) -> Option<tls::UpstreamTlsContext> {
     // A secret may be named by gateways, and by rules that select the workloads which may read it.
-    let selected = target.rule.is_some_and(|rule| rule.spec.workload_selector.is_some());
-    if !settings.credential_name.is_empty() && !view.scope.key.gateway && !selected {
+    if !settings.credential_name.is_empty() && !may_name(view, target.rule, &settings.credential_name) {
         return None;
     }
     let unverified = settings.insecure_skip_verify == Some(true);
@@ -241,6 +244,32 @@ fn origination(
     Some(tls::UpstreamTlsContext { common_tls_context: Some(common), sni: settings.sni.clone(), ..Default::default() })
 }
 
+/// Whether the proxies of the view get the secret that a rule names. CA certificates of config maps are no secret.
+fn may_name(view: View<'_>, rule: Option<&Arc<DestinationRule>>, credential: &str) -> bool {
+    let selected = rule.is_some_and(|rule| rule.spec.workload_selector.is_some());
+    view.scope.key.gateway || selected || credential.starts_with(CONFIG_MAP_SCHEME)
+}
+
+/// SDS names, served by the control plane, that clusters towards the services of a rule refer to.
+pub(super) fn credentials(view: View<'_>, rule: &Arc<DestinationRule>) -> Vec<String> {
+    let spec = &rule.spec;
+    let policies = spec.traffic_policy.iter().chain(spec.subsets.iter().filter_map(|s| s.traffic_policy.as_ref()));
+    let settings =
+        policies.flat_map(|p| p.tls.iter().chain(p.port_level_settings.iter().filter_map(|s| s.tls.as_ref())));
+    let mut names = Vec::new();
+    for tls in settings.filter(|t| matches!(t.mode, ClientTlsMode::Simple | ClientTlsMode::Mutual)) {
+        if tls.credential_name.is_empty() || !may_name(view, Some(rule), &tls.credential_name) {
+            continue;
+        }
+        let name = crate::gateway::tls::credential_resource(&tls.credential_name);
+        names.push(format!("{name}{CA_SUFFIX}"));
+        if tls.mode == ClientTlsMode::Mutual {
+            names.push(name);
+        }
+    }
+    names
+}
+
 fn from_files(
     common: &mut tls::CommonTlsContext,
     settings: &ClientTlsSettings,
@@ -268,7 +297,8 @@ fn from_secret(common: &mut tls::CommonTlsContext, settings: &ClientTlsSettings,
     if mutual {
         common.tls_certificate_sds_secret_configs.push(secret::from_control_plane(&name));
     }
-    common.validation_context_type = Some(combined(secret::from_control_plane(&format!("{name}-cacert")), names, None));
+    common.validation_context_type =
+        Some(combined(secret::from_control_plane(&format!("{name}{CA_SUFFIX}")), names, None));
 }
 
 /// Curves and ciphers that the mesh config sets for TLS outside the mesh.

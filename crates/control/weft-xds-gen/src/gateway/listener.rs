@@ -2,6 +2,7 @@
 
 use super::merge::{GatewayServer, Merged, PortServers};
 use super::{l4, tls};
+use crate::authn::{self, AuthnPolicy};
 use crate::authz::{self, AuthzPolicy, TrustDomains};
 use crate::listener::Maker;
 use crate::listener::chain::{Chain, add_without_collision};
@@ -22,6 +23,8 @@ pub(crate) struct GatewayMaker<'a> {
     pub merged: &'a Merged,
     /// Authorization that binds the gateway's workload.
     pub policies: Vec<Arc<AuthzPolicy>>,
+    /// Request authentication that binds it.
+    pub tokens: Vec<Arc<AuthnPolicy>>,
 }
 
 impl GatewayMaker<'_> {
@@ -117,12 +120,13 @@ impl GatewayMaker<'_> {
         let snapshot = self.maker.view.snapshot;
         let trust = TrustDomains::new(&snapshot.settings.trust_domain, &snapshot.mesh.trust_domain_aliases);
         let bound: Vec<&AuthzPolicy> = self.policies.iter().map(|p| &**p).collect();
+        let tokens = authn::http_filter_for(snapshot, &self.tokens, authn::claims_route(snapshot));
         let options = Options {
             place: Place::Gateway,
             stat_prefix,
             routes: RouteSource::Rds(route),
             protocol,
-            authz: authz::http_filters(&bound, &trust),
+            authz: tokens.into_iter().chain(authz::http_filters(self.maker.view, &bound, &trust)).collect(),
             extra: Vec::new(),
         };
         hcm::filter(self.maker.view.mesh(), self.maker.observe, options)

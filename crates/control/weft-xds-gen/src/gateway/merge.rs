@@ -114,7 +114,7 @@ pub(crate) fn merge(snapshot: &MeshSnapshot, proxy: &ProxyView) -> Merged {
     let translation = Translation::of(snapshot, proxy);
     let mut ports: BTreeMap<(u16, String), PortServers> = BTreeMap::new();
     let mut taken = Taken::default();
-    for gateway in snapshot.gateways_for(&proxy.labels) {
+    for gateway in snapshot.gateways_for(proxy.namespace(), &proxy.labels) {
         for (index, server) in gateway.spec.servers.iter().enumerate() {
             let Some(declared) = server.port.as_ref().and_then(|p| u16::try_from(p.number).ok()) else { continue };
             let port = translation.port(declared);

@@ -8,7 +8,9 @@ use crate::pb::value;
 use crate::route::convert::{Conversion, is_catch_all};
 use crate::route::{Routes, shell};
 use crate::scope::View;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use weft_model::VirtualService;
 
 /// The route configurations of all servers that read HTTP.
 pub(crate) fn routes(view: View<'_>, merged: &Merged) -> Routes {
@@ -23,6 +25,7 @@ pub(crate) fn routes(view: View<'_>, merged: &Merged) -> Routes {
 /// Virtual hosts by host. Without any, every request is answered 404.
 fn virtual_hosts(view: View<'_>, servers: &[&GatewayServer]) -> Vec<VirtualHost> {
     let mut hosts: BTreeMap<String, VirtualHost> = BTreeMap::new();
+    let mut met: HashSet<(*const VirtualService, String)> = HashSet::new();
     for server in servers {
         let namespace = &view.scope.key.namespace;
         for vs in view.snapshot.virtual_services_for(&server.gateway, namespace) {
@@ -41,7 +44,8 @@ fn virtual_hosts(view: View<'_>, servers: &[&GatewayServer]) -> Vec<VirtualHost>
                     metadata: Some(value::provenance(&vs.provenance)),
                     ..empty(&host, server.declared_port)
                 });
-                add_routes(known, &routes);
+                let again = !met.insert((Arc::as_ptr(&vs), host));
+                add_routes(known, &routes, again);
                 if server.redirects() {
                     known.require_tls = TlsRequirementType::All as i32;
                 }
@@ -64,9 +68,12 @@ fn virtual_hosts(view: View<'_>, servers: &[&GatewayServer]) -> Vec<VirtualHost>
     hosts
 }
 
-/// Routes of several virtual services for one host: the older's first, those that match everything last of all.
-fn add_routes(host: &mut VirtualHost, more: &[Route]) {
-    let all = std::mem::take(&mut host.routes).into_iter().chain(more.iter().cloned());
+/// Routes of several virtual services for one host: the older's first, those that match everything last of all. `again`
+/// when the virtual service was met before, by another Gateway of the same proxy: what is the same is not repeated.
+fn add_routes(host: &mut VirtualHost, more: &[Route], again: bool) {
+    let known = std::mem::take(&mut host.routes);
+    let new: Vec<Route> = more.iter().filter(|r| !again || !known.contains(r)).cloned().collect();
+    let all = known.into_iter().chain(new);
     let (last, mut first): (Vec<Route>, Vec<Route>) = all.partition(is_catch_all);
     first.extend(last);
     host.routes = first;

@@ -5,7 +5,10 @@ use super::{hash, headers, retry, timed};
 use crate::pb::core::{DataSource, data_source::Specifier};
 use crate::pb::envoy_matcher::RegexMatchAndSubstitute;
 use crate::pb::route::redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier};
-use crate::pb::route::route_action::{ClusterSpecifier, HostRewriteSpecifier, RequestMirrorPolicy};
+use crate::pb::route::route_action::{
+    ClusterNotFoundResponseCode, ClusterSpecifier, HostRewriteSpecifier, RequestMirrorPolicy,
+};
+use crate::pb::route::route_match::PathSpecifier;
 use crate::pb::route::weighted_cluster::{ClusterWeight, cluster_weight};
 use crate::pb::route::{DirectResponseAction, RedirectAction, Route, RouteAction, WeightedCluster, route::Action};
 use crate::pb::{self, matcher};
@@ -22,7 +25,7 @@ pub(super) fn apply(conversion: &Conversion<'_>, route: &mut Route, http: &HttpR
     let operations = http.headers.as_ref().map(headers::operations).unwrap_or_default();
     operations.add_to_route(route);
     route.action = Some(if let Some(redirect) = &http.redirect {
-        Action::Redirect(redirect_action(redirect, conversion))
+        Action::Redirect(redirect_action(redirect, conversion, path_of(route)))
     } else if let Some(response) = &http.direct_response {
         Action::DirectResponse(direct_response(response))
     } else {
@@ -35,9 +38,12 @@ fn forward(conversion: &Conversion<'_>, route: &mut Route, http: &HttpRoute, aut
     let cluster = |destination: &Destination| cluster_of(scope, destination, conversion.port);
     let timeout = http.timeout.map_or_else(pb::zero, |t| pb::duration(t.get()));
     let mut action = timed(timeout);
+    if conversion.vs.whole_path_elements {
+        action.cluster_not_found_response_code = ClusterNotFoundResponseCode::InternalServerError as i32;
+    }
     let mut authority = authority;
     if let Some(rewrite) = &http.rewrite {
-        rewrite_path(&mut action, rewrite);
+        rewrite_path(&mut action, rewrite, path_of(route), conversion.vs.whole_path_elements);
         if !rewrite.authority.is_empty() {
             authority = Some(rewrite.authority.clone());
         }
@@ -99,14 +105,55 @@ fn weighted(all: &[HttpRouteDestination], cluster: &dyn Fn(&Destination) -> Stri
         .then(|| ClusterSpecifier::WeightedClusters(WeightedCluster { clusters, ..Default::default() }))
 }
 
-fn rewrite_path(action: &mut RouteAction, rewrite: &HttpRewrite) {
-    if let Some(regex) = &rewrite.uri_regex_rewrite {
+fn path_of(route: &Route) -> Option<&PathSpecifier> {
+    route.r#match.as_ref()?.path_specifier.as_ref()
+}
+
+/// Taking a prefix of whole elements away leaves a path that still begins with `/`, which no plain replacement does.
+fn taken_away(matched: Option<&PathSpecifier>, replacement: &str) -> Option<RegexMatchAndSubstitute> {
+    match matched {
+        Some(PathSpecifier::PathSeparatedPrefix(prefix)) if replacement == "/" => Some(RegexMatchAndSubstitute {
+            pattern: Some(matcher::re2(format!("^{}/*(.*)$", quoted(prefix)))),
+            substitution: "/\\1".into(),
+        }),
+        _ => None,
+    }
+}
+
+/// Every path has the prefix `/`: what is put in its place has to end an element.
+fn in_place_of(matched: Option<&PathSpecifier>, replacement: &str, elements: bool) -> String {
+    match matched {
+        Some(PathSpecifier::Prefix(prefix)) if elements && prefix == "/" && !replacement.ends_with('/') => {
+            format!("{replacement}/")
+        }
+        _ => replacement.to_string(),
+    }
+}
+
+/// The text as an expression that matches it alone.
+fn quoted(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        if "\\.+*?()|[]{}^$".contains(c) {
+            out.push('\\');
+        }
+        out.push(c);
+    }
+    out
+}
+
+fn rewrite_path(action: &mut RouteAction, rewrite: &HttpRewrite, matched: Option<&PathSpecifier>, elements: bool) {
+    if rewrite.uri_regex_rewrite.is_none()
+        && let Some(regex) = taken_away(matched, &rewrite.uri)
+    {
+        action.regex_rewrite = Some(regex);
+    } else if let Some(regex) = &rewrite.uri_regex_rewrite {
         action.regex_rewrite = Some(RegexMatchAndSubstitute {
             pattern: Some(matcher::re2(regex.regex.clone())),
             substitution: regex.rewrite.clone(),
         });
     } else {
-        action.prefix_rewrite.clone_from(&rewrite.uri);
+        action.prefix_rewrite = in_place_of(matched, &rewrite.uri, elements && !rewrite.uri.is_empty());
     }
 }
 
@@ -128,11 +175,18 @@ fn mirrors(http: &HttpRoute, cluster: &dyn Fn(&Destination) -> String) -> Vec<Re
         .collect()
 }
 
-fn redirect_action(redirect: &HttpRedirect, conversion: &Conversion<'_>) -> RedirectAction {
-    let path = if let Some(rest) = redirect.uri.strip_prefix("%PREFIX()%") {
+fn redirect_action(
+    redirect: &HttpRedirect,
+    conversion: &Conversion<'_>,
+    matched: Option<&PathSpecifier>,
+) -> RedirectAction {
+    let elements = conversion.vs.whole_path_elements;
+    let path = if let Some(regex) = taken_away(matched, &redirect.prefix_rewrite) {
+        PathRewriteSpecifier::RegexRewrite(regex)
+    } else if let Some(rest) = redirect.uri.strip_prefix("%PREFIX()%") {
         PathRewriteSpecifier::PrefixRewrite(rest.to_string())
     } else if !redirect.prefix_rewrite.is_empty() {
-        PathRewriteSpecifier::PrefixRewrite(redirect.prefix_rewrite.clone())
+        PathRewriteSpecifier::PrefixRewrite(in_place_of(matched, &redirect.prefix_rewrite, elements))
     } else {
         PathRewriteSpecifier::PathRedirect(redirect.uri.clone())
     };

@@ -78,7 +78,7 @@ impl Conversion<'_> {
         }
         let mut route = Route {
             name,
-            r#match: Some(condition.map_or_else(any_path, matching::route_match)),
+            r#match: Some(condition.map_or_else(any_path, |c| matching::route_match(c, self.vs.whole_path_elements))),
             metadata: Some(value::provenance(&self.origin(index))),
             stat_prefix: condition.map(|c| c.stat_prefix.clone()).unwrap_or_default(),
             ..Default::default()
@@ -175,6 +175,7 @@ fn operation(route: &Route, rule: &str, port: u16) -> String {
 fn path_text(condition: &RouteMatch) -> String {
     match &condition.path_specifier {
         Some(PathSpecifier::Prefix(prefix)) => format!("{prefix}*"),
+        Some(PathSpecifier::PathSeparatedPrefix(prefix)) => format!("{prefix}/*"),
         Some(PathSpecifier::Path(path)) => path.clone(),
         Some(PathSpecifier::SafeRegex(regex)) => regex.regex.clone(),
         _ => "/*".into(),

@@ -11,10 +11,11 @@ use weft_k8s_api::istio::{HttpMatchRequest, StringMatch};
 /// Beginning of the header names that stand for claims of the request's token.
 const CLAIMS: &str = "@request.auth.claims";
 
-/// The conditions of one `match` that the request itself decides.
-pub(super) fn route_match(condition: &HttpMatchRequest) -> RouteMatch {
+/// The conditions of one `match` that the request itself decides. With `elements`, a path prefix stands for whole path
+/// elements: `/a` is not a prefix of `/ab`.
+pub(super) fn route_match(condition: &HttpMatchRequest, elements: bool) -> RouteMatch {
     let mut out = RouteMatch {
-        path_specifier: Some(path(condition.uri.as_ref())),
+        path_specifier: Some(path(condition.uri.as_ref(), elements)),
         case_sensitive: Some(!condition.ignore_uri_case),
         ..Default::default()
     };
@@ -34,8 +35,11 @@ pub(super) fn route_match(condition: &HttpMatchRequest) -> RouteMatch {
     out
 }
 
-fn path(uri: Option<&StringMatch>) -> PathSpecifier {
+fn path(uri: Option<&StringMatch>, elements: bool) -> PathSpecifier {
     match uri {
+        Some(StringMatch::Prefix(prefix)) if elements && prefix != "/" => {
+            PathSpecifier::PathSeparatedPrefix(prefix.clone())
+        }
         Some(StringMatch::Exact(path)) => PathSpecifier::Path(path.clone()),
         Some(StringMatch::Prefix(prefix)) => PathSpecifier::Prefix(prefix.clone()),
         Some(StringMatch::Regex(regex)) => PathSpecifier::SafeRegex(matcher::re2(regex.clone())),

@@ -77,8 +77,14 @@ impl World {
     }
 
     pub fn add_object(&mut self, mut document: Value) {
+        let (group, kind) = (document["apiVersion"].as_str().unwrap_or_default(), document["kind"].as_str());
+        let group = group.rsplit_once('/').map_or("", |(group, _)| group);
+        let info = weft_k8s_api::kinds::by_kind(group, kind.unwrap_or_default());
+        let namespaced = info.is_none_or(|info| info.namespaced);
         let metadata = document["metadata"].as_object_mut().unwrap();
-        metadata.entry("namespace").or_insert(json!("default"));
+        if namespaced {
+            metadata.entry("namespace").or_insert(json!("default"));
+        }
         let age = format!("2026-01-01T00:{:02}:{:02}Z", self.objects.len() / 60, self.objects.len() % 60);
         metadata.entry("creationTimestamp").or_insert(json!(age));
         self.objects.push(serde_json::from_value(document).unwrap());

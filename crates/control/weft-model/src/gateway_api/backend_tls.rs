@@ -1,0 +1,141 @@
+//! TLS from clients to services (`BackendTLSPolicy`), as destination rules.
+
+use super::Problem;
+use crate::kubernetes::ServiceSpec;
+use crate::parsed::{Meta, Parsed};
+use crate::{Credential, Service};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use weft_core::{Provenance, Strng};
+use weft_k8s_api::gateway_api as api;
+use weft_k8s_api::istio::{self, ClientTlsMode, ClientTlsSettings, PortSelector, PortTrafficPolicy, TrafficPolicy};
+
+type Policy = Arc<Parsed<api::BackendTlsPolicy>>;
+
+/// What policies come to.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct BackendTls {
+    /// As destination rules, oldest first.
+    pub rules: Vec<Arc<Parsed<istio::DestinationRule>>>,
+    /// What is wrong with which policy.
+    pub problems: Vec<(Provenance, Problem)>,
+}
+
+/// Reads all policies. Of two for one port of a service the older counts.
+pub(crate) fn rules(
+    policies: &[Policy],
+    kubernetes: &[Arc<Parsed<ServiceSpec>>],
+    services: &BTreeMap<Strng, Vec<Service>>,
+    domain: &str,
+    authorities: &BTreeMap<(String, String), Arc<Credential>>,
+    secrets: &BTreeMap<(String, String), Arc<Credential>>,
+) -> BackendTls {
+    let mut out = BackendTls::default();
+    let mut taken: BTreeSet<(Strng, Option<u16>)> = BTreeSet::new();
+    for policy in policies {
+        let settings = match settings(policy, authorities, secrets) {
+            Ok(settings) => settings,
+            Err(problem) => {
+                out.problems.push((policy.meta.provenance.clone(), problem));
+                continue;
+            }
+        };
+        for (i, to) in policy.spec.target_refs.iter().enumerate() {
+            let at = policy.meta.provenance.at(format!("spec.targetRefs[{i}]"));
+            match target(policy, to, kubernetes, services, domain) {
+                Ok((host, port)) if taken.insert((host.clone(), port)) => {
+                    out.rules.push(Arc::new(rule(policy, &host, port, settings.clone())));
+                }
+                Ok((host, _)) => {
+                    let message = format!("an older BackendTLSPolicy is already for {host}");
+                    out.problems.push((at, Problem::new("Conflicted", message)));
+                }
+                Err(problem) => out.problems.push((at, problem)),
+            }
+        }
+    }
+    out
+}
+
+fn target(
+    policy: &Policy,
+    to: &api::PolicyTarget,
+    kubernetes: &[Arc<Parsed<ServiceSpec>>],
+    services: &BTreeMap<Strng, Vec<Service>>,
+    domain: &str,
+) -> Result<(Strng, Option<u16>), Problem> {
+    if to.kind != "Service" || !matches!(to.group.as_str(), "" | "core") {
+        let message = format!("kind {} of group {:?} is not supported; use a Service", to.kind, to.group);
+        return Err(Problem::new("InvalidKind", message));
+    }
+    let namespace = &policy.meta.namespace;
+    let host = Strng::from(format!("{}.{namespace}.svc.{domain}", to.name));
+    let known = kubernetes.iter().find(|s| s.meta.namespace == *namespace && s.meta.name == to.name);
+    let Some(service) = known.filter(|_| services.contains_key(&host)) else {
+        return Err(Problem::new("TargetNotFound", format!("Service {namespace}/{} does not exist", to.name)));
+    };
+    let Some(section) = &to.section_name else { return Ok((host, None)) };
+    match service.spec.ports.iter().find(|p| p.name == *section) {
+        Some(port) => Ok((host, Some(port.port))),
+        None => Err(Problem::new("TargetNotFound", format!("Service {namespace}/{} has no port {section}", to.name))),
+    }
+}
+
+fn settings(
+    policy: &Policy,
+    authorities: &BTreeMap<(String, String), Arc<Credential>>,
+    secrets: &BTreeMap<(String, String), Arc<Credential>>,
+) -> Result<ClientTlsSettings, Problem> {
+    let validation = &policy.spec.validation;
+    let mut out = ClientTlsSettings {
+        mode: ClientTlsMode::Simple,
+        sni: validation.hostname.clone(),
+        subject_alt_names: vec![validation.hostname.clone()],
+        ..Default::default()
+    };
+    if !validation.subject_alt_names.is_empty() {
+        let name = |n: &api::SubjectAltName| if n.kind == "URI" { n.uri.clone() } else { n.hostname.clone() };
+        out.subject_alt_names = validation.subject_alt_names.iter().map(name).collect();
+    }
+    let Some(to) = validation.ca_certificate_refs.first() else {
+        out.ca_certificates = "system".into();
+        return Ok(out);
+    };
+    let key = (policy.meta.namespace.clone(), to.name.clone());
+    let (scheme, found) = match to.kind.as_str() {
+        "ConfigMap" => ("configmap", authorities.get(&key)),
+        "Secret" => ("kubernetes-gateway", secrets.get(&key)),
+        other => {
+            let message = format!("caCertificateRefs: kind {other:?} is not supported; use a ConfigMap");
+            return Err(Problem::new("InvalidKind", message));
+        }
+    };
+    if found.is_none_or(|c| c.ca.is_none()) {
+        let message = format!("{} {}/{} does not exist, or has no ca.crt", to.kind, key.0, key.1);
+        return Err(Problem::new("InvalidCACertificateRef", message));
+    }
+    out.credential_name = format!("{scheme}://{}/{}", key.0, key.1);
+    Ok(out)
+}
+
+fn rule(policy: &Policy, host: &str, port: Option<u16>, tls: ClientTlsSettings) -> Parsed<istio::DestinationRule> {
+    let traffic = match port {
+        None => TrafficPolicy { tls: Some(tls), ..Default::default() },
+        Some(number) => TrafficPolicy {
+            port_level_settings: vec![PortTrafficPolicy {
+                port: Some(PortSelector { number: number.into() }),
+                tls: Some(tls),
+                ..Default::default()
+            }],
+            ..Default::default()
+        },
+    };
+    Parsed {
+        meta: Meta { name: format!("{}~backend-tls", policy.meta.name), ..policy.meta.clone() },
+        spec: Arc::new(istio::DestinationRule {
+            host: host.to_string(),
+            traffic_policy: Some(traffic),
+            ..Default::default()
+        }),
+    }
+}

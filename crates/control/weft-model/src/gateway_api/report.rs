@@ -1,0 +1,181 @@
+//! What the statuses of the Gateway API's objects and of Ingresses say.
+
+use super::attach::Attached;
+use super::listeners::{CONTROLLERS, GatewayState};
+use super::read::{Parents, RouteSpec};
+use super::routes::{Converted, RouteKey, is_mesh, key};
+use super::status::{Finding, StatusUpdate, conditions, finding, warning};
+use super::{Problem, Source, Translated};
+use crate::parsed::{Meta, Parsed};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use weft_k8s_api::ObjectKey;
+use weft_k8s_api::gateway_api as api;
+
+/// Adds the statuses of all objects, and warnings for what they say no to.
+pub(super) fn add(
+    source: &Source<'_>,
+    gateways: &[GatewayState],
+    routes: &[Attached],
+    converted: &HashMap<RouteKey, Arc<Converted>>,
+    out: &mut Translated,
+) {
+    classes(source, out);
+    for (index, gateway) in gateways.iter().enumerate() {
+        of_gateway(index, gateway, routes, out);
+    }
+    for attached in routes {
+        if let Some(rules) = converted.get(&key(&attached.route)) {
+            of_route(source, attached, rules, gateways, out);
+        }
+    }
+}
+
+fn object(group: &str, kind: &str, meta: &Meta) -> ObjectKey {
+    ObjectKey { group: group.into(), kind: kind.into(), namespace: meta.namespace.clone(), name: meta.name.clone() }
+}
+
+fn group(old: bool) -> &'static str {
+    if old { api::v1alpha1::GROUP } else { api::GROUP }
+}
+
+fn classes(source: &Source<'_>, out: &mut Translated) {
+    let all = source.kinds.gateway_classes.items.iter().chain(source.kinds.old_gateway_classes.items.iter());
+    for class in all.filter(|c| CONTROLLERS.contains(&c.spec.controller.as_str())) {
+        let kind = if class.spec.old { "Admitted" } else { "Accepted" };
+        let found = [Finding::good(kind, kind, "handled by Weft")];
+        out.statuses.push(StatusUpdate {
+            object: object(group(class.spec.old), "GatewayClass", &class.meta),
+            generation: class.meta.generation,
+            status: json!({"conditions": conditions(&found, class.meta.generation)}),
+        });
+    }
+}
+
+fn of_gateway(index: usize, state: &GatewayState, routes: &[Attached], out: &mut Translated) {
+    let (meta, old) = (&state.object.meta, state.object.spec.old);
+    let bad = state.listeners.iter().filter(|l| !l.usable()).count();
+    let none = || Problem::new("ListenersNotValid", "no listener can be served; see their conditions".to_string());
+    let refused = state.problem.clone().or_else(|| (bad > 0 && bad == state.listeners.len()).then(none));
+    let accepted = match (&refused, bad) {
+        (Some(problem), _) => Finding::bad(name_of(old, "Accepted"), problem),
+        (None, 0) => Finding::good(name_of(old, "Accepted"), name_of(old, "Accepted"), "gateway is accepted"),
+        _ => Finding::good(name_of(old, "Accepted"), "ListenersNotValid", "some listeners cannot be served"),
+    };
+    let down = refused.clone().map(|p| Problem::new("Invalid", p.message)).or_else(|| state.unserved.clone());
+    let good = (name_of(old, "Programmed"), "gateway is served");
+    let programmed = finding(name_of(old, "Programmed"), good, down.as_ref());
+    for problem in refused.iter().chain(&state.unserved) {
+        out.warnings.push(warning(&meta.provenance, "", problem));
+    }
+    let mut listeners = Vec::new();
+    for (at, listener) in state.listeners.iter().enumerate() {
+        let path = format!("spec.listeners[{at}]");
+        for problem in [&listener.accepted, &listener.conflicted, &listener.resolved].into_iter().flatten() {
+            out.warnings.push(warning(&meta.provenance, &path, problem));
+        }
+        let attached = routes.iter().flat_map(|r| &r.outcomes).filter_map(|o| o.attached.as_ref().ok()).flatten();
+        let attached = attached.filter(|a| a.listener == (index, at)).count();
+        let shown = conditions(&listener.findings(), meta.generation);
+        listeners.push(if old {
+            json!({"port": listener.spec.port, "hostname": listener.spec.hostname, "name": listener.spec.name,
+                   "protocol": listener.spec.protocol, "conditions": shown})
+        } else {
+            let kinds: Vec<Value> =
+                listener.kinds.iter().map(|k| json!({"group": api::GROUP, "kind": k.name()})).collect();
+            json!({"name": listener.spec.name, "supportedKinds": kinds, "attachedRoutes": attached, "conditions": shown})
+        });
+    }
+    let address = |a: &String| {
+        let kind = if a.parse::<IpAddr>().is_ok() { "IPAddress" } else { "Hostname" };
+        json!({"type": kind, "value": a})
+    };
+    let addresses: Vec<Value> = state.addresses.iter().map(address).collect();
+    out.statuses.push(StatusUpdate {
+        object: object(group(old), "Gateway", meta),
+        generation: meta.generation,
+        status: json!({
+            "addresses": addresses, "listeners": listeners,
+            "conditions": conditions(&[accepted, programmed], meta.generation),
+        }),
+    });
+}
+
+/// What a condition was called in the older group.
+fn name_of(old: bool, name: &'static str) -> &'static str {
+    match (old, name) {
+        (true, "Accepted") => "Scheduled",
+        (true, "Programmed") => "Ready",
+        _ => name,
+    }
+}
+
+fn of_route(
+    source: &Source<'_>,
+    attached: &Attached,
+    rules: &Converted,
+    gateways: &[GatewayState],
+    out: &mut Translated,
+) {
+    let route = &attached.route;
+    let (meta, old) = (&route.meta, route.spec.old);
+    if let Some(problem) = &rules.unresolved {
+        out.warnings.push(warning(&meta.provenance, "", problem));
+    }
+    let resolved = finding("ResolvedRefs", ("ResolvedRefs", "all references are resolved"), rules.unresolved.as_ref());
+    let kind = if old { "Admitted" } else { "Accepted" };
+    let mut parents = Vec::new();
+    for outcome in &attached.outcomes {
+        let refused = outcome.attached.as_ref().err().or(rules.refused.as_ref());
+        if let Some(problem) = refused {
+            out.warnings.push(warning(&meta.provenance, "", problem));
+        }
+        let accepted = finding(kind, (kind, "route is accepted"), refused);
+        let shown = conditions(&[accepted, resolved.clone()], meta.generation);
+        let parent = &outcome.parent;
+        parents.push(if old {
+            let reference = json!({"name": parent.name, "namespace": parent.namespace});
+            json!({"gatewayRef": reference, "conditions": shown})
+        } else {
+            json!({"controllerName": controller(outcome, gateways, source), "parentRef": parent, "conditions": shown})
+        });
+    }
+    parents.extend(mesh_parents(source, route, rules, meta.generation));
+    let list = if old { "gateways" } else { "parents" };
+    out.statuses.push(StatusUpdate {
+        object: object(group(old), route.spec.kind.name(), meta),
+        generation: meta.generation,
+        status: json!({list: parents}),
+    });
+}
+
+/// The controller that the Gateway's class names.
+fn controller(outcome: &super::attach::Outcome, gateways: &[GatewayState], source: &Source<'_>) -> String {
+    let class =
+        outcome.attached.as_ref().ok().and_then(|a| a.first()).map(|a| &gateways[a.listener.0].object.spec.class);
+    let classes = source.kinds.gateway_classes.items.iter();
+    let named = class.and_then(|class| classes.clone().find(|c| c.meta.name == *class));
+    named.map_or_else(|| CONTROLLERS[0].to_string(), |c| c.spec.controller.clone())
+}
+
+/// Services in the mesh whose callers the route is for.
+fn mesh_parents(source: &Source<'_>, route: &Parsed<RouteSpec>, rules: &Converted, generation: i64) -> Vec<Value> {
+    let Parents::Named(parents) = &route.spec.parents else { return Vec::new() };
+    let one = |parent: &api::ParentReference| {
+        let namespace = parent.namespace.as_deref().unwrap_or(&route.meta.namespace);
+        let host = format!("{}.{namespace}.svc.{}", parent.name, source.settings.domain);
+        let missing = || Problem::new("NoMatchingParent", format!("service {host} does not exist"));
+        let missing = (!source.services.contains_key(host.as_str())).then(missing);
+        let accepted =
+            finding("Accepted", ("Accepted", "route is accepted"), missing.as_ref().or(rules.refused.as_ref()));
+        let good = ("ResolvedRefs", "all references are resolved");
+        let resolved = finding("ResolvedRefs", good, rules.unresolved.as_ref());
+        json!({
+            "controllerName": CONTROLLERS[0], "parentRef": parent,
+            "conditions": conditions(&[accepted, resolved], generation),
+        })
+    };
+    parents.iter().filter(|p| is_mesh(p)).map(one).collect()
+}
