@@ -40,6 +40,10 @@ spec:
       version: $version
   template:
     metadata:
+      annotations:
+        # A drained proxy is soon seen as not ready.
+        readiness.status.sidecar.istio.io/periodSeconds: "1"
+        readiness.status.sidecar.istio.io/failureThreshold: "2"
       labels:
         app: helloworld
         version: $version

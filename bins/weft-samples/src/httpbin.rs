@@ -29,6 +29,9 @@ const MAX_BYTES: usize = 10 << 20;
 pub struct Args {
     #[command(flatten)]
     listen: serve::Listen,
+    /// Folder with tls.crt and tls.key: HTTPS on port 443 too
+    #[arg(long)]
+    tls: Option<std::path::PathBuf>,
 }
 
 /// The command line of the usual image: `gunicorn --access-logfile - -b 0.0.0.0:80 httpbin:app`.
@@ -50,13 +53,19 @@ pub struct GunicornArgs {
 impl From<GunicornArgs> for Args {
     fn from(args: GunicornArgs) -> Self {
         let port = args.bind.rsplit(':').next().and_then(|p| p.parse().ok());
-        Args { listen: serve::Listen { port } }
+        Args { listen: serve::Listen { port }, tls: None }
     }
 }
 
 /// Serves until SIGTERM.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    serve::http(args.listen, 80, router().layer(middleware::from_fn(access_log))).await
+    let router = router().layer(middleware::from_fn(access_log));
+    match &args.tls {
+        Some(folder) => {
+            tokio::try_join!(serve::http(args.listen, 80, router.clone()), serve::https(folder, 443, router)).map(drop)
+        }
+        None => serve::http(args.listen, 80, router).await,
+    }
 }
 
 fn router() -> Router {

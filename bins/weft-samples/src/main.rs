@@ -10,6 +10,7 @@ mod helloworld;
 mod httpbin;
 mod serve;
 mod tcp_echo;
+mod website;
 
 use clap::{Parser, Subcommand};
 
@@ -36,6 +37,8 @@ enum Sample {
     Gunicorn(httpbin::GunicornArgs),
     /// Says its version and instance
     Helloworld(helloworld::Args),
+    /// A site of the world outside, over HTTP and HTTPS
+    Website(website::Args),
     /// Answers each line with a prefix and the line
     TcpEcho(tcp_echo::Args),
     /// Shows one answer, or makes load
@@ -57,6 +60,7 @@ async fn main() -> anyhow::Result<()> {
         Sample::Httpbin(args) => httpbin::run(args).await,
         Sample::Gunicorn(args) => httpbin::run(args.into()).await,
         Sample::Helloworld(args) => helloworld::run(args).await,
+        Sample::Website(args) => website::run(args).await,
         Sample::TcpEcho(args) => tcp_echo::run(args).await,
         Sample::Fortio(args) => fortio::run(args).await,
         Sample::Sleep { .. } => {

@@ -1,10 +1,19 @@
-//! Serving HTTP until SIGTERM, on both address families where the machine has them.
+//! Serving HTTP and HTTPS until SIGTERM, on both address families where the machine has them.
 
 use anyhow::Context as _;
-use axum::Router;
+use axum::extract::ConnectInfo;
+use axum::{Extension, Router};
 use clap::Args;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::service::TowerToHyperService;
 use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
 use tokio::net::TcpListener;
+use weft_tls::{CertifiedKey, ServerContext, ServerParams};
+
+/// Time for a TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Where a sample listens.
 #[derive(Args, Debug, Clone)]
@@ -39,5 +48,34 @@ pub async fn serve(listener: TcpListener, router: Router) -> anyhow::Result<()> 
             let _ = weft_runtime::signal::stop().await;
         })
         .await?;
+    Ok(())
+}
+
+/// Serves `router` over TLS, HTTP/2 or HTTP/1.1 as the client likes, with `tls.crt` and `tls.key` of a folder, until SIGTERM.
+pub async fn https(folder: &Path, port: u16, router: Router) -> anyhow::Result<()> {
+    let read = |name: &str| std::fs::read(folder.join(name)).with_context(|| format!("{}/{name}", folder.display()));
+    let certificate = CertifiedKey::from_pem(&read("tls.crt")?, &read("tls.key")?)?;
+    let alpn = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let params = ServerParams { certificates: vec![certificate], alpn, ..ServerParams::default() };
+    let context = ServerContext::build(params)?;
+    let listener = bind(port).await?;
+    println!("listening on port {port} with TLS");
+    let accept = async {
+        loop {
+            let Ok((stream, peer)) = listener.accept().await else { continue };
+            let (context, router) = (context.clone(), router.clone());
+            tokio::spawn(async move {
+                if let Ok(Ok(accepted)) = tokio::time::timeout(HANDSHAKE, context.accept(stream)).await {
+                    let service = TowerToHyperService::new(router.layer(Extension(ConnectInfo(peer))));
+                    let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+                    let _ = server.serve_connection_with_upgrades(TokioIo::new(accepted.stream), service).await;
+                }
+            });
+        }
+    };
+    tokio::select! {
+        () = accept => {}
+        _ = weft_runtime::signal::stop() => {}
+    }
     Ok(())
 }

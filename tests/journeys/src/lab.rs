@@ -132,6 +132,11 @@ impl Lab {
         self.weft(&["apply", "-n", namespace, "-f", &crate::yaml(path)])
     }
 
+    /// Applies a journey's own YAML whose objects name their namespaces.
+    pub fn apply_yaml_as_is(&self, path: &str) -> Result<String> {
+        self.weft(&["apply", "-f", &crate::yaml(path)])
+    }
+
     /// Deletes the objects of a journey's own YAML.
     pub fn delete_yaml(&self, path: &str, namespace: &str) -> Result<String> {
         self.weft(&["delete", "-n", namespace, "--ignore-not-found", "-f", &crate::yaml(path)])

@@ -3,6 +3,7 @@
 
 pub mod browser;
 pub mod catalogue;
+pub mod certs;
 pub mod journey;
 pub mod lab;
 pub mod load;

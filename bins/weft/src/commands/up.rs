@@ -48,6 +48,9 @@ pub struct Args {
     /// Start without Bookinfo
     #[arg(long)]
     no_bookinfo: bool,
+    /// With hosts of the world outside: httpbin.org, edition.cnn.com, www.google.com, *.wikipedia.org
+    #[arg(long)]
+    outside: bool,
     /// Programs for your own images [default: weft-lab.yaml, if there is one here]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -235,6 +238,7 @@ fn lab_options(
         envoy_by_default: args.engine == Engine::Envoy,
         mesh: true,
         bookinfo: !args.no_bookinfo,
+        outside: args.outside,
         manifests: args.files.iter().map(full).collect::<anyhow::Result<_>>()?,
     })
 }

@@ -84,7 +84,7 @@ pub fn inject(pod: &mut Object, context: &Context, revision: &str) -> Result<(),
     let config = proxy_config(pod, context, revision)?;
     let proxy = proxy_container(pod, context, &config, gateway)?;
     let added_init = !gateway;
-    label_pod(pod);
+    label_pod(pod, gateway);
     annotate(pod, context, revision, gateway);
     let native = pod.annotation(NATIVE) == Some("true");
     let Some(spec) = pod.body.get_mut("spec").and_then(Value::as_object_mut) else { return Ok(()) };
@@ -208,12 +208,13 @@ fn proxy_config(pod: &Object, context: &Context, revision: &str) -> Result<Map<S
     Ok(config)
 }
 
-fn label_pod(pod: &mut Object) {
+fn label_pod(pod: &mut Object, gateway: bool) {
     let (name, version) = (canonical_name(pod), canonical_revision(pod));
     let labels = pod.metadata.labels.get_or_insert_default();
-    for (key, value) in
-        [(label::TLS_MODE, "istio".to_string()), (label::CANONICAL_NAME, name), (label::CANONICAL_REVISION, version)]
-    {
+    // A gateway's ports are what its Gateway objects say: callers must not take it for a sidecar that takes the mesh's TLS.
+    let tls = (label::TLS_MODE, "istio".to_string());
+    let own = [(label::CANONICAL_NAME, name), (label::CANONICAL_REVISION, version)];
+    for (key, value) in own.into_iter().chain((!gateway).then_some(tls)) {
         labels.entry(key.into()).or_insert(value);
     }
 }
@@ -304,6 +305,17 @@ fn capture_container() -> Value {
     })
 }
 
+/// A number of the proxy's readiness probe, by `readiness.status.sidecar.istio.io/NAME`.
+fn readiness(pod: &Object, name: &str, usual: u32) -> Result<u32, Refusal> {
+    let key = format!("readiness.status.sidecar.istio.io/{name}");
+    let Some(text) = pod.annotation(&key) else { return Ok(usual) };
+    let wrong = || Refusal {
+        field: format!("metadata.annotations[{key}]"),
+        message: format!("{text:?} is not a whole number from 1; the default is {usual}"),
+    };
+    text.parse().ok().filter(|number| *number > 0).ok_or_else(wrong)
+}
+
 fn proxy_container(
     pod: &Object,
     context: &Context,
@@ -321,11 +333,12 @@ fn proxy_container(
         args.extend([json!("--engine"), json!("envoy"), json!("--envoy-path"), json!(path)]);
     }
     let probe = json!({"path": "/healthz/ready", "port": port::READINESS});
+    let (period, failures) = (readiness(pod, "periodSeconds", 15)?, readiness(pod, "failureThreshold", 4)?);
     let mut container = json!({
         "name": PROXY_CONTAINER, "image": "weft-proxy", "args": args,
         "env": environment(pod, context, config),
         "ports": [{"containerPort": port::PROXY_METRICS, "name": "http-envoy-prom", "protocol": "TCP"}],
-        "readinessProbe": {"httpGet": probe, "periodSeconds": 15, "timeoutSeconds": 3, "failureThreshold": 4},
+        "readinessProbe": {"httpGet": probe, "periodSeconds": period, "timeoutSeconds": 3, "failureThreshold": failures},
         "volumeMounts": mounts(),
     });
     if !gateway {
@@ -503,11 +516,13 @@ mod tests {
         assert!(containers[0]["env"].as_array().unwrap().contains(&json!({"name": "TRUST_DOMAIN", "value": "mine"})));
         assert_eq!(containers[0]["ports"].as_array().unwrap().len(), 2);
         assert!(pod.spec()["initContainers"].as_array().unwrap().is_empty());
+        assert_eq!(pod.label(label::TLS_MODE), None);
         for (annotations, said) in [
             (json!({"weft.dev/proxy-engine": "envoy"}), "--envoy"),
             (json!({"inject.istio.io/templates": "none-such"}), "none-such"),
             (json!({"traffic.sidecar.istio.io/excludeInboundPorts": "bad"}), "excludeInboundPorts"),
             (json!({"proxy.istio.io/config": "- a"}), "ProxyConfig"),
+            (json!({"readiness.status.sidecar.istio.io/periodSeconds": "0"}), "from 1"),
         ] {
             let mut pod = super::tests::pod(json!({}), annotations);
             let refusal = inject(&mut pod, &context(json!({})), "default").unwrap_err();
@@ -522,8 +537,7 @@ mod tests {
         {
             let annotations = annotation.map_or(json!({}), |engine| json!({"weft.dev/proxy-engine": engine}));
             let mut pod = pod(json!({}), annotations);
-            let context =
-                Context { envoy: Some("/envoy".into()), envoy_by_default: by_default, ..context(json!({})) };
+            let context = Context { envoy: Some("/envoy".into()), envoy_by_default: by_default, ..context(json!({})) };
             inject(&mut pod, &context, "default").unwrap();
             let args = pod.spec()["containers"][1]["args"].to_string();
             assert_eq!(args.contains("/envoy"), envoy, "{by_default} {annotation:?}: {args}");

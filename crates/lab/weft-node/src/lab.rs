@@ -11,10 +11,12 @@ use crate::network::addresses::AddressPool;
 use crate::network::dns::{self, Zone};
 use crate::network::links::Links;
 use crate::network::{API_PORT, GATEWAY, services, view};
+use crate::outside::{self, Outside};
 use crate::pods::volumes::TokenIssuer;
 use crate::pods::{ImageTable, Node};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -63,6 +65,8 @@ pub struct LabOptions {
     pub mesh: bool,
     /// Start with Bookinfo.
     pub bookinfo: bool,
+    /// Start with hosts of the world outside.
+    pub outside: bool,
     /// Files of further objects.
     pub manifests: Vec<PathBuf>,
 }
@@ -132,6 +136,9 @@ async fn fill(options: &LabOptions, server: ApiServer) -> Result<(), String> {
     if options.mesh {
         applier.base().await.map_err(|error| error.to_string())?;
     }
+    if options.outside {
+        applier.outside().await.map_err(|error| error.to_string())?;
+    }
     if options.bookinfo {
         applier.bookinfo().await.map_err(|error| error.to_string())?;
     }
@@ -186,6 +193,8 @@ fn node(
         store,
         links,
         addresses: Mutex::new(AddressPool::pods()),
+        outside_addresses: Mutex::new(AddressPool::outside()),
+        outside: Outside::new(&run_folder).map_err(|error| format!("the world outside: {error}"))?,
         images: ImageTable::new(config, options.programs.clone()),
         tokens,
         mount_point: run_folder.join("root"),
@@ -261,14 +270,18 @@ async fn serve_network(store: MemoryStore) -> Result<(), crate::network::Network
     weft_capture::apply::run_nft(&services::render(&[]))?;
     tokio::spawn(async move {
         let mut changed = store.changed();
-        let mut known = Vec::new();
+        let (mut known, mut known_outside) = (Vec::new(), BTreeMap::new());
         loop {
             changed.mark_unchanged();
+            let outside = outside::addresses(objects::list(&store, "", "Pod").iter().map(|pod| &**pod));
             let (all, slices) =
                 (objects::list(&store, "", "Service"), objects::list(&store, "discovery.k8s.io", "EndpointSlice"));
             let services = view::read(all.iter().map(|o| &**o), slices.iter().map(|o| &**o));
+            if outside != known_outside {
+                zones.send_replace(Arc::new(Zone::build(&services, &outside)));
+            }
             if services != known {
-                zones.send_replace(Arc::new(Zone::build(&services)));
+                zones.send_replace(Arc::new(Zone::build(&services, &outside)));
                 let rules = services::render(&view::service_ports(&services));
                 let applied = tokio::task::spawn_blocking(move || weft_capture::apply::run_nft(&rules)).await;
                 match applied {
@@ -277,6 +290,7 @@ async fn serve_network(store: MemoryStore) -> Result<(), crate::network::Network
                     Err(error) => tracing::error!(%error, "cluster addresses keep their old endpoints"),
                 }
             }
+            known_outside = outside;
             if changed.changed().await.is_err() {
                 return;
             }

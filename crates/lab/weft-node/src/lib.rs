@@ -4,7 +4,7 @@
 //! Reading order. Outside the namespaces: [`host`] (one lab at a time, ports of the machine), [`init`] (how the lab gets its
 //! namespaces, and why nothing survives it), [`event`] (what it tells). Inside: [`lab`] (everything put together),
 //! [`config`], [`manifests`] (the objects it starts with), [`admission`] and [`inject`] (what is done to objects),
-//! [`controllers`], [`pods`], [`network`], and under them [`sandbox`] (namespaces, file trees, processes).
+//! [`controllers`], [`pods`], [`network`], [`outside`] (hosts beyond the cluster), and under them [`sandbox`] (namespaces, file trees, processes).
 //!
 //! Not here: the API server (`weft-apiserver`), the redirection rules (`weft-capture`), and the commands `weft up` and
 //! `weft down`, which talk to the user.
@@ -19,5 +19,6 @@ pub mod inject;
 pub mod lab;
 pub mod manifests;
 pub mod network;
+pub mod outside;
 pub mod pods;
 pub mod sandbox;

@@ -18,6 +18,8 @@ const BOOKINFO: [(&str, &str); 2] = [
     ("bookinfo.yaml", include_str!("../../../../samples/bookinfo/platform/kube/bookinfo.yaml")),
     ("bookinfo-gateway.yaml", include_str!("../../../../samples/bookinfo/networking/bookinfo-gateway.yaml")),
 ];
+/// Hosts of the world outside.
+const OUTSIDE: &str = include_str!("../../../../samples/outside/outside.yaml");
 /// Largest file and largest answer.
 const MAX_SIZE: u64 = 16 << 20;
 
@@ -70,6 +72,14 @@ impl Applier {
         // Not by a request: the server drops the status that comes with a new object, and a node is nothing but its status.
         let _ = self.server.store().create(namespaces::node());
         self.text(MESH, "mesh.yaml").await
+    }
+
+    /// Hosts of the world outside, such as `httpbin.org`, in namespace `outside`.
+    ///
+    /// # Errors
+    /// When an object is refused.
+    pub async fn outside(&self) -> Result<(), ManifestError> {
+        self.text(OUTSIDE, "outside.yaml").await
     }
 
     /// The Bookinfo application and its way in, in namespace `default`.

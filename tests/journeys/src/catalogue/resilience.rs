@@ -257,12 +257,7 @@ fn mirroring(run: &mut Run) -> Result<()> {
     run.check(&[], "all to v1, v2 sees nothing", |lab| {
         settles(lab, "one", false)?;
         let answer = lab.curl(&["-sS", "http://httpbin:8000/headers"])?;
-        for part in [
-            "\"Host\": \"httpbin:8000\"",
-            
-            "\"X-Envoy-Attempt-Count\": \"1\"",
-            "X-Forwarded-Client-Cert",
-        ] {
+        for part in ["\"Host\": \"httpbin:8000\"", "\"X-Envoy-Attempt-Count\": \"1\"", "X-Forwarded-Client-Cert"] {
             ensure!(answer.contains(part), "no {part} in {answer}");
         }
         send(lab, "/headers", 10, |_, two| two == 0).or_else(|_| send(lab, "/ip", 10, |_, two| two == 0))

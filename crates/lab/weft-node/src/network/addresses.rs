@@ -1,6 +1,7 @@
-//! Which address is whose: pods' in 10.244.0.0/16, services' in 10.96.0.0/16. Pure bookkeeping.
+//! Which address is whose: pods' in 10.244.0.0/16, services' in 10.96.0.0/16, hosts' of the outside in 198.18.0.0/16. Pure
+//! bookkeeping.
 
-use super::{API_SERVICE, DNS_SERVICE, GATEWAY, POD_NETWORK, SERVICE_NETWORK};
+use super::{API_SERVICE, DNS_SERVICE, GATEWAY, OUTSIDE_NETWORK, POD_NETWORK, SERVICE_NETWORK};
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
@@ -16,6 +17,11 @@ impl AddressPool {
     /// The pods' addresses.
     pub fn pods() -> Self {
         Self::new(POD_NETWORK, &[GATEWAY])
+    }
+
+    /// Addresses of hosts outside the cluster.
+    pub fn outside() -> Self {
+        Self::new(OUTSIDE_NETWORK, &[])
     }
 
     /// The services' addresses.

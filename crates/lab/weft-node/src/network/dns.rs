@@ -1,12 +1,12 @@
-//! Cluster DNS: names of Services and pods, as the Kubernetes DNS specification has them. The lab has no outside: a name
-//! that is not the cluster's does not exist.
+//! Cluster DNS: names of Services and pods, as the Kubernetes DNS specification has them, and of hosts outside that the lab
+//! has pods for. Any other name does not exist.
 
 use super::view::ServiceView;
 use super::{DNS_SERVICE, DOMAIN, NetworkError};
 use hickory_proto::op::{Edns, Message, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::{A, CNAME, SOA, SRV};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,9 +41,12 @@ enum Answer {
 }
 
 impl Zone {
-    /// Builds the names of all services.
-    pub fn build(services: &[ServiceView]) -> Self {
+    /// Builds the names of all services, and those of hosts outside, of which one may begin with `*.`.
+    pub fn build(services: &[ServiceView], outside: &BTreeMap<String, Vec<Ipv4Addr>>) -> Self {
         let mut zone = Self::default();
+        for (name, addresses) in outside {
+            zone.names.insert(name.clone(), addresses.iter().copied().map(Answer::Address).collect());
+        }
         for service in services {
             zone.add(service);
         }
@@ -85,7 +88,7 @@ impl Zone {
         let mut records = Vec::new();
         let mut asked = name.trim_end_matches('.').to_ascii_lowercase();
         for _ in 0..ALIAS_DEPTH {
-            let known = match (self.names.get(&asked), pod_address(&asked)) {
+            let known = match (self.find(&asked), pod_address(&asked)) {
                 (Some(known), _) => known.clone(),
                 (None, Some(address)) => vec![Answer::Address(address)],
                 // An alias to a name of the outside is still an answer; the name itself cannot be resolved further here.
@@ -107,6 +110,12 @@ impl Zone {
             return Ok(records);
         }
         Err(ResponseCode::ServFail)
+    }
+
+    /// What is known of a name, or of the wildcard nearest above it.
+    fn find(&self, name: &str) -> Option<&Vec<Answer>> {
+        let wildcards = name.match_indices('.').map(|(dot, _)| format!("*{}", &name[dot..]));
+        self.names.get(name).or_else(|| wildcards.into_iter().find_map(|wildcard| self.names.get(&wildcard)))
     }
 
     /// A name that only stands above others (`default.svc.cluster.local`) exists but has no records.
@@ -267,20 +276,27 @@ mod tests {
             hostname: hostname.map(Into::into),
         };
         let base = ServiceView { namespace: "default".into(), ports: vec![port], ..ServiceView::default() };
-        Zone::build(&[
-            ServiceView { name: "reviews".into(), address: Some(Ipv4Addr::new(10, 96, 0, 7)), ..base.clone() },
-            ServiceView {
-                name: "db".into(),
-                endpoints: vec![endpoint(5, Some("db-0")), endpoint(6, None)],
-                ..base.clone()
-            },
-            ServiceView {
-                name: "alias".into(),
-                external_name: Some("reviews.default.svc.cluster.local".into()),
-                ..base.clone()
-            },
-            ServiceView { name: "out".into(), external_name: Some("example.com".into()), ..base },
-        ])
+        Zone::build(
+            &[
+                ServiceView { name: "reviews".into(), address: Some(Ipv4Addr::new(10, 96, 0, 7)), ..base.clone() },
+                ServiceView {
+                    name: "db".into(),
+                    endpoints: vec![endpoint(5, Some("db-0")), endpoint(6, None)],
+                    ..base.clone()
+                },
+                ServiceView {
+                    name: "alias".into(),
+                    external_name: Some("reviews.default.svc.cluster.local".into()),
+                    ..base.clone()
+                },
+                ServiceView { name: "out".into(), external_name: Some("example.com".into()), ..base.clone() },
+                ServiceView { name: "far".into(), external_name: Some("www.example.org".into()), ..base },
+            ],
+            &BTreeMap::from([
+                ("*.example.org".to_string(), vec![Ipv4Addr::new(198, 18, 0, 2)]),
+                ("api.example.org".to_string(), vec![Ipv4Addr::new(198, 18, 0, 3)]),
+            ]),
+        )
     }
 
     fn ask(name: &str, kind: RecordType) -> (ResponseCode, Vec<String>) {
@@ -319,6 +335,12 @@ mod tests {
             ("default.svc.cluster.local.", RecordType::A, NoError, vec![]),
             ("reviews.default.svc.cluster.local.svc.cluster.local.", RecordType::A, NXDomain, vec![]),
             ("example.com.", RecordType::A, NXDomain, vec![]),
+            ("www.Example.org.", RecordType::A, NoError, vec!["198.18.0.2"]),
+            ("a.b.example.org.", RecordType::A, NoError, vec!["198.18.0.2"]),
+            ("www.example.org.", RecordType::AAAA, NoError, vec![]),
+            ("api.example.org.", RecordType::A, NoError, vec!["198.18.0.3"]),
+            ("example.org.", RecordType::A, NoError, vec![]),
+            ("far.default.svc.cluster.local.", RecordType::A, NoError, vec!["www.example.org.", "198.18.0.2"]),
         ] {
             let expected = expected.iter().map(ToString::to_string).collect();
             assert_eq!(ask(name, kind), (code, expected), "{name} {kind}");
@@ -339,7 +361,7 @@ mod tests {
         let endpoints =
             (1..200).map(|n| EndpointView { address: Ipv4Addr::new(10, 244, 1, n as u8), hostname: None }).collect();
         let service = ServiceView { namespace: "x".into(), name: "many".into(), endpoints, ..ServiceView::default() };
-        let zone = Zone::build(&[service]);
+        let zone = Zone::build(&[service], &BTreeMap::new());
         let mut request = Message::new(7, MessageType::Query, OpCode::Query);
         request.add_query(Query::query(Name::from_ascii("many.x.svc.cluster.local.").unwrap(), RecordType::A));
         let request = request.to_vec().unwrap();

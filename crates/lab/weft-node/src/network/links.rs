@@ -1,6 +1,6 @@
 //! Bridge, virtual cables, addresses and routes, through netlink.
 
-use super::{DNS_SERVICE, GATEWAY, NetworkError, SERVICE_NETWORK};
+use super::{DNS_SERVICE, GATEWAY, NetworkError, OUTSIDE_NETWORK, SERVICE_NETWORK};
 use crate::sandbox::NetNs;
 use futures_util::TryStreamExt as _;
 use rtnetlink::packet_route::link::{InfoData, InfoVeth};
@@ -41,12 +41,17 @@ impl Links {
             add.await.map_err(netlink("give the bridge its addresses"))?;
         }
         // Packets to a cluster address without endpoints are routed here, where the rules refuse them aloud.
-        let services = RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(SERVICE_NETWORK, 16)
-            .scope(RouteScope::Link)
-            .output_interface(bridge)
-            .build();
-        handle.route().add(services).execute().await.map_err(netlink("add the route of cluster addresses"))?;
+        for (network, step) in [
+            (SERVICE_NETWORK, "add the route of cluster addresses"),
+            (OUTSIDE_NETWORK, "add the route of hosts outside"),
+        ] {
+            let route = RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(network, 16)
+                .scope(RouteScope::Link)
+                .output_interface(bridge)
+                .build();
+            handle.route().add(route).execute().await.map_err(netlink(step))?;
+        }
         forward_packets()?;
         Ok(Self { handle, bridge, namespace })
     }

@@ -17,6 +17,8 @@ pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
 pub const POD_NETWORK: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 0);
 /// Network of the services, `/16`.
 pub const SERVICE_NETWORK: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 0);
+/// Network of the world outside, `/16`: addresses that are set aside for tests (RFC 2544).
+pub const OUTSIDE_NETWORK: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
 /// Cluster address of the Kubernetes API.
 pub const API_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 /// Cluster address of the DNS server.

@@ -6,7 +6,7 @@ use super::state::{ContainerState, Ended, Life, Role};
 use super::worker::Worker;
 use crate::controllers::objects::now;
 use crate::network::{DOMAIN, GATEWAY};
-use crate::sandbox::{Bind, ContainerLog, OWN_PROGRAMS, Process, ProcessSpec, RootFs, exit_code};
+use crate::sandbox::{Bind, CA_BUNDLE, ContainerLog, OWN_PROGRAMS, Process, ProcessSpec, RootFs, exit_code};
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler, Probe};
 use nix::sys::signal::Signal;
 use std::path::PathBuf;
@@ -172,6 +172,7 @@ fn full_environment(worker: &Worker, given: Vec<(String, String)>) -> Vec<(Strin
         ("PATH", format!("{PATH}:{OWN_PROGRAMS}").as_str()),
         ("HOME", "/root"),
         ("HOSTNAME", &worker.hostname()),
+        ("SSL_CERT_FILE", CA_BUNDLE),
         ("KUBERNETES_SERVICE_HOST", &crate::network::API_SERVICE.to_string()),
         ("KUBERNETES_SERVICE_PORT", "443"),
     ]
@@ -196,7 +197,9 @@ fn root(worker: &Worker, binds: Vec<Bind>) -> RootFs {
         hosts += &format!("{}\t{}\n", alias.ip, alias.hostnames.clone().unwrap_or_default().join("\t"));
     }
     let (resolv_conf, links) = (resolv_conf(worker), worker.node.images.links());
-    RootFs { resolv_conf, hosts, hostname: format!("{hostname}\n"), binds, links, keep_proc: worker.node.keep_proc }
+    let ca_bundle = worker.node.outside.bundle().to_path_buf();
+    let keep_proc = worker.node.keep_proc;
+    RootFs { resolv_conf, hosts, hostname: format!("{hostname}\n"), ca_bundle, binds, links, keep_proc }
 }
 
 /// Resolver settings by `dnsPolicy` and `dnsConfig`. The lab has no resolver of the outside, so `Default` is cluster DNS too.

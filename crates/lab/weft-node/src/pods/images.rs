@@ -27,10 +27,13 @@ const KNOWN: &[(&str, &[&str])] = &[
     ("examples-helloworld-v2", &["weft-samples", "helloworld", "--version", "v2"]),
     ("tcp-echo-server", &["weft-samples", "tcp-echo"]),
     ("fortio", &["weft-samples", "fortio"]),
+    ("website", &["weft-samples", "website"]),
     ("curl", &["weft-samples", "sleep"]),
     ("sleep", &["weft-samples", "sleep"]),
     ("pause", &["weft-samples", "sleep"]),
 ];
+/// Images whose program the machine may have itself, under the command line of the image.
+const OF_THE_MACHINE: &[(&str, &[&str])] = &[("nginx", &["nginx", "-g", "daemon off; user root;"])];
 /// Commands that the samples' images are started with and that the samples program understands itself.
 const SAMPLE_COMMANDS: [&str; 2] = ["sleep", "gunicorn"];
 
@@ -89,6 +92,11 @@ impl ImageTable {
         }
         let known = KNOWN.iter().find(|(name, _)| *name == short_name(image)).map(|(_, words)| *words);
         let Some(program) = command.first() else {
+            let machine = OF_THE_MACHINE.iter().find(|(name, words)| *name == short_name(image) && exists(words[0]));
+            if let Some((_, words)) = machine {
+                let argv = words.iter().map(ToString::to_string).chain(args.iter().cloned()).collect();
+                return Ok(Program { argv, folder: None });
+            }
             let words = known.ok_or_else(|| unknown(image))?;
             return Ok(Program { argv: self.own(words, args), folder: None });
         };

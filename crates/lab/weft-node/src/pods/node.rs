@@ -7,6 +7,7 @@ use super::worker::Worker;
 use crate::controllers::NODE;
 use crate::network::addresses::AddressPool;
 use crate::network::links::Links;
+use crate::outside::Outside;
 use futures_util::StreamExt as _;
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -22,6 +23,10 @@ pub struct Node {
     pub links: Links,
     /// Pods' addresses.
     pub addresses: Mutex<AddressPool>,
+    /// Addresses of hosts outside the cluster.
+    pub outside_addresses: Mutex<AddressPool>,
+    /// Their certificates.
+    pub outside: Outside,
     /// Which program an image is.
     pub images: ImageTable,
     /// Tokens of service accounts.

@@ -8,6 +8,7 @@ use super::volumes::Volumes;
 use crate::controllers::NODE;
 use crate::controllers::objects::now;
 use crate::network::DNS_SERVICE;
+use crate::outside;
 use crate::sandbox::{Bind, Process, Sandbox};
 use futures_util::future::join_all;
 use k8s_openapi::api::core::v1::{Container, Pod};
@@ -183,12 +184,37 @@ impl Worker {
         lock(&self.sandbox).clone()
     }
 
-    /// What a container sees of the volumes.
+    /// What a container sees of the volumes, and of the certificate of a host outside.
     ///
     /// # Errors
     /// When it mounts one that the pod does not have.
     pub fn binds(&self, container: &Container) -> Result<Vec<Bind>, String> {
-        lock(&self.volumes).binds(container, self.namespace())
+        let mut binds = lock(&self.volumes).binds(container, self.namespace())?;
+        let names = self.outside_names();
+        if !names.is_empty() {
+            let folder = self.node.run_folder.join("pods").join(&self.uid).join("outside");
+            binds.push(self.node.outside.certificate(&names, &folder)?);
+        }
+        Ok(binds)
+    }
+
+    /// Names of the world outside that this pod stands for.
+    fn outside_names(&self) -> Vec<String> {
+        let annotations = self.spec.metadata.annotations.as_ref();
+        outside::names(annotations.and_then(|all| all.get(outside::ANNOTATION)).map(String::as_str))
+    }
+
+    fn take_address(&self) -> Result<Ipv4Addr, String> {
+        if self.outside_names().is_empty() {
+            return lock(&self.node.addresses).take().ok_or("no pod address is free in 10.244.0.0/16".into());
+        }
+        lock(&self.node.outside_addresses).take().ok_or("no address is free in 198.18.0.0/16".into())
+    }
+
+    fn give_back(&self, address: Ipv4Addr) {
+        // Each pool takes back what is of its network alone.
+        lock(&self.node.addresses).give_back(address);
+        lock(&self.node.outside_addresses).give_back(address);
     }
 
     /// Notes a started process.
@@ -353,7 +379,7 @@ impl Worker {
         let hostname = self.hostname();
         let made = tokio::task::spawn_blocking(move || Sandbox::create(&hostname)).await;
         let sandbox = made.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
-        let address = lock(&self.node.addresses).take().ok_or("no pod address is free in 10.244.0.0/16")?;
+        let address = self.take_address()?;
         let connected = async {
             if self.has_capture() {
                 let config = self.capture()?;
@@ -366,7 +392,7 @@ impl Worker {
             self.node.links.connect(&sandbox.net, address).await.map_err(|error| error.to_string())
         };
         if let Err(message) = connected.await {
-            lock(&self.node.addresses).give_back(address);
+            self.give_back(address);
             return Err(message);
         }
         *lock(&self.sandbox) = Some((sandbox, address));
@@ -543,7 +569,7 @@ impl Worker {
         let sandbox = lock(&self.sandbox).take();
         if let Some((_, address)) = sandbox {
             self.node.links.disconnect(address).await;
-            lock(&self.node.addresses).give_back(address);
+            self.give_back(address);
         }
         lock(&self.volumes).remove();
         let mut options = DeleteOptions { grace_period_seconds: Some(0), ..DeleteOptions::default() };

@@ -11,4 +11,4 @@ pub mod sys;
 pub use logs::{ContainerLog, LogLine};
 pub use netns::NetNs;
 pub use process::{Process, ProcessSpec, Sandbox, exit_code};
-pub use rootfs::{Bind, OWN_PROGRAMS, RootFs};
+pub use rootfs::{Bind, CA_BUNDLE, OWN_PROGRAMS, RootFs};

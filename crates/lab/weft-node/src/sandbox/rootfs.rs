@@ -11,23 +11,16 @@ use std::path::{Path, PathBuf};
 /// Folders of programs and libraries that every container sees, read-only, where the machine has them.
 const SHARED: [&str; 10] = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/nix", "/gnu"];
 /// Files of `/etc` that programs need to start, read-only, where the machine has them.
-const SHARED_ETC: [&str; 9] = [
-    "ld.so.cache",
-    "ld.so.conf",
-    "ld.so.conf.d",
-    "ssl",
-    "pki",
-    "ca-certificates",
-    "alternatives",
-    "localtime",
-    "protocols",
-];
+const SHARED_ETC: [&str; 8] =
+    ["ld.so.cache", "ld.so.conf", "ld.so.conf.d", "pki", "ca-certificates", "alternatives", "localtime", "protocols"];
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nistio-proxy:x:1337:1337::/:/usr/sbin/nologin\n\
                       nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n";
 const GROUP: &str = "root:x:0:\nistio-proxy:x:1337:\nnogroup:x:65534:\n";
 const NSSWITCH: &str = "passwd: files\ngroup: files\nhosts: files dns\n";
 
+/// Where a container finds trusted roots.
+pub const CA_BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Folder of names for Weft's own programs, last in every container's `PATH`.
 pub const OWN_PROGRAMS: &str = "/run/weft/bin";
 
@@ -51,6 +44,8 @@ pub struct RootFs {
     pub hosts: String,
     /// `/etc/hostname`.
     pub hostname: String,
+    /// Trusted roots, for [`CA_BUNDLE`]; empty: the machine's own stay.
+    pub ca_bundle: PathBuf,
     /// Binds of programs' folders, then volumes, in this order.
     pub binds: Vec<Bind>,
     /// Names in [`OWN_PROGRAMS`] and the programs that they stand for.
@@ -88,7 +83,7 @@ impl RootFs {
     }
 
     fn base(&self, root: &Path) -> io::Result<()> {
-        for folder in ["etc", "dev", "proc", "sys", "run", "root", "var/log", "var/lib", "home"] {
+        for folder in ["etc", "dev", "proc", "sys", "run", "root", "var/log/nginx", "var/lib/nginx", "home"] {
             std::fs::create_dir_all(root.join(folder))?;
         }
         for folder in ["tmp", "var/tmp"] {
@@ -118,7 +113,15 @@ impl RootFs {
             std::fs::write(etc.join(name), text)?;
         }
         let root = etc.parent().unwrap_or(etc);
-        SHARED_ETC.iter().try_for_each(|name| share(root, &Path::new("/etc").join(name)))
+        SHARED_ETC.iter().try_for_each(|name| share(root, &Path::new("/etc").join(name)))?;
+        if self.ca_bundle.as_os_str().is_empty() {
+            return share(root, Path::new("/etc/ssl"));
+        }
+        // The folder is the container's own, because the machine's may lack the file.
+        share(root, Path::new("/etc/ssl/openssl.cnf"))?;
+        let bundle = root.join(CA_BUNDLE.trim_start_matches('/'));
+        mount_point_like(&self.ca_bundle, &bundle)?;
+        bind(&self.ca_bundle, &bundle, true)
     }
 
     fn bind(&self, root: &Path, wanted: &Bind) -> io::Result<()> {
