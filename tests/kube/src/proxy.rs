@@ -40,7 +40,11 @@ pub async fn root(cluster: &Cluster, namespace: &str) -> Result<String> {
     .await
 }
 
-async fn channel(port: u16, root: &str) -> Result<Channel> {
+/// A connection to weftd, which shows a certificate under `root`.
+///
+/// # Errors
+/// When it does not answer, or shows another one.
+pub async fn channel(port: u16, root: &str) -> Result<Channel> {
     let anchors = TrustAnchors::from_pem(root.as_bytes())?;
     let context = ClientContext::build(ClientParams {
         sni: Some("istiod.istio-system.svc".into()),

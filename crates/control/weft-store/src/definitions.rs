@@ -57,10 +57,43 @@ impl Definitions {
         self.state.borrow().kinds.values().all(|state| *state == KindState::Watching)
     }
 
+    /// Whether the server certainly has no such kind. (A server says "forbidden" of kinds that it does not have, too.)
+    pub(crate) fn deny(&self, kind: &KindInfo) -> bool {
+        !is_built_in(kind.group) && self.reliable() && self.of(kind) == Defined::No
+    }
+
+    /// Returns when the definitions have been asked for once, whatever the answer.
+    pub(crate) async fn asked(&self) {
+        let mut state = self.state.clone();
+        let asked = |s: &SourceState| !s.kinds.values().any(|k| *k == KindState::Pending(None));
+        let _ = state.wait_for(asked).await;
+    }
+
     /// Tells of changes of any definition.
     pub(crate) fn changed(&self) -> watch::Receiver<u64> {
         self.cache.changed()
     }
+}
+
+/// Groups that are part of every server; they have no definitions.
+fn is_built_in(group: &str) -> bool {
+    const OF_K8S_IO: &[&str] = &[
+        "networking",
+        "discovery",
+        "coordination",
+        "rbac.authorization",
+        "admissionregistration",
+        "apiextensions",
+        "authentication",
+        "authorization",
+        "certificates",
+        "events",
+        "node",
+        "scheduling",
+        "storage",
+    ];
+    matches!(group, "" | "apps" | "batch" | "autoscaling" | "policy")
+        || group.strip_suffix(".k8s.io").is_some_and(|name| OF_K8S_IO.contains(&name))
 }
 
 /// The stored version where it is served and known, else the first known one that is served.
@@ -105,6 +138,16 @@ mod tests {
         trim(&mut object);
         assert!(!object.to_value().to_string().contains("openAPIV3Schema"));
         object
+    }
+
+    #[test]
+    fn groups_of_every_server() {
+        for group in ["", "apps", "discovery.k8s.io", "rbac.authorization.k8s.io"] {
+            assert!(is_built_in(group), "{group}");
+        }
+        for group in ["gateway.networking.k8s.io", "networking.x-k8s.io", "networking.istio.io"] {
+            assert!(!is_built_in(group), "{group}");
+        }
     }
 
     #[test]

@@ -58,6 +58,9 @@ impl Follower {
         let mut backoff = self.options.backoff_min;
         let mut place: Option<Place> = None;
         let mut denials = 0;
+        if let Some(definitions) = &self.definitions {
+            definitions.asked().await;
+        }
         loop {
             let begun = Instant::now();
             let result = match &place {
@@ -227,6 +230,14 @@ impl Follower {
     fn failed(&self, error: &ClientError, denials: u32, backoff: &mut Duration) -> Duration {
         match error {
             ClientError::NoSuchKind(_) if self.is_gone(denials) => {
+                self.cache.replace(self.kind.group, self.kind.kind, Vec::new());
+                self.set(KindState::Missing);
+                return self.options.missing_kind_interval;
+            }
+            // A kind that is required is required of every server that could have it.
+            ClientError::Forbidden(_)
+                if !self.required && self.definitions.as_ref().is_some_and(|d| d.deny(self.kind)) =>
+            {
                 self.cache.replace(self.kind.group, self.kind.kind, Vec::new());
                 self.set(KindState::Missing);
                 return self.options.missing_kind_interval;

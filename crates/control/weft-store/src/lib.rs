@@ -21,7 +21,7 @@ pub mod watch;
 pub use cache::{Cache, Changes};
 pub use client::{ApiClient, ClientError};
 pub use error::StoreError;
-pub use lease::{LeaseOptions, Leadership};
+pub use lease::{Leadership, LeaseOptions};
 pub use memory::{
     DeleteOptions, Deleted, ListQuery, MemoryStore, ObjectList, Preconditions, Propagation, StoreOptions,
 };
