@@ -2,15 +2,26 @@
 //! beside it the certificate authority. [`start`] brings it up, [`Running::stop`] takes it down; `main` adds settings and
 //! signals.
 //!
-//! Reading order: [`settings`], `mesh` (mesh config), `model` (objects → snapshots), `authority`, `auth`, `transport` (the TLS
-//! port), `root_cert` and `status` (what is written back).
+//! Reading order: [`settings`], `source` (which objects are read), `mesh` (mesh config), `model` (objects → snapshots),
+//! `identity` (the parts of it: `authority`, `registration`, `auth`, `federation`), `transport` and `idle` (the TLS port);
+//! `leader` (who of several writes), `root_cert`, `dns_certs`, `status`, `conditions` and `events` (what is written back).
 
 mod auth;
 mod authority;
+mod conditions;
+mod dns_certs;
+mod events;
+mod federation;
+mod identity;
+mod idle;
+mod jwks;
+mod leader;
 mod mesh;
 mod model;
+mod registration;
 mod root_cert;
 pub mod settings;
+mod source;
 mod status;
 mod transport;
 
@@ -26,17 +37,13 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
-use tonic::service::InterceptorLayer;
-use tonic::{Request, Status};
-use weft_ca::{CertificateService, ConnectionInfo};
-use weft_identity::TrustDomain;
-use weft_k8s_api::KindInfo;
-use weft_k8s_api::kinds::by_kind;
+use weft_ca::CertificateService;
 use weft_model::MeshSnapshot;
 use weft_runtime::ready::Readiness;
-use weft_store::{ApiClient, KubeSource, SourceOptions};
+use weft_store::source::SourceState;
+use weft_store::{ApiClient, KubeSource, Leadership};
 use weft_xds_server::debug::{Monitoring, router};
-use weft_xds_server::{AdsServer, NoAuthentication, Options, RemoteAddr};
+use weft_xds_server::{AdsServer, NoAuthentication, Options};
 
 /// Pings on idle connections: a proxy that is gone without a word is noticed within the sum.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
@@ -57,6 +64,7 @@ pub struct Running {
     /// What runs until the process ends: source, build, renewals.
     background: JoinSet<anyhow::Result<()>>,
     drain: Duration,
+    leadership: Leadership,
     _source: Arc<KubeSource>,
 }
 
@@ -78,51 +86,69 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let signer: Arc<ArcSwap<Option<CertificateService>>> = Arc::default();
     let listener = bind(settings.monitoring_addr, "--monitoring-addr").await?;
     let monitoring = listener.local_addr()?;
-    servers.spawn(serve_monitoring(listener, shown(&settings, &ads, &ready, &callers, &signer), closing.subscribe()));
+    let standing: Arc<ArcSwap<Option<Standing>>> = Arc::default();
+    let shown = shown(&settings, &ads, &ready, &callers, &signer, &standing);
+    servers.spawn(serve_monitoring(listener, shown, closing.subscribe()));
 
     let client = connect(&settings).await?;
-    let source = Arc::new(KubeSource::start(&client, &watched()?, &SourceOptions::default()));
-    wait_synced(&source).await;
+    let source = source::start(&client, &settings)?;
+    let leadership = leader::compete(&client, &settings);
+    let leader = leadership.leader();
+    standing.store(Arc::new(Some(Standing { source: source.state(), leader: leader.clone() })));
+    source::wait_synced(&source, &blocked).await;
+    let told = (client.clone(), source.cache().clone(), settings.clone());
+    let tell = move || events::of_mesh_config(told.0.clone(), told.1.clone(), told.2.clone());
+    background.spawn(done(leader::while_leader(leader.clone(), tell)));
     let mesh = mesh::Mesh::first(source.cache(), &settings, &blocked).await;
     blocked.set_reason("the certificate authority");
-    let model_settings = mesh::model_settings(&settings, &mesh.config);
-    let trust_domain = TrustDomain::new(&model_settings.trust_domain).context("mesh config trustDomain")?;
-    let authority = authority::load_or_create(&client, &settings, &trust_domain).await?;
-    let aliases = &mesh.config.trust_domain_aliases;
-    let known = Callers::new(&client, &trust_domain, aliases, &model_settings.root_namespace);
-    callers.store(Arc::new(Some(known.clone())));
+    let (told, meshes) = watch::channel(mesh.config.clone());
+    let identity = identity::begin(&client, &settings, meshes).await?;
+    callers.store(Arc::new(Some(identity.callers.clone())));
 
     blocked.set_reason("the first snapshot");
     let (latest, mut snapshots) = watch::channel(Arc::<MeshSnapshot>::default());
     let cache = source.cache().clone();
-    background.spawn(model::follow(cache.clone(), settings.clone(), mesh, ads.clone(), latest));
+    background.spawn(model::follow(cache.clone(), settings.clone(), mesh, told, ads.clone(), latest));
     if snapshots.changed().await.is_err() {
         bail!("the first snapshot could not be built");
     }
 
-    let (current, authorities) = watch::channel(authority.clone());
-    let certificates = CertificateService::new(authority.clone(), known.authenticators.clone());
+    let certificates = identity.certificates.clone();
     signer.store(Arc::new(Some(certificates.clone())));
-    let names = settings.server_names();
-    let tls = Arc::new(ArcSwap::from_pointee(transport::context(&authority, &names)?));
     let listener = bind(settings.secure_grpc_addr, "--secure-grpc-addr").await?;
     let secure = listener.local_addr()?;
-    servers.spawn(serve_secure(listener, tls.clone(), ads.clone(), known, certificates.clone(), closing.subscribe()));
+    let (tls, known) = (identity.tls.clone(), identity.callers.clone());
+    servers.spawn(serve_secure(listener, tls, ads.clone(), known, certificates, closing.subscribe()));
     let plain = match settings.plaintext_xds {
         true => Some(serve_plain(&mut servers, &settings, &ads, closing.subscribe()).await?),
         false => None,
     };
 
-    background.spawn(done(transport::renew(tls, authorities.clone(), names)));
-    background.spawn(done(root_cert::publish(client.clone(), cache.clone(), authorities)));
-    background.spawn(done(authority::follow(cache.clone(), settings.clone(), trust_domain, certificates, current)));
+    identity.run(&mut background, &client, &cache, &settings, &leader);
+    background.spawn(done(source::report_loss(settings.clone(), source.state(), ready.clone())));
     if settings.write_status {
-        background.spawn(done(status::write(client, cache, snapshots)));
+        let told = (client.clone(), cache.clone(), snapshots.clone());
+        let tell = move || conditions::write(told.0.clone(), told.1.clone(), told.2.clone());
+        background.spawn(done(leader::while_leader(leader.clone(), tell)));
+        let write = move || status::write(client.clone(), cache.clone(), snapshots.clone());
+        background.spawn(done(leader::while_leader(leader, write)));
     }
     drop(blocked);
     tracing::info!(%secure, %monitoring, "weftd is ready");
     let drain = settings.drain;
-    Ok(Running { secure, plain, monitoring, ready, ads, closing, servers, background, drain, _source: source })
+    Ok(Running {
+        secure,
+        plain,
+        monitoring,
+        ready,
+        ads,
+        closing,
+        servers,
+        background,
+        drain,
+        leadership,
+        _source: source,
+    })
 }
 
 impl Running {
@@ -149,12 +175,26 @@ impl Running {
             tracing::warn!("not all connections ended in time");
         }
         self.background.shutdown().await;
+        // The writers have stopped: another replica may begin.
+        self.leadership.release().await;
         self.servers.shutdown().await;
     }
 
     /// The server of the proxies.
     pub fn ads(&self) -> &AdsServer {
         &self.ads
+    }
+}
+
+/// How this process stands to the API server.
+struct Standing {
+    source: watch::Receiver<SourceState>,
+    leader: watch::Receiver<bool>,
+}
+
+impl Standing {
+    fn metrics(&self) -> String {
+        source::metrics(&self.source.borrow(), *self.leader.borrow())
     }
 }
 
@@ -184,46 +224,30 @@ async fn connect(settings: &Settings) -> anyhow::Result<ApiClient> {
     client.context("connection to the API server")
 }
 
-/// The kinds of the model, and ConfigMaps.
-fn watched() -> anyhow::Result<Vec<&'static KindInfo>> {
-    let kinds = weft_model::KINDS.iter().chain(&[("", "ConfigMap")]);
-    kinds.map(|(group, kind)| by_kind(group, kind).with_context(|| format!("kind {kind} is not known"))).collect()
-}
-
-/// Waits for the first lists, and says what is waited for.
-async fn wait_synced(source: &KubeSource) {
-    let mut state = source.state();
-    loop {
-        match tokio::time::timeout(Duration::from_secs(5), source.synced()).await {
-            Ok(()) => return,
-            Err(_) => {
-                let problem = state.borrow_and_update().problem();
-                tracing::warn!("waiting for the API server: {}", problem.as_deref().unwrap_or("no answer yet"));
-            }
-        }
-    }
-}
-
 fn shown(
     settings: &Settings,
     ads: &AdsServer,
     ready: &Readiness,
     callers: &Arc<ArcSwap<Option<Callers>>>,
     signer: &Arc<ArcSwap<Option<CertificateService>>>,
+    standing: &Arc<ArcSwap<Option<Standing>>>,
 ) -> Monitoring {
-    let (ready, callers, signer) = (ready.clone(), callers.clone(), signer.clone());
+    let (ready, callers, signer, standing) = (ready.clone(), callers.clone(), signer.clone(), standing.clone());
     Monitoring {
         server: ads.clone(),
         instance: settings.pod_name.clone(),
         version: env!("CARGO_PKG_VERSION").into(),
         not_ready: Arc::new(move || ready.reasons().iter().map(|r| format!("waiting for {r}")).collect()),
-        more_metrics: Arc::new(move || signer.load().as_ref().as_ref().map(authority::metrics).unwrap_or_default()),
-        access: Arc::new(move |headers| {
+        more_metrics: Arc::new(move || {
+            let certificates = signer.load().as_ref().as_ref().map(authority::metrics).unwrap_or_default();
+            certificates + &standing.load().as_ref().as_ref().map(Standing::metrics).unwrap_or_default()
+        }),
+        access: Arc::new(move |headers, remote| {
             let callers = callers.load_full();
             Box::pin(async move {
                 match &*callers {
-                    Some(callers) => callers.may_debug(headers).await,
-                    None => false,
+                    Some(callers) => callers.debug_scope(headers, remote).await,
+                    None => None,
                 }
             })
         }),
@@ -254,20 +278,12 @@ async fn serve_secure(
         .http2_keepalive_interval(Some(KEEPALIVE.0))
         .http2_keepalive_timeout(Some(KEEPALIVE.1))
         .max_concurrent_streams(Some(100))
-        .layer(InterceptorLayer::new(note_remote))
+        .layer(idle::CountRequests)
         .add_service(ads.service(Arc::new(callers)))
         .add_service(certificates.into_server())
         .serve_with_incoming_shutdown(ReceiverStream::new(connections), stop)
         .await
         .context("xDS port")
-}
-
-/// Tells the xDS server where a request came from.
-fn note_remote(mut request: Request<()>) -> Result<Request<()>, Status> {
-    if let Some(remote) = request.extensions().get::<ConnectionInfo>().map(|info| info.remote) {
-        request.extensions_mut().insert(RemoteAddr(remote));
-    }
-    Ok(request)
 }
 
 async fn serve_plain(

@@ -1,0 +1,120 @@
+//! Statuses that the model computes are written to their objects: conditions of the Gateway API, addresses of Ingresses and
+//! service entries. Only what differs from what the object says is written; an object that changed meanwhile is looked at
+//! again with the next snapshot.
+
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use weft_k8s_api::kinds::by_kind;
+use weft_model::{MeshSnapshot, StatusUpdate};
+use weft_store::{ApiClient, Cache, ClientError};
+
+/// Pause before writing, so that what is mended at once is never written.
+const SETTLE: Duration = Duration::from_millis(200);
+/// Pause after a failure.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Writes the statuses of each snapshot until the sender goes away.
+pub(crate) async fn write(client: ApiClient, cache: Arc<Cache>, mut snapshots: watch::Receiver<Arc<MeshSnapshot>>) {
+    let mut written: Option<Arc<Vec<StatusUpdate>>> = None;
+    loop {
+        tokio::time::sleep(SETTLE).await;
+        let statuses = snapshots.borrow_and_update().statuses.clone();
+        let mut failed = false;
+        if written.as_ref().is_none_or(|known| !Arc::ptr_eq(known, &statuses)) {
+            for update in statuses.iter() {
+                if let Err(error) = put(&client, &cache, update).await {
+                    tracing::warn!("status of {}: {error}", update.object);
+                    failed = true;
+                    if error.is_unreachable() {
+                        break;
+                    }
+                }
+            }
+            written = (!failed).then_some(statuses);
+        }
+        let pause = async {
+            match failed {
+                true => tokio::time::sleep(RETRY).await,
+                false => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            more = snapshots.changed() => if more.is_err() { return },
+            () = pause => {}
+        }
+    }
+}
+
+async fn put(client: &ApiClient, cache: &Cache, update: &StatusUpdate) -> Result<(), ClientError> {
+    let key = &update.object;
+    let (Some(object), Some(kind)) = (cache.get(key), by_kind(&key.group, &key.kind)) else { return Ok(()) };
+    if object.metadata.generation.is_some_and(|g| g != update.generation) {
+        // The snapshot is about an older spec; the one about this spec is on its way.
+        return Ok(());
+    }
+    let current = object.body.get("status").cloned().unwrap_or(Value::Null);
+    let now = json!(format!("{:.0}", jiff::Timestamp::now()));
+    let Some(next) = update.onto(&current, now.as_str().unwrap_or_default()) else { return Ok(()) };
+    match client.patch_status_in(kind, object.version(), &key.namespace, &key.name, &next).await {
+        Err(error) if !error.is_not_found() => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weft_apiserver::{AdminToken, ApiServer, ApiServerOptions};
+    use weft_k8s_api::Object;
+    use weft_store::MemoryStore;
+
+    const TOKEN: &str = "administrator-of-the-test";
+
+    fn class(name: &str) -> Object {
+        serde_json::from_value(json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "GatewayClass", "metadata": {"name": name},
+            "spec": {"controllerName": "istio.io/gateway-controller"},
+        }))
+        .unwrap()
+    }
+
+    #[tokio::test]
+    async fn conditions_arrive_once() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let options = ApiServerOptions {
+            admin_tokens: vec![AdminToken { token: TOKEN.into(), user: "admin".into() }],
+            ..ApiServerOptions::default()
+        };
+        let server = ApiServer::new(MemoryStore::new(), options).unwrap();
+        let object = server.store().create(class("edge")).unwrap();
+        let serving = server.clone();
+        let served = tokio::spawn(async move { serving.serve(listener, std::future::pending()).await });
+        let client = ApiClient::connect(&format!("http://{address}"), Some(TOKEN)).unwrap();
+        let cache = Arc::new(Cache::from_objects([(*object).clone()]));
+        let mut inputs = weft_model::Inputs::default();
+        inputs.push(object.clone());
+        let snapshot = Arc::new(weft_model::build(&inputs, None));
+        assert_eq!(snapshot.statuses.len(), 1);
+        let (_sender, receiver) = watch::channel(snapshot);
+        let writer = tokio::spawn(write(client, cache, receiver));
+        let key = object.key();
+        let accepted = async {
+            loop {
+                let object = server.store().get(&key).unwrap();
+                let conditions = object.body.get("status").and_then(|s| s.get("conditions")).cloned();
+                if let Some(condition) = conditions.and_then(|c| c.get(0).cloned()) {
+                    break condition;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let condition = tokio::time::timeout(RETRY * 3, accepted).await.expect("the condition");
+        assert_eq!((condition["type"].as_str(), condition["status"].as_str()), (Some("Accepted"), Some("True")));
+        assert!(condition["lastTransitionTime"].as_str().is_some_and(|t| t.ends_with('Z')), "{condition}");
+        writer.abort();
+        served.abort();
+    }
+}
