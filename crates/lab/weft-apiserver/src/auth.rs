@@ -1,11 +1,13 @@
-//! Who asks, and whether they may. Authentication is by bearer token alone. Authorization knows three sorts of callers:
-//! administrators and listed service accounts may everything, everybody else may only ask about themselves.
+//! Who asks, and whether they may. Authentication is by bearer token, and by impersonation for those who may. Administrators
+//! and listed service accounts may everything; what everybody else may, roles say ([`crate::rbac`]).
 
+use crate::rbac::{self, Wish};
 use crate::route::Target;
 use crate::server::ApiServer;
 use crate::status::{ApiError, resource};
 use http::HeaderMap;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 /// Group that may everything.
 pub const ADMIN_GROUP: &str = "system:masters";
@@ -21,6 +23,8 @@ pub struct User {
     pub groups: Vec<String>,
     /// Pod that the token is bound to: name and uid.
     pub pod: Option<(String, String)>,
+    /// What an impersonating client says of the user besides.
+    pub extra: BTreeMap<String, Vec<String>>,
 }
 
 impl User {
@@ -41,11 +45,13 @@ impl User {
         if !self.uid.is_empty() {
             user["uid"] = self.uid.clone().into();
         }
+        let mut extra = self.extra.clone();
         if let Some((name, uid)) = &self.pod {
-            let mut extra = Map::new();
-            extra.insert("authentication.kubernetes.io/pod-name".into(), json!([name]));
-            extra.insert("authentication.kubernetes.io/pod-uid".into(), json!([uid]));
-            user["extra"] = extra.into();
+            extra.insert("authentication.kubernetes.io/pod-name".into(), vec![name.clone()]);
+            extra.insert("authentication.kubernetes.io/pod-uid".into(), vec![uid.clone()]);
+        }
+        if !extra.is_empty() {
+            user["extra"] = json!(extra);
         }
         user
     }
@@ -76,24 +82,80 @@ impl ApiServer {
                 "system:authenticated".into(),
             ],
             pod: grant.pod.map(|p| (p.name, p.uid)),
+            extra: BTreeMap::new(),
         };
         Ok((user, grant.audiences))
     }
 
     pub(crate) fn authenticate(&self, headers: &HeaderMap) -> Result<User, ApiError> {
         let token = bearer(headers).ok_or_else(ApiError::unauthorized)?;
-        // Ignoring it would do as the caller what was meant to be done as somebody else.
-        if headers.keys().any(|name| name.as_str().starts_with("impersonate-")) {
-            return Err(ApiError::forbidden("impersonation is not offered; use a token of the user"));
-        }
         match self.user_of(token) {
-            Ok((user, audiences)) if audiences.iter().any(|a| a == self.tokens().audience()) => Ok(user),
+            Ok((user, audiences)) if audiences.iter().any(|a| a == self.tokens().audience()) => {
+                self.impersonated(user, headers)
+            }
             // A token for another audience is none for this server.
             _ => Err(ApiError::unauthorized()),
         }
     }
 
-    /// Whether a user may do anything at all with objects.
+    /// The user that the caller wants to be: `Impersonate-User`, `-Group`, `-Uid`, `-Extra-KEY`. Each must be allowed.
+    fn impersonated(&self, caller: User, headers: &HeaderMap) -> Result<User, ApiError> {
+        let all = |name: &str| -> Vec<String> {
+            headers.get_all(name).iter().filter_map(|v| v.to_str().ok()).map(str::to_string).collect()
+        };
+        let asks = headers.keys().any(|name| name.as_str().starts_with("impersonate-"));
+        if !asks {
+            return Ok(caller);
+        }
+        let name = all("impersonate-user").into_iter().next().filter(|n| !n.is_empty());
+        let name = name.ok_or_else(|| ApiError::bad_request("Impersonate-User is required for impersonation"))?;
+        let mut user = User { name, groups: all("impersonate-group"), ..User::default() };
+        user.uid = all("impersonate-uid").into_iter().next().unwrap_or_default();
+        let account = user.service_account().map(|(n, a)| (n.to_string(), a.to_string()));
+        match &account {
+            Some((namespace, name)) => self.may_impersonate(&caller, "serviceaccounts", namespace, name)?,
+            None => self.may_impersonate(&caller, "users", "", &user.name)?,
+        }
+        for group in &user.groups {
+            self.may_impersonate(&caller, "groups", "", group)?;
+        }
+        for (header, value) in headers {
+            if let Some(key) = header.as_str().strip_prefix("impersonate-extra-") {
+                self.may_impersonate(&caller, "userextras", "", key)?;
+                let text = value.to_str().unwrap_or_default().to_string();
+                user.extra.entry(key.into()).or_default().push(text);
+            }
+        }
+        if let (Some((namespace, _)), true) = (&account, user.groups.is_empty()) {
+            user.groups = vec!["system:serviceaccounts".into(), format!("system:serviceaccounts:{namespace}")];
+        }
+        if !user.groups.iter().any(|g| g == "system:authenticated") {
+            user.groups.push("system:authenticated".into());
+        }
+        Ok(user)
+    }
+
+    fn may_impersonate(&self, caller: &User, resource: &str, namespace: &str, name: &str) -> Result<(), ApiError> {
+        let group = if resource == "userextras" { "authentication.k8s.io" } else { "" };
+        let wish = Wish { verb: "impersonate", group, resource, namespace, name, ..Wish::default() };
+        if self.decide(caller, &wish).is_some() {
+            return Ok(());
+        }
+        Err(ApiError::forbidden(format!(
+            "{resource} {name:?} is forbidden: User {:?} cannot impersonate resource {resource:?} in API group {group:?}",
+            caller.name
+        )))
+    }
+
+    /// Whether a user may do something, and why.
+    pub(crate) fn decide(&self, user: &User, wish: &Wish<'_>) -> Option<String> {
+        if self.allows(user) {
+            return Some("administrators and listed service accounts may everything".into());
+        }
+        rbac::allows(self.store(), user, wish)
+    }
+
+    /// Whether a user may everything.
     pub(crate) fn allows(&self, user: &User) -> bool {
         let privileged =
             |(namespace, name)| self.options().privileged_accounts.iter().any(|(n, a)| n == namespace && a == name);
@@ -101,7 +163,16 @@ impl ApiServer {
     }
 
     pub(crate) fn authorize(&self, user: &User, verb: &str, target: &Target) -> Result<(), ApiError> {
-        if self.allows(user) {
+        let wish = Wish {
+            verb,
+            group: target.kind.group,
+            resource: target.kind.plural,
+            sub: target.sub.as_deref().unwrap_or_default(),
+            namespace: target.namespace(),
+            name: target.name(),
+            path: "",
+        };
+        if self.decide(user, &wish).is_some() {
             return Ok(());
         }
         let scope = match &target.namespace {
@@ -110,8 +181,9 @@ impl ApiServer {
         };
         let sub = target.sub.as_ref().map(|s| format!("/{s}")).unwrap_or_default();
         Err(ApiError::forbidden(format!(
-            "{}{sub} is forbidden: User {:?} cannot {verb} resource \"{}{sub}\" in API group {:?} {scope}",
+            "{}{} is forbidden: User {:?} cannot {verb} resource \"{}{sub}\" in API group {:?} {scope}",
             resource(target.kind),
+            target.name.as_ref().map(|n| format!(" {n:?}")).unwrap_or_default(),
             user.name,
             target.kind.plural,
             target.kind.group

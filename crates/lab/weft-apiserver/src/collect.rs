@@ -1,6 +1,8 @@
 //! What follows from deletions: owned objects go with their owners, and a namespace goes when it is empty. Works on the store
 //! itself; every pass looks at everything, which is cheap at the size of a lab and cannot miss anything.
 
+use crate::custom::CLEANUP;
+use crate::kinds::DEFINITION;
 use serde_json::Value;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -30,7 +32,7 @@ pub async fn run(store: MemoryStore) {
 /// One pass; returns how many objects it changed.
 pub fn collect(store: &MemoryStore) -> usize {
     let objects = store.all();
-    owned(store, &objects) + owners(store, &objects) + namespaces(store, &objects)
+    owned(store, &objects) + owners(store, &objects) + namespaces(store, &objects) + definitions(store, &objects)
 }
 
 fn is_deleting(object: &Object, finalizer: &str) -> bool {
@@ -117,6 +119,26 @@ fn namespaces(store: &MemoryStore, objects: &[Arc<Object>]) -> usize {
                 }
             });
             changes += usize::from(freed.is_ok());
+        }
+    }
+    changes
+}
+
+/// Deletes the objects of kinds whose definitions are deleted, and lets these go when none is left.
+fn definitions(store: &MemoryStore, objects: &[Arc<Object>]) -> usize {
+    let mut changes = 0;
+    let is_definition = |o: &&Arc<Object>| o.kind == DEFINITION.1 && o.group() == DEFINITION.0;
+    for definition in objects.iter().filter(is_definition).filter(|o| is_deleting(o, CLEANUP)) {
+        let text = |pointer| definition.spec().pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+        let (group, kind) = (text("/group"), text("/names/kind"));
+        let contents: Vec<_> = objects.iter().filter(|o| o.kind == kind && o.group() == group).collect();
+        // Kinds of the table stay, and with them their objects.
+        let own = weft_k8s_api::kinds::by_kind(group, kind).is_none();
+        for object in contents.iter().filter(|_| own) {
+            changes += usize::from(delete(store, object, Propagation::Background));
+        }
+        if contents.is_empty() || !own {
+            changes += usize::from(remove_finalizer(store, definition, CLEANUP));
         }
     }
     changes

@@ -35,9 +35,7 @@ impl Patch {
             "application/json-patch+json" => Self::read_operations(body).map(Self::Json),
             "application/merge-patch+json" => json().map(Self::Merge),
             // Custom resources have no merge keys, and Kubernetes refuses this type for them.
-            "application/strategic-merge-patch+json" if Lists::of_group(kind.group) == Lists::ByKey => {
-                json().map(Self::Strategic)
-            }
+            "application/strategic-merge-patch+json" if has_merge_keys(kind) => json().map(Self::Strategic),
             "application/apply-patch+yaml" | "application/apply-patch" => read_yaml(body).map(Self::Apply),
             other => Err(ApiError::unsupported_media_type(other, OFFERED)),
         }
@@ -66,9 +64,18 @@ impl Patch {
                 Ok(value)
             }
             Self::Strategic(patch) => strategic_patch(current, patch).map_err(ApiError::bad_request),
-            Self::Apply(wanted) => Ok(three_way(Lists::of_group(kind.group), &Value::Null, current, wanted)),
+            // Of parts such as `scale`, which nobody manages by field; whole objects are merged in `managed`.
+            Self::Apply(wanted) => {
+                let lists = if has_merge_keys(kind) { Lists::ByKey } else { Lists::Replace };
+                Ok(three_way(lists, &Value::Null, current, wanted))
+            }
         }
     }
+}
+
+/// Only Kubernetes' own kinds say in their types how lists are merged.
+fn has_merge_keys(kind: &KindInfo) -> bool {
+    kind.versions.iter().any(|version| crate::types::of_kind(kind.group, version, kind.kind).is_some())
 }
 
 /// Copies can double a document with every operation, and additions can nest it without end: both are bounded.

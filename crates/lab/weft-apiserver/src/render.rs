@@ -60,7 +60,7 @@ pub(crate) fn object(
         Shape::Table => {
             let list = [object];
             let include = context.params.get("includeObject");
-            table::table(target, &list, table_meta(object), include).to_string().into_bytes()
+            table::table(&context.kinds, target, &list, table_meta(object), include).to_string().into_bytes()
         }
         shape => object_json(object, &target.api_version(), shape)?,
     };
@@ -83,7 +83,9 @@ pub(crate) fn list(context: &Context, target: &Target, list: &ObjectList) -> Res
     let body = match context.shape {
         Shape::Table => {
             let objects: Vec<&Object> = list.items.iter().map(AsRef::as_ref).collect();
-            table::table(target, &objects, meta, context.params.get("includeObject")).to_string().into_bytes()
+            table::table(&context.kinds, target, &objects, meta, context.params.get("includeObject"))
+                .to_string()
+                .into_bytes()
         }
         shape => {
             let partial = shape == Shape::Metadata;

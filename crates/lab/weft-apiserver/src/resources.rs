@@ -3,9 +3,12 @@
 
 use crate::admission::{AdmissionRequest, Operation};
 use crate::auth::User;
+use crate::custom;
+use crate::managed::{self, Writer};
 use crate::params::Params;
 use crate::patch::Patch;
 use crate::route::Target;
+use crate::schema::Type;
 use crate::server::{ApiServer, Context};
 use crate::status::ApiError;
 use crate::{defaults, pods, render, scale, validation, watching, webhooks};
@@ -14,7 +17,7 @@ use axum::response::Response;
 use http::{Method, StatusCode};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
-use weft_k8s_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, Time};
+use weft_k8s_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use weft_k8s_api::{KindInfo, Object};
 use weft_store::memory::key;
 use weft_store::{DeleteOptions, FieldSelector, LabelSelector, ListQuery, Preconditions, Propagation, StoreError};
@@ -33,16 +36,17 @@ pub(crate) async fn handle(
     context.server.authorize(&context.user, verb(&method, &target, watch), &target)?;
     match (target.kind.kind, target.sub.as_deref()) {
         (_, None) => {}
-        ("Pod", Some("log" | "exec" | "portforward")) => return pods::handle(context, &target, request).await,
+        ("Pod", Some("log" | "exec" | "attach" | "portforward")) => {
+            return pods::handle(context, &target, request).await;
+        }
         ("ServiceAccount", Some("token")) if method == Method::POST => {
             return token_request(&context, &target, request).await;
         }
         ("Pod", Some("eviction")) if method == Method::POST => return delete(&context, &target, request).await,
-        ("Deployment" | "ReplicaSet" | "StatefulSet", Some("scale")) => {
-            return scale::handle(&context, &target, request).await;
-        }
+        (_, Some("scale")) if has_scale(&context, &target) => return scale::handle(&context, &target, request).await,
         ("Namespace", Some("finalize")) if method == Method::PUT => {}
-        (_, Some("status")) if defaults::has_status(target.kind) => {}
+        ("CertificateSigningRequest", Some("approval")) => {}
+        (_, Some("status")) if context.kinds.has_status(target.kind) => {}
         _ => return Err(ApiError::no_such_path()),
     }
     match (method, target.name.is_some()) {
@@ -55,6 +59,13 @@ pub(crate) async fn handle(
         (Method::DELETE, true) if target.sub.is_none() => delete(&context, &target, request).await,
         (Method::DELETE, false) => delete_collection(&context, &target, request).await,
         _ => Err(ApiError::method_not_allowed()),
+    }
+}
+
+fn has_scale(context: &Context, target: &Target) -> bool {
+    match context.kinds.custom(target.kind) {
+        Some(custom) => custom.version(&target.version).is_some_and(|v| v.scale.is_some()),
+        None => target.kind.group == "apps" && matches!(target.kind.kind, "Deployment" | "ReplicaSet" | "StatefulSet"),
     }
 }
 
@@ -117,9 +128,33 @@ async fn create(context: &Context, target: &Target, request: http::Request<Body>
 
 async fn create_from(context: &Context, target: &Target, body: Value) -> Result<Response, ApiError> {
     let object = read_object(target, body)?;
-    let strict = Strictness::read(&context.params)?;
-    let (made, warnings) = context.server.create(&context.user, object, context.params.dry_run()?, strict).await?;
+    let options = CreateOptions {
+        dry_run: context.params.dry_run()?,
+        strict: Strictness::read(&context.params)?,
+        writer: Some(writer(context, target)),
+    };
+    let (made, warnings) = context.server.create_as(&context.user, object, options).await?;
     render::object(context, target, StatusCode::CREATED, &made, &warnings)
+}
+
+/// Who is noted as the manager of what a request changes.
+fn writer(context: &Context, target: &Target) -> Writer {
+    let manager = context.params.get("fieldManager").unwrap_or(&context.agent);
+    let time = jiff::Timestamp::from_second(crate::tokens::now()).unwrap_or_default();
+    Writer {
+        manager: if manager.is_empty() { "unknown".into() } else { manager.into() },
+        api_version: target.api_version(),
+        sub: target.sub.clone().unwrap_or_default(),
+        time: time.to_string(),
+    }
+}
+
+/// How an object is created.
+struct CreateOptions {
+    dry_run: bool,
+    strict: Strictness,
+    /// Who manages its fields; `None` notes nobody.
+    writer: Option<Writer>,
 }
 
 /// What is done about fields that a kind does not have.
@@ -134,6 +169,17 @@ pub enum Strictness {
 }
 
 impl Strictness {
+    /// What unknown fields lead to: warnings, a refusal, or nothing.
+    fn judge(self, unknown: Vec<String>) -> Result<Vec<String>, ApiError> {
+        let texts: Vec<String> = unknown.iter().map(|field| format!("unknown field {field:?}")).collect();
+        match self {
+            Self::Ignore => Ok(Vec::new()),
+            Self::Warn => Ok(texts),
+            Self::Strict if texts.is_empty() => Ok(texts),
+            Self::Strict => Err(ApiError::bad_request(format!("strict decoding error: {}", texts.join(", ")))),
+        }
+    }
+
     fn read(params: &Params) -> Result<Self, ApiError> {
         match params.get("fieldValidation") {
             Some("Ignore") => Ok(Self::Ignore),
@@ -154,18 +200,36 @@ impl ApiServer {
     pub async fn create(
         &self,
         user: &User,
-        mut object: Object,
+        object: Object,
         dry_run: bool,
         strict: Strictness,
     ) -> Result<(Arc<Object>, Vec<String>), ApiError> {
-        let kind = weft_k8s_api::kinds::by_kind(object.group(), &object.kind).ok_or_else(ApiError::no_such_path)?;
+        self.create_as(user, object, CreateOptions { dry_run, strict, writer: None }).await
+    }
+
+    async fn create_as(
+        &self,
+        user: &User,
+        mut object: Object,
+        options: CreateOptions,
+    ) -> Result<(Arc<Object>, Vec<String>), ApiError> {
+        let kinds = self.kinds();
+        let kind = kinds.by_kind(object.group(), &object.kind).ok_or_else(ApiError::no_such_path)?;
         if object.metadata.resource_version.as_ref().is_some_and(|v| !v.is_empty()) {
             return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
+        }
+        if kinds.custom(kind).is_some_and(|c| c.terminating) {
+            return Err(ApiError::forbidden("create not allowed while custom resource definition is terminating"));
         }
         object.metadata.uid = None;
         let version = object.version().to_string();
         object.api_version = kind.api_version();
-        defaults::first_status(kind, &mut object);
+        if kinds.custom(kind).is_none() {
+            defaults::first_status(kind, &mut object);
+        } else if kinds.custom(kind).and_then(|c| c.version(&version)).is_some_and(|v| v.status) {
+            object.body.shift_remove("status");
+        }
+        let dry_run = options.dry_run;
         let hooks = webhooks::Request {
             server: self,
             user,
@@ -176,7 +240,11 @@ impl ApiServer {
             dry_run,
             old: None,
         };
-        let warnings = self.prepare(&hooks, &mut object, strict).await?;
+        let warnings = self.prepare(&hooks, &mut object, options.strict).await?;
+        if let Some(writer) = options.writer.filter(|_| object.metadata.managed_fields.is_none()) {
+            let schema = kinds.custom(kind).and_then(|c| c.version(&version)).map(|v| v.schema.clone());
+            managed::note_update(Type::of(kind, &version, schema.as_deref()), None, &mut object, &writer);
+        }
         self.check_size(&object)?;
         let made = self.store().create_with(object, dry_run).map_err(|e| ApiError::from_store(kind, e))?;
         if kind.kind == "Namespace" && !dry_run {
@@ -200,7 +268,14 @@ impl ApiServer {
         strict: Strictness,
     ) -> Result<Vec<String>, ApiError> {
         let kind = request.kind;
+        let kinds = self.kinds();
+        let version = kinds.custom(kind).and_then(|c| c.version(request.version));
         let mut warnings = Vec::new();
+        if let Some(version) = version {
+            warnings.extend(version.deprecation.clone());
+            let unknown = custom::shape(version, object).unknown;
+            warnings.extend(strict.judge(unknown)?);
+        }
         if request.sub.is_none() {
             defaults::fill(kind, object);
             let operation = if request.old.is_some() { Operation::Update } else { Operation::Create };
@@ -215,9 +290,17 @@ impl ApiServer {
         if request.sub.is_none() {
             defaults::fill(kind, object);
             webhooks::check(kind, object)?;
+            if custom::is_definition(kind) {
+                custom::fill(object);
+                custom::check(kind, object)?;
+            }
             if self.options().validate {
                 warnings.extend(validation::check(kind, object, strict)?);
             }
+        }
+        if let Some(version) = version {
+            custom::shape(version, object);
+            custom::validate(version, kind, object)?;
         }
         warnings.extend(webhooks::validate(request, Some(object)).await?);
         Ok(warnings)
@@ -230,6 +313,8 @@ pub(crate) struct Change {
     pub(crate) object: Object,
     /// Whether the client named the version: then a conflict is the client's to resolve.
     pub(crate) explicit: bool,
+    /// Whether it says already who manages which fields.
+    pub(crate) applied: bool,
 }
 
 /// Reads, changes, checks and writes an object; again when another writer was quicker.
@@ -244,7 +329,7 @@ pub(crate) async fn rewrite(
     let mut last = None;
     for _ in 0..ATTEMPTS {
         let old = current(context, target)?;
-        let Change { mut object, explicit } = change(&old)?;
+        let Change { mut object, explicit, applied } = change(&old)?;
         object.api_version = kind.api_version();
         let hooks = webhooks::Request {
             server,
@@ -258,6 +343,11 @@ pub(crate) async fn rewrite(
             old: Some(&*old),
         };
         let warnings = server.prepare(&hooks, &mut object, strict).await?;
+        if !applied {
+            let schema = schema_of(context, target);
+            let types = Type::of(kind, &target.version, schema.as_deref());
+            managed::note_update(types, Some(&old), &mut object, &writer(context, target));
+        }
         server.check_size(&object)?;
         match server.store().update_with(object, dry_run) {
             Ok(new) => return Ok((new, warnings)),
@@ -269,11 +359,12 @@ pub(crate) async fn rewrite(
 }
 
 /// Puts the part that the target names (the whole, the status, the finalizers) of `wanted` into `old`.
-fn compose(target: &Target, old: &Object, mut wanted: Object) -> Change {
+fn compose(context: &Context, target: &Target, old: &Object, mut wanted: Object) -> Change {
     let version = wanted.metadata.resource_version.take().filter(|v| !v.is_empty());
     let explicit = version.as_ref().is_some_and(|v| Some(v) != old.metadata.resource_version.as_ref());
     let part = match (target.sub.as_deref(), target.kind.kind) {
-        (Some("status"), _) => Some("status"),
+        // Who approves a signing request and who signs it write parts of one status.
+        (Some("status" | "approval"), _) => Some("status"),
         (Some("finalize"), _) => Some("spec"),
         _ => None,
     };
@@ -290,7 +381,7 @@ fn compose(target: &Target, old: &Object, mut wanted: Object) -> Change {
             let keep: &[&str] = match target.kind.kind {
                 // What holds a namespace back is changed through its own path.
                 "Namespace" => &["status", "spec"],
-                _ if defaults::has_status(target.kind) => &["status"],
+                _ if context.kinds.has_status(target.kind) => &["status"],
                 _ => &[],
             };
             for part in keep {
@@ -303,30 +394,27 @@ fn compose(target: &Target, old: &Object, mut wanted: Object) -> Change {
         }
     };
     object.metadata.resource_version = version.clone().or_else(|| old.metadata.resource_version.clone());
-    Change { object, explicit: explicit || version.is_some() }
+    Change { object, explicit: explicit || version.is_some(), applied: false }
 }
 
 async fn update(context: &Context, target: &Target, request: http::Request<Body>) -> Result<Response, ApiError> {
     let body = context.read_json(request).await?;
     let wanted = read_object(target, body)?;
-    let (new, warnings) = rewrite(context, target, |old| Ok(compose(target, old, wanted.clone()))).await?;
+    let (new, warnings) = rewrite(context, target, |old| Ok(compose(context, target, old, wanted.clone()))).await?;
     render::object(context, target, StatusCode::OK, &new, &warnings)
+}
+
+/// The schema of a defined kind.
+fn schema_of(context: &Context, target: &Target) -> Option<Arc<Value>> {
+    context.kinds.custom(target.kind).and_then(|c| c.version(&target.version)).map(|v| v.schema.clone())
 }
 
 async fn patch(context: &Context, target: &Target, request: http::Request<Body>) -> Result<Response, ApiError> {
     let (content_type, body) = context.read_body(request).await?;
-    let mut patch = Patch::read(target.kind, &content_type, &body)?;
-    let manager = context.params.get("fieldManager");
-    if let Patch::Apply(wanted) = &mut patch {
-        let manager = manager.ok_or_else(|| ApiError::bad_request("fieldManager is required for apply patch"))?;
-        tidy_applied(target, wanted)?;
-        if target.sub.is_none() && current(context, target).is_err() {
-            let mut wanted = wanted.clone();
-            wanted["metadata"]["managedFields"] = json!([managed(target, manager)]);
-            return create_from(context, target, wanted).await;
-        }
-    }
-    let applied = matches!(patch, Patch::Apply(_)).then_some(manager).flatten();
+    let patch = match Patch::read(target.kind, &content_type, &body)? {
+        Patch::Apply(wanted) => return apply(context, target, wanted).await,
+        patch => patch,
+    };
     let change = |old: &Object| {
         let mut before = old.to_value();
         before["apiVersion"] = target.api_version().into();
@@ -336,43 +424,70 @@ async fn patch(context: &Context, target: &Target, request: http::Request<Body>)
         if same_version {
             wanted.metadata.resource_version = None;
         }
-        if let Some(manager) = applied {
-            note_manager(target, &mut wanted, manager);
-        }
-        Ok(compose(target, old, wanted))
+        Ok(compose(context, target, old, wanted))
     };
     let (new, warnings) = rewrite(context, target, change).await?;
     render::object(context, target, StatusCode::OK, &new, &warnings)
 }
 
+/// Server-side apply.
+async fn apply(context: &Context, target: &Target, mut wanted: Value) -> Result<Response, ApiError> {
+    if context.params.get("fieldManager").is_none() {
+        return Err(ApiError::bad_request("fieldManager is required for apply patch"));
+    }
+    tidy_applied(context, target, &mut wanted)?;
+    let schema = schema_of(context, target);
+    let types = Type::of(target.kind, &target.version, schema.as_deref());
+    let (writer, force) = (writer(context, target), context.params.is_set("force"));
+    let merge = |live: &Value| managed::apply(types, live, &wanted, &writer, force).map_err(|why| refused(target, why));
+    if target.sub.is_none() && current(context, target).is_err() {
+        return create_from(context, target, merge(&Value::Null)?).await;
+    }
+    let change = |old: &Object| {
+        let mut before = old.to_value();
+        before["apiVersion"] = target.api_version().into();
+        let mut merged = read_object(target, merge(&before)?)?;
+        let named = wanted.pointer("/metadata/resourceVersion").and_then(Value::as_str).filter(|v| !v.is_empty());
+        merged.metadata.resource_version = named.map(str::to_string);
+        let managers = merged.metadata.managed_fields.clone();
+        let mut change = compose(context, target, old, merged);
+        change.object.metadata.managed_fields = managers;
+        change.applied = true;
+        Ok(change)
+    };
+    let (new, warnings) = rewrite(context, target, change).await?;
+    render::object(context, target, StatusCode::OK, &new, &warnings)
+}
+
+fn refused(target: &Target, why: managed::Refusal) -> ApiError {
+    match why {
+        managed::Refusal::TooManyManagers => ApiError::bad_request(
+            "too many managers apply fields of this object; remove some of metadata.managedFields",
+        ),
+        managed::Refusal::Conflicts(conflicts) => ApiError::apply_conflict(target.kind, target.name(), &conflicts),
+    }
+}
+
 /// An applied object says who it is by its path; what the server manages is not the client's.
-fn tidy_applied(target: &Target, wanted: &mut Value) -> Result<(), ApiError> {
+fn tidy_applied(context: &Context, target: &Target, wanted: &mut Value) -> Result<(), ApiError> {
     let fields = wanted.as_object_mut().ok_or_else(|| ApiError::bad_request("an object is expected"))?;
+    let status = target.sub.as_deref() == Some("status");
+    if status {
+        fields.retain(|name, _| matches!(name.as_str(), "apiVersion" | "kind" | "metadata" | "status"));
+    } else if context.kinds.has_status(target.kind) {
+        fields.shift_remove("status");
+    }
     let meta = fields.entry("metadata").or_insert_with(|| json!({}));
     let meta = meta.as_object_mut().ok_or_else(|| ApiError::bad_request("metadata: an object is expected"))?;
+    if meta.get("managedFields").and_then(Value::as_array).is_some_and(|m| !m.is_empty()) {
+        return Err(ApiError::bad_request("metadata.managedFields must be nil"));
+    }
     meta.shift_remove("managedFields");
     meta.entry("name").or_insert_with(|| target.name().into());
     if let Some(namespace) = &target.namespace {
         meta.entry("namespace").or_insert_with(|| namespace.clone().into());
     }
     Ok(())
-}
-
-fn managed(target: &Target, manager: &str) -> Value {
-    let time = Time(jiff::Timestamp::from_second(crate::tokens::now()).unwrap_or_default());
-    json!({
-        "manager": manager, "operation": "Apply", "apiVersion": target.api_version(), "time": time,
-        "fieldsType": "FieldsV1", "fieldsV1": {},
-    })
-}
-
-fn note_manager(target: &Target, object: &mut Object, manager: &str) {
-    let entries = object.metadata.managed_fields.get_or_insert_default();
-    let known =
-        entries.iter().any(|e| e.manager.as_deref() == Some(manager) && e.operation.as_deref() == Some("Apply"));
-    if !known && entries.len() < 64 {
-        entries.extend(serde_json::from_value::<ManagedFieldsEntry>(managed(target, manager)).ok());
-    }
 }
 
 /// Reads a body as an object that fits the path.
@@ -461,8 +576,8 @@ async fn delete_collection(
 
 /// Options from the body, or from the query string (which an eviction and old clients use).
 async fn delete_options(context: &Context, request: http::Request<Body>) -> Result<DeleteOptions, ApiError> {
-    let (_, body) = context.read_body(request).await?;
-    let body: Value = if body.is_empty() { Value::Null } else { crate::patch::read_yaml(&body)? };
+    let (content_type, body) = context.read_body(request).await?;
+    let body: Value = if body.is_empty() { Value::Null } else { context.parse(&content_type, &body)? };
     // An eviction carries the options inside.
     let body = body.get("deleteOptions").cloned().unwrap_or(body);
     let empty = Map::new();

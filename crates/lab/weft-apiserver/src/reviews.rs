@@ -1,6 +1,7 @@
 //! Questions that are posted and answered at once: whose token, who am I, may I.
 
 use crate::auth::User;
+use crate::rbac::{self, Wish};
 use crate::route::Review;
 use crate::server::Context;
 use crate::status::ApiError;
@@ -19,8 +20,12 @@ pub(crate) async fn handle(
         return Err(ApiError::method_not_allowed());
     }
     let about_self = matches!(review, Review::SelfSubject | Review::SelfAccess | Review::SelfRules);
-    if !about_self && !context.server.allows(&context.user) {
-        let what = if review == Review::Token { "tokenreviews" } else { "subjectaccessreviews" };
+    let (group, what) = match review {
+        Review::Token => ("authentication.k8s.io", "tokenreviews"),
+        _ => ("authorization.k8s.io", "subjectaccessreviews"),
+    };
+    let wish = Wish { verb: "create", group, resource: what, ..Wish::default() };
+    if !about_self && context.server.decide(&context.user, &wish).is_none() {
         return Err(ApiError::forbidden(format!("{what} is forbidden: User {:?} cannot create it", context.user.name)));
     }
     let mut body: Value = context.read_json(request).await?;
@@ -28,9 +33,9 @@ pub(crate) async fn handle(
     let status = match review {
         Review::Token => token(context, &spec)?,
         Review::SelfSubject => json!({"userInfo": context.user.to_value()}),
-        Review::SelfAccess => access(context, &context.user),
-        Review::Access => access(context, &user_in(&spec)?),
-        Review::SelfRules => rules(context),
+        Review::SelfAccess => access(context, &context.user, &spec)?,
+        Review::Access => access(context, &user_in(&spec)?, &spec)?,
+        Review::SelfRules => rules(context, &spec),
     };
     let Some(fields) = body.as_object_mut() else { return Err(ApiError::bad_request("an object is expected")) };
     fields.insert("status".into(), status);
@@ -67,10 +72,41 @@ fn token(context: &Context, spec: &Value) -> Result<Value, ApiError> {
     })
 }
 
-fn access(context: &Context, user: &User) -> Value {
-    let allowed = context.server.allows(user);
-    let reason = if allowed { "administrators and listed service accounts may everything" } else { "not listed" };
-    json!({"allowed": allowed, "reason": reason})
+fn access(context: &Context, user: &User, spec: &Value) -> Result<Value, ApiError> {
+    let part = |name: &str| spec.get(name).filter(|v| v.is_object());
+    let text = |value: &Value, name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default().to_string();
+    let decision = match (part("resourceAttributes"), part("nonResourceAttributes")) {
+        (Some(wanted), None) => {
+            let [verb, group, resource, sub, namespace, name] =
+                ["verb", "group", "resource", "subresource", "namespace", "name"].map(|field| text(wanted, field));
+            let wish = Wish {
+                verb: &verb,
+                group: &group,
+                resource: &resource,
+                sub: &sub,
+                namespace: &namespace,
+                name: &name,
+                path: "",
+            };
+            context.server.decide(user, &wish)
+        }
+        (None, Some(wanted)) => {
+            let (verb, path) = (text(wanted, "verb"), text(wanted, "path"));
+            // Discovery is open to everybody who is somebody.
+            let open = ["/api", "/apis", "/openapi", "/version", "/healthz", "/livez", "/readyz"];
+            let is_open = verb == "get" && open.iter().any(|o| path == *o || path.starts_with(&format!("{o}/")));
+            let wish = Wish { verb: &verb, path: &path, ..Wish::default() };
+            if is_open { Some("discovery is open".into()) } else { context.server.decide(user, &wish) }
+        }
+        _ => {
+            let message = "spec: exactly one of resourceAttributes or nonResourceAttributes is expected";
+            return Err(ApiError::bad_request(message));
+        }
+    };
+    Ok(match decision {
+        Some(reason) => json!({"allowed": true, "reason": reason}),
+        None => json!({"allowed": false, "reason": "no role allows it"}),
+    })
 }
 
 fn user_in(spec: &Value) -> Result<User, ApiError> {
@@ -83,9 +119,24 @@ fn user_in(spec: &Value) -> Result<User, ApiError> {
     Ok(User { name: name.into(), groups, ..User::default() })
 }
 
-fn rules(context: &Context) -> Value {
-    let all = json!([{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}]);
-    let resources = if context.server.allows(&context.user) { all } else { json!([]) };
-    let paths = json!([{"verbs": ["get"], "nonResourceURLs": ["/api", "/api/*", "/apis", "/apis/*", "/version"]}]);
+fn rules(context: &Context, spec: &Value) -> Value {
+    let namespace = spec.get("namespace").and_then(Value::as_str).unwrap_or_default();
+    let all = vec![
+        json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}),
+        json!({"verbs": ["*"], "nonResourceURLs": ["*"]}),
+    ];
+    let found = match context.server.allows(&context.user) {
+        true => all,
+        false => rbac::rules(context.server.store(), &context.user, namespace),
+    };
+    let (paths, resources): (Vec<Value>, Vec<Value>) =
+        found.into_iter().partition(|rule| rule.get("nonResourceURLs").is_some());
+    let open = json!({"verbs": ["get"], "nonResourceURLs": ["/api", "/api/*", "/apis", "/apis/*", "/version"]});
+    let own = json!({
+        "verbs": ["create"], "apiGroups": ["authorization.k8s.io"],
+        "resources": ["selfsubjectaccessreviews", "selfsubjectrulesreviews"],
+    });
+    let resources: Vec<Value> = std::iter::once(own).chain(resources).collect();
+    let paths: Vec<Value> = std::iter::once(open).chain(paths).collect();
     json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": false})
 }

@@ -1,7 +1,7 @@
-//! From a URL's path to what it means. Pure; nothing is looked up but the table of kinds.
+//! From a URL's path to what it means. Pure; nothing is looked up but the kinds that are served.
 
+use crate::kinds::Kinds;
 use weft_k8s_api::KindInfo;
-use weft_k8s_api::kinds::{KINDS, by_plural};
 
 /// What a path means.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub enum Route {
     Group(String),
     /// `/api/V`, `/apis/G/V`
     GroupVersion(String, String),
+    /// `/openapi/v2`
+    OpenApiV2,
     /// `/openapi/v3`
     OpenApi,
     /// `/openapi/v3/api/V`, `/openapi/v3/apis/G/V`
@@ -75,59 +77,37 @@ impl Target {
     }
 }
 
-/// The kinds that a group serves in a version.
-pub(crate) fn kinds_of<'a>(group: &'a str, version: &'a str) -> impl Iterator<Item = &'static KindInfo> + 'a {
-    KINDS.iter().filter(move |k| k.group == group && k.versions.contains(&version))
-}
-
-/// The group versions, the groups in the order of the table, the newest version of each first.
-pub(crate) fn group_versions() -> Vec<(&'static str, Vec<&'static str>)> {
-    let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
-    for kind in KINDS {
-        let at = groups.iter().position(|(g, _)| *g == kind.group).unwrap_or_else(|| {
-            groups.push((kind.group, Vec::new()));
-            groups.len() - 1
-        });
-        if let Some((_, versions)) = groups.get_mut(at) {
-            for version in kind.versions {
-                if !versions.contains(version) {
-                    versions.push(version);
-                }
-            }
-        }
-    }
-    groups.push(("authentication.k8s.io", vec!["v1"]));
-    groups.push(("authorization.k8s.io", vec!["v1"]));
-    groups
-}
-
 /// Reads a path; `None` leads nowhere.
-pub fn route(path: &str) -> Option<Route> {
+pub fn route(kinds: &Kinds, path: &str) -> Option<Route> {
     let mut segments = Vec::new();
     for segment in path.trim_start_matches('/').trim_end_matches('/').split('/').take(12) {
         segments.push(decode(segment)?);
     }
     let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
+    let group_version = |group: &str, version: &str| {
+        let found = kinds.group_versions().iter().any(|(g, versions)| *g == group && versions.contains(&version));
+        found.then(|| (group.to_string(), version.to_string()))
+    };
     match segments.as_slice() {
         ["version"] => Some(Route::Version),
         ["healthz" | "livez" | "readyz", ..] => Some(Route::Health),
+        ["openapi", "v2"] => Some(Route::OpenApiV2),
         ["openapi", "v3"] => Some(Route::OpenApi),
         ["openapi", "v3", "api", version] => group_version("", version).map(|(g, v)| Route::OpenApiOf(g, v)),
         ["openapi", "v3", "apis", group, version] => group_version(group, version).map(|(g, v)| Route::OpenApiOf(g, v)),
         ["api"] => Some(Route::Core),
         ["apis"] => Some(Route::Groups),
-        ["apis", group] => group_versions().iter().any(|(g, _)| g == group).then(|| Route::Group((*group).into())),
+        ["apis", group] => {
+            kinds.group_versions().iter().any(|(g, _)| g == group).then(|| Route::Group((*group).into()))
+        }
         ["api", version] => group_version("", version).map(|(g, v)| Route::GroupVersion(g, v)),
         ["apis", group, version] => group_version(group, version).map(|(g, v)| Route::GroupVersion(g, v)),
-        ["api", version, rest @ ..] => resource("", version, rest),
-        ["apis", group, version, rest @ ..] => review(group, version, rest).or_else(|| resource(group, version, rest)),
+        ["api", version, rest @ ..] => resource(kinds, "", version, rest),
+        ["apis", group, version, rest @ ..] => {
+            review(group, version, rest).or_else(|| resource(kinds, group, version, rest))
+        }
         _ => None,
     }
-}
-
-fn group_version(group: &str, version: &str) -> Option<(String, String)> {
-    let found = group_versions().iter().any(|(g, versions)| *g == group && versions.contains(&version));
-    found.then(|| (group.to_string(), version.to_string()))
 }
 
 fn review(group: &str, version: &str, rest: &[&str]) -> Option<Route> {
@@ -144,9 +124,9 @@ fn review(group: &str, version: &str, rest: &[&str]) -> Option<Route> {
     Some(Route::Review(review))
 }
 
-fn resource(group: &str, version: &str, rest: &[&str]) -> Option<Route> {
+fn resource(kinds: &Kinds, group: &str, version: &str, rest: &[&str]) -> Option<Route> {
     let target = |namespace: Option<&str>, plural: &str, name: Option<&&str>, sub: Option<&&str>| {
-        let kind = by_plural(group, plural).filter(|k| k.versions.contains(&version))?;
+        let kind = kinds.by_plural(group, plural).filter(|k| k.versions.contains(&version))?;
         let placed = namespace.is_some() == kind.namespaced;
         // Objects of all namespaces are listed without a namespace; a single object needs its own.
         let all_namespaces = kind.namespaced && name.is_none();
@@ -190,7 +170,7 @@ mod tests {
     use super::*;
 
     fn brief(path: &str) -> String {
-        match route(path) {
+        match route(&Kinds::default(), path) {
             Some(Route::Resource(t)) => format!(
                 "{} {} {} {} {}",
                 t.api_version(),
@@ -244,14 +224,5 @@ mod tests {
         for (path, want) in table {
             assert_eq!(brief(path), want, "{path}");
         }
-    }
-
-    #[test]
-    fn versions_of_groups() {
-        let groups = group_versions();
-        let istio = groups.iter().find(|(g, _)| *g == "networking.istio.io").unwrap();
-        assert_eq!(istio.1, ["v1", "v1beta1", "v1alpha3"]);
-        assert!(kinds_of("networking.istio.io", "v1alpha3").any(|k| k.kind == "EnvoyFilter"));
-        assert!(!kinds_of("networking.istio.io", "v1").any(|k| k.kind == "EnvoyFilter"));
     }
 }

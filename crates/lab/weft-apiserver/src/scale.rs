@@ -1,5 +1,7 @@
-//! The `scale` part of workloads: the number of replicas as an object of its own.
+//! The `scale` part of workloads and of custom kinds that have one: the number of replicas as an object of its own.
 
+use crate::custom::Scale;
+use crate::custom::path::Path;
 use crate::patch::Patch;
 use crate::render;
 use crate::resources::{Change, rewrite};
@@ -20,20 +22,21 @@ pub(crate) async fn handle(
     request: http::Request<Body>,
 ) -> Result<Response, ApiError> {
     let store = context.server.store();
+    let places = places(context, target);
     match *request.method() {
         Method::GET => {
             let found = store.find(target.kind.group, target.kind.kind, target.namespace(), target.name());
             let object = found.ok_or_else(|| ApiError::not_found(target.kind, target.name()))?;
-            Ok(render::value(&scale_of(&object)))
+            Ok(render::value(&scale_of(&object, &places)))
         }
         Method::PUT => {
             let wanted = context.read_json(request).await?;
-            change(context, target, |_| Ok(wanted.clone())).await
+            change(context, target, &places, |_| Ok(wanted.clone())).await
         }
         Method::PATCH => {
             let (content_type, body) = context.read_body(request).await?;
             let patch = Patch::read(target.kind, &content_type, &body)?;
-            change(context, target, |old| patch.apply(target.kind, &scale_of(old))).await
+            change(context, target, &places, |old| patch.apply(target.kind, &scale_of(old, &places))).await
         }
         _ => Err(ApiError::method_not_allowed()),
     }
@@ -42,6 +45,7 @@ pub(crate) async fn handle(
 async fn change(
     context: &Context,
     target: &Target,
+    places: &Places,
     wanted: impl Fn(&Object) -> Result<Value, ApiError>,
 ) -> Result<Response, ApiError> {
     let change = |old: &Object| {
@@ -57,28 +61,57 @@ async fn change(
         if let Some(version) = version {
             object.metadata.resource_version = Some(version.into());
         }
-        if let Some(spec) = object.body.entry("spec").or_insert_with(|| json!({})).as_object_mut() {
-            spec.insert("replicas".into(), replicas.into());
+        let mut body = Value::Object(std::mem::take(&mut object.body));
+        if !places.spec.set(&mut body, replicas.into()) {
+            return Err(ApiError::internal("specReplicasPath of the definition is no path of fields"));
         }
-        Ok(Change { object, explicit })
+        object.body = body.as_object().cloned().unwrap_or_default();
+        Ok(Change { object, explicit, applied: false })
     };
     let (new, warnings) = rewrite(context, target, change).await?;
-    Ok(render::with_warnings(render::value(&scale_of(&new)), &warnings))
+    Ok(render::with_warnings(render::value(&scale_of(&new, places)), &warnings))
 }
 
-/// `autoscaling/v1` `Scale` of a workload.
-fn scale_of(object: &Object) -> Value {
-    let replicas =
-        |part: &str| object.body.get(part).and_then(|p| p.get("replicas")).and_then(Value::as_i64).unwrap_or(0);
-    let selector = object.spec().get("selector").map(LabelSelector::from_json);
-    let selector = selector.and_then(Result::ok).map(|s| s.to_string()).unwrap_or_default();
+/// Where a kind keeps the numbers.
+struct Places {
+    spec: Path,
+    status: Path,
+    selector: Option<Path>,
+}
+
+fn places(context: &Context, target: &Target) -> Places {
+    let custom = context.kinds.custom(target.kind).and_then(|c| c.version(&target.version)?.scale.clone());
+    let scale = custom.unwrap_or_else(|| Scale {
+        spec_replicas: ".spec.replicas".into(),
+        status_replicas: ".status.replicas".into(),
+        selector: Some(".spec.selector".into()),
+    });
+    let path = |text: &str| Path::parse(text).unwrap_or_default();
+    Places {
+        spec: path(&scale.spec_replicas),
+        status: path(&scale.status_replicas),
+        selector: scale.selector.as_deref().map(path),
+    }
+}
+
+/// `autoscaling/v1` `Scale` of an object.
+fn scale_of(object: &Object, places: &Places) -> Value {
+    let body = Value::Object(object.body.clone());
+    let number = |path: &Path| path.find(&body).first().and_then(|v| v.as_i64()).unwrap_or(0);
+    // A label selector, or its text, as custom kinds have it.
+    let selector = places.selector.as_ref().and_then(|path| path.find(&body).first().copied().cloned());
+    let selector = match selector {
+        Some(Value::String(text)) => text,
+        Some(value) => LabelSelector::from_json(&value).map(|s| s.to_string()).unwrap_or_default(),
+        None => String::new(),
+    };
     json!({
         "apiVersion": "autoscaling/v1", "kind": "Scale",
         "metadata": {
             "name": object.name(), "namespace": object.namespace(), "uid": object.metadata.uid,
             "resourceVersion": object.metadata.resource_version, "creationTimestamp": object.metadata.creation_timestamp,
         },
-        "spec": {"replicas": replicas("spec")},
-        "status": {"replicas": replicas("status"), "selector": selector},
+        "spec": {"replicas": number(&places.spec)},
+        "status": {"replicas": number(&places.status), "selector": selector},
     })
 }

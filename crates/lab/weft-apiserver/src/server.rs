@@ -3,17 +3,18 @@
 use crate::admission::Admission;
 use crate::auth::User;
 use crate::collect;
+use crate::kinds::{DEFINITION, Kinds};
 use crate::params::{Params, Shape, shape};
 use crate::pods::PodBackend;
 use crate::route::{Route, route};
 use crate::status::ApiError;
 use crate::tokens::TokenTable;
-use crate::{discovery, openapi, resources, reviews};
+use crate::{discovery, openapi, resources, reviews, types};
 use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_TYPE};
+use http::header::{ACCEPT, CONTENT_TYPE, USER_AGENT};
 use http::{Method, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -21,8 +22,8 @@ use hyper_util::service::TowerToHyperService;
 use serde_json::{Value, json};
 use std::future::Future;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -116,6 +117,7 @@ struct Shared {
     store: MemoryStore,
     options: ApiServerOptions,
     tokens: TokenTable,
+    kinds: RwLock<Arc<Kinds>>,
     requests: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     connections: Arc<Semaphore>,
@@ -128,6 +130,9 @@ struct Shared {
 pub(crate) struct Context {
     pub(crate) server: ApiServer,
     pub(crate) user: User,
+    pub(crate) kinds: Arc<Kinds>,
+    /// First word of the client's name: who manages fields when `fieldManager` does not say.
+    pub(crate) agent: String,
     pub(crate) params: Arc<Params>,
     pub(crate) shape: Shape,
 }
@@ -144,6 +149,7 @@ impl ApiServer {
         let shared = Shared {
             store,
             tokens: TokenTable::new(&options.audience),
+            kinds: RwLock::default(),
             requests: Arc::new(Semaphore::new(options.max_requests)),
             streams: Arc::new(Semaphore::new(options.max_streams)),
             connections: Arc::new(Semaphore::new(options.max_connections)),
@@ -155,6 +161,7 @@ impl ApiServer {
         for name in &server.options().namespaces {
             server.ensure_namespace(name)?;
         }
+        server.ensure_roles()?;
         Ok(server)
     }
 
@@ -166,6 +173,18 @@ impl ApiServer {
     /// Tokens of service accounts.
     pub fn tokens(&self) -> &TokenTable {
         &self.shared.tokens
+    }
+
+    /// The kinds that are served now.
+    pub fn kinds(&self) -> Arc<Kinds> {
+        let revision = self.store().kind_revision(DEFINITION.0, DEFINITION.1);
+        let known = self.shared.kinds.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if known.revision == revision {
+            return known;
+        }
+        let fresh = Arc::new(Kinds::read(self.store()));
+        *self.shared.kinds.write().unwrap_or_else(PoisonError::into_inner) = fresh.clone();
+        fresh
     }
 
     pub(crate) fn options(&self) -> &ApiServerOptions {
@@ -316,7 +335,8 @@ async fn handle(State(server): State<ApiServer>, request: Request) -> Response {
 }
 
 async fn dispatch(server: ApiServer, request: Request) -> Result<Response, ApiError> {
-    let place = route(request.uri().path());
+    let kinds = server.kinds();
+    let place = route(&kinds, request.uri().path());
     match (&place, request.method()) {
         (Some(Route::Health), &Method::GET) => return Ok((StatusCode::OK, "ok").into_response()),
         (Some(Route::Version), &Method::GET) => return Ok(axum::Json(version()).into_response()),
@@ -328,16 +348,18 @@ async fn dispatch(server: ApiServer, request: Request) -> Result<Response, ApiEr
     let _turn = tokio::time::timeout(TURN_TIMEOUT, turn).await.map_err(|_| ApiError::too_many_requests())?;
     let params = Arc::new(Params::read(request.uri())?);
     let accept = request.headers().get(ACCEPT).and_then(|a| a.to_str().ok()).unwrap_or_default().to_string();
-    if let Some(answer) = discovery::answer(&place, request.method(), &accept) {
+    if let Some(answer) = discovery::answer(&kinds, &place, request.method(), &accept) {
         return answer;
     }
-    if let Some(answer) = openapi::answer(&place, request.method()) {
+    if let Some(answer) = openapi::answer(&kinds, &place, request.method(), &accept) {
         return answer;
     }
     // A log is text, whatever the client would take as JSON.
-    let text = matches!(&place, Route::Resource(t) if matches!(t.sub.as_deref(), Some("log" | "exec" | "portforward")));
+    let text = matches!(&place, Route::Resource(t) if matches!(t.sub.as_deref(), Some("log" | "exec" | "attach" | "portforward")));
     let shape = if text { Shape::Full } else { shape(request.headers())? };
-    let context = Context { server, user, params, shape };
+    let agent = request.headers().get(USER_AGENT).and_then(|a| a.to_str().ok()).unwrap_or_default();
+    let agent = agent.split('/').next().unwrap_or_default().chars().take(128).collect();
+    let context = Context { server, user, kinds, agent, params, shape };
     match place {
         Route::Review(review) => reviews::handle(&context, review, request).await,
         Route::Resource(target) => resources::handle(context, target, request).await,
@@ -372,12 +394,22 @@ impl Context {
     /// Reads a body that is JSON or YAML.
     pub(crate) async fn read_json(&self, request: http::Request<Body>) -> Result<Value, ApiError> {
         let (content_type, body) = self.read_body(request).await?;
+        self.parse(&content_type, &body)
+    }
+
+    /// Reads a body by its content type.
+    pub(crate) fn parse(&self, content_type: &str, body: &Bytes) -> Result<Value, ApiError> {
         match content_type.split(';').next().unwrap_or_default().trim() {
+            types::protobuf::CONTENT_TYPE => types::protobuf::read(body)
+                .map_err(|why| ApiError::bad_request(format!("the protobuf body cannot be read: {why}"))),
             "" | "application/json" => {
-                serde_json::from_slice(&body).map_err(|e| ApiError::bad_request(format!("the body is not JSON: {e}")))
+                serde_json::from_slice(body).map_err(|e| ApiError::bad_request(format!("the body is not JSON: {e}")))
             }
-            "application/yaml" | "text/yaml" => crate::patch::read_yaml(&body),
-            other => Err(ApiError::unsupported_media_type(other, "application/json, application/yaml")),
+            "application/yaml" | "text/yaml" => crate::patch::read_yaml(body),
+            other => Err(ApiError::unsupported_media_type(
+                other,
+                "application/json, application/yaml, application/vnd.kubernetes.protobuf",
+            )),
         }
     }
 

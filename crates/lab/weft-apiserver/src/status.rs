@@ -106,6 +106,30 @@ impl ApiError {
         Self::new(409, "Conflict", message).about(kind, name)
     }
 
+    /// Other managers have the fields that an apply would change: each manager with its fields.
+    pub fn apply_conflict(kind: &KindInfo, name: &str, conflicts: &[(String, Vec<String>)]) -> Self {
+        let count: usize = conflicts.iter().map(|(_, fields)| fields.len()).sum();
+        let mut parts = Vec::new();
+        let mut causes = Vec::new();
+        for (manager, fields) in conflicts {
+            match fields.as_slice() {
+                [only] => parts.push(format!("conflict with {manager}: {only}")),
+                many => parts.push(format!(
+                    "conflicts with {manager}:\n{}",
+                    many.iter().map(|f| format!("- {f}")).collect::<Vec<_>>().join("\n")
+                )),
+            }
+            causes.extend(fields.iter().map(|field| {
+                json!({"reason": "FieldManagerConflict", "message": format!("conflict with {manager}"), "field": field})
+            }));
+        }
+        let plural = if count == 1 { "conflict" } else { "conflicts" };
+        let message = format!("Apply failed with {count} {plural}: {}", parts.join("\n"));
+        let mut error = Self::new(409, "Conflict", message).about(kind, name);
+        error.details.insert("causes".into(), Value::Array(causes));
+        error
+    }
+
     /// An object of that name exists.
     pub fn already_exists(kind: &KindInfo, name: &str) -> Self {
         Self::new(409, "AlreadyExists", format!("{} {name:?} already exists", resource(kind))).about(kind, name)

@@ -1,39 +1,108 @@
-//! Tables, as `kubectl get` asks for them: columns and cells per kind. Pure.
+//! Tables, as `kubectl get` asks for them: columns and cells per kind; for Istio's and for custom kinds what their definitions
+//! declare. Pure.
 
+use crate::custom;
+use crate::custom::path::Path;
+use crate::kinds::Kinds;
 use crate::route::Target;
 use serde_json::{Value, json};
 use weft_k8s_api::Object;
 
 /// A column: name, whether only `-o wide` shows it, and what stands in it.
 struct Column {
-    name: &'static str,
+    name: String,
+    kind: &'static str,
+    description: String,
     wide: bool,
-    cell: fn(&Object) -> Value,
+    cell: Cell,
 }
 
-const fn column(name: &'static str, cell: fn(&Object) -> Value) -> Column {
-    Column { name, wide: false, cell }
+enum Cell {
+    Own(fn(&Object) -> Value),
+    /// A declared column: type and place.
+    Declared(String, Path),
 }
 
-const fn wide(name: &'static str, cell: fn(&Object) -> Value) -> Column {
-    Column { name, wide: true, cell }
+impl Column {
+    fn cell(&self, object: &Object, whole: &Value) -> Value {
+        match &self.cell {
+            Cell::Own(cell) => cell(object),
+            Cell::Declared(kind, path) => declared(kind, path.find(whole).first().copied()),
+        }
+    }
+}
+
+/// The cell of a declared column. Source: "Additional printer columns": null where there is nothing, times as ages, what is
+/// neither text nor number as JSON.
+fn declared(kind: &str, value: Option<&Value>) -> Value {
+    match (kind, value) {
+        (_, None | Some(Value::Null)) => Value::Null,
+        ("date", Some(value)) => {
+            let time = value.as_str().and_then(|t| t.parse::<jiff::Timestamp>().ok());
+            time.map_or_else(|| "<invalid>".into(), |t| age(t.as_second().max(1), crate::tokens::now()).into())
+        }
+        ("integer" | "number" | "boolean", Some(value)) => value.clone(),
+        (_, Some(Value::String(text))) => text.clone().into(),
+        (_, Some(other)) => other.to_string().into(),
+    }
+}
+
+/// The columns that a definition declares; `None` for kinds that have columns of their own.
+fn declared_columns(kinds: &Kinds, target: &Target) -> Option<Vec<Column>> {
+    let columns: Vec<custom::Column> = match kinds.custom(target.kind).and_then(|c| c.version(&target.version)) {
+        Some(version) => version.columns.clone(),
+        None => {
+            let definition = weft_k8s_api::crd::definition(target.kind)?;
+            let columns = definition.pointer("/spec/versions/0/additionalPrinterColumns")?.as_array()?.clone();
+            columns.iter().map(custom::Column::read).collect()
+        }
+    };
+    let declared = columns.into_iter().filter_map(|c| {
+        let path = Path::parse(&c.path).ok()?;
+        let kind = match c.kind.as_str() {
+            "integer" => "integer",
+            "number" => "number",
+            "boolean" => "boolean",
+            "date" => "date",
+            _ => "string",
+        };
+        Some(Column {
+            name: c.name,
+            kind,
+            description: c.description,
+            wide: c.priority > 0,
+            cell: Cell::Declared(c.kind, path),
+        })
+    });
+    Some(std::iter::once(column("Name", |o| o.name().into())).chain(declared).collect())
+}
+
+fn column(name: &str, cell: fn(&Object) -> Value) -> Column {
+    Column { name: name.into(), kind: "string", description: name.into(), wide: false, cell: Cell::Own(cell) }
+}
+
+fn wide(name: &str, cell: fn(&Object) -> Value) -> Column {
+    Column { wide: true, ..column(name, cell) }
 }
 
 /// A `meta.k8s.io/v1` Table. `include` is the `includeObject` parameter.
-pub(crate) fn table(target: &Target, objects: &[&Object], meta: Value, include: Option<&str>) -> Value {
-    let columns = columns(target.kind.kind);
+pub(crate) fn table(kinds: &Kinds, target: &Target, objects: &[&Object], meta: Value, include: Option<&str>) -> Value {
+    let found = declared_columns(kinds, target);
+    let is_declared = found.is_some();
+    let columns = found.unwrap_or_else(|| columns(target.kind.kind));
     let api_version = target.api_version();
     let definitions: Vec<Value> = columns
         .iter()
         .map(|c| {
             let format = if c.name == "Name" { "name" } else { "" };
-            json!({"name": c.name, "type": "string", "format": format, "description": c.name, "priority": u8::from(c.wide)})
+            json!({"name": c.name, "type": c.kind, "format": format, "description": c.description, "priority": u8::from(c.wide)})
         })
         .collect();
     let rows: Vec<Value> = objects
         .iter()
         .map(|object| {
-            let cells: Vec<Value> = columns.iter().map(|c| (c.cell)(object)).collect();
+            let whole = if is_declared { object.to_value() } else { Value::Null };
+            let cells: Vec<Value> = columns.iter().map(|c| c.cell(object, &whole)).collect();
             match include {
                 Some("None") => json!({"cells": cells}),
                 Some("Object") => {
@@ -105,27 +174,57 @@ fn columns(kind: &str) -> Vec<Column> {
             column("Class", |o| text(o, "/spec/ingressClassName")),
             column("Hosts", |o| list(o, "/spec/rules", "/host")),
         ],
-        "VirtualService" => {
-            vec![column("Gateways", |o| list(o, "/spec/gateways", "")), column("Hosts", |o| list(o, "/spec/hosts", ""))]
+        "RoleBinding" | "ClusterRoleBinding" => vec![column("Role", |o| {
+            format!(
+                "{}/{}",
+                text(o, "/roleRef/kind").as_str().unwrap_or_default(),
+                text(o, "/roleRef/name").as_str().unwrap_or_default()
+            )
+            .into()
+        })],
+        "MutatingWebhookConfiguration" | "ValidatingWebhookConfiguration" => {
+            vec![column("Webhooks", |o| length(o, "/webhooks").into())]
         }
-        "DestinationRule" => vec![column("Host", |o| text(o, "/spec/host"))],
-        "ServiceEntry" => vec![
-            column("Hosts", |o| list(o, "/spec/hosts", "")),
-            column("Location", |o| text(o, "/spec/location")),
-            column("Resolution", |o| text(o, "/spec/resolution")),
+        "CustomResourceDefinition" => {
+            return vec![
+                column("Name", |o| o.name().into()),
+                column("Created At", |o| o.to_value()["metadata"]["creationTimestamp"].clone()),
+            ];
+        }
+        "Lease" => vec![column("Holder", |o| text(o, "/spec/holderIdentity"))],
+        "PodDisruptionBudget" => vec![
+            column("Min Available", |o| text(o, "/spec/minAvailable")),
+            column("Max Unavailable", |o| text(o, "/spec/maxUnavailable")),
+            column("Allowed Disruptions", |o| count(o, "/status/disruptionsAllowed")),
         ],
-        "WorkloadEntry" => vec![column("Address", |o| text(o, "/spec/address"))],
-        "PeerAuthentication" => vec![column("Mode", |o| text(o, "/spec/mtls/mode"))],
-        "AuthorizationPolicy" => vec![column("Action", |o| text(o, "/spec/action"))],
-        "Event" => vec![
-            column("Type", |o| text(o, "/type")),
-            column("Reason", |o| text(o, "/reason")),
-            column("Object", |o| {
-                let part = |path| text(o, path).as_str().unwrap_or_default().to_string();
-                format!("{}/{}", part("/involvedObject/kind").to_lowercase(), part("/involvedObject/name")).into()
+        "HorizontalPodAutoscaler" => vec![
+            column("Reference", |o| {
+                format!(
+                    "{}/{}",
+                    text(o, "/spec/scaleTargetRef/kind").as_str().unwrap_or_default(),
+                    text(o, "/spec/scaleTargetRef/name").as_str().unwrap_or_default()
+                )
+                .into()
             }),
-            column("Message", |o| text(o, "/message")),
+            column("MinPods", |o| text(o, "/spec/minReplicas")),
+            column("MaxPods", |o| text(o, "/spec/maxReplicas")),
+            column("Replicas", |o| count(o, "/status/currentReplicas")),
         ],
+        "Event" => {
+            return vec![
+                column("Last Seen", event_age),
+                column("Type", |o| text(o, "/type")),
+                column("Reason", |o| text(o, "/reason")),
+                column("Object", |o| {
+                    let part = |path| text(o, path).as_str().unwrap_or_default().to_string();
+                    format!("{}/{}", part("/involvedObject/kind").to_lowercase(), part("/involvedObject/name")).into()
+                }),
+                column("Message", |o| text(o, "/message")),
+                wide("Source", |o| text(o, "/source/component")),
+                wide("Count", |o| text(o, "/count")),
+                wide("Name", |o| o.name().into()),
+            ];
+        }
         _ => Vec::new(),
     };
     columns.extend(before);
@@ -137,10 +236,24 @@ fn columns(kind: &str) -> Vec<Column> {
 /// Those that `-o wide` adds.
 fn wide_columns(kind: &str) -> Vec<Column> {
     match kind {
-        "Pod" => vec![wide("IP", |o| text(o, "/status/podIP")), wide("Node", |o| text(o, "/spec/nodeName"))],
-        "Deployment" | "ReplicaSet" | "StatefulSet" => {
-            vec![wide("Images", |o| list(o, "/spec/template/spec/containers", "/image"))]
-        }
+        "Pod" => vec![
+            wide("IP", |o| text(o, "/status/podIP")),
+            wide("Node", |o| text(o, "/spec/nodeName")),
+            wide("Nominated Node", |o| text(o, "/status/nominatedNodeName")),
+            wide("Readiness Gates", |o| list(o, "/spec/readinessGates", "/conditionType")),
+        ],
+        "Service" => vec![wide("Selector", |o| labels(o, "/spec/selector"))],
+        "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet" | "Job" => vec![
+            wide("Containers", |o| list(o, "/spec/template/spec/containers", "/name")),
+            wide("Images", |o| list(o, "/spec/template/spec/containers", "/image")),
+            wide("Selector", |o| labels(o, "/spec/selector/matchLabels")),
+        ],
+        "Node" => vec![
+            wide("Internal-IP", |o| list(o, "/status/addresses", "/address")),
+            wide("OS-Image", |o| text(o, "/status/nodeInfo/osImage")),
+            wide("Kernel-Version", |o| text(o, "/status/nodeInfo/kernelVersion")),
+        ],
+        "RoleBinding" | "ClusterRoleBinding" => vec![wide("Subjects", |o| list(o, "/subjects", "/name"))],
         _ => Vec::new(),
     }
 }
@@ -159,6 +272,14 @@ fn text(object: &Object, pointer: &str) -> Value {
         Some(Value::String(text)) => text.clone().into(),
         Some(other) => other.to_string().into(),
     }
+}
+
+/// `a=b,c=d`.
+fn labels(object: &Object, pointer: &str) -> Value {
+    let pairs = at(object, pointer).and_then(Value::as_object).into_iter().flatten();
+    let texts: Vec<String> =
+        pairs.map(|(name, value)| format!("{name}={}", value.as_str().unwrap_or_default())).collect();
+    if texts.is_empty() { "<none>".into() } else { texts.join(",").into() }
 }
 
 fn count(object: &Object, pointer: &str) -> Value {
@@ -223,6 +344,13 @@ fn pod_status(pod: &Object) -> Value {
         state("/state/waiting/reason").or_else(|| state("/state/terminated/reason"))
     });
     reason.map_or_else(|| text(pod, "/status/phase"), Value::from)
+}
+
+fn event_age(event: &Object) -> Value {
+    let seen = ["/lastTimestamp", "/eventTime", "/firstTimestamp"]
+        .into_iter()
+        .find_map(|path| at(event, path).and_then(Value::as_str).and_then(|t| t.parse::<jiff::Timestamp>().ok()));
+    age(seen.map_or_else(|| event.created(), |t| t.as_second()), crate::tokens::now()).into()
 }
 
 fn node_status(node: &Object) -> Value {
@@ -315,16 +443,16 @@ mod tests {
             name: None,
             sub: None,
         };
-        let table = super::table(&target("pods"), &[&pod], json!({}), None);
+        let table = super::table(&Kinds::default(), &target("pods"), &[&pod], json!({}), None);
         assert_eq!(
             table["rows"][0]["cells"],
-            json!(["a", "1/2", "CrashLoopBackOff", "3", "<unknown>", "10.0.0.1", "lab"])
+            json!(["a", "1/2", "CrashLoopBackOff", "3", "<unknown>", "10.0.0.1", "lab", "<none>", "<none>"])
         );
         assert_eq!(table["rows"][0]["object"]["kind"], "PartialObjectMetadata");
         for kind in KINDS {
             let mut target = target("pods");
             target.kind = kind;
-            let table = super::table(&target, &[&pod], json!({}), Some("None"));
+            let table = super::table(&Kinds::default(), &target, &[&pod], json!({}), Some("None"));
             let columns = table["columnDefinitions"].as_array().unwrap().len();
             assert_eq!(table["rows"][0]["cells"].as_array().unwrap().len(), columns, "{}", kind.kind);
         }

@@ -1,6 +1,7 @@
 //! Watches as endless answers: one JSON object per line, flushed as it happens, ended after the time that the client asked
 //! for or when the server stops.
 
+use crate::kinds::Kinds;
 use crate::params::Shape;
 use crate::render;
 use crate::resources::selectors;
@@ -15,6 +16,7 @@ use futures_util::{FutureExt, StreamExt};
 use http::header::CONTENT_TYPE;
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval_at, sleep};
@@ -30,6 +32,7 @@ const EVENTS_PER_CHUNK: usize = 64;
 
 struct Streaming {
     watch: Watch,
+    kinds: Arc<Kinds>,
     target: Target,
     shape: Shape,
     include: Option<String>,
@@ -67,6 +70,7 @@ pub(crate) fn watch(context: &Context, target: &Target) -> Result<Response, ApiE
     let pause = context.server.options().bookmark_interval;
     let streaming = Streaming {
         watch,
+        kinds: context.kinds.clone(),
         target: target.clone(),
         shape: context.shape,
         include: params.get("includeObject").map(str::to_string),
@@ -158,7 +162,7 @@ impl Streaming {
         self.told = version.unwrap_or(self.told);
         let object = if self.shape == Shape::Table && event.event != EventType::Bookmark {
             let meta = render::table_meta(&event.object);
-            let table = table::table(&self.target, &[&*event.object], meta, self.include.as_deref());
+            let table = table::table(&self.kinds, &self.target, &[&*event.object], meta, self.include.as_deref());
             Ok(table.to_string().into_bytes())
         } else {
             render::object_json(&event.object, &self.target.api_version(), self.shape)

@@ -44,7 +44,7 @@ fn main() -> Result<()> {
     }
     let mut out = String::from(
         "# Fields of Kubernetes' kinds, written by xtask/codegen (kubernetes): number, name, type, markers.\n\
-         # []T list, {}T map; map=K list merged by K, set, atomic; key=K and merge: strategic merge patch; inline; required;\n         # pointer: its zero is a value.\n",
+         # []T list, {}T map; map=K list merged by K, set, atomic; key=K and merge: strategic merge patch; inline; required;\n# pointer: its zero is a value.\n",
     );
     for (module, place, package) in FILES {
         let folder = Path::new(folders.get(*module).context("folder")?).join(place);
@@ -101,6 +101,11 @@ fn field(
         let single = types.trim_start_matches("optional ").trim_start_matches("required ");
         type_name(single.trim(), package)
     };
+    // Fields whose types are in packages that are not taken (alpha ones) are left out.
+    let base = kind.trim_start_matches(['[', ']', '{', '}']);
+    if base.contains('.') && !FILES.iter().any(|(_, _, p)| base.rsplit_once('.').is_some_and(|(b, _)| b == *p)) {
+        return Ok(());
+    }
     let known = go.get(&(message.to_string(), number.to_string()));
     let name = known.map_or(name, |(json, _)| if json.is_empty() { name } else { json });
     write!(out, " {number} {name} {kind}")?;

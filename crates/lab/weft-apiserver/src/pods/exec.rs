@@ -1,7 +1,7 @@
 //! Commands over WebSockets: `v4.channel.k8s.io` and `v5.channel.k8s.io`. Each message begins with the number of its channel:
 //! 0 input, 1 output, 2 errors, 3 result (a `Status`), 4 terminal size; in v5, 255 closes the channel named in its body.
 
-use super::{ExecRequest, ExecStreams, PodError, backend, container, reference};
+use super::{ExecRequest, ExecStreams, LogRequest, PodError, backend, container, reference};
 use crate::server::{Context, closed};
 use crate::status::ApiError;
 use axum::body::Body;
@@ -73,6 +73,55 @@ pub(super) async fn handle(context: Context, pod: &Object, request: http::Reques
     let upgrade = upgrade(request, &["v5.channel.k8s.io", "v4.channel.k8s.io"]).await?;
     let permit = context.stream_permit()?;
     let streams = backend.exec(exec).await.map_err(PodError::into_error)?;
+    let mut closing = context.server.closing();
+    Ok(upgrade.on_upgrade(move |socket| async move {
+        tokio::select! {
+            () = run(socket, streams) => {}
+            () = closed(&mut closing) => {}
+        }
+        drop(permit);
+    }))
+}
+
+/// Joins a container that runs: its output from now on. Containers here have no input that stays open.
+pub(super) async fn attach(context: Context, pod: &Object, request: http::Request<Body>) -> Result<Response, ApiError> {
+    let params = &context.params;
+    if params.is_set("stdin") {
+        return Err(ApiError::bad_request("containers have no input here: attach without -i, or use exec"));
+    }
+    let log = LogRequest {
+        pod: reference(pod),
+        container: container(pod, params, &["containers", "initContainers"])?,
+        follow: true,
+        tail_lines: Some(0),
+        since_seconds: None,
+        previous: false,
+        timestamps: false,
+        limit_bytes: None,
+    };
+    let log = backend(&context)?.logs(log).await.map_err(PodError::into_error)?;
+    let upgrade = upgrade(request, &["v5.channel.k8s.io", "v4.channel.k8s.io"]).await?;
+    let permit = context.stream_permit()?;
+    // The container's end is the end of its output.
+    let (ended, end) = tokio::sync::oneshot::channel::<()>();
+    let log = futures_util::stream::unfold((log, Some(ended)), |(mut log, mut ended)| async move {
+        let Some(next) = log.next().await else {
+            drop(ended.take());
+            return None;
+        };
+        Some((next, (log, ended)))
+    });
+    let output = tokio_util::io::StreamReader::new(Box::pin(log));
+    let streams = ExecStreams {
+        stdin: None,
+        stdout: Some(Box::new(output)),
+        stderr: None,
+        resize: None,
+        exit: Box::pin(async move {
+            let _ = end.await;
+            Ok(0)
+        }),
+    };
     let mut closing = context.server.closing();
     Ok(upgrade.on_upgrade(move |socket| async move {
         tokio::select! {

@@ -1,4 +1,4 @@
-//! Into pods: logs, commands and ports. What runs the pods stands behind [`PodBackend`]; here is its contract and the choice
+//! Into pods: logs, commands, what runs, and ports. What runs the pods stands behind [`PodBackend`]; here is its contract and the choice
 //! of the container. The WebSocket protocols are in `exec` and `forward`.
 
 mod exec;
@@ -139,6 +139,7 @@ pub(crate) async fn handle(
     match (sub, request.method()) {
         ("log", &Method::GET) => logs(&context, &pod).await,
         ("exec", &Method::GET | &Method::POST) => exec::handle(context, &pod, request).await,
+        ("attach", &Method::GET | &Method::POST) => exec::attach(context, &pod, request).await,
         ("portforward", &Method::GET | &Method::POST) => forward::handle(context, &pod, request).await,
         _ => Err(ApiError::method_not_allowed()),
     }
