@@ -4,7 +4,7 @@ use crate::settings::Settings;
 use std::sync::Arc;
 use weft_k8s_api::de::{Dialect, read};
 use weft_k8s_api::istio::MeshConfig;
-use weft_k8s_api::{Object, ObjectKey, validate, yaml};
+use weft_k8s_api::{Object, validate, yaml};
 use weft_runtime::ready::ReadyBlock;
 use weft_store::Cache;
 
@@ -54,13 +54,7 @@ impl Mesh {
 
     /// What is wrong is said once for each state of the ConfigMap.
     fn read(&mut self, cache: &Cache, settings: &Settings) -> Result<(), String> {
-        let key = ObjectKey {
-            group: String::new(),
-            kind: "ConfigMap".into(),
-            namespace: settings.namespace.clone(),
-            name: settings.mesh_config_map(),
-        };
-        let now = cache.get(&key);
+        let now = config_map(cache, settings);
         let same = match (&self.source, &now) {
             (Some(a), Some(b)) => Arc::ptr_eq(a, b),
             (None, None) => true,
@@ -69,7 +63,7 @@ impl Mesh {
         if same {
             return Ok(());
         }
-        let read = now.as_deref().map_or_else(|| Ok(MeshConfig::with_defaults()), |object| parse(object, &key));
+        let read = now.as_deref().map_or_else(|| Ok(MeshConfig::with_defaults()), parse);
         self.source = now;
         let config = read?;
         if config != *self.config {
@@ -80,7 +74,14 @@ impl Mesh {
     }
 }
 
-fn parse(object: &Object, key: &ObjectKey) -> Result<MeshConfig, String> {
+/// The ConfigMap, when it is there.
+pub(crate) fn config_map(cache: &Cache, settings: &Settings) -> Option<Arc<Object>> {
+    cache.find("", "ConfigMap", &settings.namespace, &settings.mesh_config_map())
+}
+
+/// The mesh config that a ConfigMap holds, or what is wrong with it.
+pub(crate) fn parse(object: &Object) -> Result<MeshConfig, String> {
+    let key = &object.key();
     let Some(text) = object.body.get("data").and_then(|d| d.get(KEY)).and_then(|v| v.as_str()) else {
         return Ok(MeshConfig::with_defaults());
     };

@@ -1,12 +1,15 @@
-//! Warnings go to the status of the objects they are about (`status.validationMessages`), and away again.
+//! Warnings go to the status of the objects they are about, as Istio writes it: `validationMessages`, a condition, the
+//! generation that was looked at (Istio's reference, "Configuration Status Field"); what is new also becomes an event. Away
+//! again when the object is mended. Objects without a problem have no status written: there are many of them.
 
-use serde_json::{Value, json};
+use crate::events;
+use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use weft_k8s_api::ObjectKey;
 use weft_k8s_api::kinds::by_kind;
+use weft_k8s_api::{Object, ObjectKey};
 use weft_model::{KINDS, MeshSnapshot, Warning};
 use weft_store::{ApiClient, Cache, ClientError};
 
@@ -16,6 +19,45 @@ const SETTLE: Duration = Duration::from_millis(500);
 const RETRY: Duration = Duration::from_secs(5);
 /// Most messages of one object.
 const MAX_MESSAGES: usize = 20;
+/// Longest message of a condition, in bytes.
+const MAX_CONDITION: usize = 4096;
+/// The condition: whether the object is in force.
+const CONDITION: &str = "Reconciled";
+
+/// What is wrong with an object, as Istio's analyzers name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Message {
+    code: &'static str,
+    text: String,
+}
+
+/// Names and severities of the codes (Istio's reference, "Configuration Analysis Messages").
+fn analyzer(code: &str) -> (&'static str, &'static str) {
+    match code {
+        "IST0101" => ("ReferencedResourceNotFound", "WARNING"),
+        "IST0106" => ("SchemaValidationError", "ERROR"),
+        "IST0109" => ("ConflictingMeshGatewayVirtualServiceHosts", "WARNING"),
+        "IST0110" => ("ConflictingSidecarWorkloadSelectors", "WARNING"),
+        "IST0111" => ("MultipleSidecarsWithoutWorkloadSelectors", "WARNING"),
+        "IST0112" => ("VirtualServiceDestinationPortSelectorRequired", "WARNING"),
+        _ => ("Warning", "WARNING"),
+    }
+}
+
+impl Message {
+    fn is_error(&self) -> bool {
+        analyzer(self.code).1 == "ERROR"
+    }
+
+    fn to_value(&self) -> Value {
+        let (name, level) = analyzer(self.code);
+        let page = self.code.to_ascii_lowercase();
+        json!({
+            "type": {"code": self.code, "name": name}, "level": level, "message": self.text,
+            "documentationUrl": format!("https://istio.io/latest/docs/reference/config/analysis/{page}/"),
+        })
+    }
+}
 
 /// Writes the warnings of each snapshot until the sender goes away.
 pub(crate) async fn write(client: ApiClient, cache: Arc<Cache>, mut snapshots: watch::Receiver<Arc<MeshSnapshot>>) {
@@ -56,7 +98,7 @@ pub(crate) async fn write(client: ApiClient, cache: Arc<Cache>, mut snapshots: w
 }
 
 fn with_messages(cache: &Cache) -> BTreeSet<ObjectKey> {
-    let istio = KINDS.iter().filter(|(group, _)| group.ends_with("istio.io"));
+    let istio = KINDS.iter().filter(|(group, _)| is_istio(group));
     let objects = istio.flat_map(|(group, kind)| cache.list(group, kind));
     objects.filter(|o| !messages_of(&o.body).is_empty()).map(|o| o.key()).collect()
 }
@@ -66,11 +108,15 @@ fn messages_of(body: &serde_json::Map<String, Value>) -> Vec<Value> {
     messages.cloned().unwrap_or_default()
 }
 
+fn is_istio(group: &str) -> bool {
+    group.ends_with(".istio.io")
+}
+
 /// Messages by object, for Istio's kinds alone: the status of others is not ours.
-fn by_object(warnings: &[Warning]) -> BTreeMap<ObjectKey, Vec<Value>> {
-    let mut out: BTreeMap<ObjectKey, Vec<Value>> = BTreeMap::new();
+fn by_object(warnings: &[Warning]) -> BTreeMap<ObjectKey, Vec<Message>> {
+    let mut out: BTreeMap<ObjectKey, Vec<Message>> = BTreeMap::new();
     for warning in warnings {
-        let Some((group, kind)) = KINDS.iter().find(|(g, k)| g.ends_with("istio.io") && *k == warning.at.kind) else {
+        let Some((group, kind)) = KINDS.iter().find(|(g, k)| is_istio(g) && *k == warning.at.kind) else {
             continue;
         };
         let key = ObjectKey {
@@ -81,28 +127,73 @@ fn by_object(warnings: &[Warning]) -> BTreeMap<ObjectKey, Vec<Value>> {
         };
         let messages = out.entry(key).or_default();
         if messages.len() < MAX_MESSAGES {
-            let level = if warning.code == "IST0106" { "ERROR" } else { "WARNING" };
-            let message = match warning.at.path.as_str() {
+            let text = match warning.at.path.as_str() {
                 "" => warning.message.clone(),
                 path => format!("{path}: {}", warning.message),
             };
-            messages.push(json!({ "type": { "code": warning.code }, "level": level, "message": message }));
+            messages.push(Message { code: warning.code, text });
         }
     }
     out
 }
 
-async fn put(client: &ApiClient, cache: &Cache, key: &ObjectKey, messages: &[Value]) -> Result<(), ClientError> {
+async fn put(client: &ApiClient, cache: &Cache, key: &ObjectKey, messages: &[Message]) -> Result<(), ClientError> {
     let (Some(object), Some(kind)) = (cache.get(key), by_kind(&key.group, &key.kind)) else { return Ok(()) };
-    if messages_of(&object.body) == messages {
+    let values: Vec<Value> = messages.iter().map(Message::to_value).collect();
+    let old = messages_of(&object.body);
+    let conditions = conditions(&object, messages);
+    if old == values && conditions.is_none() {
         return Ok(());
     }
-    let list = if messages.is_empty() { Value::Null } else { Value::Array(messages.to_vec()) };
-    let status = json!({ "validationMessages": list });
-    match client.patch_status(kind, &key.namespace, &key.name, &status).await {
-        Err(error) if !error.is_not_found() => Err(error),
-        _ => Ok(()),
+    let list = if values.is_empty() { Value::Null } else { Value::Array(values.clone()) };
+    let mut status = json!({"validationMessages": list});
+    if let Some(conditions) = conditions {
+        status["conditions"] = conditions;
+        status["observedGeneration"] = json!(object.metadata.generation);
     }
+    match client.patch_status_in(kind, object.version(), &key.namespace, &key.name, &status).await {
+        Err(error) if error.is_not_found() => return Ok(()),
+        written => written?,
+    };
+    if let Some((new, _)) = messages.iter().zip(&values).find(|(_, value)| !old.contains(value)) {
+        events::warn(client, &object, analyzer(new.code).0, &new.text).await;
+    }
+    Ok(())
+}
+
+/// The object's conditions with ours among them, when they are not so already.
+fn conditions(object: &Object, messages: &[Message]) -> Option<Value> {
+    let held = object.body.get("status").and_then(|s| s.get("conditions")).and_then(Value::as_array);
+    let mut all = held.cloned().unwrap_or_default();
+    let ours = all.iter().position(|c| c.get("type").and_then(Value::as_str) == Some(CONDITION));
+    let mut wanted = condition(messages);
+    let old = ours.map(|at| all.remove(at));
+    let same = |field: &str| old.as_ref().and_then(|o| o.get(field)) == wanted.get(field);
+    if old.is_none() && messages.is_empty() || ["status", "reason", "message"].into_iter().all(same) {
+        return None;
+    }
+    let since = old.as_ref().filter(|_| same("status")).and_then(|o| o.get("lastTransitionTime")).cloned();
+    let now = json!(format!("{:.0}", jiff::Timestamp::now()));
+    wanted.insert("lastTransitionTime".into(), since.unwrap_or_else(|| now.clone()));
+    wanted.insert("lastProbeTime".into(), now);
+    all.push(Value::Object(wanted));
+    Some(Value::Array(all))
+}
+
+/// An object with errors is not in force; one with warnings is, and what it refers to in vain is told.
+fn condition(messages: &[Message]) -> Map<String, Value> {
+    let refused = messages.iter().any(Message::is_error);
+    let reason = messages.iter().max_by_key(|m| m.is_error()).map_or("Accepted", |m| analyzer(m.code).0);
+    let texts: Vec<&str> = messages.iter().map(|m| m.text.as_str()).collect();
+    let text = texts.join("\n");
+    let message = events::shortened(&text, MAX_CONDITION);
+    let fields = [
+        ("type", json!(CONDITION)),
+        ("status", json!(if refused { "False" } else { "True" })),
+        ("reason", json!(reason)),
+        ("message", json!(message)),
+    ];
+    fields.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
 }
 
 #[cfg(test)]
@@ -111,6 +202,28 @@ mod tests {
     use tokio::net::TcpListener;
     use weft_apiserver::{AdminToken, ApiServer, ApiServerOptions};
     use weft_store::MemoryStore;
+
+    #[test]
+    fn a_condition_says_whether_the_object_is_in_force() {
+        let message = |code, text: &str| Message { code, text: text.into() };
+        let object = |status: Value| -> Object {
+            let fields = json!({"apiVersion": "networking.istio.io/v1", "kind": "Sidecar", "status": status});
+            serde_json::from_value(fields).unwrap()
+        };
+        assert_eq!(conditions(&object(json!({})), &[]), None, "nothing wrong, nothing written");
+        let other = json!({"type": "Other", "status": "True"});
+        let found = object(json!({"conditions": [other]}));
+        let written = conditions(&found, &[message("IST0101", "a"), message("IST0106", "b")]).unwrap();
+        assert_eq!(written[0], other, "conditions of others stay");
+        assert_eq!((&written[1]["status"], &written[1]["message"]), (&json!("False"), &json!("a\nb")));
+        assert_eq!(written[1]["reason"], "SchemaValidationError");
+        let held = object(json!({"conditions": written}));
+        assert_eq!(conditions(&held, &[message("IST0101", "a"), message("IST0106", "b")]), None, "already so");
+        let mended = conditions(&held, &[]).unwrap();
+        assert_eq!((&mended[1]["status"], &mended[1]["reason"]), (&json!("True"), &json!("Accepted")));
+        let warned = conditions(&object(json!({})), &[message("IST0101", "a")]).unwrap();
+        assert_eq!(warned[0]["status"], "True", "what only warns is in force");
+    }
 
     #[tokio::test]
     async fn old_messages_go_once_the_api_server_is_back() {
