@@ -82,11 +82,11 @@ pub fn from_json<M: Message + Name + Default>(value: &Value) -> Result<M, JsonEr
 /// # Errors
 /// When the text is not YAML, or does not fit `M`.
 pub fn from_yaml<M: Message + Name + Default>(text: &str) -> Result<M, JsonError> {
-    let value: Value = match text.trim_start().starts_with('{') {
-        true => serde_json::from_str(text)?,
-        false => {
-            serde_saphyr::from_str_with_options(text, yaml_options()).map_err(|e| JsonError::Yaml(e.to_string()))?
-        }
+    // What begins like JSON is read as JSON, which is quicker; YAML's flow style begins so too.
+    let as_json = text.trim_start().starts_with('{').then(|| serde_json::from_str::<Value>(text));
+    let value: Value = match as_json {
+        Some(Ok(value)) => value,
+        _ => serde_saphyr::from_str_with_options(text, yaml_options()).map_err(|e| JsonError::Yaml(e.to_string()))?,
     };
     from_json(&value)
 }
