@@ -1,5 +1,6 @@
 //! From the local copy of the objects to published snapshots: gathers changes, builds, publishes what differs.
 
+use crate::jwks::{Fetching, Keys};
 use crate::mesh::{Mesh, model_settings};
 use crate::settings::Settings;
 use anyhow::Context;
@@ -7,16 +8,30 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
+use weft_k8s_api::istio::MeshConfig;
 use weft_model::{Inputs, KINDS, MeshSnapshot, build};
 use weft_store::{Cache, Changes};
 use weft_xds_server::AdsServer;
 
+/// Time that the first snapshot waits for the keys of token issuers.
+const FIRST_KEYS: Duration = Duration::from_secs(6);
+
+/// A task that ends with its owner.
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// Follows the cache until it goes away. `mesh` is the config that the first build uses; each snapshot that is published
-/// is also put into `latest`.
+/// is also put into `latest`, and each mesh config into `told`.
 pub(crate) async fn follow(
     cache: Arc<Cache>,
     settings: Arc<Settings>,
     mut mesh: Mesh,
+    told: watch::Sender<Arc<MeshConfig>>,
     ads: AdsServer,
     latest: watch::Sender<Arc<MeshSnapshot>>,
 ) -> anyhow::Result<()> {
@@ -24,15 +39,29 @@ pub(crate) async fn follow(
     let mut inputs = Inputs::new(mesh.config.clone(), Arc::new(model_settings(&settings, &mesh.config)));
     let mut seen = Changes { revision: 0, keys: None };
     let mut current: Option<Arc<MeshSnapshot>> = None;
+    let (mut keys, fetching) = Keys::start(Fetching {
+        refresh: settings.jwks_refresh,
+        blocked: settings.jwks_blocked_cidrs.clone(),
+        allowed: settings.jwks_allowed_cidrs.clone(),
+    });
+    let _fetching = AbortOnDrop(tokio::spawn(fetching));
     loop {
         take(&mut inputs, &cache, &seen);
         mesh.refresh(&cache, &settings);
         if !Arc::ptr_eq(&inputs.mesh, &mesh.config) {
             inputs.mesh = mesh.config.clone();
-            inputs.settings = Arc::new(live_settings(&settings, &mesh, &inputs));
+            inputs.settings = Arc::new(model_settings(&settings, &mesh.config));
+            told.send_replace(mesh.config.clone());
         }
         let built = rebuild(inputs.clone(), current.clone()).await;
-        if let Some(next) = usable(built, current.is_some())? {
+        if let Some(mut next) = usable(built, current.is_some())? {
+            keys.want(next.key_sources());
+            if current.is_none() && !next.key_sources().is_empty() {
+                // Proxies that come back to a control plane that was started again must not lose keys they had.
+                keys.tried_all(FIRST_KEYS).await;
+                inputs.jwks = keys.fetched();
+                next = rebuild(inputs.clone(), Some(next)).await?;
+            }
             let differs = current.as_ref().is_none_or(|c| c.sections != next.sections || c.warnings != next.warnings);
             if differs {
                 tracing::debug!(version = next.version, warnings = next.warnings.len(), "snapshot");
@@ -41,25 +70,14 @@ pub(crate) async fn follow(
             }
             current = Some(next);
         }
-        if changed.changed().await.is_err() {
-            return Ok(());
+        tokio::select! {
+            more = changed.changed() => if more.is_err() { return Ok(()) },
+            () = keys.changed() => {}
         }
+        inputs.jwks = keys.fetched();
         gather(&mut changed, settings.debounce_after, settings.debounce_max).await;
         seen = cache.changes_since(seen.revision);
     }
-}
-
-/// The trust domain is that of the certificates that were given out: it does not change while this process runs.
-fn live_settings(settings: &Settings, mesh: &Mesh, inputs: &Inputs) -> weft_model::Settings {
-    let wanted = model_settings(settings, &mesh.config);
-    let trust_domain = inputs.settings.trust_domain.clone();
-    if wanted.trust_domain != trust_domain {
-        tracing::warn!(
-            "trust domain {} takes effect when weftd is restarted; now: {trust_domain}",
-            wanted.trust_domain
-        );
-    }
-    weft_model::Settings { trust_domain, ..wanted }
 }
 
 /// Brings the lists of the changed kinds up to date.

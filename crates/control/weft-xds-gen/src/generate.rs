@@ -5,7 +5,7 @@
 
 use crate::cluster::{self, fixed, inbound};
 use crate::gateway::listener::GatewayMaker;
-use crate::gateway::{self, merge};
+use crate::gateway::{merge, route as route_of_gateway};
 use crate::listener::inbound::Inbound;
 use crate::listener::outbound::{self, Outbound};
 use crate::listener::{Maker, ports};
@@ -90,6 +90,10 @@ struct GatewayPart {
     /// Clusters and endpoints for mutual TLS that is passed on by server name.
     sni_clusters: Resources,
     sni_endpoints: bool,
+    /// For the next time: the servers, their virtual hosts, and the mark of everything but virtual services.
+    merged: Arc<merge::Merged>,
+    hosts: route_of_gateway::KeptHosts,
+    base: Mark,
 }
 
 impl GenCache {
@@ -137,8 +141,12 @@ impl GenCache {
         let mut inside = lock(&kept);
         inside.last_used = snapshot.version;
         let s = &snapshot.sections;
-        let mark = vec![s.mesh, s.services, s.virtual_services, s.sidecars, s.namespaces];
-        let scope = remember(&mut inside.scope, mark, |_| Arc::new(Scope::new(snapshot, key, &proxy.labels)));
+        // Gateways see all services, whatever virtual services say.
+        let virtual_services = if key.gateway { 0 } else { s.virtual_services };
+        let mark = vec![s.mesh, s.services, virtual_services, s.sidecars, s.namespaces];
+        let scope = remember(&mut inside.scope, mark, |old| {
+            Arc::new(Scope::new(snapshot, key, &proxy.labels).since(snapshot.version, old.map(|scope| &**scope)))
+        });
         drop(inside);
         (kept, scope)
     }
@@ -208,10 +216,12 @@ impl Step<'_> {
         &self.view.snapshot.sections
     }
 
-    /// Sections that every part of a scope depends on.
+    /// Sections that every part of a scope depends on. Which services are seen may depend on virtual services; what is
+    /// made of virtual services themselves has their section beside these.
     fn mark(&self, more: &[u64]) -> Mark {
         let s = self.sections();
-        let mut mark = vec![s.mesh, s.services, s.virtual_services, s.sidecars, s.namespaces, s.destination_rules];
+        let seen = self.view.scope.services_changed;
+        let mut mark = vec![s.mesh, s.services, seen, s.sidecars, s.namespaces, s.destination_rules];
         mark.extend(more);
         mark
     }
@@ -240,7 +250,8 @@ impl Step<'_> {
     }
 
     fn outbound(&self, kept: &mut Kept, observe: ObserveKey, maker: Maker<'_>) -> Arc<Outbound> {
-        let mark = self.mark(&[self.sections().telemetry, self.endpoints_inside()]);
+        let s = self.sections();
+        let mark = self.mark(&[s.telemetry, s.virtual_services, self.endpoints_inside()]);
         let (intercepts, transparent) = (self.proxy.intercepts(), self.proxy.transparent());
         let key = OutboundKey { observe, intercepts, transparent };
         remember_by(&mut kept.outbound, key, mark, |_| {
@@ -256,7 +267,8 @@ impl Step<'_> {
 
     fn routes(&self, kept: &mut Kept, outbound: &Outbound) -> SharedRoutes {
         // The listeners' wish list depends on the services alone, whatever the workload reports.
-        let mark = self.mark(&[self.endpoints_inside(), u64::from(self.proxy.intercepts())]);
+        let intercepts = u64::from(self.proxy.intercepts());
+        let mark = self.mark(&[self.sections().virtual_services, self.endpoints_inside(), intercepts]);
         remember(&mut kept.routes, mark, |old| {
             let new = route::outbound(self.view, outbound.routes.iter().cloned());
             let none = SharedRoutes::default();
@@ -291,25 +303,43 @@ impl Step<'_> {
             container_ports: proxy.workload.as_ref().map(|w| w.container_ports.clone()).unwrap_or_default(),
         };
         let s = self.sections();
-        let mark = self.mark(&[s.telemetry, s.security, s.gateways, s.workloads, self.endpoints_inside()]);
+        // What of the workload matters is in the key.
+        let base = self.mark(&[s.telemetry, s.security, s.gateways, self.endpoints_inside()]);
+        let mark = [base.as_slice(), &[s.virtual_services]].concat();
         remember_by(&mut kept.gateways, key, mark, |old| {
+            let none = GatewayPart::default();
+            let old = old.map_or(&none, |old| old);
             let observe = Observability::new(self.view, proxy, &observe_key);
-            let merged = merge::merge(snapshot, proxy);
+            // Only virtual services are others: servers are what they were, and most virtual hosts.
+            let only_rules = old.base == base;
+            let merged = if only_rules { old.merged.clone() } else { Arc::new(merge::merge(snapshot, proxy)) };
+            let nothing = route_of_gateway::KeptHosts::new();
+            let (routes, hosts) =
+                route_of_gateway::routes(self.view, &merged, if only_rules { &old.hosts } else { &nothing });
             let policies = snapshot.authorization_for(proxy.namespace(), &proxy.labels);
             let tokens = snapshot.request_auth_for(proxy.namespace(), &proxy.labels);
             let maker = Maker { view: self.view, observe: &observe };
             let maker = GatewayMaker { maker, merged: &merged, policies, tokens };
-            let routes = gateway::route::routes(self.view, &merged);
-            let none = GatewayPart::default();
-            let old = old.map_or(&none, |old| old);
+            let same_listeners = only_rules && merged.reads_all_as_http();
             let automatic = merged.passes_automatically();
             Arc::new(GatewayPart {
-                listeners: reuse(&old.listeners, maker.listeners()),
+                listeners: if same_listeners {
+                    old.listeners.clone()
+                } else {
+                    reuse(&old.listeners, maker.listeners())
+                },
                 configurations: reuse(&old.configurations, routes.configurations),
                 virtual_hosts: reuse(&old.virtual_hosts, routes.virtual_hosts),
                 credentials: maker.credentials(),
-                sni_clusters: if automatic { cluster::sni_dnat(self.view) } else { Resources::new() },
+                sni_clusters: match automatic {
+                    true if only_rules => old.sni_clusters.clone(),
+                    true => cluster::sni_dnat(self.view),
+                    false => Resources::new(),
+                },
                 sni_endpoints: automatic,
+                merged: merged.clone(),
+                hosts,
+                base: base.clone(),
             })
         })
     }

@@ -3,9 +3,10 @@
 //!
 //! Reading order: [`proxy`] (who asks), [`scope`] (what it sees), [`generate`] (the steps), [`resource`] (what comes out);
 //! then by type: `cluster`, `endpoint`, `route`, `listener`, `gateway`, `name_table`; what several need: `traffic` (traffic
-//! policies), `authz`, `observe` (logs, traces, metrics), `pb` (builders of messages). [`envoy_filter`] is where patches of
+//! policies), `authn`, `authz`, `observe` (logs, traces, metrics), `pb` (builders of messages). [`envoy_filter`] is where patches of
 //! finished messages will be applied.
 
+mod authn;
 mod authz;
 mod cluster;
 mod endpoint;

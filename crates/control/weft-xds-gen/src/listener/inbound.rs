@@ -4,12 +4,14 @@
 use super::chain::{Chain, MESH_ANY, MESH_HTTP, MESH_TCP, PLAIN_HTTP, RAW_BUFFER, TLS};
 use super::hcm::{self, Options, Place, RouteSource};
 use super::{Maker, inspect, tcp};
+use crate::authn::{self, AuthnPolicy};
 use crate::authz::{self, AuthzPolicy, TrustDomains};
 use crate::cluster::inbound::InboundPort;
 use crate::cluster::tls::{mesh_params, of_trust_domains};
 use crate::observe::Side;
 use crate::pb::core::TrafficDirection;
 use crate::pb::listener::{Filter, Listener};
+use crate::pb::hcm::HttpFilter;
 use crate::pb::{address, secret, tls, value};
 use crate::proxy::ProxyView;
 use crate::resource::{Resource, Resources, by_name};
@@ -106,6 +108,7 @@ pub(crate) struct Inbound<'a> {
     pub proxy: &'a ProxyView,
     pub ports: &'a [InboundPort],
     pub policies: Vec<Arc<AuthzPolicy>>,
+    pub tokens: Vec<Arc<AuthnPolicy>>,
 }
 
 impl Inbound<'_> {
@@ -295,14 +298,21 @@ impl Inbound<'_> {
             stat_prefix,
             routes: RouteSource::Inline(Box::new(routes)),
             protocol,
-            authz: authz::http_filters(&self.bound(), &self.trust()),
+            authz: self.security(),
             extra: Vec::new(),
         };
         hcm::filter(self.maker.view.mesh(), self.maker.observe, options)
     }
 
+    /// Tokens first: authorization asks about their claims.
+    fn security(&self) -> Vec<HttpFilter> {
+        let tokens = authn::http_filter_for(self.maker.view.snapshot, &self.tokens, false);
+        let authz = authz::http_filters(self.maker.view, &self.bound(), &self.trust());
+        tokens.into_iter().chain(authz).collect()
+    }
+
     fn tcp_filters(&self, cluster: &str) -> Vec<Filter> {
-        let authz = authz::network_filters(&self.bound(), &self.trust());
+        let authz = authz::network_filters(self.maker.view, &self.bound(), &self.trust());
         self.maker.tcp_filters(Side::Server, tcp::to_cluster(cluster), authz)
     }
 

@@ -123,7 +123,7 @@ impl Observability {
 }
 
 /// Cluster and host of a provider's service: `[namespace/]host` and port. `None` when there is no such service.
-fn provider_cluster(view: View<'_>, service: &str, port: u32) -> Option<(String, String)> {
+pub(crate) fn provider_cluster(view: View<'_>, service: &str, port: u32) -> Option<(String, String)> {
     let (namespace, host) = service.split_once('/').map_or((None, service), |(ns, host)| (Some(ns), host));
     let host =
         weft_model::hosts::complete(host, &view.snapshot.settings.root_namespace, &view.snapshot.settings.domain);

@@ -1,0 +1,511 @@
+//! Keys of token issuers: fetched from where request authentication says, kept, and fetched again in time. Every proxy checks
+//! tokens by the keys that are kept here.
+//!
+//! Addresses come from users' objects, and this process stands where they may not: it does not connect to itself, to the
+//! machine it runs on, or to services that give out credentials of machines, whatever a name resolves to or a redirect says
+//! (GHSA-fgw5-hp8f-xfhc). The address that was checked is the one that is connected to.
+
+use anyhow::{Context, bail, ensure};
+use bytes::Bytes;
+use http::header::{ACCEPT, HOST, LOCATION, USER_AGENT};
+use http::{Request, StatusCode, Uri};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use ipnet::IpNet;
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+use weft_model::{FetchedKeys, KeySource};
+use weft_tls::{ClientContext, ClientParams, ServerVerification, TrustAnchors};
+
+/// Longest key set or OpenID configuration, in bytes.
+const MAX_BYTES: usize = 512 * 1024;
+/// Redirects that are followed.
+const MAX_REDIRECTS: usize = 3;
+/// Fetches under way at once.
+const AT_ONCE: usize = 8;
+/// Sources that are fetched from; more are not fetched.
+const MAX_SOURCES: usize = 1000;
+/// First and last pause after a fetch that failed.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Keys that could not be fetched again are dropped at this age: the issuer may have withdrawn them.
+const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
+/// Longest time for one fetch, whatever a rule says.
+const MAX_TIMEOUT: Duration = Duration::from_secs(30);
+/// Roots besides the system's, where the user mounts some.
+const EXTRA_ROOTS: &str = "/cacerts/extra.pem";
+
+/// What is wanted of the fetcher, and what it has.
+#[derive(Debug)]
+pub(crate) struct Keys {
+    wanted: watch::Sender<BTreeMap<KeySource, Duration>>,
+    fetched: watch::Receiver<FetchedKeys>,
+}
+
+/// How keys are fetched.
+#[derive(Debug, Clone)]
+pub(crate) struct Fetching {
+    /// Time after which keys are fetched again.
+    pub refresh: Duration,
+    /// Addresses that are not connected to, besides those that never are.
+    pub blocked: Vec<IpNet>,
+    /// Addresses that are connected to although they would be blocked.
+    pub allowed: Vec<IpNet>,
+}
+
+impl Keys {
+    /// Starts a fetcher; the task ends when this is dropped.
+    pub fn start(fetching: Fetching) -> (Self, impl Future<Output = ()> + Send) {
+        let (wanted, asked) = watch::channel(BTreeMap::new());
+        let (tell, fetched) = watch::channel(FetchedKeys::default());
+        (Self { wanted, fetched }, run(Arc::new(fetching), asked, tell))
+    }
+
+    /// Says what is wanted from now on.
+    pub fn want(&self, sources: BTreeMap<KeySource, Duration>) {
+        self.wanted.send_if_modified(|known| {
+            let differs = *known != sources;
+            if differs {
+                *known = sources;
+            }
+            differs
+        });
+    }
+
+    /// What there is by now.
+    pub fn fetched(&mut self) -> FetchedKeys {
+        self.fetched.borrow_and_update().clone()
+    }
+
+    /// Returns when there is something new.
+    pub async fn changed(&mut self) {
+        if self.fetched.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Returns when every source was tried, at the latest after `longest`.
+    pub async fn tried_all(&mut self, longest: Duration) {
+        let wanted: Vec<KeySource> = self.wanted.borrow().keys().take(MAX_SOURCES).cloned().collect();
+        let all = |fetched: &FetchedKeys| wanted.iter().all(|source| fetched.contains_key(source));
+        let _ = timeout(longest, self.fetched.wait_for(all)).await;
+    }
+}
+
+/// What is known of a source.
+struct Entry {
+    next: Instant,
+    failures: u32,
+    fetched: Option<(Instant, Arc<str>)>,
+    under_way: bool,
+}
+
+async fn run(
+    fetching: Arc<Fetching>,
+    mut wanted: watch::Receiver<BTreeMap<KeySource, Duration>>,
+    tell: watch::Sender<FetchedKeys>,
+) {
+    let mut entries: HashMap<KeySource, Entry> = HashMap::new();
+    let mut fetches: JoinSet<(KeySource, anyhow::Result<String>)> = JoinSet::new();
+    loop {
+        let sources = wanted.borrow_and_update().clone();
+        entries.retain(|source, _| sources.contains_key(source));
+        for source in sources.keys().take(MAX_SOURCES) {
+            let new = || Entry { next: Instant::now(), failures: 0, fetched: None, under_way: false };
+            entries.entry(source.clone()).or_insert_with(new);
+        }
+        tell.send_if_modified(|told| forget(told, &entries));
+        start_due(&fetching, &sources, &mut entries, &mut fetches);
+        let next = entries.values().filter(|e| !e.under_way).map(|e| e.next).min();
+        let next = next.filter(|_| fetches.len() < AT_ONCE);
+        let due = async {
+            match next {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = wanted.changed() => if changed.is_err() { return },
+            () = due => {}
+            Some(done) = fetches.join_next(), if !fetches.is_empty() => {
+                let Ok((source, outcome)) = done else { continue };
+                if let Some(entry) = entries.get_mut(&source) {
+                    let known = entry.finish(&source, outcome, fetching.refresh);
+                    tell.send_if_modified(|told| note(told, source, known));
+                }
+            }
+        }
+    }
+}
+
+fn start_due(
+    fetching: &Arc<Fetching>,
+    sources: &BTreeMap<KeySource, Duration>,
+    entries: &mut HashMap<KeySource, Entry>,
+    fetches: &mut JoinSet<(KeySource, anyhow::Result<String>)>,
+) {
+    let now = Instant::now();
+    for (source, entry) in entries.iter_mut().filter(|(_, e)| !e.under_way && e.next <= now) {
+        if fetches.len() >= AT_ONCE {
+            return;
+        }
+        entry.under_way = true;
+        let (fetching, source) = (fetching.clone(), source.clone());
+        let longest = sources.get(&source).copied().unwrap_or(weft_model::jwks::FETCH_TIMEOUT).min(MAX_TIMEOUT);
+        fetches.spawn(async move {
+            let outcome = match timeout(longest, fetch(&fetching, &source)).await {
+                Ok(outcome) => outcome,
+                Err(_) => Err(anyhow::anyhow!("no answer within {longest:?}")),
+            };
+            (source, outcome)
+        });
+    }
+}
+
+impl Entry {
+    /// Notes an outcome; returns what proxies are to check by.
+    fn finish(
+        &mut self,
+        source: &KeySource,
+        outcome: anyhow::Result<String>,
+        refresh: Duration,
+    ) -> Result<Arc<str>, Arc<str>> {
+        let now = Instant::now();
+        self.under_way = false;
+        match outcome {
+            Ok(text) => {
+                self.failures = 0;
+                self.next = now + refresh;
+                let text: Arc<str> = text.into();
+                self.fetched = Some((now, text.clone()));
+                Ok(text)
+            }
+            Err(error) => {
+                let pause = RETRY.0 * 2u32.saturating_pow(self.failures.min(10));
+                self.next = now + pause.min(RETRY.1);
+                self.failures += 1;
+                tracing::warn!(?source, failures = self.failures, "keys could not be fetched: {error:#}");
+                self.fetched = self.fetched.take().filter(|(at, _)| at.elapsed() < MAX_AGE);
+                match &self.fetched {
+                    Some((_, text)) => Ok(text.clone()),
+                    None => Err(format!("{error:#}").into()),
+                }
+            }
+        }
+    }
+}
+
+fn note(told: &mut FetchedKeys, source: KeySource, known: Result<Arc<str>, Arc<str>>) -> bool {
+    if told.get(&source) == Some(&known) {
+        return false;
+    }
+    Arc::make_mut(told).insert(source, known);
+    true
+}
+
+fn forget(told: &mut FetchedKeys, entries: &HashMap<KeySource, Entry>) -> bool {
+    let gone = told.keys().any(|source| !entries.contains_key(source));
+    if gone {
+        Arc::make_mut(told).retain(|source, _| entries.contains_key(source));
+    }
+    gone
+}
+
+async fn fetch(fetching: &Fetching, source: &KeySource) -> anyhow::Result<String> {
+    let uri = match source {
+        KeySource::Uri(uri) => uri.clone(),
+        KeySource::Discovery(issuer) => {
+            let place = format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'));
+            let text = get(fetching, &place).await.context("OpenID configuration")?;
+            let found: serde_json::Value = serde_json::from_str(&text).context("OpenID configuration is not JSON")?;
+            ensure!(found["issuer"].as_str() == Some(issuer), "OpenID configuration at {place} is for another issuer");
+            found["jwks_uri"].as_str().context("OpenID configuration has no jwks_uri")?.to_string()
+        }
+    };
+    let text = get(fetching, &uri).await?;
+    let set: serde_json::Value = serde_json::from_str(&text).with_context(|| format!("{uri} is not JSON"))?;
+    let keys = set["keys"].as_array().with_context(|| format!("{uri} is no key set: it has no list of keys"))?;
+    ensure!(!keys.is_empty(), "{uri} has no key");
+    Ok(text)
+}
+
+/// The text at an address.
+async fn get(fetching: &Fetching, address: &str) -> anyhow::Result<String> {
+    let mut uri: Uri = address.parse().with_context(|| format!("{address:?} is not a URL"))?;
+    for _ in 0..=MAX_REDIRECTS {
+        let response = request(fetching, &uri).await.with_context(|| uri.to_string())?;
+        let status = response.status();
+        if status == StatusCode::OK {
+            let body = Limited::new(response.into_body(), MAX_BYTES).collect().await;
+            let body = body.map_err(|error| anyhow::anyhow!("{uri}: {error}; at most {MAX_BYTES} bytes are read"))?;
+            return String::from_utf8(body.to_bytes().to_vec()).with_context(|| format!("{uri} is not UTF-8"));
+        }
+        ensure!(status.is_redirection(), "{uri} answers {status}");
+        let next = response.headers().get(LOCATION).context("a redirect without location")?.to_str()?;
+        let next: Uri = next.parse().with_context(|| format!("redirect to {next:?}"))?;
+        let next = match next.authority() {
+            Some(_) => next,
+            None => Uri::builder()
+                .scheme(uri.scheme_str().unwrap_or("https"))
+                .authority(uri.authority().map_or("", |a| a.as_str()))
+                .path_and_query(next.path_and_query().map_or("/", |p| p.as_str()))
+                .build()?,
+        };
+        let downgrade = uri.scheme_str() == Some("https") && next.scheme_str() != Some("https");
+        ensure!(!downgrade, "{uri} redirects to {next}, away from TLS");
+        uri = next;
+    }
+    bail!("{address} redirects more than {MAX_REDIRECTS} times")
+}
+
+async fn request(fetching: &Fetching, uri: &Uri) -> anyhow::Result<http::Response<Incoming>> {
+    let host = uri.host().context("the URL has no host")?;
+    let (tls, default) = match uri.scheme_str() {
+        Some("https") => (true, 443),
+        Some("http") => (false, 80),
+        _ => bail!("the URL must begin with https:// or http://"),
+    };
+    let request = Request::get(uri.path_and_query().map_or("/", |p| p.as_str()))
+        .header(HOST, uri.authority().map_or(host, |a| a.as_str()))
+        .header(ACCEPT, "application/json")
+        .header(USER_AGENT, "weftd")
+        .body(Empty::new())?;
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let stream = connect(fetching, bare, uri.port_u16().unwrap_or(default)).await?;
+    if !tls {
+        return send(stream, request).await;
+    }
+    let verification = ServerVerification::WebPki { anchors: roots()?, san: None };
+    let context = ClientContext::build(ClientParams { sni: Some(bare.into()), ..ClientParams::new(verification) })?;
+    send(context.connect_to(stream, bare).await?.stream, request).await
+}
+
+async fn send<S>(stream: S, request: Request<Empty<Bytes>>) -> anyhow::Result<http::Response<Incoming>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    // Ends with the response's body, or when that is dropped.
+    tokio::spawn(connection);
+    Ok(sender.send_request(request).await?)
+}
+
+/// The system's roots, or those that the user mounted for issuers of their own.
+fn roots() -> anyhow::Result<TrustAnchors> {
+    match std::fs::read(EXTRA_ROOTS) {
+        Ok(pem) => Ok(TrustAnchors::from_pem(&pem).context(EXTRA_ROOTS)?),
+        Err(_) => Ok(TrustAnchors::system()?),
+    }
+}
+
+async fn connect(fetching: &Fetching, host: &str, port: u16) -> anyhow::Result<TcpStream> {
+    let addresses: Vec<SocketAddr> =
+        tokio::net::lookup_host((host, port)).await.with_context(|| format!("looking up {host}"))?.take(16).collect();
+    let mut last = anyhow::anyhow!("{host} has no address");
+    for address in addresses {
+        if fetching.is_blocked(address.ip()) {
+            last = anyhow::anyhow!("{host} is {}, which keys are not fetched from", address.ip());
+            continue;
+        }
+        match TcpStream::connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = anyhow::Error::new(error).context(format!("connecting to {address}")),
+        }
+    }
+    Err(last)
+}
+
+impl Fetching {
+    /// This process does not connect there.
+    fn is_blocked(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        let within = |list: &[IpNet]| list.iter().any(|net| net.contains(&address));
+        if within(&self.allowed) {
+            return false;
+        }
+        within(&self.blocked) || is_own_or_local(address)
+    }
+}
+
+/// This machine, its link, or a service of the machine's owner that gives out credentials.
+fn is_own_or_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            let shared =
+                [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(192, 0, 0, 192), Ipv4Addr::new(168, 63, 129, 16)];
+            v4.is_loopback()
+                || v4.is_unspecified()
+                || v4.octets()[0] == 0
+                || v4.is_link_local()
+                || v4.is_multicast()
+                || v4.is_broadcast()
+                || shared.contains(&v4)
+        }
+        IpAddr::V6(v6) => {
+            let metadata = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+            // Addresses of IPv4 inside IPv6 (NAT64, 6to4) are judged by what they hold.
+            let s = v6.segments();
+            let inner = match s {
+                [0x64, 0xff9b, 0, 0, 0, 0, a, b] | [0x2002, a, b, ..] => Some((a, b)),
+                [0, 0, 0, 0, 0, 0, a, b] if a != 0 => Some((a, b)),
+                _ => None,
+            };
+            let inner = inner.map(|(a, b)| Ipv4Addr::from((u32::from(a) << 16) | u32::from(b)));
+            v6.is_loopback()
+                || v6.is_unspecified()
+                || v6.is_unicast_link_local()
+                || v6.is_multicast()
+                || v6 == metadata
+                || inner.is_some_and(|v4| is_own_or_local(v4.into()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    fn fetching(allowed: &[&str]) -> Fetching {
+        Fetching {
+            refresh: Duration::from_secs(1200),
+            blocked: vec!["10.9.0.0/16".parse().unwrap()],
+            allowed: allowed.iter().map(|net| net.parse().unwrap()).collect(),
+        }
+    }
+
+    /// Answers each connection with the next of these texts, then with the last for ever.
+    async fn server(answers: &[&str]) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let answers: Vec<String> = answers.iter().map(ToString::to_string).collect();
+        tokio::spawn(async move {
+            for turn in 0.. {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let answer = answers[turn.min(answers.len() - 1)].replace("SELF", &address.to_string());
+                tokio::spawn(async move {
+                    let mut head = [0; 4096];
+                    let _ = stream.read(&mut head).await;
+                    let _ = stream.write_all(answer.as_bytes()).await;
+                });
+            }
+        });
+        address
+    }
+
+    fn ok(body: &str) -> String {
+        format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+    }
+
+    const KEYS: &str = r#"{"keys":[{"kty":"RSA"}]}"#;
+
+    #[tokio::test]
+    async fn class_ssrf_addresses_of_this_machine_are_not_fetched_from() {
+        let f = fetching(&[]);
+        for address in [
+            "127.0.0.1",
+            "127.8.8.8",
+            "0.0.0.0",
+            "169.254.169.254",
+            "100.100.100.200",
+            "224.0.0.1",
+            "10.9.1.1",
+            "::1",
+            "::",
+            "fe80::1",
+            "fd00:ec2::254",
+            "::ffff:127.0.0.1",
+            "64:ff9b::7f00:1",
+            "2002:7f00:1::",
+            "ff02::1",
+            "0.1.2.3",
+            "::127.0.0.1",
+        ] {
+            assert!(f.is_blocked(address.parse().unwrap()), "{address}");
+        }
+        for address in ["10.96.0.1", "192.168.1.1", "8.8.8.8", "fd12::1", "2001:db8::1"] {
+            assert!(!f.is_blocked(address.parse().unwrap()), "{address}");
+        }
+        let address = server(&[&ok(KEYS)]).await;
+        for name in ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]"] {
+            let uri = format!("http://{name}:{}/", address.port());
+            let error = get(&f, &uri).await.unwrap_err();
+            assert!(format!("{error:#}").contains("not fetched from"), "{error:#}");
+        }
+        let elsewhere = "HTTP/1.1 302 Found\r\nlocation: http://169.254.169.254/latest\r\ncontent-length: 0\r\n\r\n";
+        let address = server(&[elsewhere]).await;
+        let error = get(&fetching(&["127.0.0.0/8"]), &format!("http://{address}/")).await.unwrap_err();
+        assert!(format!("{error:#}").contains("169.254.169.254, which keys are not fetched from"), "{error:#}");
+    }
+
+    #[tokio::test]
+    async fn fetches_with_bounds() {
+        let f = fetching(&["127.0.0.0/8"]);
+        let long = ok(&format!("{{\"keys\":[{}]}}", " ".repeat(10 << 20)));
+        let config = ok(r#"{"issuer":"http://SELF","jwks_uri":"http://SELF/keys"}"#)
+            .replace("content-length: 54", "connection: close");
+        let moved = "HTTP/1.1 301 Moved\r\nlocation: /keys\r\ncontent-length: 0\r\n\r\n";
+        let error = "HTTP/1.1 500 Oops\r\ncontent-length: 0\r\n\r\n";
+        for (answers, want) in [
+            (&[ok(KEYS).as_str()][..], Ok(KEYS)),
+            (&[moved, &ok(KEYS)], Ok(KEYS)),
+            (&[moved], Err("redirects more than 3 times")),
+            (&[error], Err("answers 500")),
+            (&[long.as_str()], Err("at most 524288 bytes are read")),
+            (&[ok("{}").as_str()], Err("has no list of keys")),
+            (&[ok("{\"keys\":[]}").as_str()], Err("has no key")),
+            (&[ok("nonsense").as_str()], Err("is not JSON")),
+            (&[""], Err("")),
+        ] {
+            let source = KeySource::Uri(format!("http://{}/k", server(answers).await));
+            match (fetch(&f, &source).await, want) {
+                (Ok(text), want) => assert_eq!(Ok(text.as_str()), want),
+                (Err(error), Err(part)) => assert!(format!("{error:#}").contains(part), "{error:#} / {part}"),
+                (Err(error), Ok(_)) => panic!("{error:#}"),
+            }
+        }
+        let address = server(&[&config, &ok(KEYS)]).await;
+        let text = fetch(&f, &KeySource::Discovery(format!("http://{address}"))).await.unwrap();
+        assert_eq!(text, KEYS);
+        let address = server(&[&config]).await;
+        let error = fetch(&f, &KeySource::Discovery(format!("http://{address}/other"))).await.unwrap_err();
+        assert!(error.to_string().contains("another issuer"), "{error:#}");
+        assert!(get(&f, "ftp://x/").await.is_err() && get(&f, "/x").await.is_err());
+    }
+
+    #[tokio::test]
+    async fn keys_are_kept_when_the_issuer_fails_and_come_back_when_it_recovers() {
+        let error = "HTTP/1.1 500 Oops\r\ncontent-length: 0\r\n\r\n";
+        let other = r#"{"keys":[{"kty":"EC"}]}"#;
+        let address = server(&[error, &ok(KEYS), error, &ok(other)]).await;
+        let refresh = Duration::from_millis(50);
+        let (mut keys, task) = Keys::start(Fetching { refresh, ..fetching(&["127.0.0.0/8"]) });
+        let task = tokio::spawn(task);
+        let source = KeySource::Uri(format!("http://{address}/k"));
+        keys.want([(source.clone(), Duration::from_secs(5))].into());
+        keys.tried_all(Duration::from_secs(10)).await;
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            let now = keys.fetched().get(&source).cloned();
+            seen.push(now.map(|n| n.map(|t| t.to_string()).map_err(|e| e.contains("500"))));
+            if seen.len() < 3 {
+                timeout(Duration::from_secs(20), keys.changed()).await.expect("something new");
+            }
+        }
+        // The failure between the two key sets is not seen: the first stays in force.
+        assert_eq!(seen, [Some(Err(true)), Some(Ok(KEYS.into())), Some(Ok(other.into()))]);
+        keys.want(BTreeMap::new());
+        timeout(Duration::from_secs(5), keys.changed()).await.expect("forgotten");
+        assert!(keys.fetched().is_empty());
+        drop(keys);
+        timeout(Duration::from_secs(5), task).await.expect("it ends").unwrap();
+    }
+}

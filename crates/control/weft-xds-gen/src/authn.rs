@@ -1,0 +1,148 @@
+//! RequestAuthentication to the JWT filter, as Istio writes it: tokens that are there must be valid for some issuer, and none
+//! need be there. Who must show one is authorization's business.
+//!
+//! Keys are always inline, so that every proxy checks tokens by the keys that the control plane has. An issuer whose keys are
+//! not known gets a set without keys, by which every token of its is refused; no key that somebody else may hold ever stands
+//! in (CVE-2026-31837).
+
+use crate::pb::{core, hcm, http_filter, route};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use weft_k8s_api::istio::{self, JwtRule};
+use weft_model::{KeySource, MeshSnapshot, Policy};
+use weft_proto::envoy::extensions::filters::http::jwt_authn::v3 as jwt;
+
+/// Name of the filter.
+pub(crate) const FILTER: &str = "envoy.filters.http.jwt_authn";
+/// Key of the claims in the filter's metadata.
+const PAYLOAD: &str = "payload";
+/// A set by which no token is valid.
+const NO_KEYS: &str = r#"{"keys":[]}"#;
+/// Claims that are lists of words whatever the rule says.
+const SPACE_DELIMITED: [&str; 2] = ["permission", "scope"];
+/// Beginning of the header names of VirtualServices that stand for claims.
+const CLAIMS: &str = "@request.auth.claims";
+
+/// A policy as the model holds it.
+pub(crate) type AuthnPolicy = Policy<istio::RequestAuthentication>;
+
+/// The filter that enforces `policies`; none without rules. With `reroute` claims decide about routes.
+pub(crate) fn http_filter_for(
+    snapshot: &MeshSnapshot,
+    policies: &[Arc<AuthnPolicy>],
+    reroute: bool,
+) -> Option<hcm::HttpFilter> {
+    let mut rules: Vec<&JwtRule> = policies.iter().flat_map(|p| &p.spec.jwt_rules).collect();
+    if rules.is_empty() {
+        return None;
+    }
+    // By issuer, so that the age of a policy changes nothing.
+    rules.sort_by(|a, b| a.issuer.cmp(&b.issuer));
+    let named: Vec<(String, &JwtRule)> =
+        rules.into_iter().enumerate().map(|(i, rule)| (format!("origins-{i}"), rule)).collect();
+    let providers: BTreeMap<String, jwt::JwtProvider> =
+        named.iter().map(|(name, rule)| (name.clone(), provider(snapshot, rule, reroute))).collect();
+    let config = jwt::JwtAuthentication {
+        rules: vec![jwt::RequirementRule {
+            r#match: Some(route::RouteMatch {
+                path_specifier: Some(route::route_match::PathSpecifier::Prefix("/".into())),
+                ..Default::default()
+            }),
+            requirement_type: Some(jwt::requirement_rule::RequirementType::Requires(requirement(&named))),
+        }],
+        providers,
+        bypass_cors_preflight: true,
+        ..Default::default()
+    };
+    Some(http_filter(FILTER, &config))
+}
+
+/// True when a VirtualService of the mesh routes by claims.
+pub(crate) fn claims_route(snapshot: &MeshSnapshot) -> bool {
+    let is_claim = |name: &String| name.get(..CLAIMS.len()).is_some_and(|head| head.eq_ignore_ascii_case(CLAIMS));
+    let matches = snapshot.virtual_services.iter().flat_map(|vs| vs.spec.http.iter().flat_map(|http| &http.matches));
+    matches.into_iter().any(|m| m.headers.keys().chain(m.without_headers.keys()).any(is_claim))
+}
+
+/// Any issuer's token; or, where issuers share a place, whatever there is must be valid for each that it claims to be from.
+fn requirement(named: &[(String, &JwtRule)]) -> jwt::JwtRequirement {
+    use jwt::jwt_requirement::RequiresType as Requires;
+    let requires = |kind| jwt::JwtRequirement { requires_type: Some(kind) };
+    let any = |requirements| requires(Requires::RequiresAny(jwt::JwtRequirementOrList { requirements }));
+    let of = |name: &String| requires(Requires::ProviderName(name.clone()));
+    let or_none = |name: &String| any(vec![of(name), requires(Requires::AllowMissing(()))]);
+    if let [(only, _)] = named {
+        return or_none(only);
+    }
+    let mut outer: Vec<_> = named.iter().map(|(name, _)| of(name)).collect();
+    let requirements = named.iter().map(|(name, _)| or_none(name)).collect();
+    outer.push(requires(Requires::RequiresAll(jwt::JwtRequirementAndList { requirements })));
+    any(outer)
+}
+
+fn provider(snapshot: &MeshSnapshot, rule: &JwtRule, reroute: bool) -> jwt::JwtProvider {
+    let mut claims: Vec<String> = rule.space_delimited_claims.clone();
+    claims.extend(SPACE_DELIMITED.map(String::from));
+    claims.sort();
+    claims.dedup();
+    let headers = rule.from_headers.iter();
+    jwt::JwtProvider {
+        issuer: rule.issuer.clone(),
+        audiences: rule.audiences.clone(),
+        forward: rule.forward_original_token,
+        from_headers: headers
+            .map(|h| jwt::JwtHeader { name: h.name.clone(), value_prefix: h.prefix.clone() })
+            .collect(),
+        from_params: rule.from_params.clone(),
+        from_cookies: rule.from_cookies.clone(),
+        forward_payload_header: rule.output_payload_to_header.clone(),
+        payload_in_metadata: PAYLOAD.into(),
+        normalize_payload_in_metadata: Some(jwt::jwt_provider::NormalizePayload { space_delimited_claims: claims }),
+        claim_to_headers: rule
+            .output_claim_to_headers
+            .iter()
+            .map(|c| jwt::JwtClaimToHeader {
+                header_name: c.header.clone(),
+                claim_name: c.claim.clone(),
+                claim_path: Vec::new(),
+            })
+            .collect(),
+        clear_route_cache: reroute,
+        jwks_source_specifier: Some(jwt::jwt_provider::JwksSourceSpecifier::LocalJwks(core::DataSource {
+            specifier: Some(core::data_source::Specifier::InlineString(keys(snapshot, rule))),
+            ..Default::default()
+        })),
+        ..Default::default()
+    }
+}
+
+fn keys(snapshot: &MeshSnapshot, rule: &JwtRule) -> String {
+    let text = match KeySource::of(rule) {
+        None => Some(rule.jwks.as_str()),
+        Some(source) => snapshot.jwks.get(&source).and_then(|keys| keys.as_deref().ok()),
+    };
+    text.and_then(asymmetric).unwrap_or_else(|| NO_KEYS.into())
+}
+
+/// The public keys of a set. A secret in it would let whoever reads the configuration make tokens.
+fn asymmetric(text: &str) -> Option<String> {
+    let mut set: Value = serde_json::from_str(text).ok()?;
+    let keys = set.get_mut("keys")?.as_array_mut()?;
+    keys.retain(|key| key["kty"].as_str().is_some_and(|kind| matches!(kind, "RSA" | "EC" | "OKP")));
+    if keys.is_empty() { None } else { Some(set.to_string()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_no_public_keys() {
+        let set = r#"{"keys": [{"kty": "oct", "k": "AAAA"}, {"kty": "RSA", "kid": "1"}]}"#;
+        assert_eq!(asymmetric(set).unwrap(), r#"{"keys":[{"kty":"RSA","kid":"1"}]}"#);
+        for none in ["", "x", "{}", r#"{"keys": 1}"#, NO_KEYS, r#"{"keys": [{"kty": "oct", "k": "AAAA"}]}"#] {
+            assert_eq!(asymmetric(none), None, "{none}");
+        }
+    }
+}
