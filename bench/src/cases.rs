@@ -3,6 +3,7 @@
 use crate::backend::Backend;
 use crate::child::{Program, free_port, local};
 use crate::config::{self, Features, Traffic};
+use crate::control_plane;
 use crate::load::{self, Outcome, Plan};
 use crate::pair::{Pair, Peer, Programs};
 use crate::pki::Pki;
@@ -47,6 +48,8 @@ pub struct Bench {
     pub duration: Duration,
     /// Sizes as in the goals; smaller otherwise.
     pub full: bool,
+    /// Size of the simulated mesh.
+    pub mesh: control_plane::Size,
 }
 
 type Figures = Vec<(Metric, f64)>;
@@ -159,6 +162,13 @@ pub const CASES: &[Case] = &[
         about: "Services in the configuration, each a cluster with mutual TLS and 3 endpoints, and a virtual host.",
         peers: ENVOY,
         run: configuration,
+    },
+    Case {
+        name: "control-plane",
+        about: "weftd with simulated proxies that subscribe to everything: 1000 services and 500 proxies (with --quick 300 \
+                and 60); choose with --services and --proxies.",
+        peers: OURS,
+        run: |bench, _| control_plane::run(bench.mesh),
     },
 ];
 

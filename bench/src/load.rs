@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::LocalSet;
 
 /// Longest time that one answer may take.
@@ -88,8 +89,10 @@ async fn all(plan: &Plan) -> Result<Outcome> {
     let begun = Instant::now();
     let count = senders.len();
     let mut tasks = Vec::new();
-    for (index, sender) in senders.into_iter().enumerate() {
-        tasks.push(tokio::task::spawn_local(stream(plan.clone(), sender, begun, index, count)));
+    let paces = plan.rate.map(|rate| pace(rate, begun + plan.duration, count));
+    let mut paces = paces.unwrap_or_default().into_iter();
+    for sender in senders {
+        tasks.push(tokio::task::spawn_local(stream(plan.clone(), sender, begun + plan.duration, paces.next())));
     }
     let mut outcome = Outcome::new()?;
     for task in tasks {
@@ -121,19 +124,39 @@ async fn connect(plan: &Plan) -> Result<Vec<Sender>> {
     Ok((0..plan.streams).map(|_| Sender::Http2(sender.clone())).collect())
 }
 
-/// One request after the other until time is up.
-async fn stream(plan: Rc<Plan>, mut sender: Sender, begun: Instant, index: usize, count: usize) -> Result<Outcome> {
-    let mut outcome = Outcome::new()?;
-    let end = begun + plan.duration;
-    for turn in 0_u32.. {
-        let due = match plan.rate {
-            None => Instant::now(),
-            Some(rate) => begun + Duration::from_secs_f64((index + count * turn as usize) as f64 / f64::from(rate)),
-        };
-        if due >= end {
-            break;
+/// Tells each of `count` streams in turn when its next request is due. A thread of its own: the runtime's timer counts
+/// whole milliseconds.
+fn pace(rate: u32, end: Instant, count: usize) -> Vec<UnboundedReceiver<Instant>> {
+    let (senders, receivers): (Vec<_>, Vec<_>) = (0..count).map(|_| unbounded_channel()).unzip();
+    let begun = Instant::now();
+    std::thread::spawn(move || {
+        for (turn, sender) in (0_u32..).zip(senders.iter().cycle()) {
+            let due = begun + Duration::from_secs(1) * turn / rate;
+            if due >= end {
+                return;
+            }
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            // A stream that has ended misses nothing.
+            let _ = sender.send(due);
         }
-        tokio::time::sleep_until(due.into()).await;
+    });
+    receivers
+}
+
+/// One request after the other, as fast as they are answered or when they are due, until time is up.
+async fn stream(
+    plan: Rc<Plan>,
+    mut sender: Sender,
+    end: Instant,
+    mut pace: Option<UnboundedReceiver<Instant>>,
+) -> Result<Outcome> {
+    let mut outcome = Outcome::new()?;
+    loop {
+        let due = match &mut pace {
+            None => Some(Instant::now()),
+            Some(pace) => pace.recv().await,
+        };
+        let Some(due) = due.filter(|due| *due < end) else { break };
         match tokio::time::timeout(ANSWER, ask(&plan, &mut sender)).await {
             Ok(Ok(bytes)) => {
                 outcome.answered += 1;

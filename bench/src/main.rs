@@ -8,6 +8,7 @@ mod backend;
 mod cases;
 mod child;
 mod config;
+mod control_plane;
 mod jwt;
 mod load;
 mod pair;
@@ -41,6 +42,12 @@ struct Cli {
     /// Only cases whose name contains this; may be given again.
     #[arg(long)]
     only: Vec<String>,
+    /// Services of the simulated mesh [default: 1000; with --quick 300].
+    #[arg(long)]
+    services: Option<usize>,
+    /// Proxies of the simulated mesh [default: 500; with --quick 60].
+    #[arg(long)]
+    proxies: Option<usize>,
     /// Names the cases.
     #[arg(long)]
     list: bool,
@@ -74,6 +81,11 @@ fn main() -> Result<()> {
         backend: backend::start()?,
         duration: Duration::from_secs(cli.seconds.unwrap_or(if cli.quick { 2 } else { 6 })),
         full: !cli.quick,
+        mesh: control_plane::Size {
+            services: cli.services.unwrap_or(if cli.quick { 300 } else { 1000 }).max(1),
+            proxies: cli.proxies.unwrap_or(if cli.quick { 60 } else { 500 }).max(1),
+            changes: if cli.quick { 30 } else { 100 },
+        },
     };
     jwt::write(folder.path())?;
     let report = measure(&cli, &bench)?;

@@ -6,7 +6,7 @@ use anyhow::Result;
 /// Runs all measurements, or what the arguments choose (`weft-bench --help`); the figures are left under the target folder.
 pub fn run(arguments: &[&str]) -> Result<()> {
     let peers = peers::install()?;
-    run::cargo(&["build", "--release", "--quiet", "-p", "weft-proxy", "-p", "weft-bench"])?;
+    run::cargo(&["build", "--release", "--quiet", "-p", "weft-proxy", "-p", "weftd", "-p", "weft-bench"])?;
     let release = run::target().join("release");
     let (json, markdown) = (run::target().join("bench.json"), run::target().join("bench.md"));
     let program = release.join("weft-bench");
