@@ -153,6 +153,7 @@ impl Metrics {
                 ("resource_name=\"ROOTCA\"", load(&svid.root_expires_at)),
             ];
             family(out, "istio_agent_cert_expiry_timestamp_seconds", "gauge", &expiry);
+            family(out, "weft_agent_identity_alarm", "gauge", &[("", load(&svid.alarm))]);
         }
         if let Some(dns) = self.dns.get() {
             family(out, "istio_agent_dns_requests_total", "counter", &[("", load(&dns.requests))]);

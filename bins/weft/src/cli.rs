@@ -54,6 +54,10 @@ pub enum Command {
     /// Show the configuration of a proxy
     #[command(alias = "pc")]
     ProxyConfig(commands::proxy_config::Args),
+    /// Show who may call what, and which policy says so
+    Authz(commands::authz::Args),
+    /// Show and rotate the mesh's certificate authority
+    Ca(commands::ca::Args),
     /// Manifests of an installation on Kubernetes
     #[command(subcommand)]
     Manifest(commands::manifest::Action),
@@ -92,6 +96,13 @@ mod tests {
             "weft proxy-config secret deploy/productpage-v1 -n default -o json",
             "weft pc clusters p.default --fqdn reviews.default.svc.cluster.local",
             "weft proxy-config all p.default -o yaml",
+            "weft authz can productpage reviews:9080 -n default --method GET --path /x --header a=b --claim sub=x",
+            "weft authz check reviews.default",
+            "weft authz matrix -n default -o json",
+            "weft authz lint",
+            "weft ca status -o json",
+            "weft ca rotate --from-dir /tmp/ca --timeout 5m -i istio-system",
+            "weft ca cancel",
             "weft manifest generate --set profile=demo --set values.global.proxy.logLevel=debug -f a.yaml",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));

@@ -1,6 +1,8 @@
 //! One file per command, and which runs.
 
 pub mod apply;
+pub mod authz;
+pub mod ca;
 pub mod delete;
 pub mod down;
 pub mod exec;
@@ -34,6 +36,8 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Exec(args) => block_on(exec::run(args, connection)),
         Command::Logs(args) => block_on(logs::run(args, connection)),
         Command::ProxyStatus(args) => block_on(proxy_status::run(args, connection)),
+        Command::Authz(args) => block_on(authz::run(args, connection)),
+        Command::Ca(args) => block_on(ca::run(args, connection)),
         Command::ProxyConfig(args) => block_on(proxy_config::run(args, connection)),
         Command::Manifest(action) => manifest::run(action),
     }

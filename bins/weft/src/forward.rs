@@ -19,18 +19,40 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// # Errors
 /// When the pod cannot be reached, nothing listens there, or the answer is not 200.
 pub async fn get(client: &ApiClient, pod: &Object, port: u16, path: &str) -> anyhow::Result<Bytes> {
+    get_as(client, pod, port, path, None).await
+}
+
+/// As [`get`], with a bearer token.
+///
+/// # Errors
+/// As [`get`].
+pub async fn get_as(
+    client: &ApiClient,
+    pod: &Object,
+    port: u16,
+    path: &str,
+    token: Option<&str>,
+) -> anyhow::Result<Bytes> {
     let place = || format!("port {port} of pod {}/{}", pod.namespace(), pod.name());
-    let answer = tokio::time::timeout(TIMEOUT, exchange(client, pod, port, path)).await;
+    let answer = tokio::time::timeout(TIMEOUT, exchange(client, pod, port, path, token)).await;
     answer.with_context(|| format!("{} did not answer within {} s", place(), TIMEOUT.as_secs()))?.with_context(place)
 }
 
-async fn exchange(client: &ApiClient, pod: &Object, port: u16, path: &str) -> anyhow::Result<Bytes> {
+async fn exchange(
+    client: &ApiClient,
+    pod: &Object,
+    port: u16,
+    path: &str,
+    token: Option<&str>,
+) -> anyhow::Result<Bytes> {
     let stream = client.port_forward(pod.namespace(), pod.name(), port).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::get(path)
-        .header(header::HOST, format!("localhost:{port}"))
-        .header(header::CONNECTION, "close")
-        .body(Empty::<Bytes>::new())?;
+    let mut request =
+        Request::get(path).header(header::HOST, format!("localhost:{port}")).header(header::CONNECTION, "close");
+    if let Some(token) = token {
+        request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+    }
+    let request = request.body(Empty::<Bytes>::new())?;
     let exchange = async {
         let response = sender.send_request(request).await?;
         let status = response.status();

@@ -5,6 +5,7 @@
 //! checks), [`install`] (what an installation consists of), [`dump`] (a proxy's config dump as tables), [`output`] (how
 //! answers look).
 
+mod authz;
 mod cli;
 mod commands;
 mod connect;
@@ -15,6 +16,7 @@ mod manifests;
 mod output;
 mod references;
 mod target;
+mod trust;
 
 use clap::Parser;
 use std::process::ExitCode;

@@ -1,6 +1,8 @@
-//! The certificate authority's Secret: found, or created so that two control planes that start together agree on one.
+//! What signs certificates: found (an authority elsewhere, the user's, our own), or created so that two control planes that
+//! start together agree on one; and followed as it changes.
 
-use crate::settings::Settings;
+use crate::registration;
+use crate::settings::{ExternalCa, Settings};
 use anyhow::{Context, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,28 +13,46 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use weft_ca::material::{PLUGGED_IN_SECRET, SELF_SIGNED_SECRET};
-use weft_ca::{Authority, CaMaterial, CaPolicy, CertificateService};
+use weft_ca::{Authority, CaMaterial, CaPolicy, CertificateService, Signing};
 use weft_identity::TrustDomain;
 use weft_k8s_api::Object;
+use weft_k8s_api::istio::MeshConfig;
 use weft_k8s_api::kinds::by_kind;
 use weft_store::client::WriteOptions;
 use weft_store::{ApiClient, Cache, ClientError};
 
 /// Pause between tries while the API server cannot be reached.
 const RETRY: Duration = Duration::from_secs(1);
+/// How often files are looked at.
+const FILE_POLL: Duration = Duration::from_secs(5);
 
 /// The policy that the settings ask for.
 fn policy(settings: &Settings) -> CaPolicy {
     CaPolicy { default_ttl: settings.workload_cert_ttl, max_ttl: settings.max_workload_cert_ttl, ..CaPolicy::default() }
 }
 
-/// The authority: plugged in (`cacerts`), else self-signed (`istio-ca-secret`), else a new one. Waits for the API server;
-/// a Secret that holds no usable authority is an error, for another one would cut the mesh in two.
+/// What signs: an authority elsewhere, when the settings say so; else plugged in (`cacerts`, or files), else self-signed
+/// (`istio-ca-secret`), else a new one. Waits for the API server; a Secret that holds no usable authority is an error, for
+/// another one would cut the mesh in two.
 pub(crate) async fn load_or_create(
     client: &ApiClient,
-    settings: &Settings,
+    settings: &Arc<Settings>,
+    mesh: &MeshConfig,
     trust_domain: &TrustDomain,
-) -> anyhow::Result<Arc<Authority>> {
+) -> anyhow::Result<Signing> {
+    let Some(kind) = settings.external_ca else {
+        return own(client, settings, trust_domain).await.map(Signing::Own);
+    };
+    let mut registration = registration::new(client, settings, mesh, policy(settings), kind)?;
+    if kind == ExternalCa::IstioApi {
+        registration = registration.with_server(own(client, settings, trust_domain).await?)?;
+    }
+    tracing::info!("certificates are signed elsewhere: {}", registration.name());
+    Ok(registration.into())
+}
+
+/// An authority of our own.
+async fn own(client: &ApiClient, settings: &Settings, trust_domain: &TrustDomain) -> anyhow::Result<Arc<Authority>> {
     loop {
         match try_once(client, settings, trust_domain).await {
             Ok(Some(authority)) => return Ok(Arc::new(authority)),
@@ -67,6 +87,9 @@ async fn try_once(
             Err(error) if error.is_not_found() => {}
             Err(error) => return Err(error.into()),
         }
+        if let Some(authority) = from_files(settings, trust_domain)? {
+            return Ok(Some(authority));
+        }
     }
     let authority = Authority::self_signed(trust_domain.clone(), policy(settings), SystemTime::now())?;
     let created = client.create(&secret_of(&authority, &settings.namespace), &WriteOptions::default()).await;
@@ -84,6 +107,18 @@ fn read(object: &Object, settings: &Settings, trust_domain: &TrustDomain) -> any
     let what = || format!("{} holds no usable certificate authority", object.key());
     let material = CaMaterial::from_secret(&data(object).with_context(what)?).with_context(what)?;
     Authority::from_material(material, trust_domain.clone(), policy(settings), SystemTime::now()).with_context(what)
+}
+
+/// The authority that is mounted as files; `None` when there is none.
+fn from_files(settings: &Settings, trust_domain: &TrustDomain) -> anyhow::Result<Option<Authority>> {
+    let folder = &settings.root_ca_dir;
+    if !folder.join(weft_ca::material::CA_CERT).exists() {
+        return Ok(None);
+    }
+    let what = || format!("{} holds no usable certificate authority", folder.display());
+    let material = CaMaterial::from_files(folder).with_context(what)?;
+    let authority = Authority::from_material(material, trust_domain.clone(), policy(settings), SystemTime::now());
+    authority.map(Some).with_context(what)
 }
 
 /// The decoded data of a Secret.
@@ -115,72 +150,137 @@ fn secret_of(authority: &Authority, namespace: &str) -> Object {
 
 /// What the authority did, and how long it lasts, as Prometheus text under Istio's names.
 pub(crate) fn metrics(service: &CertificateService) -> String {
-    let (stats, authority) = (service.stats(), service.authority());
+    let (stats, signing) = (service.stats(), service.signing());
     let unix = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let left = |time: SystemTime| time.duration_since(SystemTime::now()).map_or(0, |left| left.as_secs());
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let root = signing.root_not_after();
+    let chain = signing.facts().map_or(root, |facts| facts.not_after);
     let rows = [
-        ("citadel_server_csr_count", "counter", "Certificate requests received", count(&stats.requests)),
+        ("csr_count", "counter", "Certificate requests received", count(&stats.requests)),
         (
-            "citadel_server_authentication_failure_count",
+            "authentication_failure_count",
             "counter",
             "Certificate requests whose caller is not known",
             count(&stats.authentication_failures),
         ),
-        ("weft_ca_refused_count", "counter", "Certificate requests refused for what they ask", count(&stats.refused)),
-        (
-            "citadel_server_csr_sign_err_count",
-            "counter",
-            "Certificate requests that failed here",
-            count(&stats.failures),
-        ),
-        ("citadel_server_success_cert_issuance_count", "counter", "Certificates signed", count(&stats.signed)),
-        (
-            "citadel_server_root_cert_expiry_timestamp",
-            "gauge",
-            "Earliest end of a root, seconds since 1970",
-            unix(authority.root_not_after()),
-        ),
-        (
-            "citadel_server_cert_chain_expiry_timestamp",
-            "gauge",
-            "End of the certificate that signs, seconds since 1970",
-            unix(authority.facts().not_after),
-        ),
+        ("csr_parsing_err_count", "counter", "Certificate requests that cannot be read", count(&stats.unreadable)),
+        ("id_extraction_err_count", "counter", "Certificate requests for another's identity", count(&stats.not_theirs)),
+        ("csr_sign_err_count", "counter", "Certificate requests that the authority failed on", count(&stats.failures)),
+        ("success_cert_issuance_count", "counter", "Certificates signed", count(&stats.signed)),
+        ("root_cert_expiry_timestamp", "gauge", "Earliest end of a root, seconds since 1970", unix(root)),
+        ("root_cert_expiry_seconds", "gauge", "Seconds until the earliest end of a root", left(root)),
+        ("cert_chain_expiry_timestamp", "gauge", "End of the certificate that signs, seconds since 1970", unix(chain)),
+        ("cert_chain_expiry_seconds", "gauge", "Seconds until the end of the certificate that signs", left(chain)),
     ];
-    rows.map(|(name, kind, help, value)| format!("# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}\n"))
-        .concat()
+    let row = |prefix: &str, (name, kind, help, value): (&str, &str, &str, u64)| {
+        format!("# HELP {prefix}{name} {help}\n# TYPE {prefix}{name} {kind}\n{prefix}{name} {value}\n")
+    };
+    let refused =
+        ("ca_rate_limited_count", "counter", "Certificate requests refused for their rate", count(&stats.refused));
+    rows.map(|of| row("citadel_server_", of)).concat() + &row("weft_", refused)
 }
 
-/// Follows the CA's Secrets: a rotated or plugged-in authority signs from then on. A Secret that cannot be used changes
-/// nothing, and is told of once.
+/// Follows the CA's Secrets and files: a rotated or plugged-in authority signs from then on. What cannot be used changes
+/// nothing, and is told of once. An authority elsewhere is followed by [`follow_elsewhere`].
 pub(crate) async fn follow(
     cache: Arc<Cache>,
     settings: Arc<Settings>,
     trust_domain: TrustDomain,
     certificates: CertificateService,
-    current: watch::Sender<Arc<Authority>>,
+    current: watch::Sender<Signing>,
 ) {
     let mut changes = cache.changed();
     // What changed since the authority was loaded counts too.
     changes.mark_changed();
     let mut seen: Option<Arc<Object>> = None;
-    while changes.changed().await.is_ok() {
-        let find = |name| cache.find("", "Secret", &settings.namespace, name);
-        let Some(object) = find(PLUGGED_IN_SECRET).or_else(|| find(SELF_SIGNED_SECRET)) else { continue };
-        if seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, &object)) {
-            continue;
+    let mut said = String::new();
+    loop {
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(FILE_POLL) => {}
         }
+        let find = |name| cache.find("", "Secret", &settings.namespace, name);
         let now = current.borrow().clone();
-        match other_than(&now, &object, &settings, &trust_domain) {
+        let Signing::Own(authority) = &now else { return };
+        let found = match (find(PLUGGED_IN_SECRET), from_files(&settings, &trust_domain)) {
+            (Some(object), _) => from_object(authority, object, &mut seen, &settings, &trust_domain),
+            (None, Ok(Some(files))) if files.material() != authority.material() => Ok(Some(Arc::new(files))),
+            (None, Ok(Some(_))) => Ok(None),
+            (None, Err(error)) => Err(error),
+            (None, Ok(None)) => match find(SELF_SIGNED_SECRET) {
+                Some(object) => from_object(authority, object, &mut seen, &settings, &trust_domain),
+                None => Ok(None),
+            },
+        };
+        match found {
             Ok(None) => {}
             Ok(Some(new)) => {
-                tracing::info!("the certificate authority changed");
-                certificates.set_authority(new.clone());
-                current.send_replace(new);
+                tracing::info!(signer = new.facts().subject, "the certificate authority changed");
+                said.clear();
+                certificates.set_signing(new.clone());
+                current.send_replace(Signing::Own(new));
             }
-            Err(error) => tracing::error!("the certificate authority in force stays: {error:#}"),
+            Err(error) => {
+                let text = format!("{error:#}");
+                if text != said {
+                    tracing::error!("the certificate authority in force stays: {text}");
+                    said = text;
+                }
+            }
         }
-        seen = Some(object);
+    }
+}
+
+fn from_object(
+    current: &Authority,
+    object: Arc<Object>,
+    seen: &mut Option<Arc<Object>>,
+    settings: &Settings,
+    trust_domain: &TrustDomain,
+) -> anyhow::Result<Option<Arc<Authority>>> {
+    if seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, &object)) {
+        return Ok(None);
+    }
+    let found = other_than(current, &object, settings, trust_domain);
+    *seen = Some(object);
+    found
+}
+
+/// Follows the roots of an authority elsewhere: its file, and the mesh config.
+pub(crate) async fn follow_elsewhere(
+    client: ApiClient,
+    settings: Arc<Settings>,
+    mut meshes: watch::Receiver<Arc<MeshConfig>>,
+    certificates: CertificateService,
+    current: watch::Sender<Signing>,
+) {
+    let Some(kind) = settings.external_ca else { return };
+    loop {
+        tokio::select! {
+            changed = meshes.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(FILE_POLL) => {}
+        }
+        let mesh = meshes.borrow_and_update().clone();
+        let server = match &*current.borrow() {
+            Signing::Elsewhere(registration) => registration.server().cloned(),
+            Signing::Own(_) => None,
+        };
+        let found = registration::new(&client, &settings, &mesh, policy(&settings), kind);
+        let found = found.and_then(|new| match server {
+            Some(authority) => Ok(new.with_server(authority)?),
+            None => Ok(new),
+        });
+        match found {
+            Ok(new) if new.roots() == current.borrow().roots() => {}
+            Ok(new) => {
+                tracing::info!("the roots of the authority elsewhere changed");
+                let signing = Signing::from(new);
+                certificates.set_signing(signing.clone());
+                current.send_replace(signing);
+            }
+            Err(error) => tracing::warn!("the roots of the authority elsewhere in force stay: {error:#}"),
+        }
     }
 }
 
@@ -212,15 +312,15 @@ mod tests {
         let (old, new) = (made(), made());
         let cache = Arc::new(Cache::from_objects([secret_of(&new, &settings.namespace)]));
         let certificates = CertificateService::new(old.clone(), Vec::new());
-        let (current, mut told) = watch::channel(old.clone());
+        let (current, mut told) = watch::channel(Signing::Own(old.clone()));
         let task = tokio::spawn(follow(cache.clone(), settings.clone(), domain.clone(), certificates.clone(), current));
         let mut next = async || {
             let changed = tokio::time::timeout(Duration::from_secs(10), told.changed()).await;
             changed.expect("in time").unwrap();
-            told.borrow_and_update().root_pem().to_string()
+            told.borrow_and_update().root_pem()
         };
         assert_eq!(next().await, new.root_pem());
-        assert_eq!(certificates.authority().root_pem(), new.root_pem());
+        assert_eq!(certificates.signing().root_pem(), new.root_pem());
         // A plugged-in one that cannot be used changes nothing; a good one does.
         let mut plugged = secret_of(&old, &settings.namespace);
         plugged.metadata.name = Some(PLUGGED_IN_SECRET.into());

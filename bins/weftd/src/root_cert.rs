@@ -1,10 +1,11 @@
-//! ConfigMap `istio-ca-root-cert` in every namespace: the root certificates that proxies trust the control plane by.
+//! ConfigMap `istio-ca-root-cert` in every namespace: the root certificates that proxies trust the control plane and each other
+//! by; revocation lists, and roots of other trust domains, when there are any.
 
-use serde_json::{Map, json};
+use crate::federation::Trust;
+use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use weft_ca::Authority;
 use weft_core::well_known::{ROOT_CERT_CONFIG_MAP, ROOT_CERT_KEY};
 use weft_k8s_api::Object;
 use weft_store::client::WriteOptions;
@@ -12,20 +13,26 @@ use weft_store::{ApiClient, Cache};
 
 /// Namespaces that run no workloads of the mesh.
 const SKIPPED: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
+/// Key of the revocation lists.
+const CRL_KEY: &str = "ca-crl.pem";
+/// Key of the roots of single trust domains.
+const BUNDLES_KEY: &str = "trust-bundles.json";
+/// Annotation with a digest of all that was written: the cache keeps of a ConfigMap only what the model reads.
+const DIGEST: &str = "weft.dev/content-sha256";
 /// Pause after a failure.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Keeps the ConfigMaps right until the cache or the authority goes away.
-pub(crate) async fn publish(client: ApiClient, cache: Arc<Cache>, mut authority: watch::Receiver<Arc<Authority>>) {
+/// Keeps the ConfigMaps right until the cache or the source of trust goes away.
+pub(crate) async fn publish(client: ApiClient, cache: Arc<Cache>, mut trust: watch::Receiver<Arc<Trust>>) {
     let mut changed = cache.changed();
     loop {
-        let root = authority.borrow_and_update().root_pem().to_string();
+        let content = content(&trust.borrow_and_update().clone());
         let mut failed = false;
         for namespace in cache.list("", "Namespace") {
             if namespace.metadata.deletion_timestamp.is_some() || SKIPPED.contains(&namespace.name()) {
                 continue;
             }
-            if let Err(error) = ensure(&client, &cache, namespace.name(), &root).await {
+            if let Err(error) = ensure(&client, &cache, namespace.name(), &content).await {
                 tracing::warn!("ConfigMap {}/{ROOT_CERT_CONFIG_MAP}: {error}", namespace.name());
                 failed = true;
             }
@@ -39,23 +46,46 @@ pub(crate) async fn publish(client: ApiClient, cache: Arc<Cache>, mut authority:
         tokio::select! {
             () = pause => {}
             more = changed.changed() => if more.is_err() { return },
-            more = authority.changed() => if more.is_err() { return },
+            more = trust.changed() => if more.is_err() { return },
         }
     }
 }
 
-async fn ensure(client: &ApiClient, cache: &Cache, namespace: &str, root: &str) -> Result<(), weft_store::ClientError> {
+/// What is to be in the ConfigMap, and the digest of it.
+struct Content {
+    data: Map<String, Value>,
+    digest: String,
+}
+
+fn content(trust: &Trust) -> Content {
+    let all = [(ROOT_CERT_KEY, &trust.roots), (CRL_KEY, &trust.crl), (BUNDLES_KEY, &trust.bundles)];
+    let some = all.into_iter().filter(|(_, text)| !text.is_empty());
+    let data: Map<String, Value> = some.map(|(key, text)| (key.to_string(), json!(text))).collect();
+    let digest = weft_tls::hex(&weft_tls::sha256(&serde_json::to_vec(&data).unwrap_or_default()));
+    Content { data, digest }
+}
+
+async fn ensure(
+    client: &ApiClient,
+    cache: &Cache,
+    namespace: &str,
+    content: &Content,
+) -> Result<(), weft_store::ClientError> {
     let old = cache.find("", "ConfigMap", namespace, ROOT_CERT_CONFIG_MAP);
-    let held = old.as_ref().and_then(|o| o.body.get("data")?.get(ROOT_CERT_KEY)?.as_str().map(str::to_string));
-    if held.as_deref() == Some(root) {
+    let right = |object: &Arc<Object>| {
+        let roots = object.body.get("data").and_then(|data| data.get(ROOT_CERT_KEY));
+        roots == content.data.get(ROOT_CERT_KEY) && object.annotation(DIGEST) == Some(&content.digest)
+    };
+    if old.as_ref().is_some_and(right) {
         return Ok(());
     }
     let options = WriteOptions::default();
     let written = match old {
-        None => client.create(&config_map(namespace, root), &options).await,
+        None => client.create(&config_map(namespace, content), &options).await,
         Some(old) => {
             let mut object = (*old).clone();
-            object.body.insert("data".into(), json!({ ROOT_CERT_KEY: root }));
+            object.body.insert("data".into(), Value::Object(content.data.clone()));
+            object.metadata.annotations.get_or_insert_default().insert(DIGEST.into(), content.digest.clone());
             client.replace(&object, &options).await
         }
     };
@@ -67,15 +97,16 @@ async fn ensure(client: &ApiClient, cache: &Cache, namespace: &str, root: &str) 
     }
 }
 
-fn config_map(namespace: &str, root: &str) -> Object {
+fn config_map(namespace: &str, content: &Content) -> Object {
     let mut object = Object {
         api_version: "v1".into(),
         kind: "ConfigMap".into(),
         metadata: Default::default(),
-        body: Map::from_iter([("data".to_string(), json!({ ROOT_CERT_KEY: root }))]),
+        body: Map::from_iter([("data".to_string(), Value::Object(content.data.clone()))]),
     };
     object.metadata.name = Some(ROOT_CERT_CONFIG_MAP.into());
     object.metadata.namespace = Some(namespace.to_string());
     object.metadata.labels = Some([("istio.io/config".to_string(), "true".to_string())].into());
+    object.metadata.annotations = Some([(DIGEST.to_string(), content.digest.clone())].into());
     object
 }

@@ -61,15 +61,56 @@ pub struct Settings {
     /// Longest time that changes are gathered.
     #[arg(long, env = "PILOT_DEBOUNCE_MAX", default_value = "100ms", value_parser = weft_core::duration::parse)]
     pub debounce_max: Duration,
+    /// Time without the API server after which readiness says so.
+    #[arg(long, default_value = "10s", value_parser = weft_core::duration::parse)]
+    pub api_grace: Duration,
+    /// How long the replica that writes may be silent before another one takes over; whole seconds.
+    #[arg(long, default_value = "15s", value_parser = weft_core::duration::parse)]
+    pub lease_duration: Duration,
     /// Write warnings to the status of the objects they are about.
     #[arg(long, env = "PILOT_ENABLE_STATUS", default_value_t = true, action = clap::ArgAction::Set)]
     pub write_status: bool,
+    /// Time after which keys of token issuers are fetched again.
+    #[arg(long, env = "PILOT_JWT_PUB_KEY_REFRESH_INTERVAL", default_value = "20m", value_parser = weft_core::duration::parse)]
+    pub jwks_refresh: Duration,
+    /// Networks that keys of token issuers are not fetched from, besides this machine, its link and services that give out
+    /// credentials of machines.
+    #[arg(long, env = "BLOCKED_CIDRS_IN_JWKS_URIS", value_delimiter = ',')]
+    pub jwks_blocked_cidrs: Vec<ipnet::IpNet>,
+    /// Networks that they are fetched from although they would be blocked.
+    #[arg(long, env = "WEFT_JWKS_ALLOWED_CIDRS", value_delimiter = ',')]
+    pub jwks_allowed_cidrs: Vec<ipnet::IpNet>,
     /// Lifetime of workload certificates that ask for none.
     #[arg(long, env = "DEFAULT_WORKLOAD_CERT_TTL", default_value = "24h", value_parser = weft_core::duration::parse)]
     pub workload_cert_ttl: Duration,
     /// Longest lifetime of workload certificates.
     #[arg(long, env = "MAX_WORKLOAD_CERT_TTL", default_value = "2160h", value_parser = weft_core::duration::parse)]
     pub max_workload_cert_ttl: Duration,
+    /// Where an authority that the user plugs in is mounted as files; counts when there is no Secret `cacerts`.
+    #[arg(long, env = "ROOT_CA_DIR", default_value = "/etc/cacerts")]
+    pub root_ca_dir: PathBuf,
+    /// An authority elsewhere signs: by CertificateSigningRequests, or over the API that proxies speak.
+    #[arg(long, env = "EXTERNAL_CA", value_enum)]
+    pub external_ca: Option<ExternalCa>,
+    /// Signer of CertificateSigningRequests for workloads that name none, and of DNS certificates.
+    #[arg(long, env = "K8S_SIGNER", default_value = "")]
+    pub k8s_signer: String,
+    /// Domain that the names of signers are put after, which workloads ask for: DOMAIN/NAME.
+    #[arg(long, env = "CERT_SIGNER_DOMAIN", default_value = "")]
+    pub cert_signer_domain: String,
+    /// Roots of the authority elsewhere.
+    #[arg(long, env = "EXTERNAL_CA_ROOTS", default_value = "/etc/external-ca-cert/root-cert.pem")]
+    pub external_ca_roots: PathBuf,
+    /// HOST:PORT of the authority elsewhere, when it speaks the API that proxies speak.
+    #[arg(long, env = "EXTERNAL_CA_ADDR", default_value = "")]
+    pub external_ca_addr: String,
+    /// Name that its certificate must have. Default: the host of the address.
+    #[arg(long, env = "EXTERNAL_CA_NAME", default_value = "")]
+    pub external_ca_name: String,
+    /// `pqc`: port 15012 agrees on X25519MLKEM768 over TLS 1.3 and on nothing else.
+    #[arg(long, env = "COMPLIANCE_POLICY", value_enum)]
+    pub compliance_policy: Option<CompliancePolicy>,
+
     /// Age at which xDS streams are ended, so that proxies spread over instances.
     #[arg(
         long,
@@ -88,6 +129,24 @@ pub struct Settings {
     /// One JSON object a line instead of text.
     #[arg(long)]
     pub log_json: bool,
+}
+
+/// An authority elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum ExternalCa {
+    /// Whoever signs CertificateSigningRequests of the Kubernetes API.
+    #[value(name = "ISTIOD_RA_KUBERNETES_API")]
+    KubernetesCsr,
+    /// One that speaks `istio.v1.auth.IstioCertificateService`.
+    #[value(name = "ISTIOD_RA_ISTIO_API")]
+    IstioApi,
+}
+
+/// What connections have to fulfil.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum CompliancePolicy {
+    /// Key exchange that a quantum computer cannot undo.
+    Pqc,
 }
 
 fn any(port: u16) -> SocketAddr {

@@ -1,5 +1,7 @@
 //! The TLS port: accepts connections, takes them through the handshake within bounds, and hands them to the gRPC server.
 
+use crate::idle::{Guest, IDLE, Requests};
+use crate::settings::CompliancePolicy;
 use arc_swap::ArcSwap;
 use std::io;
 use std::net::SocketAddr;
@@ -10,9 +12,10 @@ use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::{Instant, Sleep};
 use tonic::transport::server::Connected;
-use weft_ca::{Authority, ConnectionInfo, TlsConnection};
-use weft_tls::{ClientAuth, ServerContext, ServerParams};
+use weft_ca::{Signing, TlsConnection};
+use weft_tls::{ClientAuth, ServerContext, ServerParams, TlsSettings, TlsVersion};
 
 /// Time for a handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -22,39 +25,74 @@ const MAX_CONNECTIONS: usize = 20_000;
 const QUEUE: usize = 64;
 /// Lifetime of the server's certificate; a new one is made at half of it.
 const SERVER_CERT_TTL: Duration = Duration::from_secs(24 * 3600);
+/// Least time between renewals, and between tries.
+const RENEW_PAUSE: Duration = Duration::from_secs(5);
 
 /// The context in force; replaced when the certificate or the authority changes.
 pub(crate) type ServerTls = Arc<ArcSwap<ServerContext>>;
 
-/// A context with a certificate for `names` by `authority`; client certificates are optional, but must be of its mesh.
+/// A context with a certificate for `names`; client certificates are optional, but must be of our mesh.
 ///
 /// # Errors
-/// When a name cannot be written into a certificate, or the crypto library fails.
-pub(crate) fn context(authority: &Authority, names: &[String]) -> Result<ServerContext, weft_tls::TlsError> {
+/// When there is no certificate, or a setting cannot be met.
+pub(crate) async fn context(
+    signing: &Signing,
+    names: &[String],
+    tls: TlsSettings,
+) -> Result<ServerContext, weft_ca::SignError> {
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let certificate = authority.server_certificate(&names, None, SERVER_CERT_TTL, SystemTime::now())?;
-    ServerContext::build(ServerParams {
+    let certificate = signing.server_certificate(&names, SERVER_CERT_TTL).await?;
+    let mut anchors = signing.roots().clone();
+    if !signing.crl_pem().is_empty() {
+        anchors = anchors.with_crls(signing.crl_pem().as_bytes())?;
+    }
+    Ok(ServerContext::build(ServerParams {
         certificates: vec![certificate],
-        client_auth: ClientAuth::Optional { anchors: authority.roots().clone(), san: None },
+        client_auth: ClientAuth::Optional { anchors, san: None },
         alpn: vec![b"h2".to_vec()],
-        ..ServerParams::default()
-    })
+        settings: tls,
+    })?)
 }
 
-/// Renews the context when the authority changes, and at half of the certificate's life.
-pub(crate) async fn renew(context: ServerTls, mut authority: watch::Receiver<Arc<Authority>>, names: Vec<String>) {
+/// What may be agreed on: everything that is safe today, or with the policy `pqc` the hybrid key exchange alone.
+pub(crate) fn tls_settings(policy: Option<CompliancePolicy>) -> TlsSettings {
+    match policy {
+        None => TlsSettings::default(),
+        Some(CompliancePolicy::Pqc) => TlsSettings {
+            min_version: TlsVersion::V1_3,
+            groups: vec!["X25519MLKEM768".into()],
+            ..TlsSettings::default()
+        },
+    }
+}
+
+/// Renews the context when what signs changes, and at half of the certificate's life; tries again when that fails.
+pub(crate) async fn renew(
+    context: ServerTls,
+    mut signing: watch::Receiver<Signing>,
+    names: Vec<String>,
+    tls: TlsSettings,
+) {
     loop {
+        let life = context.load().certificates().first().map(|certificate| certificate.facts().not_after);
+        let left = life.and_then(|end| end.duration_since(SystemTime::now()).ok()).unwrap_or_default();
+        // An authority elsewhere may give less than was asked for.
+        let pause = (left / 2).min(SERVER_CERT_TTL / 2).max(RENEW_PAUSE);
         let more = tokio::select! {
-            () = tokio::time::sleep(SERVER_CERT_TTL / 2) => true,
-            changed = authority.changed() => changed.is_ok(),
+            () = tokio::time::sleep(pause) => true,
+            changed = signing.changed() => changed.is_ok(),
         };
         if !more {
             return;
         }
-        let now = authority.borrow_and_update().clone();
-        match self::context(&now, &names) {
+        let now = signing.borrow_and_update().clone();
+        match self::context(&now, &names, tls.clone()).await {
             Ok(new) => context.store(Arc::new(new)),
-            Err(error) => tracing::error!("the server's certificate could not be renewed: {error}"),
+            Err(error) => {
+                tracing::error!("the server's certificate could not be renewed, trying again: {error}");
+                tokio::time::sleep(RENEW_PAUSE).await;
+                signing.mark_changed();
+            }
         }
     }
 }
@@ -62,6 +100,9 @@ pub(crate) async fn renew(context: ServerTls, mut authority: watch::Receiver<Arc
 /// A connection that counts against the bound until it ends.
 pub(crate) struct Guarded {
     stream: TlsConnection<TcpStream>,
+    requests: Arc<Requests>,
+    /// When to look whether anything is asked.
+    look: Pin<Box<Sleep>>,
     _slot: OwnedSemaphorePermit,
 }
 
@@ -103,25 +144,47 @@ async fn handshake(
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, context.accept(stream)).await {
         Ok(Ok(accepted)) => {
             let stream = TlsConnection::new(accepted, remote);
+            let guarded =
+                Guarded { stream, requests: Arc::default(), look: Box::pin(tokio::time::sleep(IDLE)), _slot: slot };
             // The server is going away: so does the connection.
-            let _ = sender.send(Ok(Guarded { stream, _slot: slot })).await;
+            let _ = sender.send(Ok(guarded)).await;
         }
         Ok(Err(error)) => tracing::debug!(%remote, "TLS handshake: {error}"),
         Err(_) => tracing::debug!(%remote, "TLS handshake took longer than 10 s"),
     }
 }
 
-impl Connected for Guarded {
-    type ConnectInfo = ConnectionInfo;
+impl Guarded {
+    /// Ready when nothing has been asked for too long.
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        while self.look.as_mut().poll(cx).is_ready() {
+            match self.requests.time_left() {
+                Some(left) => self.look.as_mut().reset(Instant::now() + left),
+                None => {
+                    let text = "nothing was asked on the connection";
+                    return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, text));
+                }
+            }
+        }
+        Poll::Pending
+    }
+}
 
-    fn connect_info(&self) -> ConnectionInfo {
-        self.stream.connect_info()
+impl Connected for Guarded {
+    type ConnectInfo = Guest;
+
+    fn connect_info(&self) -> Guest {
+        Guest { info: self.stream.connect_info(), requests: self.requests.clone() }
     }
 }
 
 impl AsyncRead for Guarded {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(cx, buf)
+        let this = self.get_mut();
+        match Pin::new(&mut this.stream).poll_read(cx, buf) {
+            Poll::Pending => this.poll_idle(cx).map(Err),
+            ready => ready,
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Cluster, LIMIT, get, until};
+use common::{Cluster, LIMIT, get, get_as, until};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -162,7 +162,8 @@ async fn objects_become_configuration_of_proxies() {
 
     // What users see of it.
     let synced = until("SYNCED", async || {
-        let (_, body) = get(weftd.monitoring, "/debug/syncz").await;
+        let (_, body) =
+            get_as(weftd.monitoring, "/debug/syncz", Some(&cluster.token_of("istio-system", "istiod").await)).await;
         let all: Value = serde_json::from_str(&body).ok()?;
         (all[0]["types"]["EDS"]["status"] == "SYNCED").then(|| all[0].clone())
     });
@@ -172,7 +173,12 @@ async fn objects_become_configuration_of_proxies() {
         (Some("productpage-v1.default"), Some("weftd-0"))
     );
     assert_eq!(synced["engine"], "weft");
-    let (status, dump) = get(weftd.monitoring, "/debug/config_dump?proxyID=productpage-v1.default").await;
+    let (status, dump) = get_as(
+        weftd.monitoring,
+        "/debug/config_dump?proxyID=productpage-v1.default",
+        Some(&cluster.token_of("istio-system", "istiod").await),
+    )
+    .await;
     assert!(status == 200 && dump.contains("outbound|9080||reviews.default.svc.cluster.local"));
     assert_eq!(get(weftd.monitoring, "/ready").await.0, 200);
     assert!(get(weftd.monitoring, "/metrics").await.1.contains("pilot_xds_pushes{type=\"eds\"} 2"));
@@ -279,7 +285,8 @@ async fn warnings_reach_the_objects_and_leave_them() {
     let found = until("the message", async || messages().await.filter(|m| m.is_array())).await;
     assert_eq!(found[0]["type"]["code"], "IST0101");
     assert!(found[0]["message"].as_str().unwrap().contains("nowhere.default.svc.cluster.local"), "{found}");
-    let (_, body) = get(weftd.monitoring, "/debug/push_status").await;
+    let (_, body) =
+        get_as(weftd.monitoring, "/debug/push_status", Some(&cluster.token_of("istio-system", "istiod").await)).await;
     assert!(body.contains("nowhere.default.svc.cluster.local"));
     cluster.edit("networking.istio.io", "VirtualService", "reviews", spec("reviews")).await;
     until("no message", async || messages().await.filter(|m| m.is_null())).await;

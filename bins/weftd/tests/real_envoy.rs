@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::{Cluster, LIMIT, get, until};
+use common::{Cluster, LIMIT, get_as, until};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -194,9 +194,10 @@ fn bootstrap(folder: &Path, id: &str, token: &str, delta: bool) -> Value {
 }
 
 /// Waits until every type that proxy asked for is taken, at that version at least; a refusal ends the test.
-async fn wait_synced(weftd: &Running, name: &str, kinds: &[(&str, u64)]) -> Value {
+async fn wait_synced(cluster: &Cluster, weftd: &Running, name: &str, kinds: &[(&str, u64)]) -> Value {
+    let token = cluster.token_of("istio-system", "istiod").await;
     until("SYNCED", async || {
-        let (_, body) = get(weftd.monitoring, "/debug/syncz").await;
+        let (_, body) = get_as(weftd.monitoring, "/debug/syncz", Some(&token)).await;
         let all: Vec<Value> = serde_json::from_str(&body).ok()?;
         let proxy = all.into_iter().find(|p| p["proxy"] == name)?;
         for kind in ["CDS", "EDS", "LDS", "RDS", "SDS"] {
@@ -248,17 +249,17 @@ async fn envoys_take_everything_and_stay_current() {
         sidecar.wait_ready().await;
         gateway.wait_ready().await;
         let all = [("CDS", 0), ("EDS", 0), ("LDS", 0), ("RDS", 0)];
-        let found = wait_synced(&weftd, "productpage-v1.default", &all).await;
+        let found = wait_synced(&cluster, &weftd, "productpage-v1.default", &all).await;
         assert_eq!(
             (found["engine"].as_str(), found["protocol"].as_str()),
             (Some("envoy"), Some(if delta { "delta" } else { "sotw" }))
         );
-        wait_synced(&weftd, "gateway-1.default", &[all[0], all[1], all[2], all[3], ("SDS", 0)]).await;
+        wait_synced(&cluster, &weftd, "gateway-1.default", &[all[0], all[1], all[2], all[3], ("SDS", 0)]).await;
 
         // A route changes and is in force in Envoy.
         for subset in [None, Some("v1")] {
             let version = edit_reviews(&cluster, &weftd, subset).await;
-            wait_synced(&weftd, "productpage-v1.default", &[("RDS", version)]).await;
+            wait_synced(&cluster, &weftd, "productpage-v1.default", &[("RDS", version)]).await;
             let dump = sidecar.admin("/config_dump?resource=dynamic_route_configs").await.unwrap();
             let v1 = dump.contains("outbound|9080|v1|reviews.default.svc.cluster.local");
             assert_eq!(v1, subset.is_some(), "{dump}");
@@ -268,7 +269,7 @@ async fn envoys_take_everything_and_stay_current() {
         let timeout = if delta { "3s" } else { "2s" };
         let spec = json!({"spec": {"trafficPolicy": {"connectionPool": {"tcp": {"connectTimeout": timeout}}}}});
         cluster.edit("networking.istio.io", "DestinationRule", "reviews", spec).await;
-        wait_synced(&weftd, "productpage-v1.default", &[("CDS", before + 1), ("EDS", before + 1)]).await;
+        wait_synced(&cluster, &weftd, "productpage-v1.default", &[("CDS", before + 1), ("EDS", before + 1)]).await;
         until("the warmed cluster", async || {
             let dump = sidecar.admin("/config_dump?resource=dynamic_active_clusters").await?;
             dump.contains(&format!("\"connect_timeout\": \"{timeout}\"")).then_some(())

@@ -11,6 +11,7 @@ use weft_core::node::NodeType;
 use weft_core::well_known::{DEFAULT_CLUSTER_ID, DEFAULT_DOMAIN, annotation, path, port};
 use weft_identity::{SpiffeId, TrustDomain};
 use weft_sds::SvidConfig;
+use weft_tls::KeyKind;
 
 /// Where the control plane is unless told otherwise.
 const DEFAULT_DISCOVERY: &str = "istiod.istio-system.svc:15012";
@@ -77,6 +78,12 @@ pub struct AgentSettings {
     pub dns_address: String,
     /// Lifetime asked for: `SECRET_TTL`; 24 h.
     pub secret_ttl: Duration,
+    /// Kind of the workload's key: `ECC_SIGNATURE_ALGORITHM` with `ECC_CURVE`, or `WORKLOAD_RSA_KEY_SIZE`; ECDSA P-256.
+    pub key: KeyKind,
+    /// Signer to ask for: `ISTIO_META_CERT_SIGNER`; empty = the mesh's usual one.
+    pub cert_signer: String,
+    /// Folder to write the identity to: `OUTPUT_CERTS`; none = it stays in memory.
+    pub output_certs: Option<PathBuf>,
     /// `SECRET_GRACE_PERIOD_RATIO`; 0.5.
     pub grace_ratio: f64,
     /// Roots file: `WEFT_ROOT_CERT`; `/var/run/secrets/istio/root-cert.pem`.
@@ -172,6 +179,9 @@ impl AgentSettings {
             dns_capture: env.flag("ISTIO_META_DNS_CAPTURE"),
             dns_address: env.get("DNS_PROXY_ADDR").map_or_else(|| format!("127.0.0.1:{}", port::DNS), local_address),
             secret_ttl: env.duration("SECRET_TTL")?.unwrap_or(Duration::from_secs(24 * 3600)),
+            key: key_kind(&env)?,
+            cert_signer: env.get("ISTIO_META_CERT_SIGNER").unwrap_or_default().to_owned(),
+            output_certs: env.get("OUTPUT_CERTS").map(PathBuf::from),
             grace_ratio: ratio(&env, "SECRET_GRACE_PERIOD_RATIO", 0.5)?,
             root_cert_path: env.get("WEFT_ROOT_CERT").unwrap_or(path::ROOT_CERT).into(),
             token_path: env.get("WEFT_TOKEN").unwrap_or(path::TOKEN).into(),
@@ -216,6 +226,9 @@ impl AgentSettings {
             extra_roots_pem: self.extra_roots.join("\n"),
             identity: self.identity()?,
             cluster_id: self.cluster_id.clone(),
+            key: self.key,
+            signer: self.cert_signer.clone(),
+            output: self.output_certs.clone(),
             ttl: self.secret_ttl,
             grace_ratio: self.grace_ratio,
             ..SvidConfig::new(&self.ca_address)
@@ -299,6 +312,23 @@ fn ratio(env: &Environment, name: &str, default: f64) -> Result<f64, String> {
         Ok(value) if (0.0..=1.0).contains(&value) => Ok(value),
         _ => Err(wrong(text)),
     })
+}
+
+fn key_kind(env: &Environment) -> Result<KeyKind, String> {
+    let wrong =
+        |name: &str, text: &str, right: &str| Err(format!("environment variable {name}: {text:?} must be {right}"));
+    match (env.get("ECC_SIGNATURE_ALGORITHM"), env.get("WORKLOAD_RSA_KEY_SIZE")) {
+        (Some("ECDSA"), _) | (None, None) => match env.get("ECC_CURVE") {
+            None | Some("P256") => Ok(KeyKind::EcdsaP256),
+            Some("P384") => Ok(KeyKind::EcdsaP384),
+            Some(other) => wrong("ECC_CURVE", other, "P256 or P384"),
+        },
+        (Some(other), _) => wrong("ECC_SIGNATURE_ALGORITHM", other, "ECDSA"),
+        (None, Some("2048")) => Ok(KeyKind::Rsa2048),
+        (None, Some("3072")) => Ok(KeyKind::Rsa3072),
+        (None, Some("4096")) => Ok(KeyKind::Rsa4096),
+        (None, Some(other)) => wrong("WORKLOAD_RSA_KEY_SIZE", other, "2048, 3072 or 4096"),
+    }
 }
 
 fn port_of(env: &Environment, name: &str, default: u16) -> Result<u16, String> {
@@ -392,6 +422,14 @@ mod tests {
         assert_eq!(settings.secret_ttl.as_secs(), 10);
         assert_eq!(settings.scrape, Some(Scrape { port: 9080, path: "/metrics".into() }));
         assert!(settings.dns_capture && settings.exit_on_zero_connections);
+        assert_eq!((settings.key, settings.output_certs), (KeyKind::EcdsaP256, None), "no key on disk unless asked");
+        for (given, kind) in [
+            (&[("WORKLOAD_RSA_KEY_SIZE", "4096")][..], KeyKind::Rsa4096),
+            (&[("ECC_SIGNATURE_ALGORITHM", "ECDSA"), ("WORKLOAD_RSA_KEY_SIZE", "4096")], KeyKind::EcdsaP256),
+            (&[("ECC_SIGNATURE_ALGORITHM", "ECDSA"), ("ECC_CURVE", "P384")], KeyKind::EcdsaP384),
+        ] {
+            assert_eq!(self::settings(given, &[]).unwrap().key, kind, "{given:?}");
+        }
     }
 
     #[test]
@@ -402,6 +440,9 @@ mod tests {
             ("TRUST_DOMAIN", "Not Valid", "TRUST_DOMAIN"),
             ("SECRET_TTL", "soon", "SECRET_TTL"),
             ("SECRET_GRACE_PERIOD_RATIO", "2", "from 0 to 1"),
+            ("ECC_SIGNATURE_ALGORITHM", "RSA", "must be ECDSA"),
+            ("ECC_CURVE", "P521", "P256 or P384"),
+            ("WORKLOAD_RSA_KEY_SIZE", "1024", "2048, 3072 or 4096"),
             ("PROXY_CONFIG", "concurrency: [", "PROXY_CONFIG"),
             ("ISTIO_PROMETHEUS_ANNOTATIONS", "{", "ISTIO_PROMETHEUS_ANNOTATIONS"),
         ] {

@@ -35,6 +35,15 @@ pub fn table(dump: &Dump, now: SystemTime) -> Table {
     table
 }
 
+/// The PEM text of an active secret: its chain, or its roots.
+pub fn text_of(dump: &Dump, wanted: &str) -> Option<Vec<u8>> {
+    let lists =
+        dump.sections(SECTION).flat_map(|s| ["dynamic_active_secrets", "static_secrets"].map(|l| each(field(s, l))));
+    let mut items = lists.flatten();
+    let item = items.find(|item| text(item, "name") == wanted || text(field(item, "secret"), "name") == wanted)?;
+    certificates(field(item, "secret")).into_iter().find_map(|(_, data)| data)
+}
+
 /// The section as it is, for JSON and YAML.
 pub fn items(dump: &Dump) -> Option<&Value> {
     dump.sections(SECTION).next()

@@ -129,8 +129,12 @@ impl Cluster {
     }
 
     pub async fn token(&self, account: &str) -> String {
+        self.token_of("default", account).await
+    }
+
+    pub async fn token_of(&self, namespace: &str, account: &str) -> String {
         let request = TokenRequest { audiences: vec!["istio-ca".into()], ..TokenRequest::default() };
-        self.client.token_request("default", account, &request).await.unwrap().token
+        self.client.token_request(namespace, account, &request).await.unwrap().token
     }
 
     pub async fn edit(&self, group: &str, kind: &str, name: &str, patch: Value) {
@@ -157,9 +161,15 @@ pub async fn until<T>(what: &str, ask: impl AsyncFn() -> Option<T>) -> T {
 
 /// A GET over plain HTTP: status and body.
 pub async fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    get_as(address, path, None).await
+}
+
+/// A GET over plain HTTP by the bearer of a token: status and body.
+pub async fn get_as(address: SocketAddr, path: &str, token: Option<&str>) -> (u16, String) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nhost: weftd\r\nconnection: close\r\n\r\n");
+    let bearer = token.map(|token| format!("authorization: Bearer {token}\r\n")).unwrap_or_default();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: weftd\r\n{bearer}connection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();

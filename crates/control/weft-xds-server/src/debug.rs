@@ -8,15 +8,34 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use weft_model::{EndpointAddress, MeshSnapshot, Registry};
 
-/// Says whether the bearer of these headers may see the debug endpoints.
-pub type Access = Arc<dyn Fn(HeaderMap) -> BoxFuture<'static, bool> + Send + Sync>;
+/// What of the configuration a caller may see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// All of it.
+    Mesh,
+    /// What is of this namespace.
+    Namespace(String),
+}
+
+impl Scope {
+    /// Whether what is of `namespace` may be seen.
+    pub fn covers(&self, namespace: &str) -> bool {
+        match self {
+            Self::Mesh => true,
+            Self::Namespace(own) => own == namespace,
+        }
+    }
+}
+
+/// Says what the bearer of these headers, who calls from that address, may see; `None` = nothing.
+pub type Access = Arc<dyn Fn(HeaderMap, Option<IpAddr>) -> BoxFuture<'static, Option<Scope>> + Send + Sync>;
 
 /// What the monitoring port shows.
 #[derive(Clone)]
@@ -31,7 +50,8 @@ pub struct Monitoring {
     pub not_ready: Arc<dyn Fn() -> Vec<String> + Send + Sync>,
     /// Metrics of other parts, as Prometheus text.
     pub more_metrics: Arc<dyn Fn() -> String + Send + Sync>,
-    /// Who may see the debug endpoints besides callers on this machine.
+    /// Who may see what of the debug endpoints. To call from this machine is no proof of anything: a port-forward, or any
+    /// other container of the pod, calls from here.
     pub access: Access,
 }
 
@@ -52,16 +72,20 @@ pub fn router(monitoring: Monitoring) -> Router {
         .with_state(monitoring)
 }
 
-/// Configuration says who talks to whom: only this machine and proven callers see it. Without connection info nobody is
-/// taken to be on this machine.
-async fn guard(State(monitoring): State<Monitoring>, request: Request, next: Next) -> Response {
+/// Configuration says who talks to whom: only proven callers see it, and of it only what concerns them.
+async fn guard(State(monitoring): State<Monitoring>, mut request: Request, next: Next) -> Response {
     let remote = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|c| c.0.ip().to_canonical());
-    let local = remote.is_some_and(|ip| ip.is_loopback());
-    if local || (monitoring.access)(request.headers().clone()).await {
-        return next.run(request).await;
+    match (monitoring.access)(request.headers().clone(), remote).await {
+        Some(scope) => {
+            request.extensions_mut().insert(scope);
+            next.run(request).await
+        }
+        None => {
+            let message =
+                "debug endpoints need `authorization: Bearer TOKEN` of a service account (audience istio-ca)\n";
+            (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], message).into_response()
+        }
     }
-    let message = "debug endpoints answer callers on this machine, or with the bearer token of a service account\n";
-    (StatusCode::FORBIDDEN, message).into_response()
 }
 
 async fn ready(State(monitoring): State<Monitoring>) -> Response {
@@ -98,9 +122,15 @@ async fn metrics(State(monitoring): State<Monitoring>) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
-async fn syncz(State(monitoring): State<Monitoring>) -> Json<Value> {
+async fn syncz(State(monitoring): State<Monitoring>, Extension(scope): Extension<Scope>) -> Json<Value> {
     let proxies = monitoring.server.proxies().list();
-    Json(proxies.iter().map(|p| p.to_json(&monitoring.instance)).collect())
+    let shown = proxies.iter().filter(|p| scope.covers(namespace_of(&p.name)));
+    Json(shown.map(|p| p.to_json(&monitoring.instance)).collect())
+}
+
+/// The namespace of a proxy: what follows the last dot of `POD.NAMESPACE`.
+fn namespace_of(proxy: &str) -> &str {
+    proxy.rsplit_once('.').map_or("", |(_, namespace)| namespace)
 }
 
 #[derive(Deserialize)]
@@ -109,12 +139,17 @@ struct DumpQuery {
     proxy: Option<String>,
 }
 
-async fn dump(State(monitoring): State<Monitoring>, Query(query): Query<DumpQuery>) -> Response {
+async fn dump(
+    State(monitoring): State<Monitoring>,
+    Extension(scope): Extension<Scope>,
+    Query(query): Query<DumpQuery>,
+) -> Response {
     let Some(wanted) = query.proxy else {
         return (StatusCode::BAD_REQUEST, "say which proxy: ?proxyID=POD.NAMESPACE\n").into_response();
     };
     // The newest connection of that name: an older one may not have noticed its end.
-    let proxies = monitoring.server.proxies().list();
+    let mut proxies = monitoring.server.proxies().list();
+    proxies.retain(|p| scope.covers(namespace_of(&p.name)));
     let Some(offer) = proxies.iter().rev().find(|p| p.name == wanted).and_then(|p| p.offer()) else {
         let known: Vec<&str> = proxies.iter().map(|p| p.name.as_str()).take(50).collect();
         let message = format!("proxy {wanted} is not connected to this instance; connected: {}\n", known.join(", "));
@@ -126,9 +161,10 @@ async fn dump(State(monitoring): State<Monitoring>, Query(query): Query<DumpQuer
     }
 }
 
-async fn registryz(State(monitoring): State<Monitoring>) -> Json<Value> {
+async fn registryz(State(monitoring): State<Monitoring>, Extension(scope): Extension<Scope>) -> Json<Value> {
     let snapshot = monitoring.server.snapshot().unwrap_or_default();
-    Json(snapshot.services.values().flatten().map(|s| service_json(s)).collect())
+    let shown = snapshot.services.values().flatten().filter(|s| scope.covers(&s.namespace));
+    Json(shown.map(|s| service_json(s)).collect())
 }
 
 fn service_json(service: &weft_model::Service) -> Value {
@@ -152,13 +188,17 @@ fn service_json(service: &weft_model::Service) -> Value {
     })
 }
 
-async fn endpointz(State(monitoring): State<Monitoring>) -> Json<Value> {
+async fn endpointz(State(monitoring): State<Monitoring>, Extension(scope): Extension<Scope>) -> Json<Value> {
     let snapshot = monitoring.server.snapshot().unwrap_or_default();
-    Json(endpoints_json(&snapshot))
+    Json(endpoints_json(&snapshot, &scope))
 }
 
-fn endpoints_json(snapshot: &MeshSnapshot) -> Value {
-    let mut all: Vec<_> = snapshot.endpoints.iter().collect();
+fn endpoints_json(snapshot: &MeshSnapshot, scope: &Scope) -> Value {
+    let of_scope = |host: &str| {
+        let mut of_host = snapshot.services.values().flatten().filter(|s| *s.host == *host);
+        *scope == Scope::Mesh || of_host.any(|s| scope.covers(&s.namespace))
+    };
+    let mut all: Vec<_> = snapshot.endpoints.iter().filter(|((host, _), _)| of_scope(host)).collect();
     all.sort_by(|a, b| a.0.cmp(b.0));
     let address = |a: &EndpointAddress| match a {
         EndpointAddress::Ip(ip, port) => SocketAddr::new(*ip, *port).to_string(),
@@ -185,11 +225,12 @@ fn endpoints_json(snapshot: &MeshSnapshot) -> Value {
         .collect()
 }
 
-async fn push_status(State(monitoring): State<Monitoring>) -> Json<Value> {
+async fn push_status(State(monitoring): State<Monitoring>, Extension(scope): Extension<Scope>) -> Json<Value> {
     let snapshot = monitoring.server.snapshot().unwrap_or_default();
     let warnings: Vec<Value> = snapshot
         .warnings
         .iter()
+        .filter(|w| scope.covers(&w.at.namespace))
         .map(|w| {
             json!({
                 "code": w.code,

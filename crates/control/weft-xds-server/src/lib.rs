@@ -12,6 +12,7 @@ mod dump;
 pub mod kind;
 pub mod metrics;
 mod offer;
+mod places;
 pub mod server;
 pub mod session;
 pub mod status;

@@ -3,6 +3,7 @@
 use crate::auth::Authenticator;
 use crate::connection::{Sink, Variant, serve};
 use crate::metrics::Metrics;
+use crate::places::Places;
 use crate::session::{Incoming, Names, Push};
 use crate::status::Registry;
 use std::net::SocketAddr;
@@ -78,7 +79,7 @@ pub(crate) struct Shared {
     pub registry: Registry,
     pub metrics: Metrics,
     pub generating: Semaphore,
-    streams: Arc<Semaphore>,
+    places: Arc<Places>,
 }
 
 /// The server of all proxies. A clone shares all state.
@@ -98,7 +99,7 @@ impl AdsServer {
             registry: Registry::default(),
             metrics: Metrics::default(),
             generating: Semaphore::new(processors),
-            streams: Arc::new(Semaphore::new(options.max_streams)),
+            places: Places::new(options.max_streams),
             options,
         };
         Self { shared: Arc::new(shared) }
@@ -152,15 +153,14 @@ impl AdsService {
     ) -> Result<Response<ReceiverStream<Result<V::Response, Status>>>, Status> {
         let caller = self.authenticator.authenticate(request.metadata(), request.extensions()).await?;
         // Only now: strangers whose tokens are being reviewed must not take the places of proxies.
-        let full = |_| Status::resource_exhausted("too many proxies are connected to this instance");
-        let slot = self.shared.streams.clone().try_acquire_owned().map_err(full)?;
+        let place = self.shared.places.take(&caller).map_err(Status::resource_exhausted)?;
         let remote = remote(&request);
         let (sink, responses): (Sink<V>, _) = mpsc::channel(QUEUE);
         let shared = self.shared.clone();
         let requests = request.into_inner();
         tokio::spawn(async move {
             serve::<V>(shared, caller, remote, requests, sink).await;
-            drop(slot);
+            drop(place);
         });
         Ok(Response::new(ReceiverStream::new(responses)))
     }

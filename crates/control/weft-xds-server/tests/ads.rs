@@ -23,7 +23,7 @@ use weft_proto::envoy::service::discovery::v3::{
 use weft_proto::google::rpc;
 use weft_xds_gen::{ProxyResources, ProxyView, Resource};
 use weft_xds_server::auth::BoxFuture;
-use weft_xds_server::debug::{Monitoring, router};
+use weft_xds_server::debug::{Monitoring, Scope, router};
 use weft_xds_server::{AdsServer, Authenticator, Caller, Generate, Kind, Options};
 
 /// Gives every proxy what was set last.
@@ -157,7 +157,14 @@ impl Server {
             version: "test".into(),
             not_ready: Arc::new(Vec::new),
             more_metrics: Arc::new(String::new),
-            access: Arc::new(|headers| Box::pin(async move { headers.contains_key("authorization") })),
+            access: Arc::new(|headers, _| {
+                Box::pin(async move {
+                    match headers.get("authorization")?.to_str().ok()? {
+                        "Bearer root" => Some(Scope::Mesh),
+                        token => Some(Scope::Namespace(token.strip_prefix("Bearer ")?.into())),
+                    }
+                })
+            }),
         });
         let mut request = http::Request::get(path).body(axum::body::Body::empty()).unwrap();
         request.extensions_mut().insert(ConnectInfo(format!("{from}:1").parse::<SocketAddr>().unwrap()));
@@ -174,7 +181,7 @@ impl Server {
     async fn wait_status(&self, kind: &str, want: &str) -> serde_json::Value {
         let until = Instant::now() + Duration::from_secs(10);
         loop {
-            let (_, body) = self.debug("/debug/syncz", "127.0.0.1", None).await;
+            let (_, body) = self.debug("/debug/syncz", "127.0.0.1", Some("Bearer root")).await;
             let all: serde_json::Value = serde_json::from_str(&body).unwrap();
             let state = all[0]["types"][kind].clone();
             if state["status"] == want {
@@ -549,8 +556,9 @@ async fn secrets_are_for_proven_gateways_of_their_namespace() {
         "spec": {"serviceAccountName": "gw", "containers": []}, "status": {"podIP": "10.0.0.1"}}"#;
     for (objects, node_type, names, want) in [
         (format!("[{}, {pod}]", secret("default")), "router", vec!["kubernetes://cert"], true),
-        // A sidecar.
-        (format!("[{}, {pod}]", secret("default")), "sidecar", vec!["kubernetes://cert"], false),
+        // A sidecar, when a destination rule that selects it names the secret, and when nothing does.
+        (format!("[{}, {pod}]", secret("default")), "sidecar", vec!["kubernetes://cert"], true),
+        (format!("[{}, {pod}]", secret("default")), "sidecar", vec![], false),
         // One that is bound to the Gateway by labels that only it says it has.
         (format!("[{}, {pod}]", secret("default")), "router labelled", vec!["kubernetes://cert"], false),
         // Not known who runs there.
@@ -586,25 +594,41 @@ async fn debug_endpoints() {
     client.take().await;
     let proxy = server.wait_status("CDS", "SYNCED").await;
     assert_eq!((proxy["istiod"].as_str(), proxy["proxy_type"].as_str()), (Some("weftd-0"), Some("sidecar")));
-    let (status, body) = server.debug("/debug/config_dump?proxyID=pod-1.default", "[::1]", None).await;
+    let (status, body) =
+        server.debug("/debug/config_dump?proxyID=pod-1.default", "[::1]", Some("Bearer default")).await;
     assert_eq!(status, 200, "{body}");
     let dump: serde_json::Value = serde_json::from_str(&body).unwrap();
     let clusters = &dump["configs"][0];
     assert_eq!(clusters["@type"], "type.googleapis.com/envoy.admin.v3.ClustersConfigDump");
     assert_eq!(clusters["dynamic_active_clusters"][0]["cluster"]["name"], "outbound|80||a");
     for (path, from, token, want) in [
-        ("/debug/config_dump?proxyID=other.default", "127.0.0.1", None, 404),
-        ("/debug/config_dump", "127.0.0.1", None, 400),
-        ("/debug/syncz", "10.1.2.3", None, 403),
+        ("/debug/config_dump?proxyID=other.default", "127.0.0.1", Some("Bearer root"), 404),
+        ("/debug/config_dump?proxyID=pod-1.default", "10.1.2.3", Some("Bearer root"), 200),
+        ("/debug/config_dump?proxyID=pod-1.default", "10.1.2.3", Some("Bearer other"), 404),
+        ("/debug/config_dump", "127.0.0.1", Some("Bearer root"), 400),
+        ("/debug/syncz", "10.1.2.3", None, 401),
+        // To call from the same machine proves nothing.
+        ("/debug/syncz", "127.0.0.1", None, 401),
+        ("/debug/config_dump?proxyID=pod-1.default", "::1", None, 401),
         ("/debug/syncz", "10.1.2.3", Some("Bearer x"), 200),
-        ("/debug/registryz", "127.0.0.1", None, 200),
-        ("/debug/endpointz", "127.0.0.1", None, 200),
-        ("/debug/push_status", "127.0.0.1", None, 200),
+        ("/debug/registryz", "127.0.0.1", None, 401),
+        ("/debug/registryz", "127.0.0.1", Some("Bearer root"), 200),
+        ("/debug/endpointz", "127.0.0.1", None, 401),
+        ("/debug/endpointz", "127.0.0.1", Some("Bearer root"), 200),
+        ("/debug/push_status", "127.0.0.1", None, 401),
+        ("/debug/push_status", "127.0.0.1", Some("Bearer root"), 200),
         ("/ready", "10.1.2.3", None, 200),
         ("/version", "10.1.2.3", None, 200),
         ("/metrics", "10.1.2.3", None, 200),
     ] {
+        let from = if from.contains("::") { "[::1]" } else { from };
         assert_eq!(server.debug(path, from, token).await.0, want, "{path} from {from}");
+    }
+    // What is listed is what is of the caller's namespace.
+    for (token, proxies) in [("Bearer root", 1), ("Bearer default", 1), ("Bearer other", 0)] {
+        let (_, body) = server.debug("/debug/syncz", "10.1.2.3", Some(token)).await;
+        let list: Vec<serde_json::Value> = serde_json::from_str(&body).unwrap();
+        assert_eq!(list.len(), proxies, "{token}");
     }
 }
 

@@ -35,6 +35,13 @@ impl Default for CaPolicy {
     }
 }
 
+impl CaPolicy {
+    /// The lifetime that is given when `asked` is asked for; zero asks for the default.
+    pub fn ttl(&self, asked: Duration) -> Duration {
+        if asked.is_zero() { self.default_ttl.min(self.max_ttl) } else { asked.min(self.max_ttl) }
+    }
+}
+
 /// Why a request is not signed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SignError {
@@ -52,6 +59,12 @@ pub enum SignError {
     /// The authority failed.
     #[error(transparent)]
     Authority(#[from] TlsError),
+    /// An authority elsewhere refuses, or its answer cannot be believed.
+    #[error("{0}")]
+    Elsewhere(String),
+    /// An authority elsewhere cannot be asked at the moment.
+    #[error("{0}")]
+    Unavailable(String),
 }
 
 /// A signed certificate and the chain to its root.
@@ -94,6 +107,7 @@ impl Authority {
             ca_key: issuer.key_pem(),
             root_cert: certificate,
             cert_chain: String::new(),
+            crl: String::new(),
         };
         Self::new(issuer, trust_domain, policy, material, now)
     }
@@ -120,6 +134,9 @@ impl Authority {
         now: SystemTime,
     ) -> Result<Self, TlsError> {
         let roots = TrustAnchors::from_pem(material.root_cert.as_bytes())?;
+        if !material.crl.is_empty() {
+            roots.clone().with_crls(material.crl.as_bytes())?;
+        }
         let intermediates = intermediates(&issuer, &material, &roots)?;
         let authority = Self { issuer, trust_domain, policy, intermediates, roots, material };
         authority.check(now)?;
@@ -128,16 +145,32 @@ impl Authority {
 
     /// Signs a certificate for nobody and verifies it, so that a chain that no peer would accept is found at start.
     fn check(&self, now: SystemTime) -> Result<(), TlsError> {
+        let wrong = |reason: String| TlsError::Certificate { what: "CA certificate", reason };
+        let facts = self.issuer.facts();
+        if facts.not_after <= now {
+            return Err(wrong(format!("it has expired ({}); plug in a new one", facts.subject)));
+        }
+        if facts.not_before > now + self.policy.backdate {
+            return Err(wrong(format!("it is not valid yet ({}); is the clock right?", facts.subject)));
+        }
         let key = PrivateKey::generate(KeyKind::EcdsaP256)?;
         let names = vec![San::Uri(format!("spiffe://{}/ns/none/sa/none", self.trust_domain))];
         let leaf =
             LeafParams { names, not_before: now - self.policy.backdate, not_after: now + self.policy.default_ttl };
         let signed = self.issuer.sign_key(&key, &leaf)?;
         let chain = std::iter::once(&signed.pem).chain(&self.intermediates).cloned().collect::<String>();
-        self.roots.verify_chain(&pem::certificates("certificate chain", chain.as_bytes())?, now).map_err(|error| {
-            let reason = format!("what it signs would not be trusted under root-cert.pem: {error}");
-            TlsError::Certificate { what: "CA certificate", reason }
-        })
+        let chain = pem::certificates("certificate chain", chain.as_bytes())?;
+        self.roots
+            .verify_chain(&chain, now)
+            .map_err(|error| wrong(format!("what it signs would not be trusted under root-cert.pem: {error}")))?;
+        // A verifier does not look at the end of a root; others' do.
+        let lasting =
+            self.roots.certificates().iter().filter(|der| {
+                CertificateFacts::from_der("root certificate", der).is_ok_and(|facts| facts.not_after > now)
+            });
+        let lasting = pem::encode_chain(lasting);
+        let verified = TrustAnchors::from_pem(lasting.as_bytes()).and_then(|roots| roots.verify_chain(&chain, now));
+        verified.map_err(|_| wrong("its root in root-cert.pem has expired; a new root is needed".into()))
     }
 
     /// The trust domain.
@@ -188,16 +221,9 @@ impl Authority {
         now: SystemTime,
     ) -> Result<SignedChain, SignError> {
         let request = CertificateRequest::from_pem(csr).map_err(|error| SignError::BadRequest(error.to_string()))?;
-        if request.wants_ca {
-            return Err(SignError::BadRequest("a certificate that signs others is never given".into()));
-        }
-        let identity = caller.to_string();
-        let stranger = request.uris.iter().find(|uri| **uri != identity).or(request.other_names.first());
-        if let Some(asked) = stranger {
-            return Err(SignError::NotYours { caller: caller.clone(), asked: asked.chars().take(128).collect() });
-        }
-        let ttl = if ttl.is_zero() { self.policy.default_ttl } else { ttl.min(self.policy.max_ttl) };
-        let signed = self.issuer.sign_request(&request, &self.leaf(vec![San::Uri(identity)], ttl, now))?;
+        own_names(&request, caller)?;
+        let names = vec![San::Uri(caller.to_string())];
+        let signed = self.issuer.sign_request(&request, &self.leaf(names, self.policy.ttl(ttl), now))?;
         Ok(SignedChain { chain: self.chain_of(signed.pem), facts: signed.facts })
     }
 
@@ -244,9 +270,25 @@ impl Authority {
     }
 }
 
-/// The signing certificate and those above it, up to but without a root; empty when the signing certificate is a root.
+/// A request may name its caller and nobody else, and asks for no authority's powers.
+pub(crate) fn own_names(request: &CertificateRequest, caller: &SpiffeId) -> Result<(), SignError> {
+    if request.wants_ca {
+        return Err(SignError::BadRequest("a certificate that signs others is never given".into()));
+    }
+    let identity = caller.to_string();
+    match request.uris.iter().find(|uri| **uri != identity).or(request.other_names.first()) {
+        Some(asked) => Err(SignError::NotYours { caller: caller.clone(), asked: asked.chars().take(128).collect() }),
+        None => Ok(()),
+    }
+}
+
+/// The signing certificate and those above it, as they are shown; empty when the signing certificate is a root. A root is
+/// shown only when cert-chain.pem has it, as Istio does (spec 2:PC-6).
 fn intermediates(issuer: &Issuer, material: &CaMaterial, roots: &TrustAnchors) -> Result<Vec<String>, TlsError> {
     let mut chain = pem::certificates("CA certificate", issuer.certificate_pem().as_bytes())?;
+    if roots.certificates().contains(&chain[0]) {
+        return Ok(Vec::new());
+    }
     if !material.cert_chain.trim().is_empty() {
         for above in pem::certificates("cert-chain.pem", material.cert_chain.as_bytes())? {
             if !chain.contains(&above) {
@@ -254,6 +296,5 @@ fn intermediates(issuer: &Issuer, material: &CaMaterial, roots: &TrustAnchors) -
             }
         }
     }
-    chain.retain(|der| !roots.certificates().contains(der));
     Ok(chain.iter().map(|der| pem::encode("CERTIFICATE", der)).collect())
 }

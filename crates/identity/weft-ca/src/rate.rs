@@ -21,6 +21,12 @@ impl<K: Hash + Eq + Clone> RateLimiter<K> {
         Self { burst: f64::from(burst.max(1)), per_second: f64::from(per_second.max(1)), buckets: HashMap::new() }
     }
 
+    /// Whether the caller's bucket has one, without taking it.
+    pub fn has(&self, caller: &K, now: Instant) -> bool {
+        let level = |bucket: &(f64, Instant)| refilled(*bucket, self.burst, self.per_second, now);
+        self.buckets.get(caller).is_none_or(|bucket| level(bucket) >= 1.0)
+    }
+
     /// Takes one from the caller's bucket; false = too often.
     pub fn allow(&mut self, caller: &K, now: Instant) -> bool {
         if !self.buckets.contains_key(caller) && self.buckets.len() >= MAX_CALLERS {

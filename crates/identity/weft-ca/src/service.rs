@@ -1,17 +1,21 @@
 //! `istio.v1.auth.IstioCertificateService`: authenticate, limit, sign, answer.
 
+use crate::caller::bearer;
 use crate::rate::RateLimiter;
-use crate::transport::peer_of;
-use crate::{AuthFailure, Authority, Caller, CallerAuthenticator, SignError, authenticate};
+use crate::transport::{peer_of, remote_of};
+use crate::{
+    AuthFailure, Caller, CallerAuthenticator, Evidence, LiveTrust, SignError, Signing, Token, Wish, authenticate,
+};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use tonic::{Request, Response, Status};
 use weft_identity::SpiffeId;
 use weft_proto::istio::v1::auth::istio_certificate_service_server::{
     IstioCertificateService, IstioCertificateServiceServer,
 };
 use weft_proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
+use weft_tls::{CertificateRequest, Zeroizing};
 
 /// Largest message: a request with some metadata.
 const MAX_MESSAGE_BYTES: usize = 64 * 1024;
@@ -27,7 +31,11 @@ pub struct ServiceStats {
     pub requests: AtomicU64,
     /// Requests whose caller is not known.
     pub authentication_failures: AtomicU64,
-    /// Requests refused for what they ask, or too many.
+    /// Requests that cannot be read.
+    pub unreadable: AtomicU64,
+    /// Requests that ask for another's identity.
+    pub not_theirs: AtomicU64,
+    /// Requests refused for other reasons: too many, or nothing that is given.
     pub refused: AtomicU64,
     /// Requests on which the authority failed.
     pub failures: AtomicU64,
@@ -42,18 +50,32 @@ pub struct CertificateService {
 }
 
 struct Inner {
-    authority: RwLock<Arc<Authority>>,
+    signing: RwLock<Signing>,
+    trust: Option<LiveTrust>,
     authenticators: Vec<Arc<dyn CallerAuthenticator>>,
     limiter: Mutex<RateLimiter<SpiffeId>>,
     stats: Arc<ServiceStats>,
 }
 
 impl CertificateService {
-    /// Signs with `authority` for those whom one of `authenticators` knows.
-    pub fn new(authority: Arc<Authority>, authenticators: Vec<Arc<dyn CallerAuthenticator>>) -> Self {
+    /// Signs with `signing` for those whom one of `authenticators` knows.
+    pub fn new(signing: impl Into<Signing>, authenticators: Vec<Arc<dyn CallerAuthenticator>>) -> Self {
+        Self::build(signing.into(), None, authenticators)
+    }
+
+    /// As [`new`](Self::new); a caller may also have its identity under another name of the mesh.
+    pub fn with_trust(
+        signing: impl Into<Signing>,
+        trust: LiveTrust,
+        authenticators: Vec<Arc<dyn CallerAuthenticator>>,
+    ) -> Self {
+        Self::build(signing.into(), Some(trust), authenticators)
+    }
+
+    fn build(signing: Signing, trust: Option<LiveTrust>, authenticators: Vec<Arc<dyn CallerAuthenticator>>) -> Self {
         let limiter = Mutex::new(RateLimiter::new(BURST, PER_SECOND));
-        let authority = RwLock::new(authority);
-        Self { inner: Arc::new(Inner { authority, authenticators, limiter, stats: Arc::default() }) }
+        let signing = RwLock::new(signing);
+        Self { inner: Arc::new(Inner { signing, trust, authenticators, limiter, stats: Arc::default() }) }
     }
 
     /// The service for a tonic server, with its bounds set.
@@ -62,13 +84,13 @@ impl CertificateService {
     }
 
     /// Signs with another authority from now on (a rotated or plugged-in one).
-    pub fn set_authority(&self, authority: Arc<Authority>) {
-        *self.inner.authority.write().unwrap_or_else(PoisonError::into_inner) = authority;
+    pub fn set_signing(&self, signing: impl Into<Signing>) {
+        *self.inner.signing.write().unwrap_or_else(PoisonError::into_inner) = signing.into();
     }
 
-    /// The authority that signs.
-    pub fn authority(&self) -> Arc<Authority> {
-        self.inner.authority.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// What signs.
+    pub fn signing(&self) -> Signing {
+        self.inner.signing.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Counts.
@@ -76,42 +98,83 @@ impl CertificateService {
         self.inner.stats.clone()
     }
 
-    fn sign(&self, caller: &Caller, request: &IstioCertificateRequest) -> Result<Vec<String>, Status> {
-        let allowed = {
-            let mut limiter = self.inner.limiter.lock().unwrap_or_else(PoisonError::into_inner);
-            limiter.allow(&caller.identity, Instant::now())
-        };
-        if !allowed {
-            return Err(Status::resource_exhausted(format!("{} asks too often; wait a second", caller.identity)));
-        }
-        let seconds = u64::try_from(request.validity_duration).map_err(|_| {
-            Status::invalid_argument("validity_duration is negative; give seconds, or 0 for the default")
-        })?;
-        let ttl = Duration::from_secs(seconds);
-        let signed = self.authority().sign(&caller.identity, request.csr.as_bytes(), ttl, SystemTime::now());
-        let signed = signed.map_err(|error| match &error {
-            SignError::BadRequest(_) => Status::invalid_argument(error.to_string()),
-            SignError::NotYours { .. } => Status::permission_denied(error.to_string()),
-            SignError::Authority(_) => Status::internal(error.to_string()),
-        })?;
+    async fn sign(
+        &self,
+        caller: &Caller,
+        request: &IstioCertificateRequest,
+        token: Option<Token>,
+    ) -> Result<Vec<String>, SignError> {
+        let refused = |text: String| SignError::BadRequest(text);
+        let seconds = u64::try_from(request.validity_duration)
+            .map_err(|_| refused("validity_duration is negative; give seconds, or 0 for the default".into()))?;
+        let wish = Wish { ttl: Duration::from_secs(seconds), signer: signer(request)?, token };
+        let identity = self.identity_for(caller, request)?;
+        let signed = self.signing().sign(&identity, request.csr.as_bytes(), wish).await?;
         tracing::debug!(
-            identity = %caller.identity,
+            %identity,
             by = caller.method,
             serial = signed.facts.serial,
-            ttl_seconds = ttl.as_secs(),
+            ttl_seconds = seconds,
             "certificate signed"
         );
         Ok(signed.chain)
     }
 
-    fn count(&self, outcome: &Result<Vec<String>, Status>) {
+    /// The caller's own identity, under the name of the mesh that the request asks for.
+    fn identity_for(&self, caller: &Caller, request: &IstioCertificateRequest) -> Result<SpiffeId, SignError> {
+        let Some(trust) = &self.inner.trust else { return Ok(caller.identity.clone()) };
+        let asked = CertificateRequest::from_pem(request.csr.as_bytes())
+            .map_err(|error| SignError::BadRequest(error.to_string()))?;
+        Ok(trust.named(&caller.identity, asked.uris.iter().map(String::as_str)))
+    }
+
+    fn allowed(&self, caller: &Caller) -> bool {
+        let mut limiter = self.inner.limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        limiter.allow(&caller.identity, Instant::now())
+    }
+
+    fn count(&self, outcome: &Result<Vec<String>, SignError>) {
         let stats = &self.inner.stats;
         let counter = match outcome {
             Ok(_) => &stats.signed,
-            Err(status) if status.code() == tonic::Code::Internal => &stats.failures,
-            Err(_) => &stats.refused,
+            Err(SignError::BadRequest(_)) => &stats.unreadable,
+            Err(SignError::NotYours { .. }) => &stats.not_theirs,
+            Err(_) => &stats.failures,
         };
         counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The signer that the request's metadata names, as Istio's agent does. Asking for somebody else (`ImpersonatedIdentity`,
+/// which node proxies use) is refused: nobody is trusted to.
+fn signer(request: &IstioCertificateRequest) -> Result<Option<String>, SignError> {
+    use prost_types::value::Kind;
+    let fields = request.metadata.iter().flat_map(|metadata| &metadata.fields);
+    let mut signer = None;
+    for (name, value) in fields {
+        let text = match &value.kind {
+            Some(Kind::StringValue(text)) => text.as_str(),
+            _ => "",
+        };
+        match name.as_str() {
+            "CertSigner" if text.len() <= 253 => signer = Some(text.to_owned()).filter(|text| !text.is_empty()),
+            "CertSigner" => return Err(SignError::BadRequest("CertSigner is longer than 253 bytes".into())),
+            "ImpersonatedIdentity" => {
+                let text = "ImpersonatedIdentity is not accepted: a caller gets a certificate for itself alone";
+                return Err(SignError::BadRequest(text.into()));
+            }
+            _ => {}
+        }
+    }
+    Ok(signer)
+}
+
+fn status_of(error: &SignError) -> Status {
+    match error {
+        SignError::BadRequest(_) => Status::invalid_argument(error.to_string()),
+        SignError::NotYours { .. } => Status::permission_denied(error.to_string()),
+        SignError::Unavailable(_) => Status::unavailable(error.to_string()),
+        SignError::Authority(_) | SignError::Elsewhere(_) => Status::internal(error.to_string()),
     }
 }
 
@@ -123,10 +186,10 @@ impl IstioCertificateService for CertificateService {
     ) -> Result<Response<IstioCertificateResponse>, Status> {
         let stats = &self.inner.stats;
         stats.requests.fetch_add(1, Ordering::Relaxed);
-        let peer = peer_of(request.extensions());
+        let (peer, remote) = (peer_of(request.extensions()), remote_of(request.extensions()));
         let (metadata, _, message) = request.into_parts();
-        let caller = authenticate(&self.inner.authenticators, metadata.as_ref(), peer.as_deref()).await;
-        let caller = caller.map_err(|error| {
+        let evidence = Evidence { headers: metadata.as_ref(), peer: peer.as_deref(), remote };
+        let caller = authenticate(&self.inner.authenticators, evidence).await.map_err(|error| {
             stats.authentication_failures.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(%error, "certificate request of an unknown caller refused");
             match error {
@@ -134,10 +197,16 @@ impl IstioCertificateService for CertificateService {
                 AuthFailure::Unavailable(text) => Status::unavailable(text),
             }
         })?;
-        let outcome = self.sign(&caller, &message);
+        if !self.allowed(&caller) {
+            stats.refused.fetch_add(1, Ordering::Relaxed);
+            return Err(Status::resource_exhausted(format!("{} asks too often; wait a second", caller.identity)));
+        }
+        let token = bearer(metadata.as_ref()).ok().flatten().map(|text| Token(Zeroizing::new(text.to_owned())));
+        let outcome = self.sign(&caller, &message, token).await;
         self.count(&outcome);
-        let cert_chain = outcome.inspect_err(|status| {
-            tracing::warn!(identity = %caller.identity, error = status.message(), "certificate request refused");
+        let cert_chain = outcome.map_err(|error| {
+            tracing::warn!(identity = %caller.identity, %error, "certificate request refused");
+            status_of(&error)
         })?;
         Ok(Response::new(IstioCertificateResponse { cert_chain }))
     }

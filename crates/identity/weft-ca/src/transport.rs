@@ -1,7 +1,7 @@
 //! A TLS connection as tonic's server wants it: a stream that tells each request who is at the other end.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -35,6 +35,11 @@ impl<S> TlsConnection<S> {
 /// The client certificate of the connection that a request came on.
 pub fn peer_of(extensions: &http::Extensions) -> Option<Arc<PeerCertificate>> {
     extensions.get::<ConnectionInfo>().and_then(|info| info.peer.clone())
+}
+
+/// Address of the client that a request came from.
+pub fn remote_of(extensions: &http::Extensions) -> Option<IpAddr> {
+    extensions.get::<ConnectionInfo>().map(|info| info.remote.ip().to_canonical())
 }
 
 impl<S> Connected for TlsConnection<S> {

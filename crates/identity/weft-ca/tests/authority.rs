@@ -135,7 +135,7 @@ fn an_intermediate_made_by_openssl_can_be_plugged_in() {
     let authority = Authority::from_material(material.clone(), domain(), CaPolicy::default(), now).unwrap();
     let signed =
         authority.sign(&id(REVIEWS), csr(KeyKind::EcdsaP256, &[]).as_bytes(), Duration::from_secs(3600), now).unwrap();
-    assert_eq!(signed.chain.len(), 3, "leaf, intermediate, root");
+    assert_eq!(signed.chain.len(), 4, "leaf, intermediate, the root as cert-chain.pem has it, and the roots to trust");
     std::fs::write(path("leaf.pem"), &signed.chain[0]).unwrap();
     openssl(&["verify", "-x509_strict", "-CAfile", &root, "-untrusted", &ca, &path("leaf.pem")]);
 
@@ -145,7 +145,7 @@ fn an_intermediate_made_by_openssl_can_be_plugged_in() {
     let both = Authority::from_material(both, domain(), CaPolicy::default(), now).unwrap();
     let signed = both.sign(&id(REVIEWS), csr(KeyKind::EcdsaP256, &[]).as_bytes(), Duration::from_secs(3600), now);
     let chain = signed.unwrap().chain;
-    assert_eq!((chain.len(), chain[2].matches("BEGIN CERTIFICATE").count()), (3, 2));
+    assert_eq!((chain.len(), chain[3].matches("BEGIN CERTIFICATE").count()), (4, 2));
     let wrong_root = CaMaterial { root_cert: stranger.root_pem().to_owned(), ..material.clone() };
     let error = Authority::from_material(wrong_root, domain(), CaPolicy::default(), now).unwrap_err().to_string();
     assert!(error.contains("would not be trusted"), "{error}");
@@ -306,7 +306,123 @@ async fn the_service_answers_by_the_book() {
     let stats = service.stats();
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
     assert_eq!((count(&stats.requests), count(&stats.authentication_failures)), (7, 3));
-    assert_eq!((count(&stats.refused), count(&stats.signed)), (3, 1));
+    assert_eq!((count(&stats.unreadable), count(&stats.not_theirs), count(&stats.signed)), (2, 1, 1));
+}
+
+#[tokio::test]
+async fn class_impersonation_no_metadata_gives_another_identity() {
+    let service = service();
+    let own = csr(KeyKind::EcdsaP256, &[uri(REVIEWS)]);
+    for (name, value, expected) in [
+        ("ImpersonatedIdentity", RATINGS, Err(Code::InvalidArgument)),
+        ("CertSigner", "example.com/other", Err(Code::InvalidArgument)),
+        ("Unknown", "x", Ok(2)),
+    ] {
+        let kind = Some(prost_types::value::Kind::StringValue(value.into()));
+        let metadata = prost_types::Struct { fields: [(name.to_owned(), prost_types::Value { kind })].into() };
+        let message = IstioCertificateRequest { csr: own.clone(), validity_duration: 0, metadata: Some(metadata) };
+        let mut request = Request::new(message);
+        request.metadata_mut().insert("authorization", "Bearer reviews-token".parse().unwrap());
+        let answer = service.create_certificate(request).await;
+        let answer = answer.map(|answer| answer.into_inner().cert_chain.len()).map_err(|status| status.code());
+        assert_eq!(answer, expected, "{name}");
+    }
+}
+
+/// Signs as an authority elsewhere would: whatever `names` says, for the key of the request or another.
+fn elsewhere(names: Vec<San>, other_key: bool, roots: &str, signer: Arc<Authority>) -> weft_ca::Registration {
+    let delegate: weft_ca::Delegate = Arc::new(move |errand| {
+        let (names, signer) = (names.clone(), signer.clone());
+        Box::pin(async move {
+            let material = signer.material();
+            let issuer = Issuer::from_pem(material.ca_cert.as_bytes(), material.ca_key.as_bytes())?;
+            let csr = if other_key { csr(KeyKind::EcdsaP256, &names) } else { errand.csr };
+            let request = weft_tls::CertificateRequest::from_pem(csr.as_bytes())?;
+            let now = SystemTime::now();
+            let leaf = weft_tls::LeafParams { names, not_before: now, not_after: now + errand.ttl };
+            Ok(vec![issuer.sign_request(&request, &leaf)?.pem])
+        })
+    });
+    weft_ca::Registration::new("signer.example", roots, CaPolicy::default(), delegate).unwrap()
+}
+
+#[tokio::test]
+async fn what_is_signed_elsewhere_is_checked() {
+    let signer = Arc::new(authority());
+    let stranger = authority();
+    let own = || vec![uri(REVIEWS)];
+    let and_dns = vec![uri(REVIEWS), San::Dns("istiod.istio-system.svc".into())];
+    for (names, other_key, roots, says) in [
+        (own(), false, signer.root_pem(), ""),
+        (vec![uri(RATINGS)], false, signer.root_pem(), "its names are"),
+        (and_dns, false, signer.root_pem(), "its names are"),
+        (own(), true, signer.root_pem(), "it is for another key"),
+        (own(), false, stranger.root_pem(), "leads to no trusted root"),
+    ] {
+        let registration = elsewhere(names, other_key, roots, signer.clone());
+        let request = csr(KeyKind::EcdsaP256, &own());
+        let answer = registration.sign(&id(REVIEWS), request.as_bytes(), Duration::ZERO, None, None).await;
+        match (says, answer) {
+            ("", Ok(signed)) => assert_eq!((signed.chain.len(), signed.facts.spiffe_id()), (2, Some(id(REVIEWS)))),
+            (says, Err(SignError::Elsewhere(text))) if !says.is_empty() => assert!(text.contains(says), "{text}"),
+            (says, answer) => panic!("{says}: {answer:?}"),
+        }
+    }
+    // What may not be asked for never reaches the authority elsewhere.
+    let registration = elsewhere(own(), false, signer.root_pem(), signer.clone());
+    for (names, wanted) in [(vec![uri(RATINGS)], "may not have"), (vec![], "must name the caller's own identity")] {
+        let request = csr(KeyKind::EcdsaP256, &names);
+        let refused = registration.sign(&id(REVIEWS), request.as_bytes(), Duration::ZERO, None, None).await;
+        assert!(refused.unwrap_err().to_string().contains(wanted));
+    }
+}
+
+#[test]
+fn bad_material_is_named() {
+    let now = SystemTime::now();
+    let good = authority().material().clone();
+    let other = authority().material().clone();
+    let old_root = Issuer::self_signed(&weft_tls::RootParams {
+        organization: "old".into(),
+        key: KeyKind::EcdsaP256,
+        not_before: now - Duration::from_secs(7200),
+        not_after: now - Duration::from_secs(3600),
+    })
+    .unwrap();
+    let expired = CaMaterial {
+        ca_cert: old_root.certificate_pem(),
+        ca_key: old_root.key_pem(),
+        root_cert: old_root.certificate_pem(),
+        ..good.clone()
+    };
+    for (material, says) in [
+        (CaMaterial { ca_key: weft_tls::Zeroizing::new("nonsense".into()), ..good.clone() }, "not PEM"),
+        (CaMaterial { ca_key: other.ca_key.clone(), ..good.clone() }, "does not belong to the CA certificate"),
+        (CaMaterial { ca_cert: "nonsense".into(), ..good.clone() }, "not PEM"),
+        (CaMaterial { root_cert: other.root_cert.clone(), ..good.clone() }, "would not be trusted"),
+        (CaMaterial { root_cert: String::from("x"), ..good.clone() }, "not PEM"),
+        (CaMaterial { crl: String::from("x"), ..good.clone() }, "revocation list"),
+        (expired, "has expired"),
+    ] {
+        let error = Authority::from_material(material, domain(), CaPolicy::default(), now).unwrap_err().to_string();
+        assert!(error.contains(says), "{says}: {error}");
+    }
+    // The signing certificate lives, its root does not.
+    let later = now + Duration::from_secs(11 * 365 * 24 * 3600);
+    let error = Authority::from_material(good, domain(), CaPolicy::default(), later).unwrap_err().to_string();
+    assert!(error.contains("has expired"), "{error}");
+}
+
+#[test]
+fn files_are_read_like_the_secret() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = CaMaterial::from_files(folder.path()).unwrap_err().to_string();
+    assert!(missing.contains("ca-cert.pem"), "{missing}");
+    let data = authority().material().to_secret();
+    for (key, value) in &data {
+        std::fs::write(folder.path().join(key), value).unwrap();
+    }
+    assert_eq!(CaMaterial::from_files(folder.path()).unwrap().to_secret(), data);
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! One request to the authority: connect, verify it, show who we are, check what comes back.
 
-use crate::secrets::union;
+use crate::secrets::{FileTrust, trust};
 use crate::{SvidConfig, WorkloadSecrets};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -79,8 +79,34 @@ async fn exchange(config: &SvidConfig, current: Option<&WorkloadSecrets>) -> Res
         .map_err(|error| CaError::Answer(format!("making a key failed: {error}")))??;
     let channel = connect(config, &file_roots, certificate).await?;
     let answer = ask(config, channel, token.as_ref().map(|token| token.trim()), &made).await?;
-    let trusted = format!("{file_roots}\n{}", config.extra_roots_pem);
-    accept(config, made, &answer.cert_chain, &trusted, current.map_or(1, |secrets| secrets.version + 1))
+    let files = file_trust(config).await?;
+    accept(config, made, &answer.cert_chain, files, current.map_or(1, |secrets| secrets.version + 1))
+}
+
+/// What the files say whom to trust. One beside the roots that cannot be used is an error: a revocation list that is
+/// left out would let the revoked in.
+pub(crate) async fn file_trust(config: &SvidConfig) -> Result<FileTrust, CaError> {
+    let path = &config.root_cert_path;
+    let roots = read_file("the mesh's root certificate", path).await?;
+    let roots = format!("{roots}\n{}", config.extra_roots_pem);
+    let crl = read_optional("the revocation list", &path.with_file_name("ca-crl.pem")).await?;
+    let (what, path) = ("the trust domains' roots", path.with_file_name("trust-bundles.json"));
+    let bundles = match read_optional(what, &path).await? {
+        text if text.is_empty() => Default::default(),
+        text => FileTrust::parse_bundles(&text).map_err(|reason| CaError::File {
+            what,
+            path: path.display().to_string(),
+            reason,
+        })?,
+    };
+    Ok(FileTrust { roots, crl, bundles })
+}
+
+async fn read_optional(what: &'static str, path: &Path) -> Result<String, CaError> {
+    match tokio::fs::try_exists(path).await {
+        Ok(false) => Ok(String::new()),
+        _ => read_file(what, path).await,
+    }
 }
 
 async fn connect(config: &SvidConfig, roots: &str, certificate: Option<CertifiedKey>) -> Result<Channel, CaError> {
@@ -145,7 +171,7 @@ async fn ask(
     let mut request = tonic::Request::new(IstioCertificateRequest {
         csr: made.csr_pem.clone(),
         validity_duration: i64::try_from(config.ttl.as_secs()).unwrap_or(i64::MAX),
-        metadata: None,
+        metadata: (!config.signer.is_empty()).then(|| signer_metadata(&config.signer)),
     });
     if let Some(token) = token {
         let value = Zeroizing::new(format!("Bearer {token}"));
@@ -167,34 +193,43 @@ async fn ask(
     })
 }
 
+/// Istio's way to name a signer.
+fn signer_metadata(signer: &str) -> prost_types::Struct {
+    let kind = Some(prost_types::value::Kind::StringValue(signer.to_owned()));
+    prost_types::Struct { fields: [("CertSigner".to_owned(), prost_types::Value { kind })].into() }
+}
+
 /// Checks the answer: the certificate is for our key and identity, valid now, and leads to a root that we were given.
 fn accept(
     config: &SvidConfig,
     made: KeyAndCsr,
     chain: &[String],
-    file_roots: &str,
+    files: FileTrust,
     version: u64,
 ) -> Result<WorkloadSecrets, CaError> {
     let unusable = CaError::Answer;
-    if chain.len() < 2 || chain.len() > MAX_CHAIN {
-        return Err(unusable(format!(
-            "it has {} certificates; expected the leaf first and the root last",
-            chain.len()
-        )));
-    }
-    let chain: Vec<String> = chain.iter().map(|pem| format!("{}\n", pem.trim())).collect();
-    let (received_roots, chain) = split_roots(&chain).map_err(|error| unusable(error.to_string()))?;
+    let (received_roots, chain) = match chain {
+        // The last are the roots; what stands before them is shown to peers as it came.
+        [shown @ .., roots] if !shown.is_empty() && shown.len() < MAX_CHAIN => {
+            let shown: String = shown.iter().map(|pem| format!("{}\n", pem.trim())).collect();
+            (format!("{}\n", roots.trim()), shown)
+        }
+        _ => {
+            let text = format!("it has {} certificates; expected the leaf first and the root last", chain.len());
+            return Err(unusable(text));
+        }
+    };
     let certificate = CertifiedKey::from_pem(chain.as_bytes(), made.key_pem.as_bytes())
         .map_err(|error| unusable(error.to_string()))?;
     let id = check_identity(config, &certificate)?;
-    let roots_pem = union(&received_roots, file_roots).map_err(|error| unusable(error.to_string()))?;
-    let trust = TrustAnchors::from_pem(roots_pem.as_bytes())?;
+    let (roots_pem, trust) = trust(&received_roots, &files).map_err(|error| unusable(error.to_string()))?;
     trust.verify_chain(certificate.chain(), SystemTime::now()).map_err(|error| {
         unusable(format!("{error}; if the clocks of this machine and the control plane's differ, set them right"))
     })?;
     let (not_before, not_after) = (certificate.facts().not_before, certificate.facts().not_after);
     let svid = Svid { id, chain_pem: chain, key_pem: made.key_pem, not_before, not_after };
-    Ok(WorkloadSecrets { svid, certificate, trust, roots_pem, received_roots, version })
+    let FileTrust { crl: crl_pem, bundles, .. } = files;
+    Ok(WorkloadSecrets { svid, certificate, trust, roots_pem, crl_pem, bundles, received_roots, version })
 }
 
 fn check_identity(config: &SvidConfig, certificate: &CertifiedKey) -> Result<SpiffeId, CaError> {
@@ -205,24 +240,6 @@ fn check_identity(config: &SvidConfig, certificate: &CertifiedKey) -> Result<Spi
         Some(wanted) if *wanted != id => Err(CaError::Answer(format!("it is for {id}, but we are {wanted}"))),
         _ => Ok(id),
     }
-}
-
-/// Roots (those that signed themselves) and the rest of the chain, both PEM. When none signed itself, the last is the root.
-fn split_roots(chain: &[String]) -> Result<(String, String), TlsError> {
-    let mut roots = String::new();
-    let mut rest = String::new();
-    for (index, pem) in chain.iter().enumerate() {
-        let own = |der: &[u8]| weft_tls::CertificateFacts::from_der("certificate chain", der);
-        let ders = weft_tls::pem::certificates("certificate chain", pem.as_bytes())?;
-        let signed_itself =
-            ders.first().map(|der| own(der)).transpose()?.is_some_and(|f| f.is_ca && f.subject == f.issuer);
-        let last_resort = index + 1 == chain.len() && roots.is_empty();
-        match index > 0 && (signed_itself || last_resort) {
-            true => roots.push_str(pem),
-            false => rest.push_str(pem),
-        }
-    }
-    Ok((roots, rest))
 }
 
 pub(crate) async fn read_file(what: &'static str, path: &Path) -> Result<String, CaError> {

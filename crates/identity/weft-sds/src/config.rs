@@ -13,7 +13,8 @@ pub struct SvidConfig {
     pub ca_address: String,
     /// The name its certificate must have.
     pub ca_server_name: String,
-    /// Roots under which the authority's certificate is checked; read again at each request, and when it changes.
+    /// Roots under which the authority's certificate is checked; read again at each request, and when it changes. Beside it
+    /// may lie `ca-crl.pem` (revocation lists) and `trust-bundles.json` (roots of other trust domains).
     pub root_cert_path: PathBuf,
     /// Further roots under which peers (not the authority) are checked, PEM; may be empty.
     pub extra_roots_pem: String,
@@ -25,6 +26,10 @@ pub struct SvidConfig {
     pub cluster_id: String,
     /// Kind of key; ECDSA P-256.
     pub key: KeyKind,
+    /// Signer to ask for, of those that the mesh has; empty = its usual one.
+    pub signer: String,
+    /// Folder to write the secrets to as files; `None` = they stay in memory.
+    pub output: Option<PathBuf>,
     /// Lifetime asked for; 24 h. The authority may shorten it.
     pub ttl: Duration,
     /// Share of the lifetime kept in reserve: the next SVID is fetched when so much is left. 0.5.
@@ -49,6 +54,8 @@ impl SvidConfig {
             identity: None,
             cluster_id: String::new(),
             key: KeyKind::EcdsaP256,
+            signer: String::new(),
+            output: None,
             ttl: Duration::from_secs(24 * 3600),
             grace_ratio: 0.5,
             jitter: 0.05,

@@ -2,11 +2,12 @@
 //! them. Does not know what traffic they protect.
 //!
 //! Reading order: [`config`], [`secrets`] (what is handed out), [`ca_client`] (one request to the authority), [`manager`]
-//! (the life of an SVID), [`sds`] (the secrets for an Envoy beside us, over a Unix socket).
+//! (the life of an SVID), [`sds`] (the secrets for an Envoy beside us, over a Unix socket), [`output`] (the same as files).
 
 pub mod ca_client;
 pub mod config;
 pub mod manager;
+pub mod output;
 pub mod sds;
 pub mod secrets;
 

@@ -1,7 +1,8 @@
 //! The life of an SVID: fetch, publish, renew in good time, try again when that fails, and stop showing it when it expires.
 
-use crate::ca_client::{read_file, request_svid};
-use crate::{CaError, SvidConfig, WorkloadSecrets};
+use crate::ca_client::{file_trust, request_svid};
+use crate::secrets::FileTrust;
+use crate::{CaError, SvidConfig, WorkloadSecrets, output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -14,6 +15,13 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(250);
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
 /// Between log lines that say the same.
 const LOG_EVERY: Duration = Duration::from_secs(10);
+/// Tries for an SVID of the authority that the roots' file puts first, after the file has changed. Several replicas of a
+/// control plane do not take up a new authority in the same moment.
+const ROTATION_TRIES: u32 = 6;
+/// Between these tries at first; doubles.
+const ROTATION_BACKOFF: Duration = Duration::from_secs(2);
+/// Longest spread of the first of these tries: all workloads see the change at about the same time.
+const ROTATION_SPREAD: Duration = Duration::from_secs(5);
 /// Shortest sleep: a clock that stands still must not make the loop spin.
 const SHORTEST_SLEEP: Duration = Duration::from_millis(10);
 
@@ -47,6 +55,9 @@ pub struct SvidStats {
     pub expires_at: AtomicU64,
     /// Earliest end of a root, seconds since 1970; 0 = there is none.
     pub root_expires_at: AtomicU64,
+    /// 1 = renewing is overdue and fails, or the identity is lost. Up from the first failure, which with the usual grace is
+    /// half of a life before the end.
+    pub alarm: AtomicU64,
 }
 
 /// Keeps an SVID at hand. Dropping it ends the renewing.
@@ -74,7 +85,8 @@ impl SvidManager {
             renew: renew.clone(),
             failures: 0,
             logged: None,
-            file_roots: String::new(),
+            files: None,
+            rotation_tries: 0,
             next: SystemTime::UNIX_EPOCH,
         };
         let task = tokio::spawn(keeper.run());
@@ -118,7 +130,10 @@ struct Keeper {
     failures: u32,
     /// What was logged last, and when.
     logged: Option<(String, Instant)>,
-    file_roots: String,
+    /// Whom the files say to trust, as last taken up.
+    files: Option<FileTrust>,
+    /// Tries left for an SVID of the authority that the roots' file puts first.
+    rotation_tries: u32,
     /// When to fetch.
     next: SystemTime,
 }
@@ -157,6 +172,10 @@ impl Keeper {
         };
         tracing::error!(identity = %secrets.svid.id, reason, "identity lost; connections that need it will fail");
         self.stats.expires_at.store(0, Ordering::Relaxed);
+        self.stats.alarm.store(1, Ordering::Relaxed);
+        if let Some(Err(error)) = self.config.output.as_deref().map(output::remove) {
+            tracing::error!(%error, "the files of the lost identity could not be removed");
+        }
         self.status.send_replace(SvidStatus::Waiting(reason));
         self.secrets.send_replace(None);
         self.next = self.next.min(now);
@@ -174,8 +193,12 @@ impl Keeper {
         let now = SystemTime::now();
         let spread = self.config.jitter.clamp(0.0, 0.25) * (fastrand::f64() * 2.0 - 1.0);
         self.next = secrets.svid.rotate_at(now, (self.config.grace_ratio + spread).clamp(0.05, 0.95));
+        if self.rotation_tries > 0 {
+            self.look_for_the_new_authority(&secrets, now);
+        }
         self.failures = 0;
         self.logged = None;
+        self.stats.alarm.store(0, Ordering::Relaxed);
         self.stats.fetched.fetch_add(1, Ordering::Relaxed);
         self.stats.expires_at.store(unix(secrets.svid.not_after), Ordering::Relaxed);
         self.note_roots(&secrets);
@@ -187,8 +210,27 @@ impl Keeper {
             renewed_in_seconds = in_seconds(self.next),
             "identity received"
         );
+        self.write_files(&secrets);
         self.status.send_replace(SvidStatus::Ready { not_after: secrets.svid.not_after });
         self.secrets.send_replace(Some(Arc::new(secrets)));
+    }
+
+    /// After a change of the roots' file: asks again soon when this SVID is still of the authority before.
+    fn look_for_the_new_authority(&mut self, secrets: &WorkloadSecrets, now: SystemTime) {
+        let agrees = self.files.as_ref().is_none_or(|files| secrets.agrees_with(&files.roots));
+        self.rotation_tries = if agrees { 0 } else { self.rotation_tries - 1 };
+        if self.rotation_tries > 0 {
+            let tried = ROTATION_TRIES - self.rotation_tries;
+            self.next = self.next.min(now + ROTATION_BACKOFF.saturating_mul(1 << tried.min(10)));
+        }
+    }
+
+    fn write_files(&self, secrets: &WorkloadSecrets) {
+        if let Some(folder) = &self.config.output
+            && let Err(error) = output::write(folder, secrets)
+        {
+            tracing::error!(%error, folder = %folder.display(), "the identity could not be written to files");
+        }
     }
 
     fn failed(&mut self, error: &CaError, current: Option<&WorkloadSecrets>) {
@@ -201,6 +243,9 @@ impl Keeper {
         // With little life left, try often enough that a short outage does not cost the identity.
         let backoff = left.map_or(backoff, |left| backoff.min((left / 4).max(FIRST_BACKOFF)));
         self.next = now + backoff.mul_f64(0.8 + 0.4 * fastrand::f64());
+        self.stats
+            .alarm
+            .store(u64::from(current.is_some() || self.stats.fetched.load(Ordering::Relaxed) > 0), Ordering::Relaxed);
         self.log_failure(&reason, left);
         match current {
             Some(secrets) => {
@@ -224,23 +269,42 @@ impl Keeper {
         self.logged = Some((reason.to_owned(), Instant::now()));
     }
 
-    /// Takes up a change of the roots' file without a new SVID.
+    /// Takes up a change of the files without a new SVID; and when the roots changed, asks for one soon: of the authority
+    /// that comes first there.
     async fn reload_roots(&mut self) {
         let Some(current) = self.current() else { return };
-        let Ok(text) = read_file("the mesh's root certificate", &self.config.root_cert_path).await else { return };
-        if text == self.file_roots {
+        let files = match file_trust(&self.config).await {
+            Ok(files) => files,
+            Err(error) => return self.complain(&format!("{error}; what was trusted before stays")),
+        };
+        if self.files.as_ref() == Some(&files) {
             return;
         }
-        match current.with_file_roots(&format!("{text}\n{}", self.config.extra_roots_pem)) {
+        match current.with_file_trust(&files) {
             Ok(next) if next.trust == current.trust => {}
             Ok(next) => {
                 tracing::info!(roots = next.trust.certificates().len(), "root certificates changed");
                 self.note_roots(&next);
+                self.write_files(&next);
                 self.secrets.send_replace(Some(Arc::new(next)));
             }
-            Err(error) => tracing::warn!(%error, "the changed root certificates cannot be used; keeping the old ones"),
+            Err(error) => self.complain(&format!("the changed root certificates cannot be used: {error}")),
         }
-        self.file_roots = text;
+        let changed = self.files.as_ref().is_some_and(|before| before.roots != files.roots);
+        if changed && !current.agrees_with(&files.roots) {
+            self.rotation_tries = ROTATION_TRIES;
+            let spread = ROTATION_SPREAD.min(self.config.ttl / 20).mul_f64(fastrand::f64());
+            self.next = self.next.min(SystemTime::now() + spread);
+        }
+        self.files = Some(files);
+    }
+
+    fn complain(&mut self, text: &str) {
+        let said = self.logged.as_ref().is_some_and(|(before, at)| before == text && at.elapsed() < LOG_EVERY);
+        if !said {
+            tracing::warn!("{text}");
+            self.logged = Some((text.to_owned(), Instant::now()));
+        }
     }
 
     fn note_roots(&self, secrets: &WorkloadSecrets) {

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tonic::{Request, Response, Status, Streaming};
-use weft_proto::envoy::config::core::v3::{DataSource, data_source::Specifier};
+use weft_proto::envoy::config::core::v3::{DataSource, TypedExtensionConfig, data_source::Specifier};
 use weft_proto::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, Secret, TlsCertificate, secret::Type,
 };
@@ -238,11 +238,51 @@ fn secret(name: &str, secrets: &WorkloadSecrets) -> Option<Secret> {
         }),
         SDS_ROOTS => Type::ValidationContext(CertificateValidationContext {
             trusted_ca: inline(&secrets.roots_pem),
+            crl: (!secrets.crl_pem.is_empty()).then(|| inline(&secrets.crl_pem)).flatten(),
+            custom_validator_config: spiffe_validator(secrets),
             ..CertificateValidationContext::default()
         }),
         _ => return None,
     };
     Some(Secret { name: name.to_owned(), r#type: Some(kind) })
+}
+
+/// Envoy's validator that knows roots by trust domain; needed only when there are any beside the general ones.
+fn spiffe_validator(secrets: &WorkloadSecrets) -> Option<TypedExtensionConfig> {
+    let domain = |(domain, pem): (&weft_identity::TrustDomain, &String)| SpiffeTrustDomain {
+        name: domain.to_string(),
+        trust_bundle: Some(DataSource {
+            specifier: Some(Specifier::InlineString(pem.clone())),
+            ..DataSource::default()
+        }),
+    };
+    if secrets.bundles.is_empty() {
+        return None;
+    }
+    let config = SpiffeValidator { trust_domains: secrets.bundles.iter().map(domain).collect() };
+    Some(TypedExtensionConfig {
+        name: "envoy.tls.cert_validator.spiffe".into(),
+        typed_config: Some(prost_types::Any {
+            type_url: "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig".into(),
+            value: prost::Message::encode_to_vec(&config),
+        }),
+    })
+}
+
+/// `SPIFFECertValidatorConfig` of Envoy's `tls_spiffe_validator_config.proto`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct SpiffeValidator {
+    #[prost(message, repeated, tag = "1")]
+    trust_domains: Vec<SpiffeTrustDomain>,
+}
+
+/// One trust domain of it.
+#[derive(Clone, PartialEq, prost::Message)]
+struct SpiffeTrustDomain {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(message, optional, tag = "2")]
+    trust_bundle: Option<DataSource>,
 }
 
 fn type_url() -> String {

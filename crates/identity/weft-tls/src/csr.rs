@@ -66,6 +66,8 @@ pub struct CertificateRequest {
     pub(crate) public_key: rcgen::SubjectPublicKeyInfo,
     /// Names of kind URI that it asks for.
     pub uris: Vec<String>,
+    /// Names of kind DNS that it asks for; also among `other_names`.
+    pub dns: Vec<String>,
     /// Names of other kinds that it asks for, as text.
     pub other_names: Vec<String>,
     /// It asks for a certificate that can sign others.
@@ -100,9 +102,19 @@ impl CertificateRequest {
             .map_err(|_| TlsError::Request("its signature does not verify: the sender does not hold the key".into()))?;
         let public_key = rcgen::SubjectPublicKeyInfo::from_der(key.raw)
             .map_err(|_| TlsError::Request("public key: only RSA, ECDSA P-256 and ECDSA P-384 are signed".into()))?;
-        let mut request = Self { public_key, uris: Vec::new(), other_names: Vec::new(), wants_ca: false };
+        let mut request =
+            Self { public_key, uris: Vec::new(), dns: Vec::new(), other_names: Vec::new(), wants_ca: false };
         request.read_extensions(&csr)?;
         Ok(request)
+    }
+
+    /// Whether a certificate (DER) is for the key of this request.
+    pub fn is_for(&self, certificate: &[u8]) -> bool {
+        use rcgen::PublicKeyData;
+        use x509_parser::prelude::X509Certificate;
+        X509Certificate::from_der(certificate).is_ok_and(|(_, parsed)| {
+            parsed.public_key().subject_public_key.data.as_ref() == self.public_key.der_bytes()
+        })
     }
 
     fn read_extensions(&mut self, csr: &X509CertificationRequest<'_>) -> Result<(), TlsError> {
@@ -112,6 +124,10 @@ impl CertificateRequest {
                     for name in &names.general_names {
                         match name {
                             GeneralName::URI(uri) => self.uris.push((*uri).to_owned()),
+                            GeneralName::DNSName(name) => {
+                                self.dns.push((*name).to_owned());
+                                self.other_names.push(format!("DNS {name}").chars().take(128).collect());
+                            }
                             other => self.other_names.push(format!("{other:?}").chars().take(128).collect()),
                         }
                     }

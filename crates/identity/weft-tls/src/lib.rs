@@ -48,6 +48,8 @@ pub use verify::{SanPredicate, TlsFacts};
 
 /// Feeds the bytes of a ClientHello to a [`LazyAcceptor`].
 pub use rustls::server::Acceptor;
+/// A certificate, DER.
+pub type Der = rustls_pki_types::CertificateDer<'static>;
 /// Reads the ClientHello first and lets the caller choose a context by it; finish with [`ServerContext::accept_started`].
 pub use tokio_rustls::LazyConfigAcceptor as LazyAcceptor;
 pub use tokio_rustls::StartHandshake;

@@ -76,6 +76,22 @@ pub fn encode_chain<'a>(chain: impl IntoIterator<Item = &'a CertificateDer<'a>>)
     chain.into_iter().map(|der| encode("CERTIFICATE", der)).collect()
 }
 
+/// The certificates of all texts, each once, in their order; texts that are empty count as none.
+///
+/// # Errors
+/// As [`certificates`].
+pub fn merge(what: &'static str, texts: &[&str]) -> Result<String, TlsError> {
+    let mut all = Vec::new();
+    for text in texts.iter().filter(|text| !text.trim().is_empty()) {
+        for der in certificates(what, text.as_bytes())? {
+            if !all.contains(&der) {
+                all.push(der);
+            }
+        }
+    }
+    Ok(encode_chain(&all))
+}
+
 fn sections(what: &'static str, text: &[u8], wanted: SectionKind) -> Result<Vec<Vec<u8>>, TlsError> {
     bounded(what, text)?;
     let mut found = Vec::new();

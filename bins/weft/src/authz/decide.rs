@@ -1,0 +1,319 @@
+//! One question: may this caller do that? Answered by the compiled filters of the destination's own listener, in their order.
+
+use super::{Caller, Destination, World};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use serde_json::Value;
+use std::net::SocketAddr;
+use weft_authz::{Decision, Facts, MetadataValue, PeerCertificate, Rbac, RequestFacts};
+use weft_core::Strng;
+use weft_proxy_config::{
+    ConnectionFacts, FilterChain, HttpConnectionManager, HttpFilter, NetworkFilter, Terminal, Transport,
+};
+
+/// Filter whose metadata holds the claims of a token.
+const JWT_FILTER: &str = "envoy.filters.http.jwt_authn";
+/// Port of a caller that has not been given one.
+const SOURCE_PORT: u16 = 40_000;
+/// Deepest nesting of claims.
+const MAX_DEPTH: usize = 16;
+
+/// A request.
+#[derive(Debug, Clone, Default)]
+pub struct Ask {
+    /// Method; `GET` when empty.
+    pub method: String,
+    /// Path with query; `/` when empty.
+    pub path: String,
+    /// Authority; the destination's host when empty.
+    pub host: String,
+    /// Headers.
+    pub headers: Vec<(String, String)>,
+    /// Claims of a verified token; `None` = no token.
+    pub claims: Option<Value>,
+}
+
+/// What comes of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Let through.
+    Allowed,
+    /// Refused by policy.
+    Denied,
+    /// An external authorizer decides.
+    Asked,
+}
+
+impl Verdict {
+    /// The word for users.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Verdict::Allowed => "ALLOWED",
+            Verdict::Denied => "DENIED",
+            Verdict::Asked => "ASKED",
+        }
+    }
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// What comes of it.
+    pub verdict: Verdict,
+    /// Why, as a sentence.
+    pub reason: String,
+    /// The rule that decided: its policy and place.
+    pub rule: Option<RuleName>,
+    /// Mutual TLS is used.
+    pub mutual_tls: bool,
+    /// What dry-run policies would do differently.
+    pub dry_run: Vec<String>,
+}
+
+/// A rule of a policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleName {
+    /// Namespace of the policy.
+    pub namespace: String,
+    /// Its name.
+    pub policy: String,
+    /// The rule's place in `spec.rules`.
+    pub index: usize,
+}
+
+impl RuleName {
+    /// Reads the generator's name of a rule, `ns[NS]-policy[NAME]-rule[INDEX]`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (_, rest) = text.split_once("ns[")?;
+        let (namespace, rest) = rest.split_once("]-policy[")?;
+        let (policy, rest) = rest.split_once("]-rule[")?;
+        let (index, _) = rest.split_once(']')?;
+        Some(Self { namespace: namespace.into(), policy: policy.into(), index: index.parse().ok()? })
+    }
+}
+
+impl std::fmt::Display for RuleName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AuthorizationPolicy {}/{} spec.rules[{}]", self.namespace, self.policy, self.index)
+    }
+}
+
+/// May `caller` do `ask` at `destination`?
+///
+/// # Errors
+/// When the destination has no proxy, or a header or path is none.
+pub fn decide(world: &World, caller: &Caller, destination: &Destination, ask: &Ask) -> anyhow::Result<Answer> {
+    let listener = world.inbound(&destination.workload)?;
+    let at = |ip| SocketAddr::new(ip, destination.target_port);
+    let address = at(destination.workload.addresses.first().copied().unwrap_or(super::SOMEWHERE));
+    let source = SocketAddr::new(caller.address, SOURCE_PORT);
+    let sni = format!("outbound_.{}_._.{}", destination.port, destination.host);
+    let find = |transport, server_name, protocols: &[Strng]| {
+        let facts = ConnectionFacts {
+            destination: address,
+            source,
+            server_name,
+            transport,
+            application_protocols: protocols,
+            direct_source: caller.address,
+        };
+        listener.find_chain(&facts).cloned()
+    };
+    let of_mesh: Vec<Strng> = match destination.is_http {
+        true => ["istio-http/1.1", "istio", "http/1.1"].map(Into::into).to_vec(),
+        false => ["istio-peer-exchange", "istio"].map(Into::into).to_vec(),
+    };
+    let sniffed: Vec<Strng> = if destination.is_http { vec!["http/1.1".into()] } else { Vec::new() };
+    // A caller with a proxy uses mutual TLS where the other side takes it.
+    let tls = caller.identity.as_ref().and_then(|_| find(Transport::Tls, Some(sni.as_str()), &of_mesh));
+    let tls = tls.filter(|chain| chain.tls.is_some());
+    let mutual_tls = tls.is_some();
+    let chain = tls.or_else(|| find(Transport::RawBuffer, None, &sniffed).filter(|chain| chain.tls.is_none()));
+    let Some(chain) = chain else {
+        let reason = format!(
+            "port {} takes mutual TLS only (PeerAuthentication), and the caller has no identity",
+            address.port()
+        );
+        return Ok(Answer { verdict: Verdict::Denied, reason, rule: None, mutual_tls: false, dry_run: Vec::new() });
+    };
+    let certificate = PeerCertificate {
+        uris: caller.identity.iter().map(|id| id.as_str().into()).collect(),
+        ..PeerCertificate::default()
+    };
+    let facts = Facts {
+        peer: source,
+        remote: source,
+        destination: address,
+        server_name: mutual_tls.then_some(sni.as_str()),
+        certificate: mutual_tls.then_some(&certificate),
+        request: None,
+        metadata: &[],
+    };
+    let mut walk = Walk { mutual_tls, dry_run: Vec::new(), allowed_by: None, notes: Vec::new() };
+    judge(&mut walk, &chain, &facts, destination, ask)
+}
+
+fn judge(
+    walk: &mut Walk,
+    chain: &FilterChain,
+    facts: &Facts<'_>,
+    destination: &Destination,
+    ask: &Ask,
+) -> anyhow::Result<Answer> {
+    for filter in &chain.filters {
+        if let NetworkFilter::Rbac(rbac) = filter
+            && let Some(answer) = walk.step(rbac, rbac.decide(facts), false, "the connection is closed")
+        {
+            return Ok(answer);
+        }
+    }
+    match &chain.terminal {
+        Terminal::Tcp(_) => Ok(walk.allowed()),
+        Terminal::Http(manager) => http(walk, manager, facts, destination, ask),
+    }
+}
+
+fn http(
+    walk: &mut Walk,
+    manager: &HttpConnectionManager,
+    facts: &Facts<'_>,
+    destination: &Destination,
+    ask: &Ask,
+) -> anyhow::Result<Answer> {
+    let or = |text: &str, default: &str| if text.is_empty() { default.to_string() } else { text.to_string() };
+    let (method, path) = (or(&ask.method, "GET").to_ascii_uppercase(), or(&ask.path, "/"));
+    let authority = or(&ask.host, &destination.host).to_ascii_lowercase();
+    let path = match weft_route::normalize::path(&path, &manager.normalize) {
+        Ok(path) => path,
+        Err(error) => return Ok(walk.denied(format!("the request is answered with 400: {error}"), None)),
+    };
+    let mut headers = HeaderMap::new();
+    for (name, value) in &ask.headers {
+        headers.append(HeaderName::try_from(name.as_str())?, HeaderValue::try_from(value.as_str())?);
+    }
+    let request = RequestFacts {
+        method: &method,
+        authority: &authority,
+        path: path.path(),
+        path_and_query: &path.path_and_query,
+        scheme: if walk.mutual_tls { "https" } else { "http" },
+        headers: &headers,
+    };
+    let mut metadata: Vec<(Strng, MetadataValue)> = Vec::new();
+    for (i, filter) in manager.filters.iter().enumerate() {
+        match filter {
+            HttpFilter::Jwt(_) => metadata.extend(ask.claims.as_ref().map(|claims| {
+                let payload = vec![("payload".into(), metadata_of(claims, 0))];
+                (JWT_FILTER.into(), MetadataValue::Struct(payload))
+            })),
+            HttpFilter::Rbac(rbac) => {
+                let facts = Facts { request: Some(request), metadata: &metadata, ..*facts };
+                let asks = matches!(manager.filters.get(i + 1), Some(HttpFilter::ExtAuthz(_)));
+                if let Some(answer) = walk.step(rbac, rbac.decide(&facts), asks, "the request is answered with 403") {
+                    return Ok(answer);
+                }
+            }
+            _ => {}
+        }
+    }
+    if ask.claims.is_some() && metadata.is_empty() {
+        walk.notes.push("no RequestAuthentication binds the workload, so tokens are not read".into());
+    }
+    Ok(walk.allowed())
+}
+
+/// The way through the filters.
+struct Walk {
+    mutual_tls: bool,
+    dry_run: Vec<String>,
+    allowed_by: Option<Strng>,
+    notes: Vec<String>,
+}
+
+impl Walk {
+    /// One filter; an answer when it ends the way.
+    fn step(&mut self, rbac: &Rbac, decision: Decision, asks: bool, refusal: &str) -> Option<Answer> {
+        if let Some((allowed, by)) = &decision.shadow {
+            let by = by.as_ref().map(ToString::to_string);
+            match (asks, allowed) {
+                (true, false) => {
+                    let rule = by.as_deref().and_then(RuleName::parse);
+                    return Some(self.answer(Verdict::Asked, "an external authorizer decides (CUSTOM)".into(), rule));
+                }
+                (false, false) => self.dry_run.push(format!("would be denied by {}", named(by.as_deref()))),
+                _ => {}
+            }
+        }
+        if !decision.allowed {
+            let rule = decision.policy.as_deref().and_then(RuleName::parse);
+            let reason = match (&decision.policy, &rule) {
+                (Some(name), Some(_)) if name.contains("deny-due-to-bad-CUSTOM") => {
+                    "the policy's provider is not known; it denies".to_string()
+                }
+                (Some(_), _) => "a DENY policy matches".to_string(),
+                (None, _) => {
+                    let names = rbac.rules.iter().flat_map(|rules| &rules.policies);
+                    let policies: std::collections::BTreeSet<String> = names
+                        .filter_map(|p| RuleName::parse(&p.name))
+                        .map(|rule| format!("{}/{}", rule.namespace, rule.policy))
+                        .collect();
+                    let policies: Vec<String> = policies.into_iter().collect();
+                    format!("no rule of the ALLOW policies matches: {}", policies.join(", "))
+                }
+            };
+            return Some(self.denied(format!("{reason}; {refusal}"), rule));
+        }
+        let is_allow = rbac.rules.as_ref().is_some_and(|rules| rules.action == weft_authz::RuleAction::Allow);
+        if is_allow {
+            self.allowed_by = decision.policy;
+        }
+        None
+    }
+
+    fn allowed(&mut self) -> Answer {
+        let rule = self.allowed_by.take().and_then(|name| RuleName::parse(&name));
+        let reason = match &rule {
+            Some(_) => "an ALLOW policy matches",
+            None => "no ALLOW policy binds the workload, and no DENY policy matches",
+        };
+        let notes: String = self.notes.iter().map(|note| format!("; {note}")).collect();
+        self.answer(Verdict::Allowed, format!("{reason}{notes}"), rule)
+    }
+
+    fn denied(&mut self, reason: String, rule: Option<RuleName>) -> Answer {
+        let notes: String = self.notes.iter().map(|note| format!("; {note}")).collect();
+        self.answer(Verdict::Denied, format!("{reason}{notes}"), rule)
+    }
+
+    fn answer(&mut self, verdict: Verdict, reason: String, rule: Option<RuleName>) -> Answer {
+        let dry_run = std::mem::take(&mut self.dry_run);
+        Answer { verdict, reason, rule, mutual_tls: self.mutual_tls, dry_run }
+    }
+}
+
+fn named(rule: Option<&str>) -> String {
+    rule.and_then(RuleName::parse).map_or_else(|| "having no rule that matches".into(), |rule| rule.to_string())
+}
+
+/// Claims as the JWT filter leaves them in metadata; a `scope` of several words is a list, as the generator asks for.
+fn metadata_of(value: &Value, depth: usize) -> MetadataValue {
+    match value {
+        Value::String(text) => MetadataValue::String(text.as_str().into()),
+        Value::Bool(value) => MetadataValue::Bool(*value),
+        Value::Number(number) => MetadataValue::Number(number.as_f64().unwrap_or_default()),
+        Value::Array(list) if depth < MAX_DEPTH => {
+            MetadataValue::List(list.iter().map(|item| metadata_of(item, depth + 1)).collect())
+        }
+        Value::Object(fields) if depth < MAX_DEPTH => {
+            let field = |(name, item): (&String, &Value)| match (name.as_str(), item.as_str()) {
+                ("scope" | "permission", Some(words)) if depth == 0 => {
+                    let words = words.split(' ').filter(|word| !word.is_empty());
+                    let list = words.map(|word| MetadataValue::String(word.into())).collect();
+                    (name.as_str().into(), MetadataValue::List(list))
+                }
+                _ => (name.as_str().into(), metadata_of(item, depth + 1)),
+            };
+            MetadataValue::Struct(fields.iter().map(field).collect())
+        }
+        _ => MetadataValue::String(Strng::from("")),
+    }
+}

@@ -1,0 +1,321 @@
+//! `weft ca`: the mesh's certificate authority. `status` says who holds which root; `rotate` replaces the authority without
+//! a gap, as one command that can be run again wherever it was interrupted.
+
+use crate::cli::Connection;
+use crate::commands::get::document;
+use crate::connect::connect;
+use crate::output::{self, Table};
+use crate::trust::{Holder, Store, holders};
+use anyhow::{Context, bail};
+use clap::{Subcommand, ValueEnum};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime};
+use weft_ca::rotation::{self, Phase};
+use weft_ca::{Authority, CaMaterial, CaPolicy};
+use weft_core::well_known::{DEFAULT_TRUST_DOMAIN, ROOT_NAMESPACE};
+use weft_identity::TrustDomain;
+use weft_store::ApiClient;
+
+/// Between looks at the workloads.
+const POLL: Duration = Duration::from_secs(2);
+/// Workloads named in one line.
+const NAMED: usize = 8;
+
+/// The mesh's certificate authority.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What of it.
+    #[command(subcommand)]
+    what: What,
+    /// Namespace of the control plane
+    #[arg(short = 'i', long, global = true, value_name = "NS", default_value = ROOT_NAMESPACE)]
+    istio_namespace: String,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Show the authority, its roots, and which workloads hold which root
+    Status {
+        /// How it is shown
+        #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+        output: Format,
+    },
+    /// Replace the authority: old root, both, new root; go on where an earlier run stopped
+    Rotate {
+        /// Folder with ca-cert.pem, ca-key.pem, root-cert.pem, cert-chain.pem of the new authority
+        /// [default: a new self-signed root]
+        #[arg(long, value_name = "DIR")]
+        from_dir: Option<PathBuf>,
+        /// Longest wait for the workloads in each step
+        #[arg(long, value_name = "TIME", default_value = "15m", value_parser = weft_core::duration::parse)]
+        timeout: Duration,
+        /// Do not wait for workloads that cannot be asked
+        #[arg(long)]
+        ignore_unreachable: bool,
+    },
+    /// Take back a new root that was announced and does not sign yet
+    Cancel,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// Table.
+    Table,
+    /// JSON.
+    Json,
+    /// YAML.
+    Yaml,
+}
+
+pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode> {
+    let client = connect(&connection).await?;
+    let mut store = Store::read(&client, &args.istio_namespace).await?;
+    match args.what {
+        What::Status { output } => status(&client, &store, output).await?,
+        What::Rotate { from_dir, timeout, ignore_unreachable } => {
+            let next =
+                from_dir.map(|folder| CaMaterial::from_files(&folder).with_context(|| folder.display().to_string()));
+            rotate(&client, &mut store, next.transpose()?, Patience { timeout, ignore_unreachable }).await?;
+        }
+        What::Cancel => {
+            let data = rotation::cancel(&store.data)?;
+            store.write(&client, data, false).await?;
+            output::line("The announced root is taken back; the old authority goes on.")?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn status(client: &ApiClient, store: &Store, format: Format) -> anyhow::Result<()> {
+    let all = holders(client, &store.known()).await?;
+    if format != Format::Table {
+        return document(&to_value(store, &all), format == Format::Yaml);
+    }
+    output::line(format!("Secret {}/{}: {}", store.object.namespace(), store.object.name(), store.phase().as_str()))?;
+    let signer = store.signer().map(|root| root.id);
+    let trusted: Vec<String> = store.roots("root-cert.pem").into_iter().map(|root| root.id).collect();
+    let mut table = Table::new(["ROOT", "SUBJECT", "NOT AFTER", "USE"]);
+    for root in store.known() {
+        let uses = match (Some(&root.id) == signer.as_ref(), trusted.is_empty() || trusted.contains(&root.id)) {
+            (true, _) => "signs, trusted",
+            (false, true) => "trusted",
+            (false, false) => "not published",
+        };
+        table.row([&root.id, &root.facts.subject, &time(root.facts.not_after), uses]);
+    }
+    table.print()?;
+    output::line("")?;
+    let mut table = Table::new(["WORKLOAD", "SIGNED BY", "TRUSTS", "NOT AFTER", "NOTE"]);
+    let dash = || "-".to_string();
+    for holder in &all {
+        table.row([
+            holder.name.clone(),
+            holder.signed_by.clone().unwrap_or_else(dash),
+            if holder.trusts.is_empty() { dash() } else { holder.trusts.join(",") },
+            holder.not_after.map_or_else(dash, time),
+            note(store, holder),
+        ]);
+    }
+    table.print()
+}
+
+/// What is left to happen to a workload, in words.
+fn note(store: &Store, holder: &Holder) -> String {
+    if let Some(problem) = &holder.problem {
+        return problem.clone();
+    }
+    let signer = store.signer().map(|root| root.id);
+    let published: Vec<String> = store.roots("root-cert.pem").into_iter().map(|root| root.id).collect();
+    if let Some(missing) = published.iter().find(|root| !holder.trusts.contains(root)) {
+        return format!("does not trust {missing} yet");
+    }
+    if holder.signed_by != signer {
+        return "still shows a certificate of the old root".into();
+    }
+    match holder.trusts.iter().find(|root| !published.is_empty() && !published.contains(root)) {
+        Some(old) => format!("still trusts the old root {old}"),
+        None => String::new(),
+    }
+}
+
+fn time(at: SystemTime) -> String {
+    Timestamp::try_from(at).map_or_else(|_| "-".into(), |t| t.to_string())
+}
+
+fn to_value(store: &Store, all: &[Holder]) -> Value {
+    let roots: Vec<Value> = store
+        .known()
+        .iter()
+        .map(|root| json!({"id": root.id, "subject": root.facts.subject, "serial": root.facts.serial, "notAfter": time(root.facts.not_after)}))
+        .collect();
+    let workloads: Vec<Value> = all
+        .iter()
+        .map(|holder| {
+            json!({
+                "name": holder.name, "signedBy": holder.signed_by, "trusts": holder.trusts,
+                "notAfter": holder.not_after.map(time), "note": note(store, holder),
+            })
+        })
+        .collect();
+    json!({
+        "secret": format!("{}/{}", store.object.namespace(), store.object.name()),
+        "phase": match store.phase() { Phase::Steady => "steady", Phase::Announced => "announced", Phase::Switched => "switched" },
+        "signer": store.signer().map(|root| root.id),
+        "roots": roots,
+        "workloads": workloads,
+    })
+}
+
+/// How long to wait, and for whom.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    timeout: Duration,
+    ignore_unreachable: bool,
+}
+
+async fn rotate(
+    client: &ApiClient,
+    store: &mut Store,
+    next: Option<CaMaterial>,
+    patience: Patience,
+) -> anyhow::Result<()> {
+    if store.phase() == Phase::Steady {
+        let plugged = next.is_some();
+        let next = new_authority(store, next)?;
+        let data = rotation::announce(&store.data, next.material())?;
+        if rotation::same_root(&store.data, next.material())? {
+            let data = rotation::finish(&rotation::switch(&data)?)?;
+            store.write(client, data, plugged).await?;
+            output::line(
+                "The new intermediate signs from now on; its root is trusted already. Workloads take it when they renew.",
+            )?;
+            return Ok(());
+        }
+        store.write(client, data, plugged).await?;
+        output::line("1/3 announced: both roots are trusted, the old authority signs")?;
+    } else {
+        output::note_plain(format!("A rotation is under way ({}); going on.", store.phase().as_str()));
+    }
+    if store.phase() == Phase::Announced {
+        let wanted: Vec<String> = store.known().into_iter().map(|root| root.id).collect();
+        let lacks = |holder: &Holder| wanted.iter().any(|root| !holder.trusts.contains(root));
+        wait(client, store, "to trust both roots", patience, lacks).await?;
+        let data = rotation::switch(&store.data)?;
+        store.write(client, data, false).await?;
+        output::line("2/3 switched: the new authority signs, both roots are trusted")?;
+    }
+    let signer = store.signer().map(|root| root.id);
+    wait(client, store, "to show certificates of the new root", patience, |holder| holder.signed_by != signer).await?;
+    let data = rotation::finish(&store.data)?;
+    let old: Vec<String> =
+        store.known().into_iter().map(|root| root.id).filter(|id| Some(id) != signer.as_ref()).collect();
+    store.write(client, data, false).await?;
+    output::line("3/3 finished: the old root is not published any more")?;
+    let trusts_old = |holder: &Holder| holder.trusts.iter().any(|root| old.contains(root));
+    wait(client, store, "to forget the old root", patience, trusts_old).await?;
+    output::line("Done: no workload holds the old root.")
+}
+
+/// The authority to come, tried before anything is written.
+fn new_authority(store: &Store, given: Option<CaMaterial>) -> anyhow::Result<Authority> {
+    let now = SystemTime::now();
+    let organization = store.signer().map(|root| root.facts.subject).unwrap_or_default();
+    let domain = organization.strip_prefix("O=").and_then(|name| TrustDomain::new(name).ok());
+    let domain = domain.map_or_else(|| TrustDomain::new(DEFAULT_TRUST_DOMAIN), Ok)?;
+    match given {
+        None => Ok(Authority::self_signed(domain, CaPolicy::default(), now)?),
+        Some(material) => Authority::from_material(material, domain, CaPolicy::default(), now)
+            .context("the new authority cannot be used; nothing has been changed"),
+    }
+}
+
+/// Waits until no workload is left of which `lacks` holds.
+async fn wait(
+    client: &ApiClient,
+    store: &Store,
+    what: &str,
+    patience: Patience,
+    lacks: impl Fn(&Holder) -> bool,
+) -> anyhow::Result<()> {
+    let end = Instant::now() + patience.timeout;
+    let mut said = 0;
+    loop {
+        let all = holders(client, &store.known()).await?;
+        let waited_for = |holder: &&Holder| match &holder.problem {
+            Some(_) => !patience.ignore_unreachable,
+            None => lacks(holder),
+        };
+        let left: Vec<&Holder> = all.iter().filter(waited_for).collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= end {
+            let names = names(&left);
+            bail!("{} workloads have yet {what}: {names}; run the command again, or see `weft ca status`", left.len());
+        }
+        if left.len() != said {
+            output::note_plain(format!(
+                "waiting for {} of {} workloads {what}: {}",
+                left.len(),
+                all.len(),
+                names(&left)
+            ));
+            said = left.len();
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+fn names(all: &[&Holder]) -> String {
+    let more = all.len().saturating_sub(NAMED);
+    let names: Vec<String> = all
+        .iter()
+        .take(NAMED)
+        .map(|holder| match &holder.problem {
+            Some(problem) => format!("{} ({problem})", holder.name),
+            None => holder.name.clone(),
+        })
+        .collect();
+    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+    names.join(", ") + &rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_say_what_is_left() {
+        weft_tls::install_provider();
+        let domain = TrustDomain::new("td").unwrap();
+        let made = || Authority::self_signed(domain.clone(), CaPolicy::default(), SystemTime::now()).unwrap();
+        let (old, new) = (made(), made());
+        let object: weft_k8s_api::Object =
+            serde_json::from_value(json!({"apiVersion": "v1", "kind": "Secret", "metadata": {}})).unwrap();
+        let announced = rotation::announce(&old.material().to_secret(), new.material()).unwrap();
+        let switched = rotation::switch(&announced).unwrap();
+        let finished = rotation::finish(&switched).unwrap();
+        let store = |data: &rotation::SecretData| Store { object: object.clone(), data: data.clone() };
+        let ids: Vec<String> = store(&announced).known().into_iter().map(|root| root.id).collect();
+        let (old_id, new_id) = (&ids[0], &ids[1]);
+        let holder = |signed: &String, trusts: &[&String]| Holder {
+            name: "a.b".into(),
+            signed_by: Some(signed.clone()),
+            trusts: trusts.iter().map(|id| (*id).clone()).collect(),
+            ..Holder::default()
+        };
+        for (data, holder, says) in [
+            (&announced, holder(old_id, &[old_id]), format!("does not trust {new_id} yet")),
+            (&announced, holder(old_id, &[old_id, new_id]), String::new()),
+            (&switched, holder(old_id, &[old_id, new_id]), "still shows a certificate of the old root".into()),
+            (&switched, holder(new_id, &[old_id, new_id]), String::new()),
+            (&finished, holder(new_id, &[old_id, new_id]), format!("still trusts the old root {old_id}")),
+            (&finished, holder(new_id, &[new_id]), String::new()),
+        ] {
+            assert_eq!(note(&store(data), &holder), says);
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! Whom workloads believe: the roots of what signs here, those that the mesh config adds (`caCertificates`), and those of
+//! other trust domains, which may come from a SPIFFE bundle endpoint. Another trust domain's roots hold for its identities
+//! alone: its authority cannot make one of ours.
+
+use crate::auth::names;
+use crate::mesh::model_settings;
+use crate::settings::Settings;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use weft_ca::Signing;
+use weft_k8s_api::istio::MeshConfig;
+use weft_tls::{ClientContext, ClientParams, ServerVerification, TrustAnchors, pem};
+
+/// Time for a bundle endpoint to answer.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often bundles are fetched.
+const REFRESH: Duration = Duration::from_secs(300);
+/// How often while one could not be.
+const RETRY: Duration = Duration::from_secs(15);
+/// Largest bundle.
+const MAX_BUNDLE: usize = 1024 * 1024;
+/// Most endpoints that are asked.
+const MAX_ENDPOINTS: usize = 64;
+
+/// What is published to workloads.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Trust {
+    /// Roots of the mesh, PEM; that of what signs now is the first.
+    pub roots: String,
+    /// Revocation lists, PEM; may be empty.
+    pub crl: String,
+    /// Roots by trust domain, JSON; empty when there is but one domain.
+    pub bundles: String,
+}
+
+/// Bundles by address, as last fetched.
+type Fetched = BTreeMap<String, String>;
+
+/// Keeps `trust` at what signing, mesh config and bundle endpoints say.
+pub(crate) async fn follow(
+    settings: Arc<Settings>,
+    mut signing: watch::Receiver<Signing>,
+    mut meshes: watch::Receiver<Arc<MeshConfig>>,
+    trust: watch::Sender<Arc<Trust>>,
+) {
+    let mut fetched = Fetched::new();
+    let mut due = tokio::time::Instant::now();
+    loop {
+        let (now, mesh) = (signing.borrow_and_update().clone(), meshes.borrow_and_update().clone());
+        let wanted = endpoints(&mesh);
+        fetched.retain(|url, _| wanted.contains(url));
+        if tokio::time::Instant::now() >= due || wanted.iter().any(|url| !fetched.contains_key(url)) {
+            let all = refresh(&wanted, &mut fetched).await;
+            due = tokio::time::Instant::now() + if all { REFRESH } else { RETRY };
+        }
+        let next = compute(&now, &mesh, &settings, &fetched);
+        trust.send_if_modified(|held| {
+            let changed = **held != next;
+            if changed {
+                *held = Arc::new(next);
+            }
+            changed
+        });
+        tokio::select! {
+            changed = signing.changed() => if changed.is_err() { return },
+            changed = meshes.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep_until(due) => {}
+        }
+    }
+}
+
+fn endpoints(mesh: &MeshConfig) -> BTreeSet<String> {
+    let urls = mesh.ca_certificates.iter().filter_map(|data| data.spiffe_bundle_url.clone());
+    urls.filter(|url| !url.is_empty()).take(MAX_ENDPOINTS).collect()
+}
+
+/// What follows from the sources.
+pub(crate) fn compute(signing: &Signing, mesh: &MeshConfig, settings: &Settings, fetched: &Fetched) -> Trust {
+    let own = signing.root_pem();
+    let crl = signing.crl_pem().to_owned();
+    let mut general = vec![own.clone()];
+    let mut of_domains: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (i, data) in mesh.ca_certificates.iter().enumerate() {
+        let from_url = data.spiffe_bundle_url.as_ref().and_then(|url| fetched.get(url));
+        let Some(text) = data.pem.as_ref().filter(|pem| !pem.is_empty()).or(from_url) else { continue };
+        if let Err(error) = TrustAnchors::from_pem(text.as_bytes()) {
+            tracing::error!("mesh config caCertificates[{i}] is left out: {error}");
+            continue;
+        }
+        match data.trust_domains.is_empty() {
+            true => general.push(text.clone()),
+            false => {
+                data.trust_domains.iter().for_each(|d| of_domains.entry(d.clone()).or_default().push(text.clone()))
+            }
+        }
+    }
+    let roots = merged(&general).unwrap_or(own);
+    let bundles = if of_domains.is_empty() { String::new() } else { bundles(mesh, settings, &roots, &of_domains) };
+    Trust { roots, crl, bundles }
+}
+
+fn merged(texts: &[String]) -> Option<String> {
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    // Each of them has been read.
+    pem::merge("root certificates", &texts).ok()
+}
+
+/// All trust domains with their roots, ours among them: with such a list a verifier believes no domain that is not in it.
+fn bundles(mesh: &MeshConfig, settings: &Settings, roots: &str, of_domains: &BTreeMap<String, Vec<String>>) -> String {
+    let mut all: BTreeMap<String, String> = BTreeMap::new();
+    for (domain, texts) in of_domains {
+        all.extend(merged(texts).map(|text| (domain.clone(), text)));
+    }
+    if let Ok((own, aliases)) = names(mesh, &model_settings(settings, mesh).trust_domain) {
+        // What is ours stays ours, whatever the config adds to it.
+        for domain in std::iter::once(own).chain(aliases) {
+            all.insert(domain.to_string(), roots.to_owned());
+        }
+    }
+    json!({ "trust_domains": all }).to_string()
+}
+
+/// Fetches the bundles; one that cannot be fetched stays as it was. False when one could not.
+async fn refresh(wanted: &BTreeSet<String>, fetched: &mut Fetched) -> bool {
+    let mut tasks = JoinSet::new();
+    for url in wanted.iter().cloned() {
+        tasks.spawn(async move {
+            let roots = TrustAnchors::system().map_err(|error| error.to_string());
+            let result = match roots {
+                Ok(roots) => tokio::time::timeout(FETCH_TIMEOUT, fetch(&url, roots)).await,
+                Err(error) => Ok(Err(error)),
+            };
+            (url, result.unwrap_or_else(|_| Err("no answer within 10 s".into())))
+        });
+    }
+    let mut all = true;
+    while let Some(Ok((url, result))) = tasks.join_next().await {
+        match result {
+            Ok(text) => _ = fetched.insert(url, text),
+            Err(error) => {
+                all = false;
+                tracing::warn!("trust bundle {url}: {error}");
+            }
+        }
+    }
+    all
+}
+
+/// The X.509 authorities of a SPIFFE bundle endpoint, PEM. The endpoint is known by its name under `roots` (profile
+/// `https_web`); no redirects.
+///
+/// # Errors
+/// A sentence.
+async fn fetch(url: &str, roots: TrustAnchors) -> Result<String, String> {
+    let uri: http::Uri = url.parse().map_err(|_| "it is not an address".to_string())?;
+    let (Some("https"), Some(host)) = (uri.scheme_str(), uri.host()) else {
+        return Err("it must be https://HOST/…".into());
+    };
+    let port = uri.port_u16().unwrap_or(443);
+    let tcp = weft_runtime::net::connect(&format!("{host}:{port}")).await.map_err(|error| error.to_string())?;
+    let context = ClientContext::build(ClientParams {
+        sni: Some(host.trim_matches(['[', ']']).to_owned()),
+        alpn: vec![b"http/1.1".to_vec()],
+        ..ClientParams::new(ServerVerification::WebPki { anchors: roots, san: None })
+    });
+    let context = context.map_err(|error| error.to_string())?;
+    let stream = context.connect(tcp).await.map_err(|error| error.to_string())?.stream;
+    let stream = hyper_util::rt::TokioIo::new(stream);
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(stream).await.map_err(|error| error.to_string())?;
+    let running = tokio::spawn(connection);
+    let path = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    let request = http::Request::get(path).header(http::header::HOST, host).header("connection", "close");
+    let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
+    let answer = async {
+        let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+        if response.status() != http::StatusCode::OK {
+            return Err(format!("it answers {}", response.status()));
+        }
+        let body = Limited::new(response.into_body(), MAX_BUNDLE).collect().await;
+        Ok(body.map_err(|error| error.to_string())?.to_bytes())
+    }
+    .await;
+    running.abort();
+    authorities(&answer?)
+}
+
+/// The keys of use `x509-svid` of a bundle document (SPIFFE Trust Domain and Bundle, section 4), as PEM.
+///
+/// # Errors
+/// A sentence.
+fn authorities(document: &[u8]) -> Result<String, String> {
+    let document: Value = serde_json::from_slice(document).map_err(|error| format!("it is not JSON: {error}"))?;
+    let keys = document["keys"].as_array().ok_or("it has no keys")?;
+    let mut out = String::new();
+    for key in keys.iter().filter(|key| key["use"] == "x509-svid") {
+        let encoded = key["x5c"][0].as_str().ok_or("a key of use x509-svid has no x5c")?;
+        let der = STANDARD.decode(encoded).map_err(|_| "x5c is not base64")?;
+        out.push_str(&pem::encode("CERTIFICATE", &der));
+    }
+    if out.is_empty() {
+        return Err("it has no key of use x509-svid".into());
+    }
+    TrustAnchors::from_pem(out.as_bytes()).map_err(|error| error.to_string())?;
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+    use std::time::SystemTime;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use weft_ca::{Authority, CaPolicy};
+    use weft_identity::TrustDomain;
+    use weft_k8s_api::istio::CertificateData;
+    use weft_tls::{ServerContext, ServerParams};
+
+    fn authority(domain: &str) -> Arc<Authority> {
+        let domain = TrustDomain::new(domain).unwrap();
+        Arc::new(Authority::self_signed(domain, CaPolicy::default(), SystemTime::now()).unwrap())
+    }
+
+    fn document(authority: &Authority) -> String {
+        let der = &authority.roots().certificates()[0];
+        json!({"keys": [
+            {"use": "jwt-svid", "kty": "EC"},
+            {"use": "x509-svid", "kty": "EC", "x5c": [STANDARD.encode(der)]},
+        ], "spiffe_refresh_hint": 60})
+        .to_string()
+    }
+
+    #[test]
+    fn roots_of_another_domain_hold_for_it_alone() {
+        let (ours, theirs, more) = (authority("ours"), authority("theirs"), authority("more"));
+        let settings = Settings::parse_from(["weftd"]);
+        let data = |pem: &str, domains: &[&str]| CertificateData {
+            pem: Some(pem.into()),
+            trust_domains: domains.iter().map(ToString::to_string).collect(),
+            ..CertificateData::default()
+        };
+        let mut mesh = MeshConfig { trust_domain: "ours".into(), ..MeshConfig::with_defaults() };
+        mesh.trust_domain_aliases = vec!["older".into(), "theirs".into()];
+        let signing = Signing::Own(ours.clone());
+        let alone = compute(&signing, &mesh, &settings, &Fetched::new());
+        assert_eq!((alone.roots.as_str(), alone.bundles.as_str()), (ours.root_pem(), ""));
+        mesh.ca_certificates = vec![data(more.root_pem(), &[]), data(theirs.root_pem(), &["theirs"]), data("x", &[])];
+        // Nor can the config give our own domain to another authority.
+        mesh.ca_certificates.push(data(theirs.root_pem(), &["ours"]));
+        let trust = compute(&signing, &mesh, &settings, &Fetched::new());
+        assert_eq!(trust.roots, format!("{}{}", ours.root_pem(), more.root_pem()));
+        let bundles: Value = serde_json::from_str(&trust.bundles).unwrap();
+        let domains = bundles["trust_domains"].as_object().unwrap();
+        assert_eq!(domains.keys().collect::<Vec<_>>(), ["older", "ours", "theirs"]);
+        assert_eq!(domains["theirs"], theirs.root_pem());
+        assert_eq!((domains["ours"].as_str(), domains["older"].as_str()), (Some(&*trust.roots), Some(&*trust.roots)));
+    }
+
+    #[test]
+    fn documents_that_are_none() {
+        let good = authority("theirs");
+        assert_eq!(authorities(document(&good).as_bytes()).unwrap(), good.root_pem());
+        for (text, says) in [
+            ("", "not JSON"),
+            ("{}", "no keys"),
+            (r#"{"keys": []}"#, "no key of use"),
+            (r#"{"keys": [{"use": "x509-svid"}]}"#, "no x5c"),
+            (r#"{"keys": [{"use": "x509-svid", "x5c": ["AAAA"]}]}"#, "certificate"),
+        ] {
+            let error = authorities(text.as_bytes()).unwrap_err();
+            assert!(error.contains(says), "{text}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_bundle_is_fetched_from_an_endpoint_that_proves_its_name() {
+        weft_tls::install_provider();
+        let (web, theirs) = (authority("web"), authority("theirs"));
+        let certificate = web.server_certificate(&["localhost"], None, Duration::from_secs(600), SystemTime::now());
+        let params = ServerParams { certificates: vec![certificate.unwrap()], ..ServerParams::default() };
+        let context = ServerContext::build(params).unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let body = document(&theirs);
+        let server = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let Ok(mut accepted) = context.accept(stream).await else { continue };
+                let mut head = [0; 1024];
+                let _ = accepted.stream.read(&mut head).await;
+                let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+                let _ = accepted.stream.write_all(answer.as_bytes()).await;
+                let _ = accepted.stream.shutdown().await;
+            }
+        });
+        let url = format!("https://localhost:{port}/bundle");
+        assert_eq!(fetch(&url, web.roots().clone()).await.unwrap(), theirs.root_pem());
+        let error = fetch(&url, theirs.roots().clone()).await.unwrap_err();
+        assert!(error.contains("trusted root"), "{error}");
+        assert!(fetch("http://localhost/", web.roots().clone()).await.unwrap_err().contains("https"));
+        server.abort();
+    }
+}
