@@ -9,6 +9,7 @@ mod fortio;
 mod helloworld;
 mod httpbin;
 mod serve;
+mod squid;
 mod tcp_echo;
 mod website;
 
@@ -39,6 +40,8 @@ enum Sample {
     Helloworld(helloworld::Args),
     /// A site of the world outside, over HTTP and HTTPS
     Website(website::Args),
+    /// A proxy that tunnels by CONNECT
+    Squid(squid::Args),
     /// Answers each line with a prefix and the line
     TcpEcho(tcp_echo::Args),
     /// Shows one answer, or makes load
@@ -61,6 +64,7 @@ async fn main() -> anyhow::Result<()> {
         Sample::Gunicorn(args) => httpbin::run(args.into()).await,
         Sample::Helloworld(args) => helloworld::run(args).await,
         Sample::Website(args) => website::run(args).await,
+        Sample::Squid(args) => squid::run(args).await,
         Sample::TcpEcho(args) => tcp_echo::run(args).await,
         Sample::Fortio(args) => fortio::run(args).await,
         Sample::Sleep { .. } => {

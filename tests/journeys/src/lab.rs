@@ -245,7 +245,8 @@ impl Lab {
 
     /// Names of the ready pods that carry a label.
     pub fn ready_pods(&self, selector: &str, namespace: &str) -> Result<Vec<String>> {
-        let pods = self.objects("pods", &["-n", namespace, "-l", selector])?;
+        let by_label: &[&str] = if selector.is_empty() { &[] } else { &["-l", selector] };
+        let pods = self.objects("pods", &[&["-n", namespace], by_label].concat())?;
         let ready = |pod: &&serde_json::Value| {
             let conditions = pod["status"]["conditions"].as_array();
             let is_ready = conditions.into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True");

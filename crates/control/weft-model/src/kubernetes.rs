@@ -106,7 +106,9 @@ pub(crate) const POD: Reader<Pod> = |object| {
         node: spec.node_name.clone(),
         owner: owner.map(|o| (o.kind.clone(), o.name.clone())),
         template_hash: object.label("pod-template-hash").unwrap_or_default().into(),
-        has_proxy: all().any(|c| c.name == PROXY_CONTAINER),
+        // A pod that is a proxy alone is a gateway: its ports are what its Gateway objects say.
+        has_proxy: all().any(|c| c.name == PROXY_CONTAINER)
+            && spec.containers.iter().any(|c| c.name != PROXY_CONTAINER),
         host_network: spec.host_network,
         ready: status.conditions.iter().any(|c| c.r#type == "Ready" && c.status == "True"),
         finished: matches!(status.phase.as_str(), "Succeeded" | "Failed"),

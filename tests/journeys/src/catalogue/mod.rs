@@ -2,6 +2,7 @@
 //! [`Run`](crate::journey::Run), a row in its module's `JOURNEYS` with the ids that it proves, its YAML in `yaml/`.
 
 mod bookinfo;
+mod egress;
 mod ingress;
 mod resilience;
 
@@ -9,7 +10,7 @@ use crate::journey::Journey;
 
 /// All journeys in the order of the spec.
 pub fn all() -> Vec<Journey> {
-    let mut all = [bookinfo::JOURNEYS, resilience::JOURNEYS, ingress::JOURNEYS].concat();
+    let mut all = [bookinfo::JOURNEYS, resilience::JOURNEYS, ingress::JOURNEYS, egress::JOURNEYS].concat();
     // Spec files in their order; within one the order of the modules above.
     all.sort_by_key(|journey| journey.id.split(':').next());
     all

@@ -46,6 +46,22 @@ fn workloads_know_their_owner_and_names() {
 }
 
 #[test]
+fn a_gateway_does_not_take_the_mesh_s_tls_by_itself() {
+    for (containers, label, takes) in [
+        ("{name: app}, {name: istio-proxy}", "", true),
+        ("{name: istio-proxy}", "", false),
+        ("{name: istio-proxy}", ", security.istio.io/tlsMode: istio", true),
+        ("{name: app}, {name: istio-proxy}", ", security.istio.io/tlsMode: disabled", false),
+    ] {
+        let pod = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: p, namespace: default, labels: {{app: a{label}}}}}\n\
+             spec: {{containers: [{containers}]}}\nstatus: {{phase: Running, podIP: 10.244.0.9}}\n"
+        );
+        assert_eq!(mesh(&pod).workloads_by_name["default/p"].in_mesh, takes, "{containers}{label}");
+    }
+}
+
+#[test]
 fn named_target_ports_are_found_in_each_pod() {
     let mesh = mesh(REVIEWS);
     for (pod, http) in [("reviews-v1-6f4d-abcde", 8080), ("reviews-v2-x", 8081)] {

@@ -27,6 +27,7 @@ const KNOWN: &[(&str, &[&str])] = &[
     ("examples-helloworld-v2", &["weft-samples", "helloworld", "--version", "v2"]),
     ("tcp-echo-server", &["weft-samples", "tcp-echo"]),
     ("fortio", &["weft-samples", "fortio"]),
+    ("squid", &["weft-samples", "squid"]),
     ("website", &["weft-samples", "website"]),
     ("curl", &["weft-samples", "sleep"]),
     ("sleep", &["weft-samples", "sleep"]),
