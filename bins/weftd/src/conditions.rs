@@ -3,9 +3,11 @@
 //! again with the next snapshot.
 
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use weft_k8s_api::ObjectKey;
 use weft_k8s_api::kinds::by_kind;
 use weft_model::{MeshSnapshot, StatusUpdate};
 use weft_store::{ApiClient, Cache, ClientError};
@@ -17,14 +19,18 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// Writes the statuses of each snapshot until the sender goes away.
 pub(crate) async fn write(client: ApiClient, cache: Arc<Cache>, mut snapshots: watch::Receiver<Arc<MeshSnapshot>>) {
-    let mut written: Option<Arc<Vec<StatusUpdate>>> = None;
+    let mut written: HashMap<ObjectKey, Arc<StatusUpdate>> = HashMap::new();
     loop {
         tokio::time::sleep(SETTLE).await;
         let statuses = snapshots.borrow_and_update().statuses.clone();
         let mut failed = false;
-        if written.as_ref().is_none_or(|known| !Arc::ptr_eq(known, &statuses)) {
-            for update in statuses.iter() {
-                if let Err(error) = put(&client, &cache, update).await {
+        for update in statuses.iter() {
+            if written.get(&update.object).is_some_and(|known| Arc::ptr_eq(known, update)) {
+                continue;
+            }
+            match put(&client, &cache, update).await {
+                Ok(()) => drop(written.insert(update.object.clone(), update.clone())),
+                Err(error) => {
                     tracing::warn!("status of {}: {error}", update.object);
                     failed = true;
                     if error.is_unreachable() {
@@ -32,8 +38,8 @@ pub(crate) async fn write(client: ApiClient, cache: Arc<Cache>, mut snapshots: w
                     }
                 }
             }
-            written = (!failed).then_some(statuses);
         }
+        written.retain(|key, _| cache.get(key).is_some());
         let pause = async {
             match failed {
                 true => tokio::time::sleep(RETRY).await,

@@ -213,7 +213,7 @@ impl<'a> Build<'a> {
         };
         let old = self.state.translated.clone();
         let new = if source.is_empty() { Translated::default() } else { source.translate(&old) };
-        if new.statuses != old.statuses {
+        if !same_list(&new.statuses, &old.statuses) {
             self.new.statuses = Arc::new(new.statuses.clone());
         }
         self.translated = Changed {

@@ -69,7 +69,7 @@ pub struct MeshSnapshot {
     /// CA certificates of config maps, by namespace and name; the key and certificate of such a one are empty.
     pub authorities: BTreeMap<(String, String), Arc<Credential>>,
     /// What the statuses of objects should say.
-    pub statuses: Arc<Vec<crate::StatusUpdate>>,
+    pub statuses: Arc<Vec<Arc<crate::StatusUpdate>>>,
     /// In which build each section last changed: equal numbers in two snapshots of one process mean equal sections.
     pub sections: Sections,
     /// What the next build may reuse.

@@ -31,6 +31,26 @@ impl Resource {
     }
 }
 
+impl Resource {
+    /// Packs `message` under `name`, with messages that are packed already as further values of its repeated field `tag`:
+    /// a message of thousands is then as cheap as the copy of its bytes.
+    pub fn with_messages<'a, M: Message + Name>(
+        name: impl Into<Strng>,
+        message: &M,
+        tag: u32,
+        messages: impl Iterator<Item = &'a Any>,
+    ) -> Arc<Self> {
+        let mut any = weft_proto::pack(message);
+        for part in messages {
+            prost::encoding::encode_key(tag, prost::encoding::WireType::LengthDelimited, &mut any.value);
+            prost::encoding::encode_varint(part.value.len() as u64, &mut any.value);
+            any.value.extend_from_slice(&part.value);
+        }
+        let hash = hash_bytes(&any.value);
+        Arc::new(Self { name: name.into(), any, hash })
+    }
+}
+
 /// A hash of `bytes` that does not change from run to run.
 pub fn hash_bytes(bytes: &[u8]) -> u64 {
     let mut hasher = FixedState::with_seed(HASH_SEED).build_hasher();

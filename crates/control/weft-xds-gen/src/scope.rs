@@ -51,6 +51,8 @@ pub struct Scope {
     pub(crate) outbound: OutboundPolicy,
     /// The clusters or listeners of some service hold endpoints themselves.
     pub(crate) holds_endpoints: bool,
+    /// Build in which the services last changed.
+    pub(crate) services_changed: u64,
     /// All services seen, by host.
     services: BTreeMap<Strng, Arc<Service>>,
 }
@@ -206,7 +208,17 @@ impl Scope {
         let outbound = outbound_policy(snapshot, sidecar.as_deref());
         let holds = |r| matches!(r, Resolution::Dns | Resolution::DnsRoundRobin | Resolution::Passthrough);
         let holds_endpoints = services.values().any(|s| holds(s.resolution));
-        Self { key, sidecar, egress, outbound, holds_endpoints, services }
+        Self { key, sidecar, egress, outbound, holds_endpoints, services_changed: 0, services }
+    }
+
+    /// The scope of build `version`, after `old`: says since when its services are what they are.
+    pub(crate) fn since(mut self, version: u64, old: Option<&Scope>) -> Self {
+        let same = |old: &&Scope| {
+            old.services.len() == self.services.len()
+                && old.services.values().zip(self.services.values()).all(|(a, b)| Arc::ptr_eq(a, b) || a == b)
+        };
+        self.services_changed = old.filter(same).map_or(version, |old| old.services_changed);
+        self
     }
 
     /// The service of that host, as this scope sees it.

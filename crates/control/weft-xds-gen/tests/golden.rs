@@ -35,7 +35,7 @@ fn run(text: &str) -> Value {
     );
     let mut shown = shown(&resources, &head["show"]);
     if head["show"]["statuses"].is_object() {
-        shown["statuses"] = snapshot.statuses.iter().map(status).collect();
+        shown["statuses"] = snapshot.statuses.iter().map(|s| status(s)).collect();
     }
     sorted(shown)
 }

@@ -20,7 +20,7 @@ pub(crate) struct Attachment {
 }
 
 /// What came of one parent of a route.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(crate) struct Outcome {
     /// As the route says it, defaults filled in.
     pub parent: ParentReference,
@@ -201,7 +201,7 @@ pub(crate) fn matches(selector: &LabelSelector, labels: &Labels) -> bool {
 #[derive(Debug)]
 pub(crate) struct Attached {
     pub route: Arc<Parsed<RouteSpec>>,
-    pub outcomes: Vec<Outcome>,
+    pub outcomes: Arc<Vec<Outcome>>,
 }
 
 #[cfg(test)]

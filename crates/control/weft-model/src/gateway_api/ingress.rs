@@ -48,7 +48,7 @@ pub(super) fn add(source: &Source<'_>, out: &mut Translated, old: &Kept) {
         paths(source, ingress, &mut by_host, &mut out.warnings);
         let gateway = gateway(source, ingress, &mut secured, &mut out.warnings);
         out.gateways.push(Arc::new(gateway));
-        out.statuses.push(status(source, &ingress.meta));
+        out.statuses.push(Arc::new(status(source, &ingress.meta)));
     }
     for (host, paths) in by_host {
         let service = reuse(old.get(&host), virtual_service(source, &host, paths));

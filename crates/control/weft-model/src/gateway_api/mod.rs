@@ -73,11 +73,22 @@ pub(crate) struct Translated {
     /// Oldest first.
     pub virtual_services: Vec<Arc<VirtualService>>,
     pub destination_rules: Vec<Arc<Parsed<istio::DestinationRule>>>,
-    pub statuses: Vec<StatusUpdate>,
+    pub statuses: Vec<Arc<StatusUpdate>>,
     pub warnings: Vec<Warning>,
-    converted: HashMap<RouteKey, (Arc<Parsed<RouteSpec>>, Arc<Converted>)>,
+    routes: HashMap<RouteKey, KnownRoute>,
+    /// Controllers by class: statuses name them.
+    controllers: BTreeMap<String, String>,
     by_slot: HashMap<(String, String), (Vec<Arc<Converted>>, Arc<VirtualService>)>,
     ingress: ingress::Kept,
+}
+
+/// A route as it was translated last.
+#[derive(Debug)]
+struct KnownRoute {
+    object: Arc<Parsed<RouteSpec>>,
+    rules: Arc<Converted>,
+    outcomes: Arc<Vec<attach::Outcome>>,
+    report: Arc<report::Report>,
 }
 
 impl Source<'_> {
@@ -153,24 +164,22 @@ impl Source<'_> {
         let mut found = HashMap::new();
         for route in &attached {
             let key = routes::key(&route.route);
-            let known = old.converted.get(&key);
-            let rules = match known.filter(|(object, _)| !self.references_changed && Arc::ptr_eq(object, &route.route))
-            {
-                Some((_, rules)) => rules.clone(),
+            let known = old.routes.get(&key);
+            let rules = match known.filter(|k| !self.references_changed && Arc::ptr_eq(&k.object, &route.route)) {
+                Some(known) => known.rules.clone(),
                 None => {
                     let rules = routes::convert(&references, &route.route);
-                    crate::parsed::reuse(known.map(|(_, rules)| rules), rules)
+                    crate::parsed::reuse(known.map(|known| &known.rules), rules)
                 }
             };
-            found.insert(key.clone(), rules.clone());
-            out.converted.insert(key, (route.route.clone(), rules));
+            found.insert(key, rules);
         }
         out.by_slot = routes::virtual_services(&attached, &found, &gateways, &references, &old.by_slot);
         out.gateways = gateways.iter().flat_map(|g| &g.listeners).filter_map(|l| l.gateway.clone()).collect();
         out.virtual_services = out.by_slot.values().map(|(_, service)| service.clone()).collect();
         self.add_backend_tls(&mut out);
         ingress::add(self, &mut out, &old.ingress);
-        report::add(self, &gateways, &attached, &found, &mut out);
+        report::add(self, &gateways, &attached, found, old, &mut out);
         out.virtual_services
             .sort_by(|a, b| (a.created, &a.namespace, &a.name).cmp(&(b.created, &b.namespace, &b.name)));
         out.gateways.sort_by(|a, b| (a.created, &a.namespace, &a.name).cmp(&(b.created, &b.namespace, &b.name)));
@@ -181,7 +190,7 @@ impl Source<'_> {
     fn attached(&self, gateways: &[GatewayState]) -> Vec<Attached> {
         let one = |route: &Arc<Parsed<RouteSpec>>| {
             let outcomes = attach::outcomes(route, gateways, self.namespaces);
-            Attached { route: route.clone(), outcomes }
+            Attached { route: route.clone(), outcomes: Arc::new(outcomes) }
         };
         self.routes().into_iter().map(one).collect()
     }

@@ -5,30 +5,72 @@ use super::listeners::{CONTROLLERS, GatewayState};
 use super::read::{Parents, RouteSpec};
 use super::routes::{Converted, RouteKey, is_mesh, key};
 use super::status::{Finding, StatusUpdate, conditions, finding, warning};
-use super::{Problem, Source, Translated};
+use super::{KnownRoute, Problem, Source, Translated};
+use crate::Warning;
 use crate::parsed::{Meta, Parsed};
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use weft_k8s_api::ObjectKey;
 use weft_k8s_api::gateway_api as api;
 
-/// Adds the statuses of all objects, and warnings for what they say no to.
+/// What is said of one route.
+#[derive(Debug)]
+pub(super) struct Report {
+    status: Arc<StatusUpdate>,
+    warnings: Vec<Warning>,
+}
+
+/// Adds the statuses of all objects, and warnings for what they say no to. Routes of which nothing changed keep theirs.
 pub(super) fn add(
     source: &Source<'_>,
     gateways: &[GatewayState],
     routes: &[Attached],
-    converted: &HashMap<RouteKey, Arc<Converted>>,
+    mut converted: HashMap<RouteKey, Arc<Converted>>,
+    old: &Translated,
     out: &mut Translated,
 ) {
     classes(source, out);
-    for (index, gateway) in gateways.iter().enumerate() {
-        of_gateway(index, gateway, routes, out);
+    let mut attached: HashMap<(usize, usize), usize> = HashMap::new();
+    for to in routes.iter().flat_map(|r| r.outcomes.iter()).filter_map(|o| o.attached.as_ref().ok()).flatten() {
+        *attached.entry(to.listener).or_default() += 1;
     }
-    for attached in routes {
-        if let Some(rules) = converted.get(&key(&attached.route)) {
-            of_route(source, attached, rules, gateways, out);
+    for (index, gateway) in gateways.iter().enumerate() {
+        of_gateway(index, gateway, &attached, out);
+    }
+    let classes = source.kinds.gateway_classes.items.iter();
+    out.controllers = classes.map(|c| (c.meta.name.clone(), c.spec.controller.clone())).collect();
+    let same_services = !source.references_changed && out.controllers == old.controllers;
+    for route in routes {
+        let key = key(&route.route);
+        let Some(rules) = converted.remove(&key) else { continue };
+        let same = |k: &&KnownRoute| {
+            same_services
+                && Arc::ptr_eq(&k.object, &route.route)
+                && Arc::ptr_eq(&k.rules, &rules)
+                && k.outcomes == route.outcomes
+        };
+        let report = match old.routes.get(&key).filter(same) {
+            Some(known) => known.report.clone(),
+            None => Arc::new(of_route(source, route, &rules, gateways, &out.controllers)),
+        };
+        out.statuses.push(report.status.clone());
+        out.warnings.extend(report.warnings.iter().cloned());
+        let known = KnownRoute { object: route.route.clone(), rules, outcomes: route.outcomes.clone(), report };
+        out.routes.insert(key, known);
+    }
+    reuse_statuses(old, out);
+}
+
+/// Statuses that are equal to those of the last translation are those.
+fn reuse_statuses(old: &Translated, out: &mut Translated) {
+    let known: HashMap<&ObjectKey, &Arc<StatusUpdate>> = old.statuses.iter().map(|s| (&s.object, s)).collect();
+    for status in &mut out.statuses {
+        if let Some(same) = known.get(&status.object)
+            && (Arc::ptr_eq(same, status) || ***same == **status)
+        {
+            *status = (*same).clone();
         }
     }
 }
@@ -46,15 +88,15 @@ fn classes(source: &Source<'_>, out: &mut Translated) {
     for class in all.filter(|c| CONTROLLERS.contains(&c.spec.controller.as_str())) {
         let kind = if class.spec.old { "Admitted" } else { "Accepted" };
         let found = [Finding::good(kind, kind, "handled by Weft")];
-        out.statuses.push(StatusUpdate {
+        out.statuses.push(Arc::new(StatusUpdate {
             object: object(group(class.spec.old), "GatewayClass", &class.meta),
             generation: class.meta.generation,
             status: json!({"conditions": conditions(&found, class.meta.generation)}),
-        });
+        }));
     }
 }
 
-fn of_gateway(index: usize, state: &GatewayState, routes: &[Attached], out: &mut Translated) {
+fn of_gateway(index: usize, state: &GatewayState, attached: &HashMap<(usize, usize), usize>, out: &mut Translated) {
     let (meta, old) = (&state.object.meta, state.object.spec.old);
     let bad = state.listeners.iter().filter(|l| !l.usable()).count();
     let none = || Problem::new("ListenersNotValid", "no listener can be served; see their conditions".to_string());
@@ -76,8 +118,7 @@ fn of_gateway(index: usize, state: &GatewayState, routes: &[Attached], out: &mut
         for problem in [&listener.accepted, &listener.conflicted, &listener.resolved].into_iter().flatten() {
             out.warnings.push(warning(&meta.provenance, &path, problem));
         }
-        let attached = routes.iter().flat_map(|r| &r.outcomes).filter_map(|o| o.attached.as_ref().ok()).flatten();
-        let attached = attached.filter(|a| a.listener == (index, at)).count();
+        let attached = attached.get(&(index, at)).copied().unwrap_or_default();
         let shown = conditions(&listener.findings(), meta.generation);
         listeners.push(if old {
             json!({"port": listener.spec.port, "hostname": listener.spec.hostname, "name": listener.spec.name,
@@ -93,14 +134,14 @@ fn of_gateway(index: usize, state: &GatewayState, routes: &[Attached], out: &mut
         json!({"type": kind, "value": a})
     };
     let addresses: Vec<Value> = state.addresses.iter().map(address).collect();
-    out.statuses.push(StatusUpdate {
+    out.statuses.push(Arc::new(StatusUpdate {
         object: object(group(old), "Gateway", meta),
         generation: meta.generation,
         status: json!({
             "addresses": addresses, "listeners": listeners,
             "conditions": conditions(&[accepted, programmed], meta.generation),
         }),
-    });
+    }));
 }
 
 /// What a condition was called in the older group.
@@ -117,20 +158,21 @@ fn of_route(
     attached: &Attached,
     rules: &Converted,
     gateways: &[GatewayState],
-    out: &mut Translated,
-) {
+    controllers: &BTreeMap<String, String>,
+) -> Report {
+    let mut warnings = Vec::new();
     let route = &attached.route;
     let (meta, old) = (&route.meta, route.spec.old);
     if let Some(problem) = &rules.unresolved {
-        out.warnings.push(warning(&meta.provenance, "", problem));
+        warnings.push(warning(&meta.provenance, "", problem));
     }
     let resolved = finding("ResolvedRefs", ("ResolvedRefs", "all references are resolved"), rules.unresolved.as_ref());
     let kind = if old { "Admitted" } else { "Accepted" };
     let mut parents = Vec::new();
-    for outcome in &attached.outcomes {
+    for outcome in attached.outcomes.iter() {
         let refused = outcome.attached.as_ref().err().or(rules.refused.as_ref());
         if let Some(problem) = refused {
-            out.warnings.push(warning(&meta.provenance, "", problem));
+            warnings.push(warning(&meta.provenance, "", problem));
         }
         let accepted = finding(kind, (kind, "route is accepted"), refused);
         let shown = conditions(&[accepted, resolved.clone()], meta.generation);
@@ -139,25 +181,28 @@ fn of_route(
             let reference = json!({"name": parent.name, "namespace": parent.namespace});
             json!({"gatewayRef": reference, "conditions": shown})
         } else {
-            json!({"controllerName": controller(outcome, gateways, source), "parentRef": parent, "conditions": shown})
+            json!({"controllerName": controller(outcome, gateways, controllers), "parentRef": parent, "conditions": shown})
         });
     }
     parents.extend(mesh_parents(source, route, rules, meta.generation));
     let list = if old { "gateways" } else { "parents" };
-    out.statuses.push(StatusUpdate {
+    let status = StatusUpdate {
         object: object(group(old), route.spec.kind.name(), meta),
         generation: meta.generation,
         status: json!({list: parents}),
-    });
+    };
+    Report { status: Arc::new(status), warnings }
 }
 
 /// The controller that the Gateway's class names.
-fn controller(outcome: &super::attach::Outcome, gateways: &[GatewayState], source: &Source<'_>) -> String {
+fn controller(
+    outcome: &super::attach::Outcome,
+    gateways: &[GatewayState],
+    controllers: &BTreeMap<String, String>,
+) -> String {
     let class =
         outcome.attached.as_ref().ok().and_then(|a| a.first()).map(|a| &gateways[a.listener.0].object.spec.class);
-    let classes = source.kinds.gateway_classes.items.iter();
-    let named = class.and_then(|class| classes.clone().find(|c| c.meta.name == *class));
-    named.map_or_else(|| CONTROLLERS[0].to_string(), |c| c.spec.controller.clone())
+    class.and_then(|class| controllers.get(class)).cloned().unwrap_or_else(|| CONTROLLERS[0].to_string())
 }
 
 /// Services in the mesh whose callers the route is for.

@@ -103,6 +103,11 @@ impl Merged {
         routes
     }
 
+    /// True when no server is routed as bytes or as unopened TLS: the listeners do not depend on virtual services.
+    pub fn reads_all_as_http(&self) -> bool {
+        self.ports.iter().flat_map(|p| &p.servers).all(|s| s.route.is_some())
+    }
+
     /// True when mutual TLS is passed on by the cluster that its server name encodes.
     pub fn passes_automatically(&self) -> bool {
         self.ports.iter().flat_map(|p| &p.servers).any(|s| s.tls_mode() == Some(ServerTlsMode::AutoPassthrough))

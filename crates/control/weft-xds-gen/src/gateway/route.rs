@@ -1,71 +1,145 @@
 //! Route configurations of gateways: virtual hosts from the virtual services whose hosts a server shares.
+//!
+//! A gateway may have thousands of hosts, and they change one by one: a virtual host is made again only when the virtual
+//! services that it is made of are others than before ([`KeptHosts`]).
 
 use super::merge::{GatewayServer, Merged, bare};
 use crate::host::intersection;
 use crate::pb::address::{bracketed, host_port};
 use crate::pb::route::{Route, VirtualHost, virtual_host::TlsRequirementType};
 use crate::pb::value;
+use crate::resource::Resource;
 use crate::route::convert::{Conversion, is_catch_all};
 use crate::route::{Routes, shell};
 use crate::scope::View;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use weft_core::Provenance;
 use weft_model::VirtualService;
 
-/// The route configurations of all servers that read HTTP.
-pub(crate) fn routes(view: View<'_>, merged: &Merged) -> Routes {
-    let mut routes = Routes::default();
-    for (name, servers) in merged.by_route() {
-        let hosts = virtual_hosts(view, &servers);
-        routes.add(shell(name.to_string(), hosts), view.scope.key.weft);
-    }
-    routes
+/// Virtual hosts by route configuration and host, as they were made last.
+pub(crate) type KeptHosts = HashMap<(String, String), Arc<KeptHost>>;
+
+/// A virtual host, and what it was made of.
+#[derive(Debug)]
+pub(crate) struct KeptHost {
+    made_of: Vec<Share>,
+    resource: Arc<Resource>,
 }
 
-/// Virtual hosts by host. Without any, every request is answered 404.
-fn virtual_hosts(view: View<'_>, servers: &[&GatewayServer]) -> Vec<VirtualHost> {
-    let mut hosts: BTreeMap<String, VirtualHost> = BTreeMap::new();
-    let mut met: HashSet<(*const VirtualService, String)> = HashSet::new();
-    for server in servers {
-        let namespace = &view.scope.key.namespace;
-        for vs in view.snapshot.virtual_services_for(&server.gateway, namespace) {
-            let common = intersection(&server.hosts_for(&vs.namespace), &vs.hosts);
-            if common.is_empty() {
-                continue;
+/// A virtual service's part in a virtual host, through one server.
+#[derive(Debug, Clone)]
+struct Share {
+    /// Place of the server among those of the route configuration.
+    server: usize,
+    /// `None`: the server itself, which redirects.
+    vs: Option<Arc<VirtualService>>,
+}
+
+impl Share {
+    fn is(&self, other: &Self) -> bool {
+        let same = match (&self.vs, &other.vs) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (None, None) => true,
+            _ => false,
+        };
+        same && self.server == other.server
+    }
+}
+
+/// The route configurations of all servers that read HTTP. `old` are the virtual hosts that were made from the same
+/// servers, services and rules; the second value is what to keep.
+pub(crate) fn routes(view: View<'_>, merged: &Merged, old: &KeptHosts) -> (Routes, KeptHosts) {
+    let mut routes = Routes::default();
+    let mut kept = KeptHosts::new();
+    let bound = by_gateway(view);
+    for (name, servers) in merged.by_route() {
+        let mut hosts = Vec::new();
+        for (host, shares) in shares(&servers, &bound) {
+            let key = (name.to_string(), host);
+            let same = |k: &&Arc<KeptHost>| {
+                k.made_of.len() == shares.len() && k.made_of.iter().zip(&shares).all(|(a, b)| a.is(b))
+            };
+            let host = match old.get(&key).filter(same) {
+                Some(host) => host.clone(),
+                None => match virtual_host(view, &servers, &key.1, &shares) {
+                    Some(host) => Arc::new(KeptHost { resource: routes.name_host(name, &host), made_of: shares }),
+                    None => continue,
+                },
+            };
+            hosts.push(host.resource.clone());
+            kept.insert(key, host);
+        }
+        if hosts.is_empty() {
+            hosts.push(routes.name_host(name, &black_hole(&servers)));
+        }
+        hosts.sort_by(|a, b| a.name.cmp(&b.name));
+        routes.add_packed(shell(name.to_string(), Vec::new()), &hosts, view.scope.key.weft);
+    }
+    (routes, kept)
+}
+
+/// Virtual services that the gateway sees, by the gateways they are bound to, oldest first.
+fn by_gateway<'a>(view: View<'a>) -> HashMap<&'a str, Vec<&'a Arc<VirtualService>>> {
+    let mut bound: HashMap<&str, Vec<&Arc<VirtualService>>> = HashMap::new();
+    let namespace = &view.scope.key.namespace;
+    for vs in view.snapshot.virtual_services.iter().filter(|vs| vs.export_to.visible_in(namespace)) {
+        for gateway in &vs.gateways {
+            let list = bound.entry(gateway).or_default();
+            if list.last().is_none_or(|last| !Arc::ptr_eq(last, vs)) {
+                list.push(vs);
             }
-            let tls = server.tls_mode().is_some();
-            let conversion = Conversion { view, vs: &vs, port: server.declared_port, gateway: &server.gateway, tls };
-            let routes = conversion.routes();
-            if routes.is_empty() {
-                continue;
-            }
-            for host in common {
-                let known = hosts.entry(host.clone()).or_insert_with(|| VirtualHost {
-                    metadata: Some(value::provenance(&vs.provenance)),
-                    ..empty(&host, server.declared_port)
-                });
-                let again = !met.insert((Arc::as_ptr(&vs), host));
-                add_routes(known, &routes, again);
-                if server.redirects() {
-                    known.require_tls = TlsRequirementType::All as i32;
-                }
+        }
+    }
+    bound
+}
+
+/// Who has a part in which host, in the order in which routes are tried.
+fn shares(
+    servers: &[&GatewayServer],
+    bound: &HashMap<&str, Vec<&Arc<VirtualService>>>,
+) -> BTreeMap<String, Vec<Share>> {
+    let mut hosts: BTreeMap<String, Vec<Share>> = BTreeMap::new();
+    for (index, server) in servers.iter().enumerate() {
+        for vs in bound.get(server.gateway.as_str()).into_iter().flatten() {
+            for host in intersection(&server.hosts_for(&vs.namespace), &vs.hosts) {
+                hosts.entry(host).or_default().push(Share { server: index, vs: Some((*vs).clone()) });
             }
         }
         if server.redirects() {
-            redirect_all(&mut hosts, server);
+            // Hosts of a server that redirects need no virtual service.
+            for host in server.hosts.iter().map(|h| bare(h)) {
+                hosts.entry(host.to_string()).or_default().push(Share { server: index, vs: None });
+            }
         }
     }
-    if hosts.is_empty() {
-        let port = servers.first().map_or(0, |s| s.declared_port);
-        return vec![VirtualHost {
-            name: host_port("blackhole", port),
-            domains: vec!["*".into()],
-            ..Default::default()
-        }];
-    }
-    let mut hosts: Vec<VirtualHost> = hosts.into_values().collect();
-    hosts.sort_by(|a, b| a.name.cmp(&b.name));
     hosts
+}
+
+/// The virtual host; `None` when no rule has a route for its servers.
+fn virtual_host(view: View<'_>, servers: &[&GatewayServer], host: &str, shares: &[Share]) -> Option<VirtualHost> {
+    let mut out: Option<VirtualHost> = None;
+    let mut met: HashSet<*const VirtualService> = HashSet::new();
+    for share in shares {
+        let server = servers.get(share.server)?;
+        let Some(vs) = &share.vs else {
+            let known = out.get_or_insert_with(|| empty(host, server.declared_port, &server.origin));
+            known.require_tls = TlsRequirementType::All as i32;
+            continue;
+        };
+        let tls = server.tls_mode().is_some();
+        let conversion = Conversion { view, vs, port: server.declared_port, gateway: &server.gateway, tls };
+        let routes = conversion.routes();
+        if routes.is_empty() {
+            continue;
+        }
+        let known = out.get_or_insert_with(|| empty(host, server.declared_port, &vs.provenance));
+        add_routes(known, &routes, !met.insert(Arc::as_ptr(vs)));
+        if server.redirects() {
+            known.require_tls = TlsRequirementType::All as i32;
+        }
+    }
+    out
 }
 
 /// Routes of several virtual services for one host: the older's first, those that match everything last of all. `again`
@@ -79,22 +153,18 @@ fn add_routes(host: &mut VirtualHost, more: &[Route], again: bool) {
     host.routes = first;
 }
 
-/// Hosts of a server that redirects need no virtual service.
-fn redirect_all(hosts: &mut BTreeMap<String, VirtualHost>, server: &GatewayServer) {
-    for host in server.hosts.iter().map(|h| bare(h)) {
-        let known = hosts.entry(host.to_string()).or_insert_with(|| VirtualHost {
-            metadata: Some(value::provenance(&server.origin)),
-            ..empty(host, server.declared_port)
-        });
-        known.require_tls = TlsRequirementType::All as i32;
-    }
-}
-
-fn empty(host: &str, port: u16) -> VirtualHost {
+fn empty(host: &str, port: u16, origin: &Provenance) -> VirtualHost {
     VirtualHost {
         name: host_port(host, port),
         domains: vec![bracketed(host)],
         include_request_attempt_count: true,
+        metadata: Some(value::provenance(origin)),
         ..Default::default()
     }
+}
+
+/// Without any host, every request is answered 404.
+fn black_hole(servers: &[&GatewayServer]) -> VirtualHost {
+    let port = servers.first().map_or(0, |s| s.declared_port);
+    VirtualHost { name: host_port("blackhole", port), domains: vec!["*".into()], ..Default::default() }
 }

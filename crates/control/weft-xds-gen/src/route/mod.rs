@@ -24,12 +24,16 @@ use crate::pb::route::{
 };
 use crate::resource::{Resource, Resources, by_name};
 use crate::scope::{Egress, Scope, View};
+use std::sync::Arc;
 use weft_core::names;
 
 /// Longest body of a direct response, bytes.
 const MAX_DIRECT_RESPONSE: u32 = 1024 * 1024;
 /// Status for hosts that nothing is known of, when these are refused.
 const UNKNOWN_HOST_STATUS: u32 = 502;
+
+/// Field of a route configuration that holds its virtual hosts.
+const VIRTUAL_HOSTS_TAG: u32 = 2;
 
 /// Which requests an outbound route configuration is for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,14 +65,26 @@ impl Routes {
     /// Adds a configuration: whole, or as a shell whose virtual hosts come by VHDS.
     pub fn add(&mut self, configuration: RouteConfiguration, vhds: bool) {
         let mut shell = configuration;
-        if vhds {
-            let hosts = std::mem::take(&mut shell.virtual_hosts);
-            let named = hosts.iter().map(|host| Resource::new(format!("{}/{}", shell.name, host.name), host));
-            self.virtual_hosts.extend(by_name(named));
+        let hosts = std::mem::take(&mut shell.virtual_hosts);
+        let packed: Vec<Arc<Resource>> = hosts.iter().map(|host| self.name_host(&shell.name, host)).collect();
+        self.add_packed(shell, &packed, vhds);
+    }
+
+    /// As [`Self::add`], with virtual hosts that are packed already.
+    pub fn add_packed(&mut self, mut shell: RouteConfiguration, hosts: &[Arc<Resource>], vhds: bool) {
+        let resource = if vhds {
+            self.virtual_hosts.extend(by_name(hosts.iter().cloned()));
             shell.vhds = Some(envoy::Vhds { config_source: Some(pb::ads()) });
-        }
-        let resource = Resource::new(shell.name.as_str(), &shell);
+            Resource::new(shell.name.as_str(), &shell)
+        } else {
+            Resource::with_messages(shell.name.as_str(), &shell, VIRTUAL_HOSTS_TAG, hosts.iter().map(|h| &h.any))
+        };
         self.configurations.insert(resource.name.clone(), resource);
+    }
+
+    /// A virtual host as VHDS names it.
+    pub fn name_host(&self, configuration: &str, host: &VirtualHost) -> Arc<Resource> {
+        Resource::new(format!("{configuration}/{}", host.name), host)
     }
 }
 
