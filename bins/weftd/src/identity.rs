@@ -52,6 +52,11 @@ pub(crate) async fn begin(client: &ApiClient, settings: &Arc<Settings>, meshes: 
 }
 
 impl Identity {
+    /// What signs, now and later.
+    pub fn signing(&self) -> watch::Receiver<Signing> {
+        self.signing.clone()
+    }
+
     /// Keeps all of it current, for as long as `tasks` live. What is written to the API server is written by the leader.
     pub fn run(
         self,

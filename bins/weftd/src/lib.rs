@@ -4,7 +4,8 @@
 //!
 //! Reading order: [`settings`], `source` (which objects are read), `mesh` (mesh config), `model` (objects → snapshots),
 //! `identity` (the parts of it: `authority`, `registration`, `auth`, `federation`), `transport` and `idle` (the TLS port);
-//! `leader` (who of several writes), `root_cert`, `dns_certs`, `status`, `conditions` and `events` (what is written back).
+//! `leader` (who of several writes), `root_cert`, `dns_certs`, `status`, `conditions` and `events` (what is written back);
+//! `webhook` (pods and objects before they are stored).
 
 mod auth;
 mod authority;
@@ -24,6 +25,7 @@ pub mod settings;
 mod source;
 mod status;
 mod transport;
+mod webhook;
 
 pub use settings::Settings;
 
@@ -56,6 +58,8 @@ pub struct Running {
     pub plain: Option<SocketAddr>,
     /// Where readiness, metrics and debug endpoints are served.
     pub monitoring: SocketAddr,
+    /// Where the webhooks are served.
+    pub webhooks: SocketAddr,
     /// Whether all of it is up.
     pub ready: Readiness,
     ads: AdsServer,
@@ -87,7 +91,8 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let listener = bind(settings.monitoring_addr, "--monitoring-addr").await?;
     let monitoring = listener.local_addr()?;
     let standing: Arc<ArcSwap<Option<Standing>>> = Arc::default();
-    let shown = shown(&settings, &ads, &ready, &callers, &signer, &standing);
+    let hooks = Arc::new(webhook::Metrics::default());
+    let shown = shown(&settings, &ads, &ready, &callers, &signer, &standing, &hooks);
     servers.spawn(serve_monitoring(listener, shown, closing.subscribe()));
 
     let client = connect(&settings).await?;
@@ -124,6 +129,19 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
         false => None,
     };
 
+    let listener = bind(settings.https_addr, "--https-addr").await?.into_std().context("webhook port")?;
+    let webhooks = listener.local_addr()?;
+    let parts = webhook::Parts {
+        cache: cache.clone(),
+        settings: settings.clone(),
+        signing: identity.signing(),
+        metrics: hooks.clone(),
+        closing: closing.subscribe(),
+    };
+    servers.spawn(webhook::start(listener, parts)?);
+    let (known, roots) = (client.clone(), identity.signing());
+    background.spawn(done(webhook::keep_configurations(known, settings.clone(), roots, ready.clone(), hooks)));
+
     identity.run(&mut background, &client, &cache, &settings, &leader);
     background.spawn(done(source::report_loss(settings.clone(), source.state(), ready.clone())));
     if settings.write_status {
@@ -140,6 +158,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
         secure,
         plain,
         monitoring,
+        webhooks,
         ready,
         ads,
         closing,
@@ -231,8 +250,10 @@ fn shown(
     callers: &Arc<ArcSwap<Option<Callers>>>,
     signer: &Arc<ArcSwap<Option<CertificateService>>>,
     standing: &Arc<ArcSwap<Option<Standing>>>,
+    hooks: &Arc<webhook::Metrics>,
 ) -> Monitoring {
     let (ready, callers, signer, standing) = (ready.clone(), callers.clone(), signer.clone(), standing.clone());
+    let hooks = hooks.clone();
     Monitoring {
         server: ads.clone(),
         instance: settings.pod_name.clone(),
@@ -240,7 +261,7 @@ fn shown(
         not_ready: Arc::new(move || ready.reasons().iter().map(|r| format!("waiting for {r}")).collect()),
         more_metrics: Arc::new(move || {
             let certificates = signer.load().as_ref().as_ref().map(authority::metrics).unwrap_or_default();
-            certificates + &standing.load().as_ref().as_ref().map(Standing::metrics).unwrap_or_default()
+            certificates + &hooks.show() + &standing.load().as_ref().as_ref().map(Standing::metrics).unwrap_or_default()
         }),
         access: Arc::new(move |headers, remote| {
             let callers = callers.load_full();

@@ -55,6 +55,13 @@ pub struct Settings {
     #[arg(long, alias = "monitoringAddr", default_value_t = any(port::MONITORING))]
     pub monitoring_addr: SocketAddr,
 
+    /// Address of the webhooks.
+    #[arg(long, alias = "httpsAddr", default_value_t = any(port::WEBHOOK))]
+    pub https_addr: SocketAddr,
+    /// Whether proxies start before the init containers of their pods: `auto` asks the nodes for their version.
+    #[arg(long, env = "ENABLE_NATIVE_SIDECARS", value_enum, default_value_t = NativeSidecars::Auto)]
+    pub native_sidecars: NativeSidecars,
+
     /// Quiet time after a change before it is acted on.
     #[arg(long, env = "PILOT_DEBOUNCE_AFTER", default_value = "10ms", value_parser = weft_core::duration::parse)]
     pub debounce_after: Duration,
@@ -147,6 +154,18 @@ pub enum ExternalCa {
 pub enum CompliancePolicy {
     /// Key exchange that a quantum computer cannot undo.
     Pqc,
+}
+
+/// Where a proxy stands in its pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum NativeSidecars {
+    /// Among the init containers where all nodes can run it there (Kubernetes 1.33 and later).
+    #[default]
+    Auto,
+    /// Among the init containers.
+    True,
+    /// Among the containers.
+    False,
 }
 
 fn any(port: u16) -> SocketAddr {

@@ -26,9 +26,9 @@ pub(crate) fn start(client: &ApiClient, settings: &Settings) -> anyhow::Result<A
     Ok(Arc::new(KubeSource::start(client, &watched()?, &options)))
 }
 
-/// The kinds of the model, and ConfigMaps.
+/// The kinds of the model, ConfigMaps, and what the injector asks for beside them.
 fn watched() -> anyhow::Result<Vec<&'static KindInfo>> {
-    let kinds: BTreeSet<_> = weft_model::KINDS.iter().chain(&[("", "ConfigMap")]).collect();
+    let kinds: BTreeSet<_> = weft_model::KINDS.iter().chain(&[("", "ConfigMap"), ("networking.istio.io", "ProxyConfig")]).collect();
     let known =
         |(group, kind): &(&str, &str)| by_kind(group, kind).with_context(|| format!("kind {kind} is not known"));
     kinds.into_iter().map(known).collect()

@@ -46,6 +46,7 @@ impl Weftd {
             format!("--pod-name={name}"),
             format!("--secure-grpc-addr=127.0.0.1:{secure}"),
             format!("--monitoring-addr=127.0.0.1:{monitoring}"),
+            format!("--https-addr=127.0.0.1:{webhook}"),
             "--drain=100ms".into(),
         ];
         args.extend(more.iter().map(ToString::to_string));

@@ -111,7 +111,7 @@ impl Cluster {
         let (url, token) = (format!("http://{}", self.address), FILE.clone());
         let mut flags = vec!["weftd", "--api-url", &url, "--token-file", &token, "--pod-name", "weftd-0"];
         flags.extend(["--secure-grpc-addr", "127.0.0.1:0", "--grpc-addr", "127.0.0.1:0"]);
-        flags.extend(["--monitoring-addr", "127.0.0.1:0"]);
+        flags.extend(["--monitoring-addr", "127.0.0.1:0", "--https-addr", "127.0.0.1:0"]);
         flags.extend(more);
         Settings::parse_from(flags)
     }

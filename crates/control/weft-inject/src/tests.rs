@@ -36,7 +36,7 @@ fn template_language() {
         ("{{ if ge (len .Spec.Containers) 2 }}many{{ end }}", "many"),
         ("{{ isset .ObjectMeta.Annotations `n` }} {{ annotation .ObjectMeta `x` 9 }}", "true 9"),
         ("{{ trunc 3 \"abcdef\" | trimAll \"a\" }}", "bc"),
-        ("{{ toJSON .Values.list }} {{ .Values.map | toYaml | nindent 2 }}", "[1,2] \n  b: 2\n  a: '1'"),
+        ("{{ toJSON .Values.list }} {{ .Values.map | toYaml | nindent 2 }}", "[1,2] \n  b: 2\n  a: \"1\""),
         ("{{ contains \"i\" .Values.text }} {{ ternary \"a\" \"b\" false }}", "true b"),
         ("{{ valueOrDefault .Values.none \"d\" }}{{ .Values.none }}", "d"),
     ] {

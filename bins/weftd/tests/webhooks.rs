@@ -1,0 +1,144 @@
+//! The webhooks of a running control plane, asked as an API server asks: over TLS that is checked by the published roots.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use common::{Cluster, LIMIT, get, until};
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use weft_k8s_api::kinds::by_kind;
+use weft_tls::{ClientContext, ClientParams, ServerVerification, TrustAnchors};
+
+/// One question, as bytes: status and body of the answer.
+async fn post(address: SocketAddr, root: &str, path: &str, content: &str, body: &[u8]) -> (u16, String) {
+    let anchors = TrustAnchors::from_pem(root.as_bytes()).unwrap();
+    let params = ClientParams {
+        sni: Some("istiod.istio-system.svc".into()),
+        alpn: vec![b"http/1.1".to_vec()],
+        ..ClientParams::new(ServerVerification::WebPki { anchors, san: None })
+    };
+    let context = ClientContext::build(params).unwrap();
+    let stream = TcpStream::connect(address).await.unwrap();
+    let mut stream = timeout(LIMIT, context.connect(stream)).await.unwrap().unwrap().stream;
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: istiod\r\nconnection: close\r\ncontent-type: {content}\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // A refusal may come before all has been said.
+    let _ = stream.write_all(body).await;
+    let mut answer = Vec::new();
+    let _ = timeout(LIMIT, stream.read_to_end(&mut answer)).await.unwrap();
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    (head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0), body.to_string())
+}
+
+fn review(object: Value) -> Vec<u8> {
+    json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
+        "uid": "u1", "operation": "CREATE", "namespace": "default", "object": object,
+        "resource": {"group": "networking.istio.io", "version": "v1", "resource": "virtualservices"}}})
+    .to_string()
+    .into_bytes()
+}
+
+#[tokio::test]
+async fn pods_and_objects() {
+    let cluster = Cluster::start().await;
+    cluster
+        .create(
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "istio", "namespace": "istio-system"},
+        "data": {"mesh": "trustDomain: cluster.local\ndefaultConfig: {concurrency: 3}\n"}}),
+        )
+        .await;
+    for (kind, name, hook) in [
+        ("MutatingWebhookConfiguration", "istio-sidecar-injector", "namespace.sidecar-injector.istio.io"),
+        ("ValidatingWebhookConfiguration", "istiod-default-validator", "validation.istio.io"),
+    ] {
+        // Chooses nothing, so that the API server of the test asks nobody.
+        let nobody = json!({"matchLabels": {"none": "such"}});
+        cluster
+            .create(json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": {"name": name},
+            "webhooks": [{"name": hook, "clientConfig": {"url": "https://localhost:1/x"}, "failurePolicy": "Ignore",
+                          "sideEffects": "None", "admissionReviewVersions": ["v1"], "objectSelector": nobody}]}))
+            .await;
+    }
+    let weftd = cluster.weftd().await;
+    let (address, root) = (weftd.webhooks, cluster.root_pem().await);
+    // The API server gets to know whom to trust, and then to insist.
+    let configuration = async |kind: &str, name: &str| {
+        cluster.client.get(by_kind("admissionregistration.k8s.io", kind).unwrap(), "", name).await.unwrap().body["webhooks"][0].clone()
+    };
+    let known = async || {
+        let mutating = configuration("MutatingWebhookConfiguration", "istio-sidecar-injector").await;
+        let validating = configuration("ValidatingWebhookConfiguration", "istiod-default-validator").await;
+        let bundle = STANDARD.encode(&root);
+        let both = [&mutating, &validating].iter().all(|hook| hook["clientConfig"]["caBundle"] == bundle.as_str());
+        (both && validating["failurePolicy"] == "Fail" && mutating["failurePolicy"] == "Ignore").then_some(())
+    };
+    until("the webhooks in their configurations", known).await;
+
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"generateName": "web-"},
+                     "spec": {"containers": [{"name": "web", "image": "i"}]}});
+    let (status, body) =
+        post(address, &root, "/inject/cluster/east/net/n1", "application/json", &review(pod.clone())).await;
+    assert_eq!(status, 200, "{body}");
+    let answer: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((&answer["response"]["uid"], &answer["response"]["allowed"]), (&json!("u1"), &json!(true)));
+    let patch = STANDARD.decode(answer["response"]["patch"].as_str().unwrap()).unwrap();
+    let patch = String::from_utf8(patch).unwrap();
+    for part in ["istio-proxy", r#"\"concurrency\":3"#, r#""value":"east""#, r#""topology.istio.io/network":"n1""#] {
+        assert!(patch.contains(part), "{part} not in {patch}");
+    }
+
+    let mut declines = pod.clone();
+    declines["metadata"]["labels"] = json!({"sidecar.istio.io/inject": "false"});
+    let mut wrong = pod.clone();
+    wrong["metadata"]["annotations"] = json!({"traffic.sidecar.istio.io/excludeInboundPorts": "bad"});
+    let virtual_service = |weight: i64| {
+        json!({"apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": {"name": "reviews"},
+               "spec": {"hosts": ["reviews"], "http": [{"route": [{"destination": {"host": "reviews"}, "weight": weight}]}]}})
+    };
+    let large = review(json!({"spec": {"x": "y".repeat(9 << 20)}}));
+    for (path, content, body, status, said) in [
+        ("/inject", "application/json", review(declines), 200, r#""allowed":true"#),
+        ("/inject", "application/json", review(wrong), 200, "excludeInboundPorts"),
+        ("/inject", "application/json", review(json!({"kind": "Pod"})), 200, "no pod"),
+        ("/inject", "application/json", Vec::new(), 400, "no body"),
+        ("/inject", "text/plain", review(pod.clone()), 415, "application/json"),
+        ("/inject", "application/json", b"{}".to_vec(), 400, "apiVersion"),
+        ("/inject", "application/json", b"[1".to_vec(), 400, "AdmissionReview"),
+        ("/inject", "application/json", large, 413, ""),
+        ("/validate", "application/json", review(virtual_service(100)), 200, r#""allowed":true"#),
+        (
+            "/validate",
+            "application/json",
+            review(virtual_service(-1)),
+            200,
+            "VirtualService default/reviews: spec.http[0].route[0].weight",
+        ),
+        ("/validate", "application/json", b"x".to_vec(), 400, "AdmissionReview"),
+        ("/elsewhere", "application/json", Vec::new(), 404, ""),
+    ] {
+        let answer = post(address, &root, path, content, &body).await;
+        assert!(answer.0 == status && answer.1.contains(said), "{path} {said}: {answer:?}");
+    }
+
+    let (_, metrics) = get(weftd.monitoring, "/metrics").await;
+    for line in [
+        "sidecar_injection_requests_total 8",
+        "sidecar_injection_success_total 1",
+        "sidecar_injection_skip_total 1",
+        "sidecar_injection_time_seconds_count 4",
+        r#"galley_validation_http_error{status="400"} 1"#,
+        "galley_validation_config_updates",
+    ] {
+        assert!(metrics.contains(line), "{line} not in {metrics}");
+    }
+    weftd.stop().await;
+}
