@@ -26,6 +26,16 @@ pub struct Args {
     /// Namespace
     #[arg(short, long, value_name = "NS")]
     namespace: Option<String>,
+    /// Patch the status instead of the object
+    #[arg(long, value_enum)]
+    subresource: Option<Subresource>,
+}
+
+/// Parts of an object that are written apart from the rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Subresource {
+    /// What its controller says of it
+    Status,
 }
 
 /// How a patch is written.
@@ -61,7 +71,13 @@ pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode>
             Kind::Strategic if plain => PatchType::Merge,
             Kind::Strategic => PatchType::Strategic,
         };
-        let written = client.patch(kind, &namespace, &name, patch_type, &patch).await?;
+        let written = match args.subresource {
+            Some(Subresource::Status) => {
+                let Some(status) = patch.get("status") else { bail!("the patch has no field status") };
+                client.patch_status(kind, &namespace, &name, status).await?
+            }
+            None => client.patch(kind, &namespace, &name, patch_type, &patch).await?,
+        };
         for warning in &written.warnings {
             output::warn(warning);
         }

@@ -1,0 +1,124 @@
+//! Certificates change under load: a new root, short lives, and a control plane that is away for longer than they last.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+use weft_journeys::browser::get;
+use weft_journeys::load::Load;
+use weft_journeys::{Lab, eventually};
+
+const RATE: u32 = 500;
+const SOON: Duration = Duration::from_secs(60);
+
+/// Lifetime of workload certificates in the second test.
+const LIFE: u64 = 30;
+
+/// How long the load goes on while certificates are renewed: five minutes with `WEFT_LONG=1`, else two lives and a half.
+fn renewal_time() -> Duration {
+    match std::env::var_os("WEFT_LONG") {
+        Some(_) => Duration::from_secs(300),
+        None => Duration::from_secs(LIFE * 5 / 2),
+    }
+}
+
+fn status(lab: &Lab) -> Result<Value> {
+    Ok(serde_json::from_str(&lab.weft(&["ca", "status", "-o", "json"])?)?)
+}
+
+#[test]
+fn a_new_root_under_load() -> Result<()> {
+    let lab = Lab::start(&[])?;
+    let before = status(&lab)?;
+    ensure!(before["phase"] == "steady" && before["roots"].as_array().is_some_and(|r| r.len() == 1), "{before}");
+    ensure!(before["workloads"].as_array().is_some_and(|w| w.len() >= 7), "{before}");
+    let restarts = |lab: &Lab| -> Result<Vec<String>> { lab.ready_pods("", "default") };
+    let pods = restarts(&lab)?;
+
+    let load = Load::start(&lab.url("/productpage"), RATE);
+    std::thread::sleep(Duration::from_secs(1));
+    let said = lab.weft(&["ca", "rotate", "--timeout", "3m"]);
+    std::thread::sleep(Duration::from_secs(2));
+    let report = load.stop()?;
+    println!("{}root rotated: {report}", said?);
+    ensure!(report.failures.is_empty() && report.sent > 0 && report.ok == report.sent, "{report}");
+
+    let after = status(&lab)?;
+    ensure!(after["phase"] == "steady" && after["signer"] != before["signer"], "{after}");
+    for workload in after["workloads"].as_array().context("workloads")? {
+        ensure!(workload["note"] == "" && workload["signedBy"] == after["signer"], "{workload}");
+        ensure!(workload["trusts"] == json!([after["signer"]]), "{workload}");
+    }
+    ensure!(restarts(&lab)? == pods, "a pod was made anew");
+    Ok(())
+}
+
+#[test]
+fn short_lives_and_a_control_plane_that_is_away() -> Result<()> {
+    let lab = Lab::start(&[])?;
+    let env = json!([{"name": "MAX_WORKLOAD_CERT_TTL", "value": format!("{LIFE}s")}]);
+    let container = json!({"name": "discovery", "env": env});
+    let patch = json!({"spec": {"template": {"spec": {"containers": [container]}}}}).to_string();
+    lab.weft(&["patch", "deployment", "istiod", "-n", "istio-system", "-p", &patch])?;
+    lab.wait_deployments("istio-system", &["istiod"])?;
+    // Those that have a certificate of a day begin anew with a short one.
+    let again = json!({"spec": {"template": {"metadata": {"annotations": {"short": "lived"}}}}}).to_string();
+    let names = ["productpage-v1", "details-v1", "reviews-v1", "reviews-v2", "reviews-v3", "ratings-v1"];
+    for name in names {
+        lab.weft(&["patch", "deployment", name, "-p", &again])?;
+    }
+    lab.weft(&["patch", "deployment", "istio-ingressgateway", "-n", "istio-system", "-p", &again])?;
+    lab.wait_deployments("default", &names)?;
+    lab.wait_deployments("istio-system", &["istio-ingressgateway"])?;
+    eventually(SOON, || {
+        ensure!(get(&lab.url("/productpage"), &[])?.status == 200, "not yet");
+        Ok(())
+    })?;
+
+    let load = Load::start(&lab.url("/productpage"), RATE / 5);
+    std::thread::sleep(renewal_time());
+    let report = load.stop()?;
+    println!("lives of {LIFE} s: {report}");
+    ensure!(report.failures.is_empty() && report.ok == report.sent && report.sent > 0, "{report}");
+
+    let replicas = |n: u32| {
+        let patch = json!({"spec": {"replicas": n}}).to_string();
+        lab.weft(&["patch", "deployment", "istiod", "-n", "istio-system", "-p", &patch])
+    };
+    replicas(0)?;
+    eventually(SOON, || {
+        ensure!(lab.objects("pods", &["-n", "istio-system", "-l", "app=istiod"])?.is_empty(), "istiod still runs");
+        Ok(())
+    })?;
+    let gone = Instant::now();
+    // Until the certificates end everything goes on: the youngest has more than half of its life, the oldest a third.
+    while gone.elapsed() < Duration::from_secs(LIFE / 4) {
+        let answer = get(&lab.url("/productpage"), &[])?;
+        ensure!(answer.status == 200, "{} after {:?} without a control plane", answer.status, gone.elapsed());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    // Three half-lives later nothing that needs an identity goes through any more, and the reason is told.
+    eventually(Duration::from_secs(LIFE * 3), || {
+        let answer = get(&lab.url("/productpage"), &[])?;
+        ensure!(answer.status == 503, "{}", answer.status);
+        Ok(())
+    })?;
+    println!("closed {:?} after the control plane was gone", gone.elapsed());
+    ensure!(gone.elapsed() > Duration::from_secs(LIFE / 3), "closed too early");
+    let log = lab.logs("istio-system", "deploy/istio-ingressgateway", "istio-proxy")?;
+    ensure!(log.contains("identity lost"), "the log does not say why");
+    let alarm = lab.exec(
+        "istio-system",
+        "deploy/istio-ingressgateway",
+        "istio-proxy",
+        &["curl", "-s", "http://127.0.0.1:15020/stats/prometheus"],
+    )?;
+    let alarm = weft_journeys::lab::text(&alarm.stdout);
+    ensure!(alarm.contains("weft_agent_identity_alarm 1"), "the alarm is not up");
+
+    replicas(1)?;
+    eventually(Duration::from_secs(90), || {
+        ensure!(get(&lab.url("/productpage"), &[])?.status == 200, "not yet");
+        Ok(())
+    })?;
+    Ok(())
+}
