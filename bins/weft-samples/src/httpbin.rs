@@ -118,6 +118,7 @@ fn router() -> Router {
         .route("/cookies/set", get(set_cookies))
         .route("/basic-auth/{user}/{password}", get(basic_auth))
         .route("/bearer", get(bearer))
+        .route("/base64/{value}", get(from_base64))
         .route("/response-headers", any(response_headers))
         .route("/bytes/{n}", get(bytes))
         .route("/stream/{n}", get(stream))
@@ -371,6 +372,15 @@ async fn basic_auth(Path((user, password)): Path<(String, String)>, headers: Hea
         return json_body(&json!({"authenticated": true, "user": user}));
     }
     (StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, "Basic realm=\"Fake Realm\"")]).into_response()
+}
+
+/// What a base64url text stands for.
+async fn from_base64(Path(value): Path<String>) -> Response {
+    let engine = base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    match engine.decode(value.trim_end_matches('=')) {
+        Ok(bytes) => bytes.into_response(),
+        Err(_) => "Incorrect Base64 data try: SFRUUEJJTiBpcyBhd2Vzb21l".into_response(),
+    }
 }
 
 async fn bearer(headers: HeaderMap) -> Response {

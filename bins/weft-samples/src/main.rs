@@ -5,6 +5,7 @@
 
 mod bookinfo;
 mod client;
+mod ext_authz;
 mod fortio;
 mod helloworld;
 mod httpbin;
@@ -42,6 +43,8 @@ enum Sample {
     Website(website::Args),
     /// A proxy that tunnels by CONNECT
     Squid(squid::Args),
+    /// An external authorizer, over HTTP and gRPC
+    ExtAuthz(ext_authz::Args),
     /// Answers each line with a prefix and the line
     TcpEcho(tcp_echo::Args),
     /// Shows one answer, or makes load
@@ -65,6 +68,7 @@ async fn main() -> anyhow::Result<()> {
         Sample::Helloworld(args) => helloworld::run(args).await,
         Sample::Website(args) => website::run(args).await,
         Sample::Squid(args) => squid::run(args).await,
+        Sample::ExtAuthz(args) => ext_authz::run(args).await,
         Sample::TcpEcho(args) => tcp_echo::run(args).await,
         Sample::Fortio(args) => fortio::run(args).await,
         Sample::Sleep { .. } => {

@@ -37,6 +37,7 @@ pub fn compile_http(message: &http_filter::Rbac, compiler: &mut Compiler<'_>, pa
         rules: rules.as_ref().map(|r| compile.rules(r, &path.field("rules"))),
         shadow: shadow_rules.as_ref().map(|r| compile.rules(r, &path.field("shadow_rules"))),
         shadow_prefix: shadow_rules_stat_prefix.clone(),
+        shadow_keys: crate::ShadowKeys::new(shadow_rules_stat_prefix),
         stat_prefix: String::new(),
     }
 }
@@ -60,6 +61,7 @@ pub fn compile_network(message: &network_filter::Rbac, compiler: &mut Compiler<'
         rules: rules.as_ref().map(|r| compile.rules(r, &path.field("rules"))),
         shadow: shadow_rules.as_ref().map(|r| compile.rules(r, &path.field("shadow_rules"))),
         shadow_prefix: shadow_rules_stat_prefix.clone(),
+        shadow_keys: crate::ShadowKeys::new(shadow_rules_stat_prefix),
         stat_prefix: stat_prefix.clone(),
     }
 }
@@ -84,7 +86,7 @@ impl Compile<'_, '_> {
         refuse_set!(self.compiler.errors, path, audit_logging_options);
         // In order of their names, as in a sorted map: which policy is named in a log must not change by chance.
         let policies = message.policies.iter().map(|(n, p)| self.policy(n, p, &path.key("policies", n))).collect();
-        Rules { action, policies }
+        Rules::new(action, policies)
     }
 
     fn policy(&mut self, name: &str, message: &proto::Policy, path: &Path<'_>) -> RulePolicy {
@@ -229,6 +231,9 @@ impl Compile<'_, '_> {
         path: &Path<'_>,
         leaf: fn(crate::Matcher) -> Leaf,
     ) -> Condition {
+        if let Some(part) = namespace_part(message) {
+            return Condition::Leaf(leaf(crate::Matcher::Contains(self.text(part))));
+        }
         self.contained(path, |compile| compile.compiler.string_matcher(message, path).map(leaf))
     }
 
@@ -296,6 +301,14 @@ impl Compile<'_, '_> {
     fn text(&mut self, text: &str) -> Strng {
         self.compiler.pool.text(text)
     }
+}
+
+/// `/ns/NAME/`, when the condition is the expression `.*/ns/NAME/.*` by which control planes ask for a namespace.
+fn namespace_part(message: &matcher::StringMatcher) -> Option<&str> {
+    let matcher::string_matcher::MatchPattern::SafeRegex(regex) = message.match_pattern.as_ref()? else { return None };
+    let part = regex.regex.strip_prefix(".*")?.strip_suffix(".*")?;
+    let name = part.strip_prefix("/ns/")?.strip_suffix('/')?;
+    (!name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')).then_some(part)
 }
 
 fn port_end(end: i32) -> Option<u16> {

@@ -8,7 +8,7 @@
 
 use crate::{
     Condition, Decision, Facts, HeaderTest, HeaderValueTest, Leaf, Matcher, PeerCertificate, Rbac, RequestFacts,
-    RuleAction, Rules,
+    RuleAction, RulePolicy, Rules,
 };
 use http::HeaderValue;
 use smallvec::SmallVec;
@@ -28,10 +28,27 @@ impl Rbac {
 }
 
 impl Rules {
-    fn decide(&self, facts: &Facts<'_>) -> (bool, Option<&Strng>) {
+    /// Let through? And the first policy that matched.
+    pub(crate) fn decide(&self, facts: &Facts<'_>) -> (bool, Option<&Strng>) {
+        match self.candidates(facts) {
+            Some(numbers) => self.first_of(numbers.iter().filter_map(|n| self.policies.get(*n as usize)), facts),
+            None => self.scan(facts),
+        }
+    }
+
+    /// As [`Self::decide`], by asking every policy.
+    pub(crate) fn scan(&self, facts: &Facts<'_>) -> (bool, Option<&Strng>) {
+        self.first_of(self.policies.iter(), facts)
+    }
+
+    fn first_of<'p>(
+        &self,
+        mut policies: impl Iterator<Item = &'p RulePolicy>,
+        facts: &Facts<'_>,
+    ) -> (bool, Option<&'p Strng>) {
         let judge = if self.action == RuleAction::Allow { Judge::Strict } else { Judge::Lenient };
         let any = |list: &[Condition]| list.iter().any(|c| c.holds(facts, judge));
-        let matched = self.policies.iter().find(|p| any(&p.permissions) && any(&p.principals));
+        let matched = policies.find(|p| any(&p.permissions) && any(&p.principals));
         let allowed = match self.action {
             RuleAction::Allow => matched.is_some(),
             RuleAction::Deny => matched.is_none(),
@@ -161,9 +178,7 @@ fn authority(test: &HeaderTest, authority: &str, judge: Judge) -> bool {
     if judge == Judge::Strict || sent {
         return sent;
     }
-    let host = weft_route::normalize::without_port(authority);
-    let bare = host.strip_suffix('.').unwrap_or(host);
-    [host, bare].iter().any(|form| form.len() != authority.len() && test.judge(Some(form.as_bytes())))
+    crate::index::hosts(authority).iter().skip(1).any(|form| test.judge(Some(form.as_bytes())))
 }
 
 impl HeaderTest {

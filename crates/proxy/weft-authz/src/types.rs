@@ -17,8 +17,29 @@ pub struct Rbac {
     pub shadow: Option<Rules>,
     /// Prefix of shadow statistics.
     pub shadow_prefix: String,
+    /// Keys under which the outcome of the shadow rules is told to the filters after this one.
+    pub shadow_keys: ShadowKeys,
     /// Prefix of counters (network filter).
     pub stat_prefix: String,
+}
+
+/// Keys of dynamic metadata.
+#[derive(Debug, Default)]
+pub struct ShadowKeys {
+    /// Name of the policy that matched.
+    pub policy: Strng,
+    /// `allowed` or `denied`.
+    pub result: Strng,
+}
+
+impl ShadowKeys {
+    /// The keys with that prefix.
+    pub fn new(prefix: &str) -> Self {
+        Self {
+            policy: format!("{prefix}shadow_effective_policy_id").into(),
+            result: format!("{prefix}shadow_engine_result").into(),
+        }
+    }
 }
 
 /// Rules of one action.
@@ -29,6 +50,20 @@ pub struct Rules {
     /// Policies by name, e.g. `ns[foo]-policy[httpbin]-rule[0]`; a policy matches when any of its permissions and any of
     /// its principals match.
     pub policies: Vec<RulePolicy>,
+    index: crate::index::Index,
+}
+
+impl Rules {
+    /// Rules of one action; their policies in the order in which they are asked.
+    pub fn new(action: RuleAction, policies: Vec<RulePolicy>) -> Self {
+        let index = crate::index::Index::new(&policies);
+        Self { action, policies, index }
+    }
+
+    /// Policies that can match; `None` = any can.
+    pub(crate) fn candidates(&self, facts: &Facts<'_>) -> Option<crate::index::Candidates> {
+        self.index.candidates(facts)
+    }
 }
 
 /// What a match does.

@@ -5,6 +5,7 @@ use crate::replay::ReplayBody;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -25,6 +26,8 @@ enum Kind {
     Incoming(Incoming),
     Replay(ReplayBody),
     Channel(mpsc::Receiver<Result<Frame<Bytes>, BodyError>>),
+    /// What was read of a body already, then the rest.
+    Read(VecDeque<Frame<Bytes>>, Box<ProxyBody>),
 }
 
 /// Sees a body pass: counts it, cuts it short, learns how it ended. Dropped with the body; a drop without
@@ -73,6 +76,11 @@ impl ProxyBody {
         Self { kind: Kind::Replay(body), observer: None }
     }
 
+    /// Puts back what was read from the beginning of `rest`.
+    pub fn put_back(read: VecDeque<Frame<Bytes>>, rest: ProxyBody) -> Self {
+        if read.is_empty() { rest } else { Self { kind: Kind::Read(read, Box::new(rest)), observer: None } }
+    }
+
     /// Lets `observer` see the body pass. A body that is already at its end is reported at once.
     pub fn observed(mut self, mut observer: Box<dyn BodyObserver>) -> Self {
         if self.is_end_stream() {
@@ -95,6 +103,10 @@ impl ProxyBody {
             Kind::Incoming(incoming) => Pin::new(incoming).poll_frame(cx).map(|f| f.map(|r| r.map_err(Into::into))),
             Kind::Replay(replay) => Pin::new(replay).poll_frame(cx),
             Kind::Channel(frames) => frames.poll_recv(cx),
+            Kind::Read(read, rest) => match read.pop_front() {
+                Some(frame) => Poll::Ready(Some(Ok(frame))),
+                None => Pin::new(&mut **rest).poll_frame(cx),
+            },
         }
     }
 
@@ -148,6 +160,7 @@ impl Body for ProxyBody {
             Kind::Incoming(incoming) => incoming.is_end_stream(),
             Kind::Replay(replay) => replay.is_end_stream(),
             Kind::Channel(_) => false,
+            Kind::Read(read, rest) => read.is_empty() && rest.is_end_stream(),
         }
     }
 
@@ -158,6 +171,15 @@ impl Body for ProxyBody {
             Kind::Incoming(incoming) => incoming.size_hint(),
             Kind::Replay(replay) => replay.size_hint(),
             Kind::Channel(_) => SizeHint::default(),
+            Kind::Read(read, rest) => {
+                let known: usize = read.iter().filter_map(|f| f.data_ref()).map(Bytes::len).sum();
+                let mut hint = rest.size_hint();
+                match hint.exact() {
+                    Some(exact) => hint.set_exact(exact + known as u64),
+                    None => hint.set_lower(hint.lower() + known as u64),
+                }
+                hint
+            }
         }
     }
 }
@@ -200,5 +222,15 @@ mod tests {
         tx.send(Err(BodyError::Aborted("cut"))).await.unwrap();
         assert!(ProxyBody::channel(rx).observed(Box::new(Seen(seen.clone()))).collect().await.is_err());
         assert_eq!(*seen.borrow(), "error");
+    }
+
+    #[tokio::test]
+    async fn what_was_read_comes_first() {
+        let read = VecDeque::from([Frame::data(Bytes::from_static(b"ab")), Frame::data(Bytes::from_static(b"c"))]);
+        let body = ProxyBody::put_back(read, ProxyBody::full("de"));
+        assert_eq!(body.size_hint().exact(), Some(5));
+        assert!(!body.is_end_stream());
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "abcde");
+        assert!(ProxyBody::put_back(VecDeque::new(), ProxyBody::empty()).is_end_stream());
     }
 }

@@ -138,6 +138,10 @@ impl FramingGuard {
             }
             _ if !self.head.begun => {
                 // Empty lines before a request are let pass (RFC 9112 §2.2).
+                // A target has no fragment (RFC 9112 §3.2); who drops one and who keeps it read two paths.
+                if line.contains(&b'#') {
+                    return Err(BadLine);
+                }
                 if !line.is_empty() {
                     self.head = Head { begun: true, connect: line.starts_with(b"CONNECT "), ..Head::default() };
                 }
@@ -226,6 +230,7 @@ mod tests {
     fn two_meanings_do_not() {
         for (bytes, head) in [
             ("GET / HTTP/1.1\nHost: a\n\n", Some(0)),
+            ("GET /#/admin HTTP/1.1\r\n\r\n", Some(0)),
             ("GET / HTTP/1.1\r\nHost: a\n\r\n", Some(0)),
             ("POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", Some(0)),
             ("POST / HTTP/1.1\r\nTRANSFER-ENCODING: chunked\r\ncontent-length: 5\r\n\r\n", Some(0)),

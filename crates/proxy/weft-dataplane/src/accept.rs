@@ -15,6 +15,7 @@ use tokio::net::{TcpStream, UnixStream};
 use weft_codec::{Flags, Io, Reason, Stream};
 use weft_core::Strng;
 use weft_proxy_config::{ConnectionFacts, NetworkFilter, ServerTls, Terminal, Transport};
+use weft_route::DynamicMetadata;
 
 /// Time for a handshake unless the chain says otherwise; Envoy's default.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -214,7 +215,7 @@ async fn serve_chain(
         },
         None => None,
     };
-    if let Some(details) = denied(&chain, &listener, &downstream) {
+    if let Err(details) = admitted(&worker, &chain, &listener, &downstream).await {
         tracing::debug!(peer = %downstream.peer, details, "connection denied");
         if let Some(tcp) = &chain.tcp {
             let mut record = ConnectionRecord::new(&worker, &tcp.logs);
@@ -231,8 +232,45 @@ async fn serve_chain(
     drop(place);
 }
 
-/// Asks the chain's authorization filters; the details word when one says no.
+/// Asks the chain's authorization filters, external ones too.
+///
+/// # Errors
+/// The details word when one says no.
+async fn admitted(
+    worker: &Rc<Worker>,
+    chain: &ChainRuntime,
+    listener: &LiveListener,
+    downstream: &Downstream,
+) -> Result<(), String> {
+    let mut metadata = DynamicMetadata::new();
+    for filter in &chain.chain.filters {
+        match filter {
+            NetworkFilter::Rbac(rbac) => decide(rbac, listener, downstream, &mut metadata)?,
+            NetworkFilter::ExtAuthz(ask) => {
+                http::authorize::connection_allowed(worker, downstream, &metadata, ask).await?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Asks the chain's own authorization filters; the details word when one says no. External authorizers are asked when a
+/// connection is made, and not again.
 pub(crate) fn denied(chain: &ChainRuntime, listener: &LiveListener, downstream: &Downstream) -> Option<String> {
+    let mut metadata = DynamicMetadata::new();
+    chain.chain.filters.iter().find_map(|filter| {
+        let NetworkFilter::Rbac(rbac) = filter else { return None };
+        decide(rbac, listener, downstream, &mut metadata).err()
+    })
+}
+
+fn decide(
+    rbac: &weft_authz::Rbac,
+    listener: &LiveListener,
+    downstream: &Downstream,
+    metadata: &mut DynamicMetadata,
+) -> Result<(), String> {
     let facts = weft_authz::Facts {
         peer: downstream.peer,
         remote: downstream.source,
@@ -240,15 +278,17 @@ pub(crate) fn denied(chain: &ChainRuntime, listener: &LiveListener, downstream: 
         server_name: downstream.server_name.as_deref(),
         certificate: downstream.certificate.as_ref(),
         request: None,
-        metadata: &[],
+        metadata,
     };
-    chain.chain.filters.iter().find_map(|filter| {
-        let NetworkFilter::Rbac(rbac) = filter else { return None };
-        let decision = rbac.decide(&facts);
-        let stats = &listener.stats;
-        (if decision.allowed { &stats.rbac_allowed } else { &stats.rbac_denied }).inc();
-        (!decision.allowed).then(|| weft_filter::rbac::details(&decision))
-    })
+    let (decision, told) = weft_filter::rbac::decide(rbac, &facts, &weft_filter::rbac::NETWORK_FILTER);
+    told.into_iter().for_each(|one| one.put(metadata));
+    let stats = &listener.stats;
+    if decision.allowed {
+        stats.rbac_allowed.inc();
+        return Ok(());
+    }
+    stats.rbac_denied.inc();
+    Err(weft_filter::rbac::details(&decision))
 }
 
 /// Counts a connection of a listener as open.

@@ -5,8 +5,9 @@ use crate::log::AccessLogs;
 use crate::worker::Worker;
 use http::HeaderValue;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
 use weft_core::Strng;
 use weft_filter::limit::ConnectionCount;
@@ -68,6 +69,12 @@ pub(crate) struct HttpStats {
     pub rbac_shadow_denied: Counter,
     pub jwt_allowed: Counter,
     pub jwt_denied: Counter,
+    pub ext_authz_ok: Counter,
+    pub ext_authz_denied: Counter,
+    pub ext_authz_error: Counter,
+    pub ext_authz_failure_mode_allowed: Counter,
+    /// Outcomes of dry runs: of ALLOW and of DENY policies, allowed and denied.
+    dry_run: Option<[[Counter; 2]; 2]>,
     pub no_route: Counter,
 }
 
@@ -161,9 +168,13 @@ impl HttpRuntime {
             HttpFilter::Telemetry(telemetry) => Some(telemetry.clone()),
             _ => None,
         });
+        let dry_runs = hcm.filters.iter().any(|filter| match filter {
+            HttpFilter::Rbac(rbac) => rbac.shadow.is_some() && DRY_RUNS.iter().any(|(p, _)| *p == rbac.shadow_prefix),
+            _ => false,
+        });
         Self {
             logs: AccessLogs::new(&hcm.access_logs, &worker.sinks),
-            stats: HttpStats::new(&worker.shard, &hcm.stat_prefix),
+            stats: HttpStats::new(&worker.shard, &hcm.stat_prefix, dry_runs),
             server: text(&hcm.server_name),
             via: text(&hcm.via),
             telemetry,
@@ -172,8 +183,30 @@ impl HttpRuntime {
     }
 }
 
+/// Prefixes of the shadow rules that are dry runs, and the action of their policies.
+const DRY_RUNS: [(&str, &str); 2] = [("istio_dry_run_allow_", "allow"), ("istio_dry_run_deny_", "deny")];
+/// Most names of metrics made from names of connection managers; more share one.
+const MAX_NAMES: usize = 1024;
+
+/// `envoy_http_PREFIX_rbac`: dashboards have the connection manager in the metric's name. Names live as long as the process.
+fn dry_run_metric(prefix: &str) -> &'static str {
+    static NAMES: Mutex<BTreeMap<String, &'static str>> = Mutex::new(BTreeMap::new());
+    let clean = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+    let name = format!("envoy_http_{}_rbac", prefix.chars().map(clean).collect::<String>());
+    let mut names = NAMES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = names.get(&name) {
+        return known;
+    }
+    if names.len() >= MAX_NAMES {
+        return "envoy_http_rbac_dry_run";
+    }
+    let leaked: &'static str = Box::leak(name.clone().into_boxed_str());
+    names.insert(name, leaked);
+    leaked
+}
+
 impl HttpStats {
-    fn new(shard: &Shard, prefix: &Strng) -> Self {
+    fn new(shard: &Shard, prefix: &Strng, dry_runs: bool) -> Self {
         let label = [("http_conn_manager_prefix", prefix.clone())];
         let counter = |name: &'static str| shard.counter(name, &label);
         let gauge = |name: &'static str| shard.gauge(name, &label);
@@ -200,7 +233,29 @@ impl HttpStats {
             rbac_shadow_denied: counter("envoy_http_rbac_shadow_denied"),
             jwt_allowed: counter("envoy_http_jwt_authn_allowed"),
             jwt_denied: counter("envoy_http_jwt_authn_denied"),
+            ext_authz_ok: counter("envoy_http_ext_authz_ok"),
+            ext_authz_denied: counter("envoy_http_ext_authz_denied"),
+            ext_authz_error: counter("envoy_http_ext_authz_error"),
+            ext_authz_failure_mode_allowed: counter("envoy_http_ext_authz_failure_mode_allowed"),
+            dry_run: dry_runs.then(|| {
+                let name = dry_run_metric(prefix);
+                DRY_RUNS.map(|(_, action)| {
+                    ["allowed", "denied"].map(|result| {
+                        let label = |name, value| (name, Strng::from(value));
+                        let action = label("authz_dry_run_action", action);
+                        shard.counter(name, &[action, label("authz_dry_run_result", result)])
+                    })
+                })
+            }),
             no_route: counter("envoy_http_no_route"),
+        }
+    }
+
+    /// Counts the outcome of a dry run.
+    pub fn dry_run(&self, prefix: &str, allowed: bool) {
+        let place = DRY_RUNS.iter().position(|(known, _)| *known == prefix);
+        if let (Some(counters), Some(place)) = (&self.dry_run, place) {
+            counters[place][usize::from(!allowed)].inc();
         }
     }
 

@@ -8,6 +8,7 @@
 //! stands in `record` and `log`.
 
 mod accept;
+mod ask;
 mod chain;
 pub mod control;
 mod downstream;

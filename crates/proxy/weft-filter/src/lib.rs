@@ -2,10 +2,11 @@
 //! it. Each filter is a function of what is known; the order in which they are asked stands in the connection manager's
 //! configuration and is walked by the data plane.
 //!
-//! Modules in the order in which a request usually meets them: [`limit`] (open connections), [`jwt`], [`rbac`], [`cors`], [`fault`],
+//! Modules in the order in which a request usually meets them: [`limit`] (open connections), [`jwt`], [`rbac`], [`ext_authz`], [`cors`], [`fault`],
 //! [`peer`] (who is at the other end), [`metrics`] (the mesh's standard metrics).
 
 pub mod cors;
+pub mod ext_authz;
 pub mod fault;
 pub mod jwt;
 pub mod limit;

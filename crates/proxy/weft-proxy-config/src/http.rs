@@ -164,6 +164,8 @@ pub enum HttpFilter {
     Fault(Option<Arc<Fault>>),
     /// Authorization.
     Rbac(Arc<Rbac>),
+    /// An external authorizer.
+    ExtAuthz(Arc<crate::ExtAuthz>),
     /// Tokens.
     Jwt(Arc<crate::JwtAuthn>),
     /// The mesh's standard metrics.

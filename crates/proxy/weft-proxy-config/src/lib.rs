@@ -1,7 +1,7 @@
 //! From xDS messages to the immutable [`ProxySnapshot`] that the data plane runs on. Knows xDS; knows nothing of Istio's
 //! kinds, of sockets or of time.
 //!
-//! Reading order: [`snapshot`], [`listener`], [`http`], [`jwt`], [`jwks`], [`cluster`], [`tls`] (what is compiled), then `compile`
+//! Reading order: [`snapshot`], [`listener`], [`http`], [`jwt`], [`jwks`], [`ext_authz`], [`cluster`], [`tls`] (what is compiled), then `compile`
 //! (xDS → those, with an error that names each field it cannot use), `apply` (a change of resources → the next snapshot),
 //! `bootstrap` (Envoy's bootstrap file).
 
@@ -9,6 +9,7 @@ pub mod apply;
 pub mod bootstrap;
 pub mod cluster;
 pub mod compile;
+pub mod ext_authz;
 pub mod http;
 pub mod jwks;
 pub mod jwt;
@@ -21,6 +22,7 @@ pub mod tls;
 pub use apply::{Applied, ConfigBuilder, Update, Upsert, Wanted};
 pub use bootstrap::{Bootstrap, load_bootstrap};
 pub use cluster::*;
+pub use ext_authz::*;
 pub use http::*;
 pub use jwks::{Jwk, Jwks, JwksError};
 pub use jwt::*;

@@ -168,6 +168,8 @@ pub struct ConnectionFacts<'a> {
 pub enum NetworkFilter {
     /// Authorization of the connection.
     Rbac(Arc<Rbac>),
+    /// An external authorizer.
+    ExtAuthz(Arc<crate::ExtAuthz>),
     /// Bounds open connections of the chain.
     ConnectionLimit(u64),
     /// Metrics of connections.

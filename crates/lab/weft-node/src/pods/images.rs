@@ -25,6 +25,7 @@ const KNOWN: &[(&str, &[&str])] = &[
     ("examples-helloworld", &["weft-samples", "helloworld"]),
     ("examples-helloworld-v1", &["weft-samples", "helloworld", "--version", "v1"]),
     ("examples-helloworld-v2", &["weft-samples", "helloworld", "--version", "v2"]),
+    ("ext-authz", &["weft-samples", "ext-authz"]),
     ("tcp-echo-server", &["weft-samples", "tcp-echo"]),
     ("fortio", &["weft-samples", "fortio"]),
     ("squid", &["weft-samples", "squid"]),

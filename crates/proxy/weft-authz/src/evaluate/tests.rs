@@ -126,7 +126,7 @@ fn actions() {
         assert_eq!((first.policy.as_deref(), second.policy.as_deref()), (Some("p"), None), "{action}");
     }
     assert!(allowed(&Rbac::default(), &post), "no rules allow");
-    let none = Rbac { rules: Some(Rules { action: RuleAction::Allow, policies: vec![] }), ..Default::default() };
+    let none = Rbac { rules: Some(Rules::new(RuleAction::Allow, vec![])), ..Default::default() };
     assert!(!allowed(&none, &post), "an ALLOW without policies allows nothing");
 }
 
@@ -229,14 +229,10 @@ fn unknown_never_opens() {
     let unsupported = || Condition::Leaf(Leaf::Unsupported("x".into()));
     let not = |c| Condition::Not(Box::new(c));
     let rbac = |action, permission| Rbac {
-        rules: Some(Rules {
+        rules: Some(Rules::new(
             action,
-            policies: vec![RulePolicy {
-                name: "p".into(),
-                permissions: vec![permission],
-                principals: vec![Condition::Any],
-            }],
-        }),
+            vec![RulePolicy { name: "p".into(), permissions: vec![permission], principals: vec![Condition::Any] }],
+        )),
         ..Default::default()
     };
     for action in [RuleAction::Allow, RuleAction::Deny] {

@@ -1,9 +1,10 @@
 //! The HTTP filters in the order of the configuration: each may answer, delay, or change the request.
 
+use crate::http::authorize;
 use crate::http::exchange::Exchange;
 use crate::http::format;
 use crate::http::intake::Head;
-use http::{HeaderValue, Uri};
+use http::{HeaderName, HeaderValue, Uri};
 use std::sync::{Arc, LazyLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 use weft_codec::{Flags, LocalReply, ProxyBody, Reason};
@@ -29,6 +30,8 @@ pub(crate) struct Destination<'a> {
 pub(crate) struct Marks {
     /// The origin that may read the response, and the policy that says so.
     pub cors: Option<(Arc<CorsPolicy>, HeaderValue)>,
+    /// Headers, and whether they stand beside those there.
+    pub response: Vec<(HeaderName, HeaderValue, bool)>,
 }
 
 impl<'a> Destination<'a> {
@@ -64,7 +67,7 @@ impl<'a> Destination<'a> {
 pub(crate) async fn run(
     exchange: &Exchange,
     head: &mut Head,
-    _body: &mut ProxyBody,
+    body: &mut ProxyBody,
     destination: Destination<'_>,
     marks: &mut Marks,
     from: usize,
@@ -78,6 +81,11 @@ pub(crate) async fn run(
             }
             HttpFilter::Rbac(rbac) if !destination.is_disabled("envoy.filters.http.rbac") => {
                 authorize(exchange, head, rbac)?;
+            }
+            HttpFilter::ExtAuthz(ask) if !destination.is_disabled("envoy.filters.http.ext_authz") => {
+                if authorize::request(exchange, head, body, marks, ask).await? {
+                    return Ok(Some(number + 1));
+                }
             }
             HttpFilter::Cors => {
                 if let Some(policy) = destination.cors() {
@@ -93,6 +101,7 @@ pub(crate) async fn run(
             HttpFilter::HeaderMutation(edits) => format::edit_request(exchange, head, &edits.request),
             HttpFilter::Rbac(_)
             | HttpFilter::Jwt(_)
+            | HttpFilter::ExtAuthz(_)
             | HttpFilter::Telemetry(_)
             | HttpFilter::GrpcWeb
             | HttpFilter::GrpcStats => {}
@@ -137,34 +146,32 @@ fn authenticate(exchange: &Exchange, head: &mut Head, filter: &JwtAuthn) -> Resu
     Ok(passed.reroute)
 }
 
-fn authorize(exchange: &Exchange, head: &Head, filter: &weft_authz::Rbac) -> Result<(), Box<LocalReply>> {
+fn authorize(exchange: &Exchange, head: &mut Head, filter: &weft_authz::Rbac) -> Result<(), Box<LocalReply>> {
     let downstream = &exchange.conn.downstream;
-    let checked = rbac::check(
-        filter,
-        &weft_authz::Facts {
-            peer: downstream.peer,
-            remote: head.client,
-            destination: downstream.destination,
-            server_name: downstream.server_name.as_deref(),
-            certificate: downstream.certificate.as_ref(),
-            request: Some(head.facts()),
-            metadata: &head.metadata,
-        },
-    );
+    let facts = weft_authz::Facts {
+        peer: downstream.peer,
+        remote: head.client,
+        destination: downstream.destination,
+        server_name: downstream.server_name.as_deref(),
+        certificate: downstream.certificate.as_ref(),
+        request: Some(head.facts()),
+        metadata: &head.metadata,
+    };
+    let (decision, told) = rbac::decide(filter, &facts, &rbac::HTTP_FILTER);
+    told.into_iter().for_each(|one| one.put(&mut head.metadata));
     let stats = &exchange.http.stats;
-    if checked.shadow == Some(false) {
-        stats.rbac_shadow_denied.inc();
-    }
-    match checked.denied {
-        None => {
-            stats.rbac_allowed.inc();
-            Ok(())
+    if let Some((allowed, _)) = &decision.shadow {
+        if !allowed {
+            stats.rbac_shadow_denied.inc();
         }
-        Some(reply) => {
-            stats.rbac_denied.inc();
-            Err(Box::new(reply))
-        }
+        stats.dry_run(&filter.shadow_prefix, *allowed);
     }
+    if decision.allowed {
+        stats.rbac_allowed.inc();
+        return Ok(());
+    }
+    stats.rbac_denied.inc();
+    Err(Box::new(rbac::reply(&decision)))
 }
 
 fn check_origin(head: &Head, policy: &Arc<CorsPolicy>, marks: &mut Marks) -> Result<(), Box<LocalReply>> {

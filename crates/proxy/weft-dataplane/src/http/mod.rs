@@ -4,11 +4,12 @@
 //! (headers that say who asked), [`filters`], [`forward`], [`retry`], [`mirror`], [`upgrade`], [`respond`]. [`exchange`] is
 //! what is known of one request and its response.
 
+pub(crate) mod authorize;
 mod conn;
 mod exchange;
 mod filters;
 mod format;
-mod forward;
+pub(crate) mod forward;
 mod forwarded;
 mod intake;
 mod mirror;

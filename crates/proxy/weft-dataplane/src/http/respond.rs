@@ -100,6 +100,13 @@ pub(crate) fn mark(headers: &mut HeaderMap, marks: Marks) {
     if let Some((policy, origin)) = marks.cors {
         cors::response(&policy, origin, headers);
     }
+    for (name, value, beside) in marks.response {
+        if beside {
+            headers.append(name, value);
+        } else {
+            headers.insert(name, value);
+        }
+    }
 }
 
 fn note(exchange: &Exchange, status: StatusCode, headers: &HeaderMap) {

@@ -97,7 +97,7 @@ fn in_cookies(value: &HeaderValue, name: &str) -> Vec<String> {
 }
 
 /// Name of a `name=value` pair, decoded: the endpoint decodes it too.
-pub(super) fn param_name(pair: &str) -> Cow<'_, str> {
+pub(crate) fn param_name(pair: &str) -> Cow<'_, str> {
     decoded(pair.split_once('=').map_or(pair, |(name, _)| name))
 }
 

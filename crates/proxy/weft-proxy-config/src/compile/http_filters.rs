@@ -97,6 +97,10 @@ impl Ctx<'_> {
                 let message = self.c.unpacked(any, &path)?;
                 self.jwt_authn(&message, &path).map(|jwt| HttpFilter::Jwt(Arc::new(jwt)))
             }
+            url if url == filters::ext_authz::v3::ExtAuthz::type_url_of() => {
+                let message = self.c.unpacked(any, &path)?;
+                self.http_ext_authz(&message, &path).map(|ask| HttpFilter::ExtAuthz(Arc::new(ask)))
+            }
             url if url == filters::fault::v3::HttpFault::type_url_of() => {
                 let message = self.c.unpacked(any, &path)?;
                 Some(HttpFilter::Fault(self.c.fault(&message, &path)))

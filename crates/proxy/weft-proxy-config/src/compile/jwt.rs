@@ -104,7 +104,11 @@ impl Ctx<'_> {
         for (i, claim) in claim_to_headers.iter().enumerate() {
             let path = path.item("claim_to_headers", i);
             let key = self.header_name(&claim.header_name, &path.field("header_name"))?;
-            claim_headers.push((key, claim.claim_name.split('.').map(|part| self.c.pool.text(part)).collect()));
+            let parts: Vec<&str> = match claim.claim_path.as_slice() {
+                [] => claim.claim_name.split('.').collect(),
+                exact => exact.iter().map(|part| part.key.as_str()).collect(),
+            };
+            claim_headers.push((key, parts.into_iter().map(|part| self.c.pool.text(part)).collect()));
         }
         let payload_header = match forward_payload_header.as_str() {
             "" => None,

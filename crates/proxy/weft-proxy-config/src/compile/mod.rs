@@ -2,12 +2,13 @@
 //! used or refused by name; what is tolerated is named where it is.
 //!
 //! Reading order: this file (what compilation shares), [`cluster`], [`endpoint`], [`tls`], [`listener`], `network`, [`http`],
-//! `http_filters`, [`jwt`], [`access_log`], `tracing`.
+//! `http_filters`, [`jwt`], `ext_authz`, [`access_log`], `tracing`.
 
 pub mod access_log;
 pub mod address;
 pub mod cluster;
 pub mod endpoint;
+mod ext_authz;
 pub mod http;
 mod http_filters;
 pub mod jwt;

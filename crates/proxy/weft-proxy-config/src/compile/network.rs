@@ -57,6 +57,10 @@ impl Ctx<'_> {
                 let message = self.c.unpacked(any, &path)?;
                 Some(NetworkFilter::Rbac(Arc::new(weft_authz::compile_network(&message, &mut self.c, &path))))
             }
+            url if url == network_filters::ext_authz::v3::ExtAuthz::type_url_of() => {
+                let message = self.c.unpacked(any, &path)?;
+                self.network_ext_authz(&message, &path).map(|ask| NetworkFilter::ExtAuthz(Arc::new(ask)))
+            }
             url if url == network_filters::connection_limit::v3::ConnectionLimit::type_url_of() => {
                 let message = self.c.unpacked(any, &path)?;
                 self.connection_limit(&message, &path)

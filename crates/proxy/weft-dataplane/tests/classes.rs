@@ -1,0 +1,368 @@
+//! Classes of mistakes that hit other proxies, tried from a socket: what an attacker sends must be read in one way by routing,
+//! authorization and the endpoint, or be refused.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+use common::*;
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// A listener `l` that denies by these rules and sends the rest to `a`.
+fn guarded(hcm: &str, action: &str, policies: &Value, backend: SocketAddr) -> String {
+    let rbac = json!({
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC",
+        "rules": {"action": action, "policies": policies},
+    });
+    format!(
+        r#"static_resources:
+  listeners:
+  - name: l
+    address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: t, {hcm} route_config: {{name: r, virtual_hosts: [{{name: v, domains: ['*'], routes: [{{match: {{prefix: "/"}}, route: {{cluster: a}}}}]}}]}}, http_filters: [{{name: envoy.filters.http.rbac, typed_config: {rbac}}}, {{name: router, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}}}]}}
+  clusters:
+{}"#,
+        cluster("a", &[backend], "")
+    )
+}
+
+fn policy(permission: &Value) -> Value {
+    json!({"p": {"permissions": [permission], "principals": [{"any": true}]}})
+}
+
+fn path_is(path: &str) -> Value {
+    json!({"url_path": {"path": {"exact": path}}})
+}
+
+fn header_is(name: &str, value: &str) -> Value {
+    json!({"header": {"name": name, "string_match": {"exact": value, "ignore_case": name == ":authority"}}})
+}
+
+/// Status of the answer to these bytes; empty when there is none.
+async fn status(addr: SocketAddr, bytes: &str) -> String {
+    raw(addr, bytes.as_bytes()).await.get(9..12).unwrap_or("").to_string()
+}
+
+fn head(target: &str, lines: &str) -> String {
+    format!("GET {target} HTTP/1.1\r\nHost: a\r\n{lines}\r\n")
+}
+
+const BASE: &str = "normalize_path: true,";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn class_path_not_normalised() {
+    let a = Backend::echo("a").await;
+    let proxy = Proxy::start(&guarded(BASE, "DENY", &policy(&path_is("/admin")), a.addr)).await;
+    for target in [
+        "/admin",
+        "/x/../admin",
+        "/./admin",
+        "/%61dmin",
+        "/a/b/../../admin",
+        "/x/%2e%2e/admin",
+        "/%2E/admin",
+        "\\admin",
+        "/x\\..\\admin",
+        "/admin?q",
+        "/admin?",
+        "http://a/admin",
+        "http://a/x/../admin",
+    ] {
+        let got = status(proxy.addr(), &head(target, "")).await;
+        assert!(matches!(got.as_str(), "403" | "400"), "{target}: {got}");
+    }
+    assert_eq!(a.count(), 0, "the endpoint saw none of them");
+    // What is sent on is what was judged.
+    let answer = raw(proxy.addr(), head("/x/../y/./z?../admin", "").as_bytes()).await;
+    assert!(answer.contains("GET /y/z?../admin\n"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn class_slashes_multiple_and_escaped() {
+    let a = Backend::echo("a").await;
+    let rules = policy(&path_is("/a/b"));
+    // NONE, BASE, MERGE_SLASHES, DECODE_AND_MERGE_SLASHES: what each makes the same as /a/b, and what it leaves apart.
+    let decode = "normalize_path: true, merge_slashes: true, path_with_escaped_slashes_action: UNESCAPE_AND_FORWARD,";
+    for (hcm, same, apart) in [
+        ("", &["/a/b"][..], &["//a/b", "/a//b", "/a/./b", "/a%2fb"][..]),
+        (BASE, &["/a/b", "/a/./b", "/x/../a/b", "/a\\b"], &["/a//b", "//a/b", "/a%2Fb", "/a%5cb"]),
+        ("normalize_path: true, merge_slashes: true,", &["/a//b", "//a/b", "///a///b", "/a/.//b"], &["/a%2fb"]),
+        (decode, &["/a//b", "/a%2fb", "/a%2Fb", "/a%5cb", "/a%5C%2fb", "/%2fa%2f/b"], &["/a%252fb", "/a-b"]),
+    ] {
+        let proxy = Proxy::start(&guarded(hcm, "DENY", &rules, a.addr)).await;
+        for target in same {
+            assert_eq!(status(proxy.addr(), &head(target, "")).await, "403", "{hcm} {target}");
+        }
+        for target in apart {
+            let answer = raw(proxy.addr(), head(target, "").as_bytes()).await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{hcm} {target}: {answer}");
+            let sent = answer.lines().find_map(|l| l.strip_prefix("GET ")).unwrap_or_default();
+            assert_ne!(sent, "/a/b", "{hcm} {target} was judged as another path than the endpoint got");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn class_fragment_in_path() {
+    let a = Backend::echo("a").await;
+    let proxy = Proxy::start(&guarded(BASE, "DENY", &policy(&path_is("/admin")), a.addr)).await;
+    for target in ["/admin#", "/admin#x", "/#/admin", "/x#/../admin", "/admin?#", "http://a/admin#x", "#"] {
+        let got = status(proxy.addr(), &head(target, "")).await;
+        assert!(matches!(got.as_str(), "400" | "403"), "{target}: {got}");
+    }
+    assert_eq!(a.count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn class_query_in_exact_path() {
+    let a = Backend::echo("a").await;
+    let key = weft_tls::JwsSigner::generate().unwrap();
+    let (x, y) = key.point();
+    let encode = |bytes: &[u8]| base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, bytes);
+    let keys = json!({"keys": [{"kty": "EC", "crv": "P-256", "x": encode(x), "y": encode(y)}]}).to_string();
+    let jwt = json!({
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication",
+        "providers": {"p": {"issuer": "me", "local_jwks": {"inline_string": keys}}},
+        "rules": [{"match": {"path": "/private"}, "requires": {"provider_name": "p"}}],
+    });
+    let yaml = guarded(BASE, "DENY", &policy(&path_is("/nothing")), a.addr)
+        .replace("http_filters: [", &format!("http_filters: [{{name: jwt, typed_config: {jwt}}}, "));
+    let proxy = Proxy::start(&yaml).await;
+    for target in ["/private", "/private?", "/private?x=1", "/./private?x", "/%70rivate?/../x"] {
+        assert_eq!(status(proxy.addr(), &head(target, "")).await, "401", "{target}");
+    }
+    assert_eq!(status(proxy.addr(), &head("/public?/private", "")).await, "200");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn class_host_case_port_and_trailing_dot() {
+    let a = Backend::echo("a").await;
+    let proxy = Proxy::start(&guarded(BASE, "DENY", &policy(&header_is(":authority", "secret.example")), a.addr)).await;
+    for host in [
+        "secret.example",
+        "SECRET.example",
+        "Secret.Example:80",
+        "secret.example:8443",
+        "secret.example.",
+        "secret.EXAMPLE.:80",
+    ] {
+        for target in ["/", &format!("http://{host}/")] {
+            let got = status(proxy.addr(), &format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+            assert!(matches!(got.as_str(), "403" | "400"), "{host} {target}: {got}");
+        }
+    }
+    // The target's host counts, as the endpoint reads it (RFC 9112 §3.2.2).
+    assert_eq!(status(proxy.addr(), "GET http://secret.example/ HTTP/1.1\r\nHost: other\r\n\r\n").await, "403");
+    assert_eq!(a.count(), 0);
+    assert_eq!(status(proxy.addr(), "GET / HTTP/1.1\r\nHost: xsecret.example\r\n\r\n").await, "200");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn class_repeated_headers_are_judged_value_by_value() {
+    let a = Backend::echo("a").await;
+    let admin = policy(&header_is("x-role", "admin"));
+    let allow = Proxy::start(&guarded(BASE, "ALLOW", &admin, a.addr)).await;
+    let deny = Proxy::start(&guarded(BASE, "DENY", &admin, a.addr)).await;
+    for (lines, allowed, denied) in [
+        ("x-role: admin\r\n", "200", "403"),
+        ("x-role: admin\r\nx-role: bob\r\n", "403", "403"),
+        ("x-role: bob\r\nX-Role: admin\r\n", "403", "403"),
+        ("x-role: bob\r\n", "403", "200"),
+        ("", "403", "200"),
+    ] {
+        assert_eq!(status(allow.addr(), &head("/", lines)).await, allowed, "ALLOW {lines:?}");
+        assert_eq!(status(deny.addr(), &head("/", lines)).await, denied, "DENY {lines:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn class_header_whitespace_nul_and_case() {
+    let a = Backend::echo("a").await;
+    let proxy = Proxy::start(&guarded(BASE, "DENY", &policy(&header_is("x-role", "admin")), a.addr)).await;
+    for line in ["x-role:admin", "x-role:   admin  ", "X-ROLE:\tadmin\t", "x-Role: admin"] {
+        assert_eq!(status(proxy.addr(), &head("/", &format!("{line}\r\n"))).await, "403", "{line:?}");
+    }
+    for line in [
+        "x-role: adm\0in",
+        "x-role: a\rb",
+        "x-role : admin",
+        "x-role\t: admin",
+        "x role: admin",
+        ": admin",
+        "x-ro\0le: a",
+    ] {
+        let got = status(proxy.addr(), &head("/", &format!("{line}\r\n"))).await;
+        assert_eq!(got, "400", "{line:?}");
+    }
+    assert_eq!(a.count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn class_scheme_in_mixed_case() {
+    let a = Backend::echo("a").await;
+    let proxy = Proxy::start(&guarded(BASE, "DENY", &policy(&header_is(":scheme", "http")), a.addr)).await;
+    for scheme in ["http", "HTTP", "hTtP"] {
+        let got = status(proxy.addr(), &head(&format!("{scheme}://a/"), "")).await;
+        assert!(matches!(got.as_str(), "403" | "400"), "{scheme}: {got}");
+    }
+    // What a client says of the scheme its proxy saw is one of two words or nothing.
+    for told in ["HTTPS", "https,http", "javascript"] {
+        let got = status(proxy.addr(), &head("/", &format!("x-forwarded-proto: {told}\r\n"))).await;
+        assert_eq!(got, "403", "{told}");
+    }
+    assert_eq!(a.count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn class_trusted_internal_headers_are_taken_from_strangers() {
+    let a = Backend::echo("a").await;
+    let edge = "normalize_path: true, use_remote_address: true,";
+    let proxy = Proxy::start(&guarded(edge, "DENY", &policy(&path_is("/nothing")), a.addr)).await;
+    let forged = "x-envoy-original-dst-host: 1.2.3.4:80\r\nX-Envoy-Internal: true\r\nx-envoy-upstream-rq-timeout-ms: 1\r\n\
+                  x-envoy-retry-on: 5xx\r\nx-envoy-decorator-operation: x\r\nx-forwarded-client-cert: By=spiffe://td/ns/a/sa/b;URI=spiffe://td/ns/a/sa/root\r\n\
+                  x-forwarded-for: 9.9.9.9\r\nx-forwarded-proto: https\r\nx-envoy-peer-metadata: AAAA\r\n";
+    let answer = raw(proxy.addr(), head("/", forged).as_bytes()).await.to_ascii_lowercase();
+    assert!(answer.starts_with("http/1.1 200"), "{answer}");
+    for gone in [
+        "x-envoy-original-dst-host",
+        "x-envoy-internal: true",
+        "x-envoy-upstream-rq-timeout-ms",
+        "x-envoy-retry-on",
+        "x-envoy-decorator-operation",
+        "x-forwarded-client-cert",
+        "sa/root",
+        "x-envoy-peer-metadata",
+    ] {
+        assert!(!answer.contains(gone), "{gone} reached the endpoint: {answer}");
+    }
+    assert!(
+        answer.contains("x-forwarded-for: 9.9.9.9,127.0.0.1\n") && answer.contains("x-forwarded-proto: http\n"),
+        "{answer}"
+    );
+    // A forged address does not make the client another one.
+    let by_address = json!({"remote_ip": {"address_prefix": "9.9.9.9", "prefix_len": 32}});
+    let rules = json!({"p": {"permissions": [{"any": true}], "principals": [by_address]}});
+    let proxy = Proxy::start(&guarded(edge, "ALLOW", &rules, a.addr)).await;
+    assert_eq!(status(proxy.addr(), &head("/", "x-forwarded-for: 9.9.9.9\r\n")).await, "403");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn class_client_certificate_header_is_taken_from_those_without_certificate() {
+    let a = Backend::echo("a").await;
+    let inside = "normalize_path: true, forward_client_cert_details: APPEND_FORWARD,";
+    let proxy = Proxy::start(&guarded(inside, "DENY", &policy(&path_is("/nothing")), a.addr)).await;
+    let answer =
+        raw(proxy.addr(), head("/", "x-forwarded-client-cert: URI=spiffe://td/ns/a/sa/root\r\n").as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && !answer.contains("sa/root"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn class_decoded_header_size_counts_every_cookie() {
+    let a = Backend::echo("a").await;
+    let limits = "normalize_path: true, max_request_headers_kb: 16,";
+    let proxy = Proxy::start(&guarded(limits, "DENY", &policy(&path_is("/nothing")), a.addr)).await;
+    // Small on the wire, large when decoded: one cookie by reference many times over.
+    let mut sender = http2(proxy.addr()).await;
+    let mut request = http::Request::get("http://a.example/").body(http_body_util::Full::default()).unwrap();
+    for _ in 0..60 {
+        request.headers_mut().append("cookie", http::HeaderValue::from_str(&"c".repeat(1000)).unwrap());
+    }
+    let outcome = tokio::time::timeout(PATIENCE, sender.send_request(request)).await.expect("an answer in time");
+    let refused = outcome.as_ref().map_or(true, |response| response.status() == 431);
+    assert!(refused, "{outcome:?}");
+    assert_eq!(a.count(), 0);
+    assert_eq!(get(proxy.addr(), "/").await.status, 200, "others are none the worse");
+}
+
+/// Frames of HTTP/2 by hand.
+async fn flood(addr: SocketAddr, frames: impl Fn(u32) -> Vec<u8>, count: u32) -> bool {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let (mut read, mut write) = stream.into_split();
+    let drained = tokio::spawn(async move {
+        let mut buffer = [0; 65536];
+        while let Ok(n) = read.read(&mut buffer).await {
+            if n == 0 {
+                break;
+            }
+        }
+    });
+    let mut ended = false;
+    for i in 0..count {
+        if write.write_all(&frames(i)).await.is_err() {
+            ended = true;
+            break;
+        }
+    }
+    ended || tokio::time::timeout(Duration::from_secs(5), drained).await.is_ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn class_http2_floods_end_the_connection() {
+    let a = Backend::echo("a").await;
+    let proxy = Proxy::start(&guarded(BASE, "DENY", &policy(&path_is("/nothing")), a.addr)).await;
+    // `GET / http a` from HPACK's static table, then RST_STREAM (CVE-2023-44487).
+    let reset = |i: u32| {
+        let id = (i * 2 + 1).to_be_bytes();
+        let block = [0x82, 0x86, 0x84, 0x41, 0x01, b'a'];
+        let mut frames = vec![0, 0, 6, 1, 5];
+        frames.extend(id);
+        frames.extend(block);
+        frames.extend([0, 0, 4, 3, 0]);
+        frames.extend(id);
+        frames.extend([0, 0, 0, 8]);
+        frames
+    };
+    assert!(flood(proxy.addr(), reset, 20_000).await, "rapid reset");
+    // CONTINUATION without end (CVE-2024-27316).
+    let continuation = |i: u32| {
+        let mut frames = if i == 0 { vec![0, 0, 1, 1, 0, 0, 0, 0, 1, 0x82] } else { Vec::new() };
+        frames.extend([0, 0x10, 0, 9, 0, 0, 0, 0, 1]);
+        // A literal without index: name `x`, value of 4090 bytes.
+        frames.extend([0, 1, b'x', 0x7f, 0xfb, 0x1e]);
+        frames.extend(std::iter::repeat_n(b'v', 4096 - 6));
+        frames
+    };
+    assert!(flood(proxy.addr(), continuation, 5_000).await, "continuation");
+    assert_eq!(get(proxy.addr(), "/").await.status, 200, "others are none the worse");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn class_clients_that_go_away_leave_nothing_behind() {
+    let a = Backend::start(|_| async {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        reply(200, "")
+    })
+    .await;
+    let proxy = Proxy::start(&guarded(BASE, "DENY", &policy(&path_is("/nothing")), a.addr)).await;
+    for n in 0..40 {
+        let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
+        let request = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nbody";
+        // Cut at every place: within the request line, the headers, the body, and while the endpoint thinks.
+        stream.write_all(&request[..request.len().min(2 + n * 2)]).await.unwrap();
+        drop(stream);
+    }
+    let prefix = [("http_conn_manager_prefix", "t")];
+    eventually("no connection is left", || proxy.metric("envoy_http_downstream_cx_active", &prefix) == 0.0).await;
+    eventually("no request is left", || proxy.metric("envoy_http_downstream_rq_active", &prefix) == 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn class_ipv6_literals_with_scope() {
+    let a = Backend::echo("a").await;
+    let edge = "normalize_path: true, use_remote_address: true, xff_num_trusted_hops: 1,";
+    let proxy = Proxy::start(&guarded(edge, "DENY", &policy(&path_is("/nothing")), a.addr)).await;
+    for text in
+        ["fe80::1%eth0", "[fe80::1%25eth0]", "[::1", "::1]", "[fe80::1%]:80", "1.2.3.4.5", "::ffff:999.1.1.1", "%"]
+    {
+        let _ = status(proxy.addr(), &format!("GET / HTTP/1.1\r\nHost: {text}\r\n\r\n")).await;
+        let got = status(proxy.addr(), &head("/", &format!("x-forwarded-for: {text}, 1.1.1.1\r\n"))).await;
+        assert_eq!(got, "200", "{text}");
+    }
+}

@@ -1,0 +1,705 @@
+//! Journeys of zero trust: mutual TLS, tokens, authorization, external authorizers, dry runs.
+
+use crate::browser::get;
+use crate::journey::{Journey, Run};
+use crate::lab::text;
+use crate::{Lab, eventually};
+use anyhow::{Context as _, Result, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use weft_tls::JwsSigner;
+
+/// The journeys.
+pub const JOURNEYS: &[Journey] = &[
+    Journey {
+        id: "2:J-AP",
+        title: "authentication policy: modes of mutual TLS by scope; tokens at the gateway",
+        proves: &[
+            "2:AP-1", "2:AP-2", "2:AP-3", "2:AP-4", "2:AP-5", "2:AP-6", "2:AP-7", "2:AP-8", "2:AP-9", "2:AP-11",
+            "2:AP-12", "2:AP-13", "2:AP-14", "2:AP-15", "2:AP-16", "2:AP-17", "2:AP-19",
+        ],
+        not_with_envoy: None,
+        options: &["--no-bookinfo"],
+        run: authentication,
+    },
+    Journey {
+        id: "2:J-MM",
+        title: "migration to mutual TLS, without a refused request of the mesh",
+        proves: &["2:MM-1", "2:MM-2", "2:MM-3", "2:MM-7"],
+        not_with_envoy: None,
+        options: &["--no-bookinfo"],
+        run: migration,
+    },
+    Journey {
+        id: "2:J-AH",
+        title: "authorization of HTTP: nothing, then one service after the other",
+        proves: &["2:AH-1", "2:AH-3", "2:AH-4", "2:AH-5", "2:AH-6", "2:AH-7", "2:AH-8"],
+        not_with_envoy: None,
+        options: &[],
+        run: authorization_http,
+    },
+    Journey {
+        id: "2:J-AT",
+        title: "authorization of TCP: by port, and what HTTP-only fields do there",
+        proves: &["2:AT-1", "2:AT-2", "2:AT-3", "2:AT-4", "2:AT-5", "2:AT-6"],
+        not_with_envoy: None,
+        options: &["--no-bookinfo"],
+        run: authorization_tcp,
+    },
+    Journey {
+        id: "2:J-AJ",
+        title: "authorization by token: principal and claims",
+        proves: &["2:AJ-1", "2:AJ-2", "2:AJ-3", "2:AJ-6"],
+        not_with_envoy: None,
+        options: &["--no-bookinfo"],
+        run: authorization_jwt,
+    },
+    Journey {
+        id: "3:J1",
+        title: "external authorization, by gRPC and by HTTP",
+        proves: &["3:EA-01", "3:EA-02", "3:EA-03", "3:EA-04", "3:EA-05"],
+        not_with_envoy: None,
+        options: &["--no-bookinfo"],
+        run: external,
+    },
+    Journey {
+        id: "3:J2",
+        title: "explicit deny",
+        proves: &["3:ED-01", "3:ED-02", "3:ED-03", "3:ED-04", "3:ED-05", "3:ED-06", "3:ED-07", "3:ED-08"],
+        not_with_envoy: None,
+        options: &["--no-bookinfo"],
+        run: explicit_deny,
+    },
+    Journey {
+        id: "3:J3",
+        title: "access control at the gateway by address",
+        proves: &["3:IG-01", "3:IG-02", "3:IG-03", "3:IG-04", "3:IG-16"],
+        not_with_envoy: None,
+        options: &["--no-bookinfo"],
+        run: gateway_addresses,
+    },
+    Journey {
+        id: "3:J5",
+        title: "dry run of a policy",
+        proves: &["3:DR-01", "3:DR-02", "3:DR-03", "3:DR-04", "3:DR-05", "3:DR-06"],
+        not_with_envoy: Some("stock Envoy has no extraction of the dry-run tags"),
+        options: &["--no-bookinfo"],
+        run: dry_run,
+    },
+];
+
+const SOON: Duration = Duration::from_secs(30);
+const ISSUER: &str = "testing@secure.istio.io";
+
+/// A namespace, with sidecars or without.
+fn namespace(lab: &Lab, name: &str, sidecars: bool) -> Result<()> {
+    let labels = if sidecars { json!({"istio-injection": "enabled"}) } else { json!({}) };
+    lab.apply(
+        &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}).to_string(),
+    )
+    .map(drop)
+}
+
+/// httpbin and sleep in a namespace; waits for them.
+fn callers(lab: &Lab, name: &str, sidecars: bool) -> Result<()> {
+    namespace(lab, name, sidecars)?;
+    for sample in ["httpbin/httpbin.yaml", "sleep/sleep.yaml"] {
+        lab.apply_sample_in(sample, name)?;
+    }
+    lab.wait_deployments(name, &["httpbin", "sleep"])
+}
+
+/// Status of a request from the sleep pod of a namespace, and curl's exit code.
+fn call(lab: &Lab, from: &str, url: &str, more: &[&str]) -> Result<(String, i32)> {
+    let argv = [&["curl", url, "-s", "-m", "15", "-o", "/dev/null", "-w", "%{http_code}"], more].concat();
+    let out = lab.exec(from, "deploy/sleep", "sleep", &argv)?;
+    Ok((text(&out.stdout).trim().to_string(), out.status.code().unwrap_or(-1)))
+}
+
+/// Waits until a request is answered so.
+fn becomes(lab: &Lab, from: &str, url: &str, more: &[&str], want: &str) -> Result<()> {
+    eventually(SOON, || {
+        let (got, _) = call(lab, from, url, more)?;
+        ensure!(got == want, "{url} {more:?} from {from}: {got}, want {want}");
+        Ok(())
+    })
+}
+
+/// Waits until, of all calls between the namespaces, just these are refused.
+fn only_refused(lab: &Lab, from: &[&str], to: &[&str], refused: &[&str]) -> Result<()> {
+    eventually(SOON, || {
+        let mut seen = BTreeSet::new();
+        for caller in from {
+            for target in to {
+                let (code, exit) = call(lab, caller, &format!("http://httpbin.{target}:8000/ip"), &[])?;
+                match (code.as_str(), exit) {
+                    ("200", 0) => {}
+                    ("000", 56) => drop(seen.insert(format!("{caller}->{target}"))),
+                    other => anyhow::bail!("{caller}->{target}: {other:?}"),
+                }
+            }
+        }
+        let want: BTreeSet<String> = refused.iter().map(ToString::to_string).collect();
+        ensure!(seen == want, "refused: {seen:?}, want {want:?}");
+        Ok(())
+    })
+}
+
+fn object(kind: &str, namespace: &str, name: &str, spec: &Value) -> String {
+    let group = if kind == "DestinationRule" { "networking.istio.io/v1" } else { "security.istio.io/v1" };
+    json!({"apiVersion": group, "kind": kind, "metadata": {"name": name, "namespace": namespace}, "spec": spec})
+        .to_string()
+}
+
+fn peers(namespace: &str, name: &str, spec: Value) -> String {
+    object("PeerAuthentication", namespace, name, &spec)
+}
+
+fn policy(namespace: &str, name: &str, spec: Value) -> String {
+    object("AuthorizationPolicy", namespace, name, &spec)
+}
+
+fn delete(lab: &Lab, kind: &str, namespace: &str, name: &str) -> Result<()> {
+    lab.weft(&["delete", kind, name, "-n", namespace]).map(drop)
+}
+
+/// An issuer of tokens: its key set, and tokens.
+struct Issuer(JwsSigner);
+
+impl Issuer {
+    fn new() -> Result<Self> {
+        Ok(Self(JwsSigner::generate()?))
+    }
+
+    fn keys(&self) -> String {
+        let (x, y) = self.0.point();
+        let (x, y) = (URL_SAFE_NO_PAD.encode(x), URL_SAFE_NO_PAD.encode(y));
+        json!({"keys": [{"kty": "EC", "crv": "P-256", "use": "sig", "alg": "ES256", "kid": "k1", "x": x, "y": y}]})
+            .to_string()
+    }
+
+    /// A token that ends so many seconds from now, with more claims.
+    fn token(&self, seconds: i64, more: &Value) -> Result<String> {
+        let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())?;
+        let mut claims = json!({"iss": ISSUER, "sub": ISSUER, "iat": now, "exp": now + seconds});
+        for (name, value) in more.as_object().into_iter().flatten() {
+            claims[name] = value.clone();
+        }
+        let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let text = format!("{}.{}", part(&json!({"alg": "ES256", "kid": "k1", "typ": "JWT"})), part(&claims));
+        Ok(format!("{text}.{}", URL_SAFE_NO_PAD.encode(self.0.sign(text.as_bytes())?)))
+    }
+
+    /// Serves the key set from an httpbin without sidecar in namespace `keys`; its URL.
+    fn serve(&self, lab: &Lab) -> Result<String> {
+        namespace(lab, "keys", false)?;
+        lab.apply_sample_in("httpbin/httpbin.yaml", "keys")?;
+        lab.wait_deployments("keys", &["httpbin"])?;
+        Ok(format!("http://httpbin.keys.svc.cluster.local:8000/base64/{}", URL_SAFE_NO_PAD.encode(self.keys())))
+    }
+}
+
+fn authentication(run: &mut Run) -> Result<()> {
+    const ALL: &[&str] = &["foo", "bar", "legacy"];
+    for name in ALL {
+        callers(&run.lab, name, *name != "legacy")?;
+    }
+    run.check(&["2:AP-1", "2:AP-4"], "without policies all nine calls are answered", |lab| {
+        let out = lab.try_weft(&["get", "peerauthentication", "--all-namespaces"])?;
+        let said = text(&out.stdout) + &text(&out.stderr);
+        ensure!(said.contains("No resources found"), "{said}");
+        only_refused(lab, ALL, ALL, &[])
+    });
+    run.check(&["2:AP-2", "2:AP-3"], "mutual TLS where both sides have it, and who called is told", |lab| {
+        let told = lab.curl_in("foo", &["-s", "http://httpbin.foo:8000/headers"])?;
+        let parts =
+            ["By=spiffe://cluster.local/ns/foo/sa/httpbin;Hash=", ";URI=spiffe://cluster.local/ns/foo/sa/sleep"];
+        ensure!(parts.iter().all(|part| told.contains(part)), "{told}");
+        let told = lab.curl_in("foo", &["-s", "http://httpbin.legacy:8000/headers"])?;
+        ensure!(!told.contains("X-Forwarded-Client-Cert"), "{told}");
+        Ok(())
+    });
+    let strict = json!({"mtls": {"mode": "STRICT"}});
+    run.check(&["2:AP-5"], "STRICT for the mesh", |lab| {
+        lab.apply(&peers("istio-system", "default", strict.clone()))?;
+        only_refused(lab, ALL, ALL, &["legacy->foo", "legacy->bar"])
+    });
+    run.check(&["2:AP-6"], "STRICT for one namespace", |lab| {
+        delete(lab, "peerauthentication", "istio-system", "default")?;
+        lab.apply(&peers("foo", "default", strict.clone()))?;
+        only_refused(lab, ALL, ALL, &["legacy->foo"])
+    });
+    let workload = json!({"matchLabels": {"app": "httpbin"}});
+    let rule = |namespace: &str, name: &str, tls: Value| {
+        let host = format!("httpbin.{namespace}.svc.cluster.local");
+        object("DestinationRule", namespace, name, &json!({"host": host, "trafficPolicy": tls}))
+    };
+    run.check(&["2:AP-7", "2:AP-8"], "STRICT for one workload", |lab| {
+        lab.apply(&peers("bar", "httpbin", json!({"selector": workload, "mtls": {"mode": "STRICT"}})))?;
+        lab.apply(&rule("bar", "httpbin", json!({"tls": {"mode": "ISTIO_MUTUAL"}})))?;
+        only_refused(lab, ALL, ALL, &["legacy->foo", "legacy->bar"])
+    });
+    run.check(&["2:AP-9"], "one port of the workload without mutual TLS", |lab| {
+        let by_port =
+            json!({"selector": workload, "mtls": {"mode": "STRICT"}, "portLevelMtls": {"80": {"mode": "DISABLE"}}});
+        lab.apply(&peers("bar", "httpbin", by_port))?;
+        let plain = json!([{"port": {"number": 8000}, "tls": {"mode": "DISABLE"}}]);
+        lab.apply(&rule("bar", "httpbin", json!({"tls": {"mode": "ISTIO_MUTUAL"}, "portLevelSettings": plain})))?;
+        only_refused(lab, ALL, ALL, &["legacy->foo"])
+    });
+    run.check(&["2:AP-11"], "the workload's policy comes before its namespace's", |lab| {
+        lab.apply(&peers("foo", "overwrite-example", json!({"selector": workload, "mtls": {"mode": "DISABLE"}})))?;
+        lab.apply(&rule("foo", "overwrite-example", json!({"tls": {"mode": "DISABLE"}})))?;
+        only_refused(lab, ALL, ALL, &[])
+    });
+    for (kind, namespace, name) in [
+        ("peerauthentication", "foo", "default"),
+        ("peerauthentication", "foo", "overwrite-example"),
+        ("peerauthentication", "bar", "httpbin"),
+        ("destinationrule", "foo", "overwrite-example"),
+        ("destinationrule", "bar", "httpbin"),
+    ] {
+        delete(&run.lab, kind, namespace, name)?;
+    }
+    end_users(run)
+}
+
+/// Status of a request through the gateway.
+fn at_gateway(lab: &Lab, path: &str, token: Option<&str>, want: u16) -> Result<()> {
+    let bearer = token.map(|token| format!("Bearer {token}"));
+    let headers: Vec<(&str, &str)> = bearer.as_deref().map(|value| ("authorization", value)).into_iter().collect();
+    eventually(SOON, || {
+        let got = get(&lab.url(path), &headers)?;
+        ensure!(got.status == want, "{path} with {token:?}: {} {}, want {want}", got.status, got.body);
+        Ok(())
+    })
+}
+
+fn through_gateway(lab: &Lab) -> Result<()> {
+    lab.apply_yaml("security/httpbin-gateway.yaml", "foo").map(drop)
+}
+
+fn end_users(run: &mut Run) -> Result<()> {
+    let issuer = Issuer::new()?;
+    let uri = issuer.serve(&run.lab)?;
+    run.check(&["2:AP-19"], "a gateway and a route to everything", |lab| {
+        through_gateway(lab)?;
+        at_gateway(lab, "/headers", None, 200)
+    });
+    run.check(&["2:AP-12", "2:AP-13", "2:AP-14"], "tokens that are there must be valid", |lab| {
+        let selector = json!({"matchLabels": {"istio": "ingressgateway"}});
+        let spec = json!({"selector": selector, "jwtRules": [{"issuer": ISSUER, "jwksUri": uri}]});
+        lab.apply(&object("RequestAuthentication", "istio-system", "jwt-example", &spec))?;
+        at_gateway(lab, "/headers", Some("deadbeef"), 401)?;
+        at_gateway(lab, "/headers", Some(&issuer.token(3600, &json!({}))?), 200)?;
+        at_gateway(lab, "/headers", None, 200)
+    });
+    run.check(&["2:AP-15"], "a token is good for 60 s after its end, and no longer", |lab| {
+        let token = issuer.token(-55, &json!({}))?;
+        at_gateway(lab, "/headers", Some(&token), 200)?;
+        at_gateway(lab, "/headers", Some(&token), 401)?;
+        at_gateway(lab, "/headers", Some(&issuer.token(-62, &json!({}))?), 401)
+    });
+    let deny = |to: Value| {
+        let mut rule = json!({"from": [{"source": {"notRequestPrincipals": ["*"]}}]});
+        if !to.is_null() {
+            rule["to"] = to;
+        }
+        let spec = json!({"selector": {"matchLabels": {"istio": "ingressgateway"}}, "action": "DENY", "rules": [rule]});
+        policy("istio-system", "frontend-ingress", spec)
+    };
+    run.check(&["2:AP-16"], "a token is required", |lab| {
+        lab.apply(&deny(Value::Null))?;
+        at_gateway(lab, "/headers", None, 403)?;
+        at_gateway(lab, "/headers", Some(&issuer.token(60, &json!({}))?), 200)
+    });
+    run.check(&["2:AP-17"], "a token is required for one path", |lab| {
+        lab.apply(&deny(json!([{"operation": {"paths": ["/headers"]}}])))?;
+        at_gateway(lab, "/ip", None, 200)?;
+        at_gateway(lab, "/headers", None, 403)
+    });
+    Ok(())
+}
+
+fn migration(run: &mut Run) -> Result<()> {
+    const FROM: &[&str] = &["foo", "bar", "legacy"];
+    const TO: &[&str] = &["foo", "bar"];
+    for name in TO {
+        callers(&run.lab, name, true)?;
+    }
+    namespace(&run.lab, "legacy", false)?;
+    run.lab.apply_sample_in("sleep/sleep.yaml", "legacy")?;
+    run.lab.wait_deployments("legacy", &["sleep"])?;
+    run.check(&["2:MM-1"], "plain text and mutual TLS on one port", |lab| only_refused(lab, FROM, TO, &[]));
+    let strict = || json!({"mtls": {"mode": "STRICT"}});
+    // While modes change, a client of the mesh calls without pause; none of its calls may be refused.
+    let (stop, made, lost) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
+    let lab = &run.lab;
+    let home = lab.home().to_path_buf();
+    let (namespace, mesh, back) = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let argv =
+                ["exec", "deploy/sleep", "-n", "bar", "-c", "sleep", "--", "curl", "-s", "-m", "15", "-o", "/dev/null"];
+            while !stop.load(Ordering::Relaxed) {
+                let asked = ["-w", "%{http_code}", "http://httpbin.foo:8000/ip"];
+                let outcome = crate::lab::weft(&home, &[&argv[..], &asked].concat()).output();
+                made.fetch_add(1, Ordering::Relaxed);
+                if !outcome.is_ok_and(|out| text(&out.stdout) == "200") {
+                    lost.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        let namespace =
+            lab.apply(&peers("foo", "default", strict())).and_then(|_| only_refused(lab, FROM, TO, &["legacy->foo"]));
+        let mesh = lab
+            .apply(&peers("istio-system", "default", strict()))
+            .and_then(|_| only_refused(lab, FROM, TO, &["legacy->foo", "legacy->bar"]));
+        let back = delete(lab, "peerauthentication", "istio-system", "default")
+            .and_then(|()| delete(lab, "peerauthentication", "foo", "default"))
+            .and_then(|()| only_refused(lab, FROM, TO, &[]));
+        stop.store(true, Ordering::Relaxed);
+        (namespace, mesh, back)
+    });
+    back?;
+    run.check(&["2:MM-2"], "one namespace is locked", |_| namespace);
+    run.check(&["2:MM-3"], "the mesh is locked", |_| mesh);
+    let (made, lost) = (made.into_inner(), lost.into_inner());
+    run.note(&format!("{made} calls between sidecars while modes changed, {lost} lost"));
+    run.check(&["2:MM-7"], "no call between sidecars is lost while modes change", |_| {
+        ensure!(made >= 10 && lost == 0, "{lost} of {made} calls were lost");
+        Ok(())
+    });
+    Ok(())
+}
+
+/// Waits until the product page holds and lacks these texts.
+fn page(lab: &Lab, holds: &[&str], lacks: &[&str]) -> Result<()> {
+    eventually(Duration::from_secs(45), || {
+        let body = get(&lab.url("/productpage"), &[])?.body;
+        for part in holds {
+            ensure!(body.contains(part), "the page does not say {part:?}");
+        }
+        for part in lacks {
+            ensure!(!body.contains(part), "the page says {part:?}");
+        }
+        Ok(())
+    })
+}
+
+fn authorization_http(run: &mut Run) -> Result<()> {
+    const DETAILS: &str = "Error fetching product details";
+    const REVIEWS: &str = "Error fetching product reviews";
+    const RATINGS: &str = "Ratings service is currently unavailable";
+    let viewer = |app: &str, from: &str| {
+        let mut rule = json!({"to": [{"operation": {"methods": ["GET"]}}]});
+        if !from.is_empty() {
+            rule["from"] = json!([{"source": {"principals": [format!("cluster.local/ns/default/sa/{from}")]}}]);
+        }
+        let spec = json!({"selector": {"matchLabels": {"app": app}}, "action": "ALLOW", "rules": [rule]});
+        policy("default", &format!("{app}-viewer"), spec)
+    };
+    run.check(&["2:AH-1"], "a policy without rules allows nothing", |lab| {
+        page(lab, &["Book Details"], &[DETAILS, REVIEWS])?;
+        lab.apply(&policy("default", "allow-nothing", json!({})))?;
+        page(lab, &["RBAC: access denied"], &[])?;
+        ensure!(get(&lab.url("/productpage"), &[])?.status == 403, "not 403");
+        Ok(())
+    });
+    run.check(&["2:AH-3"], "GET of the product page by anybody", |lab| {
+        lab.apply(&viewer("productpage", ""))?;
+        page(lab, &[DETAILS, REVIEWS], &["RBAC: access denied"])?;
+        let posted = lab.exec(
+            "default",
+            "deploy/ratings-v1",
+            "ratings",
+            &["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-X", "POST", "http://productpage:9080/login"],
+        )?;
+        ensure!(text(&posted.stdout) == "403", "POST: {}", text(&posted.stdout));
+        Ok(())
+    });
+    run.check(&["2:AH-4", "2:AH-6"], "details and reviews for the product page", |lab| {
+        lab.apply(&viewer("details", "bookinfo-productpage"))?;
+        page(lab, &[REVIEWS], &[DETAILS])?;
+        lab.apply(&viewer("reviews", "bookinfo-productpage"))?;
+        page(lab, &[RATINGS], &[DETAILS, REVIEWS])
+    });
+    run.check(&["2:AH-5", "2:AH-7"], "ratings for reviews: the whole page", |lab| {
+        lab.apply(&viewer("ratings", "bookinfo-reviews"))?;
+        eventually(Duration::from_secs(45), || {
+            let pages: Result<Vec<String>> = (0..12).map(|_| Ok(get(&lab.url("/productpage"), &[])?.body)).collect();
+            let pages = pages?;
+            ensure!(pages.iter().all(|p| !p.contains(RATINGS) && !p.contains(REVIEWS)), "an error is left");
+            ensure!(pages.iter().any(|p| p.contains("color:red") || p.contains("color=\"red\"")), "no red stars");
+            Ok(())
+        })
+    });
+    run.check(&["2:AH-8"], "the five are deleted by full name", |lab| {
+        for name in ["allow-nothing", "productpage-viewer", "details-viewer", "reviews-viewer", "ratings-viewer"] {
+            lab.weft(&["delete", &format!("authorizationpolicy.security.istio.io/{name}")])?;
+        }
+        page(lab, &["Book Details"], &[DETAILS, REVIEWS])
+    });
+    Ok(())
+}
+
+fn authorization_tcp(run: &mut Run) -> Result<()> {
+    namespace(&run.lab, "foo", true)?;
+    run.lab.apply_sample_in("tcp-echo/tcp-echo.yaml", "foo")?;
+    run.lab.apply_sample_in("sleep/sleep.yaml", "foo")?;
+    run.lab.wait_deployments("foo", &["tcp-echo", "sleep"])?;
+    let pods = run.lab.objects("pods", &["-n", "foo", "-l", "app=tcp-echo"])?;
+    let ip = pods.first().and_then(|p| p["status"]["podIP"].as_str()).context("no address")?.to_string();
+    let probe = |lab: &Lab, port: u16, want: &str| -> Result<()> {
+        let host = if port == 9002 { ip.as_str() } else { "tcp-echo" };
+        let shell = format!(
+            "echo \"port {port}\" | nc -w 5 {host} {port} | grep \"hello\" && echo 'connection succeeded' || echo 'connection rejected'"
+        );
+        eventually(SOON, || {
+            let said = text(&lab.exec("foo", "deploy/sleep", "sleep", &["sh", "-c", &shell])?.stdout);
+            ensure!(said.contains(want), "port {port}: {said:?}, want {want}");
+            let greeted = said.contains(&format!("hello port {port}"));
+            ensure!(greeted == (want == "connection succeeded"), "port {port}: {said:?}");
+            Ok(())
+        })
+    };
+    let (yes, no) = ("connection succeeded", "connection rejected");
+    let apply = |lab: &Lab, action: &str, operation: Value| {
+        let spec = json!({"selector": {"matchLabels": {"app": "tcp-echo"}}, "action": action, "rules": [{"to": [{"operation": operation}]}]});
+        lab.apply(&policy("foo", "tcp-policy", spec))
+    };
+    run.check(&["2:AT-6"], "without policies all ports are open, 9002 too", |lab| {
+        [9000, 9001, 9002].into_iter().try_for_each(|port| probe(lab, port, yes))
+    });
+    run.check(&["2:AT-1", "2:AT-2", "2:AT-5"], "two ports are allowed", |lab| {
+        apply(lab, "ALLOW", json!({"ports": ["9000", "9001"]}))?;
+        probe(lab, 9002, no)?;
+        probe(lab, 9000, yes)?;
+        probe(lab, 9001, yes)
+    });
+    run.check(&["2:AT-3"], "an ALLOW rule with a method allows nothing", |lab| {
+        apply(lab, "ALLOW", json!({"methods": ["GET"], "ports": ["9000"]}))?;
+        probe(lab, 9000, no)?;
+        probe(lab, 9001, no)
+    });
+    run.check(&["2:AT-4"], "a DENY rule with a method denies its port", |lab| {
+        apply(lab, "DENY", json!({"methods": ["GET"], "ports": ["9000"]}))?;
+        probe(lab, 9001, yes)?;
+        probe(lab, 9000, no)
+    });
+    Ok(())
+}
+
+fn authorization_jwt(run: &mut Run) -> Result<()> {
+    callers(&run.lab, "foo", true)?;
+    let issuer = Issuer::new()?;
+    let uri = issuer.serve(&run.lab)?;
+    let url = "http://httpbin.foo:8000/headers";
+    let bearer = |token: &str| format!("Authorization: Bearer {token}");
+    let (demo, grouped) = (
+        issuer.token(3600, &json!({"foo": "bar"}))?,
+        issuer.token(3600, &json!({"groups": ["group1", "group2"], "scope": ["scope1", "scope2"]}))?,
+    );
+    let selector = json!({"matchLabels": {"app": "httpbin"}});
+    run.check(&["2:AJ-1"], "a bad token is refused, none is not", |lab| {
+        let spec = json!({"selector": selector, "jwtRules": [{"issuer": ISSUER, "jwksUri": uri}]});
+        lab.apply(&object("RequestAuthentication", "foo", "jwt-example", &spec))?;
+        becomes(lab, "foo", url, &["-H", "Authorization: Bearer invalidToken"], "401")?;
+        becomes(lab, "foo", url, &[], "200")
+    });
+    let require = |when: Value| {
+        let mut rule = json!({"from": [{"source": {"requestPrincipals": [format!("{ISSUER}/{ISSUER}")]}}]});
+        if !when.is_null() {
+            rule["when"] = when;
+        }
+        policy("foo", "require-jwt", json!({"selector": selector, "action": "ALLOW", "rules": [rule]}))
+    };
+    run.check(&["2:AJ-2"], "a token of the issuer is required", |lab| {
+        lab.apply(&require(Value::Null))?;
+        becomes(lab, "foo", url, &[], "403")?;
+        becomes(lab, "foo", url, &["-H", &bearer(&demo)], "200")
+    });
+    run.check(&["2:AJ-3", "2:AJ-6"], "a group is required besides", |lab| {
+        lab.apply(&require(json!([{"key": "request.auth.claims[groups]", "values": ["group1"]}])))?;
+        becomes(lab, "foo", url, &["-H", &bearer(&demo)], "403")?;
+        becomes(lab, "foo", url, &["-H", &bearer(&grouped)], "200")
+    });
+    Ok(())
+}
+
+fn external(run: &mut Run) -> Result<()> {
+    const DENIED: &str = "denied by ext_authz for not found header `x-ext-authz: allow` in the request";
+    callers(&run.lab, "foo", true)?;
+    run.lab.apply_sample_in("extauthz/ext-authz.yaml", "foo")?;
+    run.lab.wait_deployments("foo", &["ext-authz"])?;
+    run.lab.change_mesh(&json!({"extensionProviders": [
+        {"name": "sample-ext-authz-grpc", "envoyExtAuthzGrpc": {"service": "ext-authz.foo.svc.cluster.local", "port": 9000}},
+        {"name": "sample-ext-authz-http", "envoyExtAuthzHttp": {"service": "ext-authz.foo.svc.cluster.local", "port": 8000, "includeRequestHeadersInCheck": ["x-ext-authz"], "headersToUpstreamOnAllow": ["x-ext-authz-check-result"]}},
+    ]}))?;
+    let custom = |provider: &str| {
+        let rules = json!([{"to": [{"operation": {"paths": ["/headers"]}}]}]);
+        let spec = json!({"selector": {"matchLabels": {"app": "httpbin"}}, "action": "CUSTOM", "provider": {"name": provider}, "rules": rules});
+        policy("foo", "ext-authz", spec)
+    };
+    let url = "http://httpbin.foo:8000/headers";
+    run.check(&["3:EA-02"], "an unknown provider denies what its rules match, and says so", |lab| {
+        lab.apply(&custom("nobody"))?;
+        becomes(lab, "foo", url, &["-H", "x-ext-authz: allow"], "403")?;
+        becomes(lab, "foo", "http://httpbin.foo:8000/ip", &[], "200")?;
+        eventually(SOON, || {
+            let told = lab.weft(&["get", "authorizationpolicy", "ext-authz", "-n", "foo", "-o", "yaml"])?;
+            ensure!(told.contains("is no external authorizer"), "{told}");
+            Ok(())
+        })
+    });
+    for (provider, id, log) in
+        [("sample-ext-authz-grpc", "3:EA-04", "[gRPCv3]"), ("sample-ext-authz-http", "3:EA-05", "[HTTP]")]
+    {
+        run.check(&["3:EA-01", "3:EA-03", id], &format!("{provider} decides about /headers"), |lab| {
+            lab.apply(&custom(provider))?;
+            eventually(SOON, || {
+                let body = lab.curl_in("foo", &["-s", url, "-H", "x-ext-authz: deny"])?;
+                ensure!(body == DENIED, "{body:?}");
+                Ok(())
+            })?;
+            becomes(lab, "foo", url, &["-H", "x-ext-authz: deny"], "403")?;
+            let told = lab.curl_in("foo", &["-s", url, "-H", "x-ext-authz: allow"])?;
+            ensure!(told.contains("X-Ext-Authz-Check-Result") && told.contains("allowed"), "{told}");
+            ensure!(told.contains("URI=spiffe://cluster.local/ns/foo/sa/sleep"), "{told}");
+            becomes(lab, "foo", "http://httpbin.foo:8000/ip", &[], "200")?;
+            let logs = lab.logs("foo", "deploy/ext-authz", "ext-authz")?;
+            let lines: Vec<&str> = logs.lines().filter(|line| line.starts_with(log)).collect();
+            ensure!(
+                lines.iter().any(|l| l.contains("[denied]")) && lines.iter().any(|l| l.contains("[allowed]")),
+                "{logs}"
+            );
+            ensure!(lines.iter().all(|l| l.contains("/headers") && !l.contains("8000/ip")), "{logs}");
+            Ok(())
+        });
+    }
+    Ok(())
+}
+
+fn explicit_deny(run: &mut Run) -> Result<()> {
+    callers(&run.lab, "foo", true)?;
+    let selector = json!({"matchLabels": {"app": "httpbin"}});
+    let deny = |when: Value| {
+        let mut rule = json!({"to": [{"operation": {"methods": ["GET"]}}]});
+        if !when.is_null() {
+            rule["when"] = when;
+        }
+        policy("foo", "deny-method-get", json!({"selector": selector, "action": "DENY", "rules": [rule]}))
+    };
+    let at = |path: &str| format!("http://httpbin.foo:8000{path}");
+    let (admin, guest) = (["-H", "x-token: admin"], ["-H", "x-token: guest"]);
+    run.check(&["3:ED-01", "3:ED-08"], "GET is denied, POST is not", |lab| {
+        lab.apply(&deny(Value::Null))?;
+        becomes(lab, "foo", &at("/get"), &[], "403")?;
+        becomes(lab, "foo", &at("/post"), &["-X", "POST"], "200")
+    });
+    run.check(&["3:ED-03", "3:ED-04", "3:ED-05"], "only GETs without the administrator's token", |lab| {
+        lab.apply(&deny(json!([{"key": "request.headers[x-token]", "notValues": ["admin"]}])))?;
+        becomes(lab, "foo", &at("/get"), &admin, "200")?;
+        becomes(lab, "foo", &at("/get"), &guest, "403")?;
+        becomes(lab, "foo", &at("/get"), &[], "403")
+    });
+    run.check(&["3:ED-02", "3:ED-06", "3:ED-07"], "what is denied stays so whatever is allowed", |lab| {
+        let rules = json!([{"to": [{"operation": {"paths": ["/ip"]}}]}]);
+        lab.apply(&policy("foo", "allow-path-ip", json!({"selector": selector, "action": "ALLOW", "rules": rules})))?;
+        becomes(lab, "foo", &at("/get"), &admin, "403")?;
+        becomes(lab, "foo", &at("/ip"), &guest, "403")?;
+        becomes(lab, "foo", &at("/ip"), &admin, "200")?;
+        becomes(lab, "foo", &at("/post"), &["-X", "POST"], "403")
+    });
+    Ok(())
+}
+
+fn gateway_addresses(run: &mut Run) -> Result<()> {
+    callers(&run.lab, "foo", true)?;
+    let pods = run.lab.ready_pods("istio=ingressgateway", "istio-system")?;
+    let pod = pods.first().context("no gateway")?.clone();
+    run.lab.admin("istio-system", &pod, "POST", "logging?rbac=debug")?;
+    let apply = |lab: &Lab, action: &str, blocks: &[&str]| {
+        let rules = json!([{"from": [{"source": {"ipBlocks": blocks}}]}]);
+        let spec =
+            json!({"selector": {"matchLabels": {"app": "istio-ingressgateway"}}, "action": action, "rules": rules});
+        lab.apply(&policy("istio-system", "ingress-policy", spec))
+    };
+    run.check(&["3:IG-16"], "without policies the gateway lets in", |lab| {
+        through_gateway(lab)?;
+        at_gateway(lab, "/headers", None, 200)
+    });
+    run.check(&["3:IG-01", "3:IG-02"], "other addresses are kept out", |lab| {
+        apply(lab, "ALLOW", &["1.2.3.4", "5.6.7.0/24"])?;
+        at_gateway(lab, "/headers", None, 403)
+    });
+    let mut client = String::new();
+    run.check(&["3:IG-04"], "the client's address is the third field of the gateway's line", |lab| {
+        let logs = lab.logs("istio-system", &pod, "istio-proxy")?;
+        let line = logs.lines().rfind(|line| line.contains("remoteIP")).context("no line with remoteIP")?;
+        client = line.split(',').nth(2).and_then(|f| f.split(':').nth(1)).unwrap_or_default().trim().to_string();
+        ensure!(client.parse::<std::net::IpAddr>().is_ok(), "{client:?} in {line}");
+        apply(lab, "ALLOW", &["1.2.3.4", "5.6.7.0/24", &client])?;
+        at_gateway(lab, "/headers", None, 200)
+    });
+    run.check(&["3:IG-03"], "the client's address is denied, another is not", |lab| {
+        apply(lab, "DENY", &[&client])?;
+        at_gateway(lab, "/headers", None, 403)?;
+        apply(lab, "DENY", &["1.2.3.4"])?;
+        at_gateway(lab, "/headers", None, 200)
+    });
+    Ok(())
+}
+
+fn dry_run(run: &mut Run) -> Result<()> {
+    callers(&run.lab, "foo", true)?;
+    let pods = run.lab.ready_pods("app=httpbin", "foo")?;
+    let pod = pods.first().context("no httpbin")?.clone();
+    run.lab.admin("foo", &pod, "POST", "logging?rbac=debug")?;
+    let apply = |lab: &Lab, dry: &str| {
+        let rules = json!([{"to": [{"operation": {"paths": ["/headers"]}}]}]);
+        let spec = json!({"selector": {"matchLabels": {"app": "httpbin"}}, "action": "DENY", "rules": rules});
+        let meta = json!({"name": "deny-path-headers", "namespace": "foo", "annotations": {"istio.io/dry-run": dry}});
+        lab.apply(&json!({"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": meta, "spec": spec}).to_string())
+    };
+    let url = "http://httpbin.foo:8000/headers";
+    run.check(&["3:DR-01", "3:DR-03", "3:DR-04"], "a dry run stops nobody, and is told in the log", |lab| {
+        apply(lab, "true")?;
+        eventually(SOON, || {
+            let (code, _) = call(lab, "foo", url, &[])?;
+            ensure!(code == "200", "{code}");
+            let logs = lab.logs("foo", &pod, "istio-proxy")?;
+            let said = "shadow denied, matched policy ns[foo]-policy[deny-path-headers]-rule[0]";
+            ensure!(logs.contains(said), "the log does not say so");
+            Ok(())
+        })
+    });
+    run.check(&["3:DR-05", "3:DR-06"], "and counted", |lab| {
+        eventually(SOON, || {
+            let stats = lab.admin("foo", &pod, "GET", "stats/prometheus")?;
+            let of = |result: &str| {
+                let labels =
+                    ["authz_dry_run_action=\"deny\"".to_string(), format!("authz_dry_run_result=\"{result}\"")];
+                let line = stats.lines().find(|line| {
+                    line.starts_with("envoy_http_inbound_0_0_0_0_80_rbac{") && labels.iter().all(|l| line.contains(l))
+                });
+                line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            };
+            ensure!(
+                of("denied").is_some_and(|n| n >= 1.0) && of("allowed") == Some(0.0),
+                "{:?} {:?}",
+                of("denied"),
+                of("allowed")
+            );
+            Ok(())
+        })
+    });
+    run.check(&["3:DR-02"], "without the annotation it is enforced", |lab| {
+        apply(lab, "false")?;
+        becomes(lab, "foo", url, &[], "403")
+    });
+    Ok(())
+}
