@@ -1,7 +1,8 @@
 //! Kubernetes-shaped object store: the memory backend that the lab serves, and the client side of any Kubernetes API.
 //!
 //! Reading order: [`selector`] (label and field selectors), [`memory`] (objects, revisions, create/update/delete/list),
-//! [`watch`] (events from a revision on), [`merge`] (three-way and strategic merges), [`error`]; then the other side of the
+//! [`watch`] (events from a revision on), [`durable`] (objects in a file), [`merge`] (three-way and strategic merges),
+//! [`error`]; then the other side of the
 //! wire: [`client`] (`ApiClient`, the only user of a Kubernetes client library), [`cache`] (a local copy of some kinds),
 //! [`source`] (what keeps that copy equal to the server's state: `follow` for one kind, `definitions` for its version) and
 //! [`lease`] (which of several replicas may write).
@@ -9,6 +10,7 @@
 pub mod cache;
 pub mod client;
 mod definitions;
+pub mod durable;
 pub mod error;
 mod follow;
 pub mod lease;
@@ -20,6 +22,7 @@ pub mod watch;
 
 pub use cache::{Cache, Changes};
 pub use client::{ApiClient, ClientError};
+pub use durable::{Durable, DurableError};
 pub use error::StoreError;
 pub use lease::{Leadership, LeaseOptions};
 pub use memory::{

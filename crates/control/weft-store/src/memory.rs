@@ -433,6 +433,21 @@ impl MemoryStore {
         Ok(list)
     }
 
+    /// Puts objects back that another store held: they keep uid, age and generation, and get new resource versions. Objects that
+    /// are there already stay. Returns how many were put back.
+    pub fn restore(&self, objects: impl IntoIterator<Item = Object>) -> usize {
+        let mut state = self.write();
+        let mut count = 0;
+        for object in objects {
+            let full = state.count >= self.inner.options.max_objects;
+            if !full && check_name(&object).is_ok() && state.find(&object.key()).is_none() {
+                self.commit(&mut state, ChangeType::Added, None, object);
+                count += 1;
+            }
+        }
+        count
+    }
+
     /// Every object of every kind.
     pub fn all(&self) -> Vec<Arc<Object>> {
         self.read().kinds.values().flat_map(|k| k.objects.values().cloned()).collect()

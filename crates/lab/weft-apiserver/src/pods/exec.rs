@@ -1,7 +1,7 @@
 //! Commands over WebSockets: `v4.channel.k8s.io` and `v5.channel.k8s.io`. Each message begins with the number of its channel:
 //! 0 input, 1 output, 2 errors, 3 result (a `Status`), 4 terminal size; in v5, 255 closes the channel named in its body.
 
-use super::{ExecRequest, ExecStreams, LogRequest, PodError, backend, container, reference};
+use super::{ExecRequest, ExecStreams, LogRequest, PodError, backend, container, reference, spdy_streams};
 use crate::server::{Context, closed};
 use crate::status::ApiError;
 use axum::body::Body;
@@ -70,6 +70,12 @@ pub(super) async fn handle(context: Context, pod: &Object, request: http::Reques
         return Err(ApiError::bad_request("you must specify at least one command for the container"));
     }
     let backend = backend(&context)?;
+    if spdy_streams::is_wanted(&request) {
+        let wanted = wanted_streams(&context, exec.tty);
+        let streams = backend.exec(exec).await.map_err(PodError::into_error)?;
+        let run = move |connection| spdy_streams::command(connection, wanted, streams);
+        return spdy_streams::upgrade(&context, request, &["v4.channel.k8s.io"], run);
+    }
     let upgrade = upgrade(request, &["v5.channel.k8s.io", "v4.channel.k8s.io"]).await?;
     let permit = context.stream_permit()?;
     let streams = backend.exec(exec).await.map_err(PodError::into_error)?;
@@ -81,6 +87,14 @@ pub(super) async fn handle(context: Context, pod: &Object, request: http::Reques
         }
         drop(permit);
     }))
+}
+
+/// The streams that a client opens over SPDY.
+fn wanted_streams(context: &Context, tty: bool) -> Vec<&'static str> {
+    let asked = [("stdin", "stdin"), ("stdout", "stdout"), ("stderr", "stderr")];
+    let asked = asked.into_iter().filter(|(name, _)| context.params.is_set(name) && !(tty && *name == "stderr"));
+    let resize = tty.then_some("resize");
+    std::iter::once("error").chain(asked.map(|(_, stream)| stream)).chain(resize).collect()
 }
 
 /// Joins a container that runs: its output from now on. Containers here have no input that stays open.
@@ -100,8 +114,6 @@ pub(super) async fn attach(context: Context, pod: &Object, request: http::Reques
         limit_bytes: None,
     };
     let log = backend(&context)?.logs(log).await.map_err(PodError::into_error)?;
-    let upgrade = upgrade(request, &["v5.channel.k8s.io", "v4.channel.k8s.io"]).await?;
-    let permit = context.stream_permit()?;
     // The container's end is the end of its output.
     let (ended, end) = tokio::sync::oneshot::channel::<()>();
     let log = futures_util::stream::unfold((log, Some(ended)), |(mut log, mut ended)| async move {
@@ -122,6 +134,13 @@ pub(super) async fn attach(context: Context, pod: &Object, request: http::Reques
             Ok(0)
         }),
     };
+    if spdy_streams::is_wanted(&request) {
+        let wanted = wanted_streams(&context, false);
+        let run = move |connection| spdy_streams::command(connection, wanted, streams);
+        return spdy_streams::upgrade(&context, request, &["v4.channel.k8s.io"], run);
+    }
+    let upgrade = upgrade(request, &["v5.channel.k8s.io", "v4.channel.k8s.io"]).await?;
+    let permit = context.stream_permit()?;
     let mut closing = context.server.closing();
     Ok(upgrade.on_upgrade(move |socket| async move {
         tokio::select! {
@@ -235,7 +254,7 @@ async fn read(mut source: SplitStream<WebSocket>, mut stdin: Input, resize: Resi
     }
 }
 
-fn result_status(result: io::Result<i32>) -> Value {
+pub(super) fn result_status(result: io::Result<i32>) -> Value {
     match result {
         Ok(0) => json!({"metadata": {}, "status": "Success"}),
         Ok(code) => json!({

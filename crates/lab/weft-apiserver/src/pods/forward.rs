@@ -2,7 +2,7 @@
 //! number, little-endian. The end of a connection is the end of the WebSocket when it was the last one.
 
 use super::exec::{CLOSE_TIMEOUT, QUEUE, message, upgrade, write};
-use super::{PodBackend, PodRef, backend, reference};
+use super::{PodBackend, PodRef, backend, reference, spdy_streams};
 use crate::server::{Context, closed};
 use crate::status::ApiError;
 use axum::body::Body;
@@ -18,14 +18,33 @@ use tokio::sync::mpsc::{self, Receiver, Sender};
 use tokio::time::timeout;
 use weft_k8s_api::Object;
 
+/// SPDY inside a WebSocket: what kubectl asks for.
+const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
 /// Ports of one WebSocket at most.
 const MAX_PORTS: usize = 16;
 /// Bytes per message to the client.
 const CHUNK: usize = 32 * 1024;
 
 pub(super) async fn handle(context: Context, pod: &Object, request: http::Request<Body>) -> Result<Response, ApiError> {
-    let ports = ports(&context)?;
     let backend = backend(&context)?;
+    if spdy_streams::is_wanted(&request) {
+        let pod = reference(pod);
+        let run = move |connection| spdy_streams::ports(connection, backend, pod);
+        return spdy_streams::upgrade(&context, request, &["portforward.k8s.io"], run);
+    }
+    if spdy_streams::is_tunnel(&request, TUNNEL) {
+        let upgrade = upgrade(request, &[TUNNEL]).await?;
+        let permit = context.stream_permit()?;
+        let (pod, mut closing) = (reference(pod), context.server.closing());
+        return Ok(upgrade.on_upgrade(move |socket| async move {
+            tokio::select! {
+                () = spdy_streams::tunnel(socket, |pipe| spdy_streams::ports(pipe, backend, pod)) => {}
+                () = closed(&mut closing) => {}
+            }
+            drop(permit);
+        }));
+    }
+    let ports = ports(&context)?;
     let upgrade = upgrade(request, &["v4.channel.k8s.io", "v5.channel.k8s.io"]).await?;
     let permit = context.stream_permit()?;
     let pod = reference(pod);

@@ -1,8 +1,10 @@
 //! Into pods: logs, commands, what runs, and ports. What runs the pods stands behind [`PodBackend`]; here is its contract and the choice
-//! of the container. The WebSocket protocols are in `exec` and `forward`.
+//! of the container. The WebSocket protocols are in `exec` and `forward`, those over SPDY in `spdy_streams`.
 
 mod exec;
 mod forward;
+pub(crate) mod spdy;
+mod spdy_streams;
 
 use crate::params::Params;
 use crate::route::Target;
