@@ -11,6 +11,7 @@ mod client;
 mod dns;
 mod drain;
 mod engine;
+mod files;
 mod held;
 mod http;
 mod identity;

@@ -7,6 +7,7 @@ use crate::dns::{DnsServer, ResolvConf, resolv};
 use crate::drain::{self, Times};
 use crate::engine::envoy;
 use crate::engine::weft::{self, Needs, WeftLive};
+use crate::files;
 use crate::identity;
 use crate::metrics::{Metrics, Source};
 use crate::plane::{Naming, Plane};
@@ -61,6 +62,7 @@ async fn run_weft(settings: &AgentSettings, node: Node, state: ProxyState, manag
         Metrics::new(Source::Registry(registry.clone()), state.clone(), Some(manager.stats()), settings.scrape.clone());
     let _ports = ports::start(settings.ports, &state, &metrics).await.map_err(|error| anyhow!(error))?;
     start_dns(settings, &plane, &resolv, &metrics).await?;
+    tokio::spawn(files::follow(plane.clone()));
     start_xds(settings, &node, &plane, configuration, &manager);
     let handle = weft::start(&plane, registry, local_workload(settings, &node), settings.concurrency)?;
     let needs = if settings.role == NodeType::Sidecar { Needs::All } else { Needs::Any };

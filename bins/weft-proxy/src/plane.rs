@@ -8,7 +8,8 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use weft_proto::type_url;
 use weft_proxy_config::{ProxySnapshot, Secret, Update, Wanted};
-use weft_sds::{SDS_CERTIFICATE, SDS_ROOTS, WorkloadSecrets};
+use weft_sds::files::Ready;
+use weft_sds::{FileSecret, SDS_CERTIFICATE, SDS_ROOTS, WorkloadSecrets};
 
 /// The configuration in force. A clone shares it.
 #[derive(Debug, Clone)]
@@ -94,8 +95,24 @@ impl Plane {
     /// What the configuration names that has to be subscribed to. The identity is the agent's own affair.
     pub fn wanted(&self) -> Wanted {
         let mut wanted = self.held.builder().wanted();
-        wanted.secrets.retain(|name| name != SDS_CERTIFICATE && name != SDS_ROOTS);
+        wanted.secrets.retain(|name| name != SDS_CERTIFICATE && name != SDS_ROOTS && !FileSecret::is_name(name));
         wanted
+    }
+
+    /// Secrets that the configuration names after files.
+    pub fn file_secrets(&self) -> Vec<String> {
+        let wanted = self.held.builder().wanted().secrets;
+        wanted.into_iter().filter(|name| FileSecret::is_name(name)).collect()
+    }
+
+    /// Puts a secret in that was read from files.
+    pub fn set_file_secret(&self, name: &str, secret: Ready) {
+        let secret = match secret {
+            Ready::Certificate(certificate) => Secret::Certificate(certificate),
+            Ready::Roots(roots) => Secret::Validation(roots),
+        };
+        let snapshot = self.held.builder().set_secret(name, secret);
+        self.publish(snapshot);
     }
 
     /// What the configuration names and has not got, the identity left out.

@@ -1,8 +1,8 @@
-//! Envoy's secret discovery service over a Unix socket: resources `default` (the SVID) and `ROOTCA` (the roots), in both
-//! forms of the protocol, pushed at each rotation. Whoever may open the socket gets the key: it is made for its owner alone.
+//! Envoy's secret discovery service over a Unix socket: resources `default` (the SVID), `ROOTCA` (the roots) and those named
+//! after files, in both forms of the protocol, pushed at each change. Whoever may open the socket gets the key: it is made for its owner alone.
 
-use crate::WorkloadSecrets;
-use std::collections::BTreeSet;
+use crate::{FileSecret, WorkloadSecrets};
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,6 +30,8 @@ pub const SDS_ROOTS: &str = "ROOTCA";
 
 /// Names that one stream may ask for.
 const MAX_NAMES: usize = 64;
+/// How often files are looked at.
+const LOOK: std::time::Duration = std::time::Duration::from_secs(1);
 /// Answers that wait for a slow reader.
 const QUEUE: usize = 4;
 
@@ -125,6 +127,7 @@ async fn serve_state(
 ) {
     let mut names = BTreeSet::new();
     let mut nonce = 0_u64;
+    let mut files = Files::default();
     secrets.mark_changed();
     loop {
         let asked = tokio::select! {
@@ -141,11 +144,13 @@ async fn serve_state(
                 Ok(()) => true,
                 Err(_) => return,
             },
+            () = tokio::time::sleep(LOOK) => !files.changed(&names).is_empty(),
             () = answers.closed() => return,
         };
         let current = secrets.borrow_and_update().clone();
         if let Some(current) = current.filter(|_| asked && !names.is_empty()) {
             nonce += 1;
+            files.changed(&names);
             if answers.send(Ok(state_answer(&names, &current, nonce))).await.is_err() {
                 return;
             }
@@ -171,6 +176,7 @@ async fn serve_delta(
 ) {
     let mut names = BTreeSet::new();
     let mut nonce = 0_u64;
+    let mut files = Files::default();
     loop {
         let due: BTreeSet<String> = tokio::select! {
             request = requests.next() => {
@@ -188,12 +194,14 @@ async fn serve_delta(
                 Ok(()) => names.clone(),
                 Err(_) => return,
             },
+            () = tokio::time::sleep(LOOK) => files.changed(&names),
             () = answers.closed() => return,
         };
         // Without an identity the names stay open; the change that brings it answers them.
         let current = secrets.borrow_and_update().clone();
         if let Some(current) = current.filter(|_| !due.is_empty()) {
             nonce += 1;
+            files.changed(&due);
             if answers.send(Ok(delta_answer(&due, &current, nonce))).await.is_err() {
                 return;
             }
@@ -225,11 +233,53 @@ fn delta_answer(names: &BTreeSet<String>, secrets: &WorkloadSecrets, nonce: u64)
     }
 }
 
+/// What the files of a stream's names held when they were last sent.
+#[derive(Default)]
+struct Files(BTreeMap<String, FileSecret>);
+
+impl Files {
+    /// Those of the names whose files hold something else now. One that cannot be read stays as it was sent.
+    fn changed(&mut self, names: &BTreeSet<String>) -> BTreeSet<String> {
+        let mut changed = BTreeSet::new();
+        for name in names.iter().filter(|name| FileSecret::is_name(name)) {
+            match FileSecret::read(name) {
+                Ok(now) if self.0.get(name) != Some(&now) => {
+                    self.0.insert(name.clone(), now);
+                    changed.insert(name.clone());
+                }
+                _ => {}
+            }
+        }
+        changed
+    }
+}
+
+fn inline(text: &str) -> Option<DataSource> {
+    Some(DataSource { specifier: Some(Specifier::InlineBytes(text.as_bytes().to_vec())), ..DataSource::default() })
+}
+
+/// The secret that files hold; `None` when they cannot be read.
+fn of_files(name: &str) -> Option<Type> {
+    let read = FileSecret::read(name);
+    match read {
+        Ok(FileSecret::Certificate { chain, key }) => Some(Type::TlsCertificate(TlsCertificate {
+            certificate_chain: inline(&chain),
+            private_key: inline(&key),
+            ..TlsCertificate::default()
+        })),
+        Ok(FileSecret::Roots(text) | FileSecret::SystemRoots(text)) => {
+            let trusted_ca = inline(&text);
+            Some(Type::ValidationContext(CertificateValidationContext { trusted_ca, ..Default::default() }))
+        }
+        Err(error) => {
+            tracing::warn!(secret = name, %error, "Envoy asks for a secret of files that cannot be read");
+            None
+        }
+    }
+}
+
 /// The secret of a name; `None` when there is none of that name.
 fn secret(name: &str, secrets: &WorkloadSecrets) -> Option<Secret> {
-    let inline = |text: &str| {
-        Some(DataSource { specifier: Some(Specifier::InlineBytes(text.as_bytes().to_vec())), ..DataSource::default() })
-    };
     let kind = match name {
         SDS_CERTIFICATE => Type::TlsCertificate(TlsCertificate {
             certificate_chain: inline(&secrets.svid.chain_pem),
@@ -242,6 +292,7 @@ fn secret(name: &str, secrets: &WorkloadSecrets) -> Option<Secret> {
             custom_validator_config: spiffe_validator(secrets),
             ..CertificateValidationContext::default()
         }),
+        name if FileSecret::is_name(name) => of_files(name)?,
         _ => return None,
     };
     Some(Secret { name: name.to_owned(), r#type: Some(kind) })

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use weft_identity::TrustDomain;
 
 /// Where distributions keep their roots.
-const SYSTEM_BUNDLES: [&str; 4] = [
+pub const SYSTEM_BUNDLES: [&str; 4] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/ssl/ca-bundle.pem",
@@ -36,6 +36,18 @@ struct Inner {
 struct Roots {
     certificates: Vec<CertificateDer<'static>>,
     anchors: Vec<TrustAnchor<'static>>,
+}
+
+/// Reads revocation lists without using them.
+///
+/// # Errors
+/// When there is no list, or one cannot be read.
+pub fn check_crls(crls: &[u8]) -> Result<(), TlsError> {
+    for der in pem::revocation_lists(crls)? {
+        webpki::OwnedCertRevocationList::from_der(&der)
+            .map_err(|e| TlsError::Pem { what: "certificate revocation list", reason: e.to_string() })?;
+    }
+    Ok(())
 }
 
 impl TrustAnchors {

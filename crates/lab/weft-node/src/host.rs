@@ -102,6 +102,11 @@ impl StateFolder {
         self.path.join("kubeconfig")
     }
 
+    /// Folder of the objects that outlive the lab.
+    pub fn objects(&self) -> PathBuf {
+        self.path.join("objects")
+    }
+
     /// The lab's own log.
     pub fn log(&self) -> PathBuf {
         self.path.join("logs/lab.log")

@@ -63,6 +63,8 @@ pub struct LabOptions {
     pub envoy_by_default: bool,
     /// Start with control plane, gateway and their settings.
     pub mesh: bool,
+    /// Folder in which objects are kept for the next lab; none are kept without.
+    pub objects: Option<PathBuf>,
     /// Start with Bookinfo.
     pub bookinfo: bool,
     /// Start with hosts of the world outside.
@@ -106,6 +108,10 @@ async fn run(options: LabOptions) -> Result<(), String> {
     let run_folder = prepare_folders(&options)?;
     let links = Links::set_up().await.map_err(|error| text(&error))?;
     let store = MemoryStore::new();
+    let restored = match &options.objects {
+        Some(folder) => crate::kept::restore(&store, folder).map_err(|error| text(&error))?,
+        None => 0,
+    };
     serve_network(store.clone()).await.map_err(|error| text(&error))?;
     step("the network is up");
 
@@ -123,7 +129,7 @@ async fn run(options: LabOptions) -> Result<(), String> {
     for published in &options.published {
         forward(published, store.clone()).map_err(|error| text(&error))?;
     }
-    fill(&options, server).await?;
+    fill(&options, server, restored > 0).await?;
     std::future::pending().await
 }
 
@@ -131,7 +137,8 @@ fn step(text: &str) {
     Event::Step { text: text.into() }.tell();
 }
 
-async fn fill(options: &LabOptions, server: ApiServer) -> Result<(), String> {
+/// Applies what the lab starts with. In one that was there before, the sample is what has become of it.
+async fn fill(options: &LabOptions, server: ApiServer, restored: bool) -> Result<(), String> {
     let applier = Applier::new(server, options.admin_token.clone());
     if options.mesh {
         applier.base().await.map_err(|error| error.to_string())?;
@@ -139,7 +146,7 @@ async fn fill(options: &LabOptions, server: ApiServer) -> Result<(), String> {
     if options.outside {
         applier.outside().await.map_err(|error| error.to_string())?;
     }
-    if options.bookinfo {
+    if options.bookinfo && !restored {
         applier.bookinfo().await.map_err(|error| error.to_string())?;
     }
     for path in &options.manifests {

@@ -16,6 +16,7 @@ pub mod event;
 pub mod host;
 pub mod init;
 pub mod inject;
+pub mod kept;
 pub mod lab;
 pub mod manifests;
 pub mod network;

@@ -12,7 +12,15 @@ use crate::journey::Journey;
 
 /// All journeys in the order of the spec.
 pub fn all() -> Vec<Journey> {
-    let mut all = [bookinfo::JOURNEYS, resilience::JOURNEYS, ingress::JOURNEYS, egress::JOURNEYS, identity::JOURNEYS].concat();
+    let mut all = [
+        bookinfo::JOURNEYS,
+        resilience::JOURNEYS,
+        ingress::JOURNEYS,
+        egress::JOURNEYS,
+        identity::JOURNEYS,
+        security::JOURNEYS,
+    ]
+    .concat();
     // Spec files in their order; within one the order of the modules above.
     all.sort_by_key(|journey| journey.id.split(':').next());
     all

@@ -5,13 +5,14 @@
 //! costs about a millisecond.
 //!
 //! Reading order: [`objects`] (helpers), [`deployment`], [`replicaset`], [`statefulset`], [`daemonset`], [`job`],
-//! [`endpoints`], [`balancers`], [`namespaces`].
+//! [`endpoints`], [`mirroring`], [`balancers`], [`namespaces`].
 
 pub mod balancers;
 pub mod daemonset;
 pub mod deployment;
 pub mod endpoints;
 pub mod job;
+pub mod mirroring;
 pub mod namespaces;
 pub mod objects;
 pub mod replicaset;
@@ -59,6 +60,7 @@ pub fn all(published: Vec<(String, String)>) -> Vec<Box<dyn Controller>> {
         Box::new(daemonset::DaemonSets),
         Box::new(job::Jobs),
         Box::new(endpoints::Endpoints),
+        Box::new(mirroring::Mirroring),
     ]
 }
 

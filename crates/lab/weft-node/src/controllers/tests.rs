@@ -211,3 +211,30 @@ fn daemons_run_once_and_namespaces_have_accounts() {
     assert!(store.find("", "ServiceAccount", "default", "default").is_some());
     assert_eq!(store.find("", "Namespace", "", "default").unwrap().body["status"]["phase"], "Active");
 }
+
+#[test]
+fn endpoints_by_hand_become_slices() {
+    let store = store();
+    store
+        .create(object(
+            json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "far", "namespace": "default"},
+            "spec": {"ports": [{"name": "tls", "port": 443}]}}),
+        ))
+        .unwrap();
+    let endpoints = |ip: &str| {
+        object(json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "far", "namespace": "default"},
+            "subsets": [{"addresses": [{"ip": ip}], "ports": [{"name": "tls", "port": 8443}]}]}))
+    };
+    let slices = || list(&store, "discovery.k8s.io", "EndpointSlice");
+    let made = store.create(endpoints("198.18.0.2")).unwrap();
+    settle(&store);
+    let slice = slices()[0].clone();
+    assert_eq!(slice.body["endpoints"][0]["addresses"], json!(["198.18.0.2"]));
+    assert_eq!(slice.body["ports"][0], json!({"name": "tls", "port": 8443, "protocol": "TCP"}));
+    store.modify(&made.key(), |old| old.body = endpoints("198.18.0.3").body.clone()).unwrap();
+    settle(&store);
+    assert_eq!(slices()[0].body["endpoints"][0]["addresses"], json!(["198.18.0.3"]));
+    store.modify(&made.key(), |old| drop(old.body.insert("subsets".into(), json!([])))).unwrap();
+    settle(&store);
+    assert!(slices().is_empty());
+}
