@@ -40,7 +40,15 @@ impl Weftd {
     /// # Errors
     /// When it cannot be started.
     pub fn spawn(cluster: &Cluster, name: &str, kubeconfig: &Path, more: &[&str]) -> Result<Self> {
-        let (secure, monitoring, webhook) = (free_port()?, free_port()?, free_port()?);
+        Self::spawn_on(free_port()?, cluster, name, kubeconfig, more)
+    }
+
+    /// As [`Self::spawn`], with the webhooks on a given port: where they were before.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn_on(webhook: u16, cluster: &Cluster, name: &str, kubeconfig: &Path, more: &[&str]) -> Result<Self> {
+        let (secure, monitoring) = (free_port()?, free_port()?);
         let mut args = vec![
             format!("--kubeconfig={}", kubeconfig.display()),
             format!("--pod-name={name}"),
@@ -61,14 +69,17 @@ impl Weftd {
     /// # Errors
     /// When it ends, or the time is over: what it waits for, and its log.
     pub async fn ready(&mut self) -> Result<()> {
+        let (process, monitoring) = (&mut self.process, self.monitoring);
         let ready = eventually("weftd ready", async || {
-            let (status, body) = http::get(self.monitoring, "/ready").await?;
+            // One that has ended will not be ready: the error in the answer ends the wait.
+            if let Err(ended) = process.check() {
+                return Ok(Err(ended));
+            }
+            let (status, body) = http::get(monitoring, "/ready").await?;
             ensure!(status == 200, "{status}: {body}");
-            Ok(())
+            Ok(Ok(()))
         });
-        let result = ready.await;
-        result.with_context(|| self.process.output())?;
-        self.process.check()
+        ready.await.with_context(|| self.process.output())?
     }
 
     /// What readiness says now: status and reasons.

@@ -1,7 +1,7 @@
 //! Weft installed: the objects of `weft manifest generate`, with the webhooks led to a weftd outside the cluster.
 
 use crate::cluster::Cluster;
-use crate::{Weftd, target};
+use crate::target;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -37,17 +37,17 @@ impl Cluster {
         self.apply_all(all.iter().filter(|object| !is_webhook(object))).await
     }
 
-    /// Installs the webhooks, answered by `weftd`.
+    /// Installs the webhooks, answered on a port of this machine.
     ///
     /// # Errors
     /// What the server says of the first object that it refuses.
-    pub async fn install_webhooks(&self, weftd: &Weftd) -> Result<()> {
+    pub async fn install_webhooks(&self, port: u16) -> Result<()> {
         let mut hooks: Vec<Object> = manifests(&[])?.into_iter().filter(is_webhook).collect();
         for hook in &mut hooks {
             let entries = hook.body.get_mut("webhooks").and_then(Value::as_array_mut).into_iter().flatten();
             for config in entries.filter_map(|entry| entry.get_mut("clientConfig")) {
                 let path = config.pointer("/service/path").and_then(Value::as_str).unwrap_or_default().to_string();
-                *config = serde_json::json!({"url": format!("https://localhost:{}{path}", weftd.webhook)});
+                *config = serde_json::json!({"url": format!("https://localhost:{port}{path}")});
             }
         }
         self.apply_all(hooks.iter()).await

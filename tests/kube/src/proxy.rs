@@ -9,7 +9,9 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
-use weft_proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use weft_proto::envoy::config::core::v3::address::Address;
+use weft_proto::envoy::config::endpoint::v3::lb_endpoint::HostIdentifier;
+use weft_proto::envoy::config::endpoint::v3::{ClusterLoadAssignment, LbEndpoint};
 use weft_proto::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use weft_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use weft_proto::{type_url, unpack};
@@ -23,7 +25,7 @@ pub struct Proxy {
     pub endpoints: BTreeMap<String, BTreeSet<String>>,
     /// Names of the clusters.
     pub clusters: BTreeSet<String>,
-    /// Text of the virtual hosts and route configurations, by name.
+    /// The virtual hosts by name, as text: the strings of a message are in its bytes as they are.
     pub routes: BTreeMap<String, String>,
 }
 
@@ -139,11 +141,9 @@ impl Proxy {
                 }
             } else if response.type_url == type_url::ENDPOINT {
                 let assignment: ClusterLoadAssignment = unpack(any)?;
-                let text = weft_proto::json::to_json(&assignment, true)?.to_string();
-                self.endpoints.insert(resource.name.clone(), addresses(&text));
+                self.endpoints.insert(resource.name.clone(), addresses(&assignment));
             } else {
-                let host: weft_proto::envoy::config::route::v3::VirtualHost = unpack(any)?;
-                self.routes.insert(resource.name.clone(), weft_proto::json::to_json(&host, true)?.to_string());
+                self.routes.insert(resource.name.clone(), String::from_utf8_lossy(&any.value).into_owned());
             }
         }
         let answer = DeltaDiscoveryRequest {
@@ -174,7 +174,15 @@ impl Proxy {
     }
 }
 
-/// Every `"address": "…"` of a load assignment.
-fn addresses(json: &str) -> BTreeSet<String> {
-    json.split("\"address\":\"").skip(1).filter_map(|rest| Some(rest.split_once('"')?.0.to_string())).collect()
+/// The addresses of a load assignment.
+fn addresses(assignment: &ClusterLoadAssignment) -> BTreeSet<String> {
+    let endpoints = assignment.endpoints.iter().flat_map(|locality| &locality.lb_endpoints);
+    let socket = |endpoint: &LbEndpoint| match endpoint.host_identifier.as_ref()? {
+        HostIdentifier::Endpoint(endpoint) => match endpoint.address.as_ref()?.address.as_ref()? {
+            Address::SocketAddress(socket) => Some(socket.address.clone()),
+            _ => None,
+        },
+        HostIdentifier::EndpointName(_) => None,
+    };
+    endpoints.filter_map(socket).collect()
 }

@@ -2,11 +2,11 @@
 //! mesh uses is kept, so that a heartbeat or a status update of no concern changes nothing.
 
 use crate::parsed::Reader;
-use crate::{Credential, Labels};
+use crate::{Credential, Labels, trim};
 use k8s_openapi::ByteString;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use weft_core::well_known::label;
@@ -14,7 +14,16 @@ use weft_k8s_api::Object;
 
 /// Reads `object.body[field]`; a missing field reads as the default.
 fn part<T: DeserializeOwned + Default>(object: &Object, field: &str) -> Result<T, String> {
-    match object.body.get(field) {
+    part_of(object, &object.body, field)
+}
+
+/// Reads a field of a body that may have been trimmed.
+fn part_of<T: DeserializeOwned + Default>(
+    object: &Object,
+    body: &Map<String, Value>,
+    field: &str,
+) -> Result<T, String> {
+    match body.get(field) {
         None | Some(Value::Null) => Ok(T::default()),
         Some(value) => T::deserialize(value).map_err(|e| format!("{}: {field}: {e}", object.key())),
     }
@@ -88,8 +97,9 @@ struct Condition {
 const PROXY_CONTAINER: &str = "istio-proxy";
 
 pub(crate) const POD: Reader<Pod> = |object| {
-    let spec: PodSpec = part(object, "spec")?;
-    let status: PodStatus = part(object, "status")?;
+    let body = trim::body(object);
+    let spec: PodSpec = part_of(object, &body, "spec")?;
+    let status: PodStatus = part_of(object, &body, "status")?;
     let owner = object.metadata.owner_references.iter().flatten().find(|o| o.controller == Some(true));
     let all = || spec.containers.iter().chain(&spec.init_containers);
     let mut addresses: Vec<IpAddr> = status.pod_ips.iter().filter_map(|p| p.ip.parse().ok()).collect();
@@ -256,8 +266,9 @@ struct RawPort {
 }
 
 pub(crate) const ENDPOINT_SLICE: Reader<Slice> = |object| {
-    let endpoints: Vec<RawEndpoint> = part(object, "endpoints")?;
-    let ports: Vec<RawPort> = part(object, "ports")?;
+    let body = trim::body(object);
+    let endpoints: Vec<RawEndpoint> = part_of(object, &body, "endpoints")?;
+    let ports: Vec<RawPort> = part_of(object, &body, "ports")?;
     Ok(Slice {
         service: object.label(label::SERVICE_NAME).unwrap_or_default().into(),
         ports: ports.into_iter().filter_map(|p| Some((p.name.unwrap_or_default(), p.port?))).collect(),

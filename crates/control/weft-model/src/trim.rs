@@ -1,20 +1,62 @@
-//! What a build reads of a pod. Whoever keeps many pods takes the rest away first: most of a pod is for the kubelet. The
-//! readers of `kubernetes` and this list change together.
+//! What a build reads of pods and endpoint slices. Whoever keeps many of them gives the rest away first: most of a pod is for
+//! the kubelet. What stays is kept as text, for a tree of JSON values takes several times the memory. The readers of
+//! `kubernetes` and these lists change together.
 
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 use weft_k8s_api::Object;
 
-/// Fields of a pod that a build reads: in the spec, in each of its containers, in each of their ports, in the status, in each
-/// of its conditions.
-const SPEC: &[&str] = &["nodeName", "serviceAccountName", "hostNetwork", "containers", "initContainers"];
-const CONTAINER: &[&str] = &["name", "ports"];
-const PORT: &[&str] = &["name", "containerPort", "protocol"];
-const STATUS: &[&str] = &["phase", "podIP", "podIPs", "conditions"];
-const CONDITION: &[&str] = &["type", "status"];
+/// Field of the body in which what is kept stands as JSON text.
+const TEXT: &str = "weft.dev/kept";
 
-/// Takes from a pod what no build reads; other objects stay as they are.
+/// Fields that are kept, and what of their own fields; no further fields: everything below.
+struct Kept(&'static [(&'static str, Kept)]);
+
+const ALL: Kept = Kept(&[]);
+const CONTAINER: Kept = Kept(&[("name", ALL), ("ports", Kept(&[("name", ALL), ("containerPort", ALL)]))]);
+const POD: Kept = Kept(&[
+    (
+        "spec",
+        Kept(&[
+            ("nodeName", ALL),
+            ("serviceAccountName", ALL),
+            ("hostNetwork", ALL),
+            ("containers", CONTAINER),
+            ("initContainers", CONTAINER),
+        ]),
+    ),
+    (
+        "status",
+        Kept(&[
+            ("phase", ALL),
+            ("podIP", ALL),
+            ("podIPs", ALL),
+            ("conditions", Kept(&[("type", ALL), ("status", ALL)])),
+        ]),
+    ),
+]);
+const SLICE: Kept = Kept(&[
+    (
+        "endpoints",
+        Kept(&[
+            ("addresses", ALL),
+            ("conditions", ALL),
+            ("targetRef", Kept(&[("kind", ALL), ("name", ALL)])),
+            ("nodeName", ALL),
+            ("zone", ALL),
+        ]),
+    ),
+    ("ports", Kept(&[("name", ALL), ("port", ALL)])),
+]);
+
+/// Takes from an object what no build reads, where objects are many; others stay as they are.
 pub fn trim(object: &mut Object) {
-    if object.kind != "Pod" || !object.group().is_empty() {
+    let kept = match (object.group(), object.kind.as_str()) {
+        ("", "Pod") => &POD,
+        ("discovery.k8s.io", "EndpointSlice") => &SLICE,
+        _ => return,
+    };
+    if object.body.contains_key(TEXT) {
         return;
     }
     let meta = &mut object.metadata;
@@ -27,49 +69,52 @@ pub fn trim(object: &mut Object) {
     if meta.annotations.as_ref().is_some_and(|a| a.is_empty()) {
         meta.annotations = None;
     }
-    object.body = kept(&mut object.body, &["spec", "status"]);
-    if let Some(spec) = keep(object.body.get_mut("spec"), SPEC) {
-        for list in ["containers", "initContainers"] {
-            for container in each(spec.get_mut(list)) {
-                let container = keep(Some(container), CONTAINER);
-                each(container.and_then(|c| c.get_mut("ports"))).for_each(|port| drop(keep(Some(port), PORT)));
+    let mut body = Value::Object(std::mem::take(&mut object.body));
+    keep(&mut body, kept);
+    let mut text = body.to_string();
+    text.shrink_to_fit();
+    object.body = Map::from_iter([(TEXT.to_string(), Value::String(text))]);
+}
+
+fn keep(value: &mut Value, kept: &Kept) {
+    if kept.0.is_empty() {
+        return;
+    }
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|name, _| kept.0.iter().any(|(known, _)| known == name));
+            for (name, below) in kept.0 {
+                if let Some(value) = fields.get_mut(*name) {
+                    keep(value, below);
+                }
             }
         }
-    }
-    if let Some(status) = keep(object.body.get_mut("status"), STATUS) {
-        let conditions = status.get_mut("conditions").and_then(Value::as_array_mut);
-        if let Some(conditions) = conditions {
-            conditions.retain(|c| c.get("type").and_then(Value::as_str) == Some("Ready"));
-            conditions.iter_mut().for_each(|c| drop(keep(Some(c), CONDITION)));
-        }
+        Value::Array(items) => items.iter_mut().for_each(|item| keep(item, kept)),
+        _ => {}
     }
 }
 
-/// Keeps these fields of an object.
-fn keep<'a>(value: Option<&'a mut Value>, names: &[&str]) -> Option<&'a mut Map<String, Value>> {
-    let fields = value?.as_object_mut()?;
-    *fields = kept(fields, names);
-    Some(fields)
-}
-
-/// A new map: the old one's memory is as large as everything that was in it.
-fn kept(fields: &mut Map<String, Value>, names: &[&str]) -> Map<String, Value> {
-    std::mem::take(fields).into_iter().filter(|(name, _)| names.contains(&name.as_str())).collect()
-}
-
-fn each(list: Option<&mut Value>) -> impl Iterator<Item = &mut Value> {
-    list.and_then(Value::as_array_mut).into_iter().flatten()
+/// The body of an object, trimmed or not.
+pub(crate) fn body(object: &Object) -> Cow<'_, Map<String, Value>> {
+    match object.body.get(TEXT).and_then(Value::as_str).map(serde_json::from_str) {
+        Some(Ok(body)) => Cow::Owned(body),
+        _ => Cow::Borrowed(&object.body),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kubernetes::POD;
+    use crate::kubernetes::{ENDPOINT_SLICE, POD};
     use serde_json::json;
+
+    fn object(value: Value) -> Object {
+        serde_json::from_value(value).unwrap()
+    }
 
     #[test]
     fn a_trimmed_pod_reads_the_same() {
-        let whole: Object = serde_json::from_value(json!({
+        let whole = object(json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {
                 "name": "a", "namespace": "n", "uid": "u", "resourceVersion": "7", "labels": {"app": "a"},
@@ -93,21 +138,42 @@ mod tests {
                 ],
                 "containerStatuses": [{"name": "app", "image": "i"}],
             },
-        }))
-        .unwrap();
+        }));
         let mut trimmed = whole.clone();
         trim(&mut trimmed);
-        assert_eq!(POD(&trimmed).unwrap(), POD(&whole).unwrap());
+        let want = POD(&whole).unwrap();
+        assert!(want.ready && want.has_proxy && want.host_network && want.addresses.len() == 2, "{want:?}");
+        assert_eq!(POD(&trimmed).unwrap(), want);
         assert_eq!(crate::parsed::Meta::of(&trimmed), crate::parsed::Meta::of(&whole));
         let text = trimmed.to_value().to_string();
-        for gone in ["volumes", "env", "containerStatuses", "psp", "kubelet", "Initialized", "lastTransitionTime"] {
+        for gone in ["volumes", "env", "containerStatuses", "psp", "kubelet", "lastTransitionTime"] {
             assert!(!text.contains(gone), "{gone} in {text}");
         }
-        assert!(text.len() * 2 < whole.to_value().to_string().len());
-        let mut other: Object = serde_json::from_value(json!({
+        let again = trimmed.clone();
+        trim(&mut trimmed);
+        assert_eq!(trimmed, again, "trimmed twice is trimmed once");
+    }
+
+    #[test]
+    fn so_does_an_endpoint_slice_and_others_stay() {
+        let whole = object(json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"name": "a-1", "namespace": "n", "labels": {"kubernetes.io/service-name": "a"}},
+            "ports": [{"name": "http", "port": 8080, "protocol": "TCP", "appProtocol": "h2c"}],
+            "endpoints": [{
+                "addresses": ["10.0.0.1"], "nodeName": "n", "zone": "z", "hints": {"forZones": [{"name": "z"}]},
+                "conditions": {"ready": false, "serving": true, "terminating": true},
+                "targetRef": {"kind": "Pod", "name": "p", "namespace": "n", "uid": "u"},
+            }],
+        }));
+        let mut trimmed = whole.clone();
+        trim(&mut trimmed);
+        let want = ENDPOINT_SLICE(&whole).unwrap();
+        assert!(want.endpoints[0].draining && want.endpoints[0].pod.as_deref() == Some("p"), "{want:?}");
+        assert_eq!(ENDPOINT_SLICE(&trimmed).unwrap(), want);
+        let mut other = object(json!({
             "apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": {"sessionAffinity": "None"},
-        }))
-        .unwrap();
+        }));
         let before = other.clone();
         trim(&mut other);
         assert_eq!(other, before);
