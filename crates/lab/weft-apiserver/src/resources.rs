@@ -491,8 +491,13 @@ fn tidy_applied(context: &Context, target: &Target, wanted: &mut Value) -> Resul
 }
 
 /// Reads a body as an object that fits the path.
-pub(crate) fn read_object(target: &Target, body: Value) -> Result<Object, ApiError> {
+pub(crate) fn read_object(target: &Target, mut body: Value) -> Result<Object, ApiError> {
     let wrong = |message: String| ApiError::bad_request(message);
+    if let Some(fields) = body.as_object_mut() {
+        // Typed clients leave out what the path says already.
+        fields.entry("apiVersion").or_insert_with(|| target.api_version().into());
+        fields.entry("kind").or_insert_with(|| target.kind.kind.into());
+    }
     let mut object: Object = serde_json::from_value(body)
         .map_err(|e| wrong(format!("the body is not an object of Kubernetes ({}): {e}", target.kind.kind)))?;
     if object.api_version != target.api_version() || object.kind != target.kind.kind {
