@@ -39,6 +39,7 @@ fn analyzer(code: &str) -> (&'static str, &'static str) {
         "IST0109" => ("ConflictingMeshGatewayVirtualServiceHosts", "WARNING"),
         "IST0110" => ("ConflictingSidecarWorkloadSelectors", "WARNING"),
         "IST0111" => ("MultipleSidecarsWithoutWorkloadSelectors", "WARNING"),
+        "IST0145" => ("ConflictingGateways", "ERROR"),
         "IST0112" => ("VirtualServiceDestinationPortSelectorRequired", "WARNING"),
         _ => ("Warning", "WARNING"),
     }

@@ -131,6 +131,12 @@ impl<'a> Build<'a> {
             let mut all = kubernetes_services(&kinds.services.items, settings, &self.defaults.service);
             all.extend(service_entries::services(&kinds.service_entries.items, settings, &self.defaults.service));
             self.state.services = Arc::new(by_host(all));
+            self.state.entry_statuses = service_entries::statuses(
+                &kinds.service_entries.items,
+                &self.state.services,
+                settings,
+                &self.state.entry_statuses,
+            );
         }
         let behind = self.any(&[
             kinds.slices.changed,
@@ -213,9 +219,6 @@ impl<'a> Build<'a> {
         };
         let old = self.state.translated.clone();
         let new = if source.is_empty() { Translated::default() } else { source.translate(&old) };
-        if !same_list(&new.statuses, &old.statuses) {
-            self.new.statuses = Arc::new(new.statuses.clone());
-        }
         self.translated = Changed {
             rules: new.destination_rules != old.destination_rules,
             gateways: !same_list(&new.gateways, &old.gateways),
@@ -356,6 +359,11 @@ impl<'a> Build<'a> {
         found.extend(self.state.rule_warnings.iter().cloned());
         found.extend(self.state.policy_warnings.iter().cloned());
         found.extend(self.state.translated.warnings.iter().cloned());
+        let statuses = self.state.translated.statuses.iter().chain(&self.state.entry_statuses).cloned();
+        let statuses: Vec<_> = statuses.collect();
+        if !same_list(&statuses, &self.old.statuses) {
+            self.new.statuses = Arc::new(statuses);
+        }
         found.extend(warnings::of_security(&self.new));
         self.references();
         found.extend(self.state.route_warnings.iter().chain(self.state.gateway_warnings.iter()).cloned());

@@ -9,6 +9,7 @@ mod build;
 mod destination_rules;
 mod endpoints;
 mod gateway_api;
+mod gateway_conflicts;
 pub mod hosts;
 mod inputs;
 pub mod jwks;
@@ -38,7 +39,7 @@ pub use lookup::ServiceInstance;
 pub use scope::{EgressScope, HostPattern, SidecarScope};
 pub use secrets::CA_SUFFIX;
 pub use snapshot::*;
-pub use trim::trim;
+pub use trim::{kept, trim};
 pub use virtual_services::MESH_GATEWAY;
 
 /// Reads the spec of an Istio object that passes validation. (Unknown fields were reported when it was accepted; they do

@@ -32,6 +32,8 @@ pub(crate) struct State {
     pub gateway_warnings: Arc<Vec<Warning>>,
     /// What the Gateway API's objects and Ingresses stand for.
     pub translated: Arc<Translated>,
+    /// Statuses of service entries.
+    pub entry_statuses: Vec<Arc<crate::StatusUpdate>>,
 }
 
 macro_rules! kinds {

@@ -1,21 +1,22 @@
 //! Services, endpoints and workloads that are declared by hand: service entries and workload entries.
 
 use crate::endpoints::{bare, of_workload, selected_by};
-use crate::parsed::Parsed;
-use crate::services::export_to;
+use crate::parsed::{Parsed, reuse};
+use crate::services::{export_to, near};
 use crate::workloads::{self, Workloads};
 use crate::{
     Endpoint, EndpointAddress, ExportTo, Labels, Protocol, Registry, Resolution, Service, ServicePort, Settings,
-    Workload, hosts, protocol,
+    StatusUpdate, Workload, hosts, protocol,
 };
 use ipnet::IpNet;
+use serde_json::json;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use weft_core::Strng;
 use weft_core::well_known::label;
-use weft_k8s_api::istio;
+use weft_k8s_api::{ObjectKey, istio};
 
 type Entry = Arc<Parsed<istio::ServiceEntry>>;
 type WorkloadEntry = Arc<Parsed<istio::WorkloadEntry>>;
@@ -74,6 +75,7 @@ fn from_entry(entry: &Parsed<istio::ServiceEntry>, host: Strng, default_export: 
         selector: spec.workload_selector.as_ref().map(|s| s.labels.clone()).unwrap_or_default(),
         subject_alt_names: spec.subject_alt_names.clone(),
         export_to: export_to(&spec.export_to, &meta.namespace, default_export),
+        near: near(meta, ""),
         created: meta.created,
         labels: (*meta.labels).clone(),
         provenance: meta.provenance.clone(),
@@ -124,6 +126,41 @@ fn allocate_addresses(services: &mut [Service]) {
         let (third, fourth) = ((slot / 254) as u8, (slot % 254 + 1) as u8);
         service.auto_addresses = vec![IpAddr::V4(Ipv4Addr::new(240, 240, third, fourth))];
     }
+}
+
+/// What the statuses of service entries say: the addresses that the mesh gave to their hosts. Entries without one have no
+/// status from here.
+pub(crate) fn statuses(
+    entries: &[Entry],
+    services: &BTreeMap<Strng, Vec<Service>>,
+    settings: &Settings,
+    old: &[Arc<StatusUpdate>],
+) -> Vec<Arc<StatusUpdate>> {
+    let known: HashMap<&ObjectKey, &Arc<StatusUpdate>> = old.iter().map(|s| (&s.object, s)).collect();
+    let mut out = Vec::new();
+    for entry in entries {
+        let mut addresses = Vec::new();
+        for host in &entry.spec.hosts {
+            let host = hosts::complete(host, &entry.meta.namespace, &settings.domain);
+            let own = services.get(&host).into_iter().flatten().find(|s| s.namespace == entry.meta.namespace);
+            let given = own.into_iter().flat_map(|s| &s.auto_addresses);
+            addresses.extend(given.map(|ip| json!({"value": ip.to_string(), "host": host.to_string()})));
+        }
+        if addresses.is_empty() {
+            continue;
+        }
+        let object = ObjectKey {
+            group: "networking.istio.io".into(),
+            kind: "ServiceEntry".into(),
+            namespace: entry.meta.namespace.clone(),
+            name: entry.meta.name.clone(),
+        };
+        let status = json!({"addresses": addresses});
+        let update = StatusUpdate { object, generation: entry.meta.generation, status };
+        let before = known.get(&update.object).copied();
+        out.push(reuse(before, update));
+    }
+    out
 }
 
 fn wants_address(service: &Service) -> bool {

@@ -2,7 +2,7 @@
 
 use crate::kubernetes::{IntOrName, ServicePortSpec, ServiceSpec};
 use crate::parsed::{Meta, Parsed};
-use crate::{ExportTo, Protocol, Registry, Resolution, Service, ServicePort, Settings, protocol};
+use crate::{ExportTo, Near, Protocol, Registry, Resolution, Service, ServicePort, Settings, protocol};
 use ipnet::IpNet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -32,10 +32,23 @@ pub(crate) fn from_kubernetes(object: &Parsed<ServiceSpec>, settings: &Settings,
         external_name: (external && !spec.external_name.is_empty()).then(|| spec.external_name.to_ascii_lowercase()),
         export_to: annotated_export(meta, default_export),
         node_local: spec.internal_traffic_policy == "Local",
+        near: near(meta, &spec.traffic_distribution),
         created: meta.created,
         labels: (*meta.labels).clone(),
         provenance: meta.provenance.clone(),
         ..Service::default()
+    }
+}
+
+/// Annotation that says what `spec.trafficDistribution` says, also for service entries.
+const TRAFFIC_DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
+
+/// What the annotation says, else the field.
+pub(crate) fn near(meta: &Meta, field: &str) -> Option<Near> {
+    match meta.annotations.get(TRAFFIC_DISTRIBUTION).map_or(field, String::as_str) {
+        "PreferClose" | "PreferSameZone" => Some(Near::Zone),
+        "PreferSameNode" => Some(Near::Node),
+        _ => None,
     }
 }
 

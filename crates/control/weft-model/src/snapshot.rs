@@ -195,12 +195,24 @@ pub struct Service {
     pub export_to: ExportTo,
     /// `internalTrafficPolicy: Local`, `publishNotReadyAddresses` and kin.
     pub node_local: bool,
+    /// Endpoints near the client are preferred.
+    pub near: Option<Near>,
     /// Unix seconds of creation.
     pub created: i64,
     /// Labels of the object.
     pub labels: Labels,
     /// The object.
     pub provenance: Provenance,
+}
+
+/// How near an endpoint is that a service asks its clients to prefer (`spec.trafficDistribution`, or the annotation
+/// `networking.istio.io/traffic-distribution`). Others are used when there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Near {
+    /// Of the same network, region, zone (`PreferClose`, `PreferSameZone`).
+    Zone,
+    /// Of the same node, then as `Zone` (`PreferSameNode`).
+    Node,
 }
 
 /// A port of a service.
@@ -442,7 +454,7 @@ pub struct Gateway {
 }
 
 /// Workloads that serve a gateway.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct GatewayWorkloads {
     /// Their namespace; `None` = any.
     pub namespace: Option<String>,

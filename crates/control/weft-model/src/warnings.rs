@@ -3,7 +3,10 @@
 
 use crate::parsed::selects;
 use crate::virtual_services::MESH_GATEWAY;
-use crate::{DestinationRule, Gateway, KeySource, MeshSnapshot, VirtualService, Warning, hosts, services};
+use crate::{
+    DestinationRule, Gateway, KeySource, Labels, MeshSnapshot, VirtualService, Warning, gateway_conflicts, hosts,
+    services,
+};
 use std::collections::{BTreeSet, HashMap};
 use weft_core::Provenance;
 use weft_k8s_api::istio;
@@ -57,9 +60,18 @@ pub(crate) fn of_security(snapshot: &MeshSnapshot) -> Vec<Warning> {
 
 /// References of gateways that lead nowhere.
 pub(crate) fn of_gateways(snapshot: &MeshSnapshot) -> Vec<Warning> {
-    let mut found = Vec::new();
+    let mut found = gateway_conflicts::find(snapshot.gateways.iter().map(|g| &**g));
+    let mut by_selector: HashMap<&Labels, BTreeSet<&str>> = HashMap::new();
     for gateway in &snapshot.gateways {
-        gateway_references(snapshot, gateway, &mut found);
+        if gateway.spec.selector.is_empty() && gateway.workloads.iter().all(|w| !w.labels.is_empty()) {
+            // Stands for a listener of the Gateway API or an Ingress: their conditions say what is missing.
+            continue;
+        }
+        let namespaces = by_selector.entry(&gateway.spec.selector).or_insert_with_key(|selector| {
+            let selected = snapshot.workloads_by_name.values().filter(|w| selects(selector, &w.labels));
+            selected.map(|w| w.namespace.as_str()).collect()
+        });
+        gateway_references(snapshot, gateway, namespaces, &mut found);
     }
     found
 }
@@ -169,13 +181,12 @@ fn known_host(snapshot: &MeshSnapshot, host: &str) -> bool {
         || snapshot.services.keys().take_while(|h| h.as_bytes() <= b"*~".as_slice()).any(|h| hosts::covers(h, host))
 }
 
-fn gateway_references(snapshot: &MeshSnapshot, gateway: &Gateway, found: &mut Vec<Warning>) {
-    if gateway.spec.selector.is_empty() && gateway.workloads.iter().all(|w| !w.labels.is_empty()) {
-        // Stands for a listener of the Gateway API or an Ingress: their conditions say what is missing.
-        return;
-    }
-    let selected = snapshot.workloads_by_name.values().filter(|w| selects(&gateway.spec.selector, &w.labels));
-    let namespaces: BTreeSet<&str> = selected.map(|w| w.namespace.as_str()).collect();
+fn gateway_references(
+    snapshot: &MeshSnapshot,
+    gateway: &Gateway,
+    namespaces: &BTreeSet<&str>,
+    found: &mut Vec<Warning>,
+) {
     if namespaces.is_empty() {
         let labels: Vec<String> = gateway.spec.selector.iter().map(|(k, v)| format!("{k}={v}")).collect();
         let message = format!("selector {} selects no workload; no proxy listens for this gateway", labels.join(","));

@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use weft_core::Strng;
 use weft_k8s_api::istio::{self, OutboundTrafficPolicyMode as Mode};
-use weft_model::{DestinationRule, Labels, MeshSnapshot, Resolution, Service, ServicePort, Sidecar, VirtualService};
+use weft_model::{
+    DestinationRule, Labels, MeshSnapshot, Near, Resolution, Service, ServicePort, Sidecar, VirtualService,
+};
 
 /// What the outbound configuration of a proxy depends on, besides the snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -164,7 +166,9 @@ impl AskedFacts {
         }
         asked.add_locality(snapshot.mesh.locality_lb_setting.as_ref());
         asked.locality |= snapshot.mesh.default_traffic_policy.as_ref().is_some_and(|p| p.outlier_detection.is_some());
-        asked.node = snapshot.services.values().flatten().any(|s| s.node_local);
+        let services = || snapshot.services.values().flatten();
+        asked.node |= services().any(|s| s.node_local || s.near == Some(Near::Node));
+        asked.locality |= services().any(|s| s.near.is_some());
         asked
     }
 

@@ -167,8 +167,14 @@ pub(super) fn destination(to: Option<&Destination>, path: &str, report: &mut Rep
     let Some(to) = to else {
         return report.error(path, "is required: the service to send to, as host, subset and port");
     };
-    if to.host.parse::<IpAddr>().is_err()
-        && let Some(problem) = host_problem(&to.host, false)
+    if to.host == "*" {
+        report.error(
+            format_args!("{path}.host"),
+            "is *, which is no service; name one, or a wildcard service such as *.a.com",
+        );
+    } else if to.host.parse::<IpAddr>().is_err()
+        // A service entry may stand for all names below one (DYNAMIC_DNS).
+        && let Some(problem) = host_problem(&to.host, true)
     {
         report.error(format_args!("{path}.host"), problem);
     }

@@ -3,7 +3,7 @@
 use crate::scope::ScopeKey;
 use std::collections::BTreeMap;
 use weft_k8s_api::istio::LocalityLoadBalancerSetting;
-use weft_model::{Endpoint, Labels};
+use weft_model::{Endpoint, Labels, Near};
 
 /// Label name under which `failoverPriority` asks for the node.
 pub(crate) const HOSTNAME_LABEL: &str = "kubernetes.io/hostname";
@@ -49,6 +49,16 @@ pub(super) fn apply(
         }
         close_gaps(groups);
     }
+}
+
+/// The order of preference that a service itself asks for.
+pub(super) fn nearest(near: Near) -> LocalityLoadBalancerSetting {
+    let mut labels = vec!["topology.istio.io/network", "topology.kubernetes.io/region", "topology.kubernetes.io/zone"];
+    if near == Near::Node {
+        labels.push(HOSTNAME_LABEL);
+    }
+    let failover_priority = labels.into_iter().map(str::to_string).collect();
+    LocalityLoadBalancerSetting { failover_priority, ..Default::default() }
 }
 
 /// Shares of the traffic of clients in a locality. Localities that get no share get no traffic.

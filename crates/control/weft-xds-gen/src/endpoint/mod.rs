@@ -99,7 +99,10 @@ pub(crate) fn assignment(view: View<'_>, target: &Target<'_>, addresses: Address
     }
     let mut groups: Vec<locality::Group<'_>> =
         by_locality.into_iter().map(|(name, endpoints)| locality::Group::new(name, endpoints)).collect();
-    if let Some(setting) = traffic::locality_setting(view.mesh(), &target.policy) {
+    let own = target.policy.load_balancer.as_ref().is_some_and(|lb| lb.locality_lb_setting.is_some());
+    if let Some(near) = target.service.near.filter(|_| !own) {
+        locality::apply(&mut groups, &view.scope.key, &locality::nearest(near), true);
+    } else if let Some(setting) = traffic::locality_setting(view.mesh(), &target.policy) {
         let failover = target.policy.outlier_detection.is_some();
         locality::apply(&mut groups, &view.scope.key, setting, failover);
     }

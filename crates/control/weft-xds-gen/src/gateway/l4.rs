@@ -68,10 +68,8 @@ fn by_server_name(maker: Maker<'_>, server: &GatewayServer) -> Vec<Chain> {
                 {
                     continue;
                 }
-                let Some(filters) = maker.rule_filters(&route.route, server.declared_port, (&vs.name, &vs.namespace))
-                else {
-                    continue;
-                };
+                let rule = (vs.name.as_str(), vs.namespace.as_str());
+                let Some(filters) = maker.tls_rule_filters(&route.route, server.declared_port, rule) else { continue };
                 taken.extend(condition.sni_hosts.iter().cloned());
                 chains.push(Chain {
                     sni: condition.sni_hosts.clone(),

@@ -8,8 +8,10 @@ use crate::listener::Maker;
 use crate::listener::chain::{Chain, add_without_collision};
 use crate::listener::hcm::{self, Options, Place, RouteSource};
 use crate::listener::inspect;
+use crate::listener::outbound;
 use crate::observe::Side;
 use crate::pb::core::TrafficDirection;
+use crate::pb::hcm::HttpFilter;
 use crate::pb::listener::{Filter, Listener};
 use crate::pb::{self, address, value};
 use crate::resource::{Resource, Resources, by_name};
@@ -112,6 +114,12 @@ impl GatewayMaker<'_> {
         }
     }
 
+    /// Requests may be routed to services that are found by the name of each request.
+    fn dynamic(&self) -> Vec<HttpFilter> {
+        let names = self.maker.view.scope.services().flat_map(|service| outbound::own_name(service));
+        names.map(|host| outbound::dynamic_forward(self.maker, &host)).collect()
+    }
+
     fn context(&self, server: &GatewayServer, http: bool) -> Option<pb::tls::DownstreamTlsContext> {
         server_context(self.maker, server, http)
     }
@@ -127,7 +135,7 @@ impl GatewayMaker<'_> {
             routes: RouteSource::Rds(route),
             protocol,
             authz: tokens.into_iter().chain(authz::http_filters(self.maker.view, &bound, &trust)).collect(),
-            extra: Vec::new(),
+            extra: self.dynamic(),
         };
         hcm::filter(self.maker.view.mesh(), self.maker.observe, options)
     }

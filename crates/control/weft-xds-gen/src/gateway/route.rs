@@ -3,19 +3,23 @@
 //! A gateway may have thousands of hosts, and they change one by one: a virtual host is made again only when the virtual
 //! services that it is made of are others than before ([`KeptHosts`]).
 
-use super::merge::{GatewayServer, Merged, bare};
+use super::merge::{GatewayServer, Merged, PortServers, bare};
 use crate::host::intersection;
 use crate::pb::address::{bracketed, host_port};
-use crate::pb::route::{Route, VirtualHost, virtual_host::TlsRequirementType};
+use crate::pb::route::{DirectResponseAction, Route, VirtualHost, route::Action, virtual_host::TlsRequirementType};
 use crate::pb::value;
 use crate::resource::Resource;
 use crate::route::convert::{Conversion, is_catch_all};
-use crate::route::{Routes, shell};
+use crate::route::{Routes, any_path, shell};
 use crate::scope::View;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use weft_core::Provenance;
 use weft_model::VirtualService;
+use weft_model::hosts::{covers, is_wildcard};
+
+/// Status of requests on a connection that was opened for another host.
+const MISDIRECTED: u32 = 421;
 
 /// Virtual hosts by route configuration and host, as they were made last.
 pub(crate) type KeptHosts = HashMap<(String, String), Arc<KeptHost>>;
@@ -55,6 +59,7 @@ pub(crate) fn routes(view: View<'_>, merged: &Merged, old: &KeptHosts) -> (Route
     let bound = by_gateway(view);
     for (name, servers) in merged.by_route() {
         let mut hosts = Vec::new();
+        let mut taken = BTreeSet::new();
         for (host, shares) in shares(&servers, &bound) {
             let key = (name.to_string(), host);
             let same = |k: &&Arc<KeptHost>| {
@@ -68,11 +73,14 @@ pub(crate) fn routes(view: View<'_>, merged: &Merged, old: &KeptHosts) -> (Route
                 },
             };
             hosts.push(host.resource.clone());
+            taken.insert(key.1.clone());
             kept.insert(key, host);
         }
-        if hosts.is_empty() {
-            hosts.push(routes.name_host(name, &black_hole(&servers)));
-        }
+        let other = match hosts.is_empty() {
+            true => Some(black_hole(&servers)),
+            false => misdirected(&servers, merged, &taken),
+        };
+        hosts.extend(other.map(|host| routes.name_host(name, &host)));
         hosts.sort_by(|a, b| a.name.cmp(&b.name));
         routes.add_packed(shell(name.to_string(), Vec::new()), &hosts, view.scope.key.weft);
     }
@@ -161,6 +169,38 @@ fn empty(host: &str, port: u16, origin: &Provenance) -> VirtualHost {
         metadata: Some(value::provenance(origin)),
         ..Default::default()
     }
+}
+
+/// Requests that came over a connection whose server name is not that of their host: it was opened to another server of
+/// the port, and is used for this host because the certificate has its name too. The client is told to open one of its
+/// own (421, RFC 9110 §15.5.20).
+fn misdirected(servers: &[&GatewayServer], merged: &Merged, taken: &BTreeSet<String>) -> Option<VirtualHost> {
+    let own: Vec<String> = servers.iter().flat_map(|s| s.names()).collect();
+    let opens = servers.iter().all(|s| s.tls_mode().is_some());
+    if !opens || own.iter().any(|name| name == "*") {
+        return None;
+    }
+    let mut domains = BTreeSet::from(["*".to_string()]);
+    let wide: Vec<&String> = own.iter().filter(|name| is_wildcard(name)).collect();
+    let here = |port: &&PortServers| port.servers.iter().any(|s| servers.iter().any(|own| own.origin == s.origin));
+    for other in merged.ports.iter().filter(here).flat_map(|p| &p.servers).filter(|_| !wide.is_empty()) {
+        let names = other.names().into_iter().filter(|name| !own.contains(name) && !taken.contains(name));
+        domains.extend(names.filter(|name| wide.iter().any(|wide| covers(wide, name))));
+    }
+    let port = servers.first().map_or(0, |s| s.declared_port);
+    let answer = DirectResponseAction { status: MISDIRECTED, ..Default::default() };
+    let route = Route {
+        name: "misdirected".into(),
+        r#match: Some(any_path()),
+        action: Some(Action::DirectResponse(answer)),
+        ..Default::default()
+    };
+    Some(VirtualHost {
+        name: host_port("misdirected", port),
+        domains: domains.iter().map(|host| bracketed(host)).collect(),
+        routes: vec![route],
+        ..Default::default()
+    })
 }
 
 /// Without any host, every request is answered 404.

@@ -3,6 +3,7 @@
 use super::Maker;
 use super::chain::Chain;
 use super::outbound::sni_forward;
+use super::tcp::insert_before_last;
 use crate::pb::{address, core, value};
 use crate::route::convert::{client_is, names_gateway};
 use ipnet::IpNet;
@@ -41,10 +42,8 @@ impl Maker<'_> {
                     if !seen.insert(what) {
                         continue;
                     }
-                    let Some(filters) = self.rule_filters(&route.route, call.listen_port, (&vs.name, &vs.namespace))
-                    else {
-                        continue;
-                    };
+                    let rule = (vs.name.as_str(), vs.namespace.as_str());
+                    let Some(filters) = self.tls_rule_filters(&route.route, call.listen_port, rule) else { continue };
                     chains.push(Chain {
                         sni: condition.sni_hosts.clone(),
                         destinations: ranges(&condition.destination_subnets, &call.destinations),
@@ -68,9 +67,7 @@ impl Maker<'_> {
         let sni = if by_name { vec![call.service.host.to_string()] } else { Vec::new() };
         let mut chain = Chain { sni, ..self.service_chain(call) };
         if call.service.resolution == Resolution::DynamicDns {
-            // The server name is resolved before the TCP proxy, which is last, forwards to it.
-            let last = chain.filters.len().saturating_sub(1);
-            chain.filters.insert(last, sni_forward(*self, &call.service.host, call.port.number));
+            insert_before_last(&mut chain.filters, sni_forward(*self, &call.service.host, call.port.number));
         }
         chain
     }

@@ -19,6 +19,7 @@ use ipnet::IpNet;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use weft_core::Strng;
 use weft_k8s_api::istio::{CaptureMode, IstioEgressListener};
 use weft_model::{EndpointAddress, Protocol, Registry, Resolution, Service, ServicePort};
 use weft_proto::envoy::extensions::filters::http::dynamic_forward_proxy::v3 as http_dfp;
@@ -110,7 +111,7 @@ impl Build<'_> {
 
     fn service_port(&mut self, egress: &Egress, service: &Arc<Service>, port: &ServicePort, binding: &Binding) {
         if port.protocol.is_http() {
-            self.http(service, port, binding);
+            self.http(egress, service, port, binding);
             return;
         }
         if binding.bind.is_none()
@@ -160,7 +161,7 @@ impl Build<'_> {
         }
     }
 
-    fn http(&mut self, service: &Arc<Service>, port: &ServicePort, binding: &Binding) {
+    fn http(&mut self, egress: &Egress, service: &Arc<Service>, port: &ServicePort, binding: &Binding) {
         let wildcard = self.maker.view.scope.key.wildcard();
         let bind = binding.bind.clone().unwrap_or_else(|| wildcard.into());
         let key = (bind.clone(), port.number);
@@ -170,13 +171,15 @@ impl Build<'_> {
             Some(entry) if entry.closed || entry.kind != Kind::Tcp => {}
             Some(entry) if clash(entry.protocol, port.protocol) => {}
             Some(entry) => {
-                let chain = http_chain(self.maker, &bind, port, service, &route, true);
+                let dynamic = dynamic_services(egress, port.number);
+                let chain = http_chain(self.maker, &bind, port, service, &route, (true, &dynamic));
                 add_without_collision(&mut entry.chains, vec![chain]);
                 entry.kind = Kind::Detected;
                 self.routes.insert(route);
             }
             None => {
-                let chain = http_chain(self.maker, &bind, port, service, &route, shared);
+                let dynamic = dynamic_services(egress, port.number);
+                let chain = http_chain(self.maker, &bind, port, service, &route, (shared, &dynamic));
                 self.routes.insert(route);
                 let entry = Entry {
                     bind,
@@ -217,7 +220,8 @@ impl Build<'_> {
             } else {
                 OutboundRoute::Sniffed(service.host.to_string(), port.number)
             };
-            chains.push(http_chain(self.maker, &bind, port, service, &route, true));
+            let dynamic = if wildcard { dynamic_services(egress, port.number) } else { own_name(service) };
+            chains.push(http_chain(self.maker, &bind, port, service, &route, (true, &dynamic)));
             self.routes.insert(route);
         }
         let kind = if port.protocol == Protocol::Unknown { Kind::Detected } else { Kind::Tcp };
@@ -263,16 +267,15 @@ fn http_chain(
     port: &ServicePort,
     service: &Service,
     route: &OutboundRoute,
-    detected: bool,
+    (detected, dynamic): (bool, &[Strng]),
 ) -> Chain {
-    let dynamic = service.resolution == Resolution::DynamicDns;
     let options = Options {
         place: Place::Outbound,
         stat_prefix: format!("outbound_{}", listener_name(bind, port.number)),
         routes: RouteSource::Rds(route.name()),
         protocol: port.protocol,
         authz: Vec::new(),
-        extra: dynamic.then(|| dynamic_forward(maker, &service.host)).into_iter().collect(),
+        extra: dynamic.iter().map(|host| dynamic_forward(maker, host)).collect(),
     };
     Chain {
         protocols: if detected { PLAIN_HTTP.to_vec() } else { Vec::new() },
@@ -284,8 +287,19 @@ fn http_chain(
     }
 }
 
+/// Hosts of services of a port that are found by the name of each request: all HTTP of the port shares one chain.
+fn dynamic_services(egress: &Egress, port: u16) -> Vec<Strng> {
+    let on_port = |s: &&Arc<Service>| s.ports.iter().any(|p| p.number == port);
+    egress.services.iter().filter(on_port).flat_map(|s| own_name(s)).collect()
+}
+
+/// The host of a service that is found by the name of each request.
+pub(crate) fn own_name(service: &Service) -> Vec<Strng> {
+    if service.resolution == Resolution::DynamicDns { vec![service.host.clone()] } else { Vec::new() }
+}
+
 /// Resolves the host of a request before it is forwarded to it.
-fn dynamic_forward(maker: Maker<'_>, host: &str) -> pb::hcm::HttpFilter {
+pub(crate) fn dynamic_forward(maker: Maker<'_>, host: &str) -> pb::hcm::HttpFilter {
     let cache = crate::cluster::fixed::dns_cache(host, maker.view.scope.key.ipv6);
     let config = http_dfp::FilterConfig {
         implementation_specifier: Some(http_dfp::filter_config::ImplementationSpecifier::DnsCacheConfig(cache)),

@@ -1,6 +1,7 @@
 //! The TCP proxy, and the filters before it.
 
 use super::Maker;
+use super::outbound::sni_forward;
 use crate::observe::Side;
 use crate::pb::envoy_type::{HashPolicy, hash_policy};
 use crate::pb::tcp::TcpProxy;
@@ -10,6 +11,7 @@ use crate::route::{by_source_ip, convert};
 use crate::traffic::{self, Effective};
 use weft_core::names::ClusterName;
 use weft_k8s_api::istio::{RouteDestination, TunnelSettings};
+use weft_model::Resolution;
 
 /// Name of the network filter.
 pub(crate) const FILTER: &str = "envoy.filters.network.tcp_proxy";
@@ -40,6 +42,28 @@ impl Maker<'_> {
         let mut proxy = to_cluster(&cluster);
         apply_policy(&mut proxy, &self.policy(host, subset, port));
         self.tcp_filters(Side::Client, proxy, Vec::new())
+    }
+
+    /// As [`Self::rule_filters`], for TLS that is not opened: a destination that is found by name takes the server name.
+    pub fn tls_rule_filters(
+        &self,
+        routes: &[RouteDestination],
+        called_port: u16,
+        rule: (&str, &str),
+    ) -> Option<Vec<listener::Filter>> {
+        let mut filters = self.rule_filters(routes, called_port, rule)?;
+        let destination = match routes {
+            [only] => only.destination.as_ref(),
+            _ => None,
+        };
+        if let Some(to) = destination
+            && let Some(service) = self.view.scope.service(&to.host)
+            && service.resolution == Resolution::DynamicDns
+        {
+            let port = to.port.as_ref().and_then(|p| u16::try_from(p.number).ok()).unwrap_or(called_port);
+            insert_before_last(&mut filters, sni_forward(*self, &service.host, port));
+        }
+        Some(filters)
     }
 
     /// Connections to the destinations of a rule, by weight; `None` when there is none to send to.
@@ -88,6 +112,11 @@ impl Maker<'_> {
             _ => traffic::for_subset(self.view.mesh(), &rule, port, subset),
         }
     }
+}
+
+/// The TCP proxy is last: what has to happen before it forwards comes just before it.
+pub(super) fn insert_before_last(filters: &mut Vec<listener::Filter>, filter: listener::Filter) {
+    filters.insert(filters.len().saturating_sub(1), filter);
 }
 
 /// What of a traffic policy is the business of the connection from the client.
