@@ -3,7 +3,7 @@
 //! signals.
 //!
 //! Reading order: [`settings`], `source` (which objects are read), `mesh` (mesh config), `model` (objects → snapshots),
-//! `identity` (the parts of it: `authority`, `registration`, `auth`, `federation`), `transport` and `idle` (the TLS port);
+//! `identity` (the parts of it: `authority`, `registration`, `auth`, `federation`, `secret_access`), `transport` and `idle` (the TLS port);
 //! `leader` (who of several writes), `root_cert`, `dns_certs`, `status`, `conditions` and `events` (what is written back);
 //! `webhook` (pods and objects before they are stored).
 
@@ -21,6 +21,7 @@ mod mesh;
 mod model;
 mod registration;
 mod root_cert;
+mod secret_access;
 pub mod settings;
 mod source;
 mod status;
@@ -96,6 +97,9 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     servers.spawn(serve_monitoring(listener, shown, closing.subscribe()));
 
     let client = connect(&settings).await?;
+    if settings.secret_access_review {
+        ads.set_secret_access(secret_access::by_review(client.clone()));
+    }
     let source = source::start(&client, &settings)?;
     let leadership = leader::compete(&client, &settings);
     let leader = leadership.leader();

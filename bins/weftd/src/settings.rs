@@ -114,6 +114,9 @@ pub struct Settings {
     /// Name that its certificate must have. Default: the host of the address.
     #[arg(long, env = "EXTERNAL_CA_NAME", default_value = "")]
     pub external_ca_name: String,
+    /// Ask the API server whether a proxy's service account may list Secrets before it gets any.
+    #[arg(long, env = "WEFT_SECRET_ACCESS_REVIEW", default_value_t = true, action = clap::ArgAction::Set)]
+    pub secret_access_review: bool,
     /// `pqc`: port 15012 agrees on X25519MLKEM768 over TLS 1.3 and on nothing else.
     #[arg(long, env = "COMPLIANCE_POLICY", value_enum)]
     pub compliance_policy: Option<CompliancePolicy>,

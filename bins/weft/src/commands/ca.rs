@@ -243,7 +243,16 @@ async fn wait(
     let end = Instant::now() + patience.timeout;
     let mut said = 0;
     loop {
-        let all = holders(client, &store.known()).await?;
+        let all = match holders(client, &store.known()).await {
+            Ok(all) => all,
+            // A busy API server is no reason to stop half way.
+            Err(error) if Instant::now() < end => {
+                output::note_plain(format!("{error:#}; trying again"));
+                tokio::time::sleep(POLL).await;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         let waited_for = |holder: &&Holder| match &holder.problem {
             Some(_) => !patience.ignore_unreachable,
             None => lacks(holder),

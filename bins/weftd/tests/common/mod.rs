@@ -66,6 +66,17 @@ apiVersion: v1
 kind: ServiceAccount
 metadata: {name: istiod, namespace: istio-system}
 ---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: gateway-secrets, namespace: default}
+rules: [{apiGroups: [""], resources: [secrets], verbs: [get, watch, list]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: gateway-secrets, namespace: default}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: gateway-secrets}
+subjects: [{kind: ServiceAccount, name: bookinfo-reviews, namespace: default}]
+---
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {name: reviews, namespace: default}

@@ -253,6 +253,13 @@ impl<V: Variant> Connection<V> {
         if !self.may_have_secrets(&view, snapshot) {
             names.retain(|name| name.starts_with(offer::CONFIG_MAP_SCHEME));
         }
+        if names.iter().any(|name| offer::is_own(name)) && !self.may_read_secrets().await {
+            tracing::warn!(
+                proxy = self.status.name,
+                "its service account may not list secrets in its namespace, so it gets none: bind it to a Role that may"
+            );
+            names.retain(|name| !offer::is_own(name));
+        }
         let secrets = offer::secrets(snapshot, view.namespace(), &names, &mut self.packed);
         self.offer = Arc::new(Offer::new(snapshot.version, resources, secrets));
         self.status.offered(self.offer.clone());
@@ -267,6 +274,17 @@ impl<V: Variant> Connection<V> {
         let workload = snapshot.proxy_workload(view.namespace(), &view.node.pod, view.node.ip);
         let same = |w: &Arc<weft_model::Workload>| w.namespace == *namespace && w.service_account == *service_account;
         workload.is_some_and(|w| same(w) && *w.labels == view.labels)
+    }
+
+    /// Whether the API server would let the caller read the Secrets of its namespace.
+    async fn may_read_secrets(&self) -> bool {
+        match (self.shared.secret_access.get(), &self.caller) {
+            (None, _) => true,
+            (Some(access), Caller::Account { namespace, service_account }) => {
+                access(namespace.clone(), service_account.clone()).await
+            }
+            (Some(_), Caller::Unproven) => false,
+        }
     }
 
     async fn push(&mut self) -> Result<(), Status> {

@@ -20,4 +20,4 @@ pub mod status;
 pub use auth::{Authenticator, Caller, NoAuthentication};
 pub use kind::{KINDS, Kind};
 pub use offer::Offer;
-pub use server::{AdsServer, AdsService, Generate, Options, RemoteAddr};
+pub use server::{AdsServer, AdsService, Generate, Options, RemoteAddr, SecretAccess};

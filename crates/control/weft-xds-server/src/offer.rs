@@ -55,7 +55,7 @@ impl Offer {
 }
 
 /// Packs the secrets that a proxy of `namespace` refers to by the resources made for it. Those packed for the last push are
-/// taken from `packed` when the credential is the same.
+/// taken from `packed` when the credential is the same, or gone.
 pub(crate) fn secrets(
     snapshot: &MeshSnapshot,
     namespace: &str,
@@ -64,7 +64,13 @@ pub(crate) fn secrets(
 ) -> ResourceMap {
     let mut now = BTreeMap::new();
     for name in names {
-        let Some((credential, only_ca)) = find(snapshot, namespace, name) else { continue };
+        let Some((credential, only_ca)) = find(snapshot, namespace, name) else {
+            // A secret that is gone, perhaps to be made anew, stays in force for those who had it.
+            if let Some(old) = packed.get(name) {
+                now.insert(name.clone(), old.clone());
+            }
+            continue;
+        };
         let resource = match packed.get(name).filter(|(old, _)| Arc::ptr_eq(old, credential)) {
             Some((_, resource)) => resource.clone(),
             None => match pack(name, credential, only_ca) {
@@ -76,6 +82,12 @@ pub(crate) fn secrets(
     }
     *packed = now;
     packed.values().map(|(_, resource)| resource.clone()).collect()
+}
+
+/// Whether a name means a Secret of the proxy's own namespace that a user wrote down: the proxy's account must be allowed to
+/// read such. Other schemes are of generated objects, which a ReferenceGrant or their owner vouches for.
+pub(crate) fn is_own(name: &str) -> bool {
+    name.starts_with(SECRET_SCHEME)
 }
 
 /// `kubernetes://NAME` is the certificate of secret NAME; `kubernetes://NAME-cacert` the CA certificates of a secret of that

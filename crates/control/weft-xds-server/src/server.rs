@@ -1,13 +1,13 @@
 //! The service: takes snapshots, accepts streams, and lets each run by itself.
 
-use crate::auth::Authenticator;
+use crate::auth::{Authenticator, BoxFuture};
 use crate::connection::{Sink, Variant, serve};
 use crate::metrics::Metrics;
 use crate::places::Places;
 use crate::session::{Incoming, Names, Push};
 use crate::status::Registry;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -37,6 +37,9 @@ impl Generate for GenCache {
         Arc::new(GenCache::generate(self, snapshot, proxy))
     }
 }
+
+/// Says whether a service account (namespace, name) may read the Secrets of its namespace.
+pub type SecretAccess = Arc<dyn Fn(String, String) -> BoxFuture<'static, bool> + Send + Sync>;
 
 /// Settings of the server.
 #[derive(Debug, Clone)]
@@ -80,6 +83,7 @@ pub(crate) struct Shared {
     pub metrics: Metrics,
     pub generating: Semaphore,
     places: Arc<Places>,
+    pub secret_access: OnceLock<SecretAccess>,
 }
 
 /// The server of all proxies. A clone shares all state.
@@ -100,9 +104,17 @@ impl AdsServer {
             metrics: Metrics::default(),
             generating: Semaphore::new(processors),
             places: Places::new(options.max_streams),
+            secret_access: OnceLock::new(),
             options,
         };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// Asks `access` before a proxy gets Secrets of its namespace. Without this every proven account may have those that its
+    /// configuration names. Set once; later calls change nothing.
+    pub fn set_secret_access(&self, access: SecretAccess) {
+        // The one that was set first stays.
+        let _ = self.shared.secret_access.set(access);
     }
 
     /// Serves this snapshot from now on. A proxy that is still busy with an older one skips those between.

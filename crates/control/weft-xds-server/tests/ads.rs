@@ -585,6 +585,28 @@ async fn secrets_are_for_proven_gateways_of_their_namespace() {
 }
 
 #[tokio::test]
+async fn class_sds_leak_an_account_that_may_not_list_secrets_gets_none() {
+    let objects = r#"[{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "cert", "namespace": "default"},
+        "data": {"tls.crt": "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0t", "tls.key": "LS0tLS1CRUdJTiBQUklWQVRFIEtFWS0tLS0t"}},
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod-1", "namespace": "default"},
+        "spec": {"serviceAccountName": "gw", "containers": []}, "status": {"podIP": "10.0.0.1"}}]"#;
+    for allowed in [true, false] {
+        let server = Server::start(objects, Options::default()).await;
+        server.ads.set_secret_access(Arc::new(move |namespace, account| {
+            assert_eq!((namespace.as_str(), account.as_str()), ("default", "gw"));
+            Box::pin(async move { allowed })
+        }));
+        let name = "kubernetes://cert";
+        server.offer_all(ProxyResources { credentials: vec![name.into()], ..Default::default() });
+        let mut client = server.delta("default/gw").await;
+        client.node = Some(node("router", "default"));
+        client.subscribe(Kind::Secret, &[name]).await;
+        let want = if allowed { expect(Kind::Secret, &[name], &[]) } else { expect(Kind::Secret, &[], &[name]) };
+        assert_eq!(client.take().await, want, "{allowed}");
+    }
+}
+
+#[tokio::test]
 async fn debug_endpoints() {
     let server = Server::with(&[]).await;
     let cluster = Resource::new("outbound|80||a", &Cluster { name: "outbound|80||a".into(), ..Default::default() });

@@ -97,6 +97,35 @@ impl ApiClient {
         Ok(identity)
     }
 
+    /// Asks the server whether a service account may do something with a kind of a namespace (SubjectAccessReview).
+    ///
+    /// # Errors
+    /// [`ClientError::Forbidden`] when this client may not ask, [`ClientError::Unreachable`] and their kin.
+    pub async fn may_access(
+        &self,
+        (namespace, service_account): (&str, &str),
+        verb: &str,
+        resource: &str,
+        within: &str,
+    ) -> Result<bool, ClientError> {
+        let path = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
+        let body = json!({
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SubjectAccessReview",
+            "spec": {
+                "user": format!("system:serviceaccount:{namespace}:{service_account}"),
+                "groups": [
+                    "system:serviceaccounts", format!("system:serviceaccounts:{namespace}"), "system:authenticated",
+                ],
+                "resourceAttributes": {"namespace": within, "verb": verb, "version": "v1", "resource": resource},
+            },
+        });
+        let body = serde_json::to_vec(&body).unwrap_or_default();
+        let answer = self.call(Method::POST, path, Some(("application/json", body))).await?;
+        let answer: Value = self.parse(path, &answer.body)?;
+        Ok(answer.pointer("/status/allowed").and_then(Value::as_bool) == Some(true))
+    }
+
     /// Asks for a token of a service account.
     ///
     /// # Errors
