@@ -123,6 +123,8 @@ impl Admin {
     fn drain(&self, asked: &Asked) -> Answer {
         let inbound_only = asked.parameter("inboundonly").is_some();
         self.live.drain_listeners(inbound_only, asked.parameter("graceful").is_some());
+        // The readiness port is one of the proxy's: with the rest it says no, and the pod's endpoint is withdrawn.
+        self.state.start_draining();
         text(StatusCode::OK, "OK\n")
     }
 }

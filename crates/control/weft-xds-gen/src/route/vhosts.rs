@@ -26,7 +26,7 @@ pub(super) fn for_port(view: View<'_>, egress: &Egress, port: u16) -> Vec<Virtua
     let mut out = Vec::new();
     for (index, rule) in rules.iter().enumerate() {
         let claimed: Vec<&Arc<Service>> = services.values().filter(|s| claims.get(&*s.host) == Some(&index)).collect();
-        for host in hosts_without_service(view, rule, &services) {
+        for host in hosts_without_service(view, rule, &services, port) {
             if !claimed.is_empty() || port == 80 {
                 out.extend(taken.host(&host, port, rule.routes.clone(), &rule.vs.provenance));
             }
@@ -90,13 +90,19 @@ fn claims(rules: &[Rule<'_>], services: &BTreeMap<&str, Arc<Service>>) -> BTreeM
     services.keys().filter_map(claim).collect()
 }
 
-/// Hosts of a rule that no service has: clients may still call them by name.
-fn hosts_without_service(view: View<'_>, rule: &Rule<'_>, services: &BTreeMap<&str, Arc<Service>>) -> Vec<String> {
+/// Hosts of a rule that no service has on this port: clients may still call them by name. So a rule for port 80 serves a host
+/// whose service declares 443 alone, as the page on egress gateways with TLS origination has it.
+fn hosts_without_service(
+    view: View<'_>,
+    rule: &Rule<'_>,
+    services: &BTreeMap<&str, Arc<Service>>,
+    port: u16,
+) -> Vec<String> {
     let unknown = |host: &&weft_core::Strng| {
         if hosts::is_wildcard(host) {
             services.keys().all(|service| !hosts::covers(host, service))
         } else {
-            view.scope.service(host).is_none()
+            view.scope.service(host).is_none_or(|service| service.ports.iter().all(|p| p.number != port))
         }
     };
     rule.vs.hosts.iter().filter(unknown).map(ToString::to_string).collect()
