@@ -4,6 +4,7 @@
 //! again, and one that reads to equal facts (a status update, a heartbeat) keeps its old `Arc`, so nothing after it changes.
 
 use crate::{Labels, Warning};
+use serde_json::Value;
 use std::collections::HashMap;
 use std::sync::Arc;
 use weft_core::Provenance;
@@ -138,15 +139,45 @@ impl<T: PartialEq> Kind<T> {
             }
             Err(Unreadable { path, mut message }) => {
                 // Without its policy a workload is open to more than anyone asked for.
-                let kept = old_read.filter(|_| object.group() == SECURITY_GROUP).cloned();
-                if kept.is_some() {
-                    message.push_str("; what it said before stays in force");
-                }
+                let closed = closed(object).and_then(|closed| reader(&closed).ok());
+                let before = old_read.filter(|_| object.group() == SECURITY_GROUP);
+                let kept = match (before, closed) {
+                    (Some(before), closed) if closed.as_ref() != Some(&*before.spec) => {
+                        message.push_str("; what it said before stays in force");
+                        Some(before.clone())
+                    }
+                    (_, Some(spec)) => {
+                        message.push_str("; until it can be read it refuses everything to the workloads it selects");
+                        Some(Arc::new(Parsed { meta: meta.clone(), spec: Arc::new(spec) }))
+                    }
+                    (before, None) => before.cloned(),
+                };
                 errors.push(Warning { at: meta.provenance.at(path), code: "IST0106", message });
                 kept
             }
         }
     }
+}
+
+/// What a policy that could never be read is taken for: the most restrictive one of its kind, for the workloads that it
+/// selects as far as that can be told. An AuthorizationPolicy that allows nothing, a PeerAuthentication that is STRICT.
+fn closed(object: &Object) -> Option<Object> {
+    let mut spec = serde_json::Map::new();
+    match object.kind.as_str() {
+        _ if object.group() != SECURITY_GROUP => return None,
+        // It would only write to a log.
+        "AuthorizationPolicy" if object.spec().get("action").and_then(Value::as_str) == Some("AUDIT") => return None,
+        "AuthorizationPolicy" => {}
+        "PeerAuthentication" => drop(spec.insert("mtls".into(), serde_json::json!({"mode": "STRICT"}))),
+        _ => return None,
+    }
+    let labels = object.spec().pointer("/selector/matchLabels").and_then(Value::as_object);
+    if let Some(labels) = labels.filter(|labels| labels.values().all(Value::is_string)) {
+        spec.insert("selector".into(), serde_json::json!({ "matchLabels": labels }));
+    }
+    let mut closed = object.clone();
+    closed.body.insert("spec".into(), Value::Object(spec));
+    Some(closed)
 }
 
 /// The key of age: a conflict is decided for the older object, then by name and namespace.

@@ -78,8 +78,43 @@ fn a_policy_that_becomes_invalid_stays_as_it_was() {
     let mended = build(&inputs(&policies("DENY", "/b")), Some(&later));
     assert_eq!((names(&mended).len(), told(&mended)), (2, vec![]));
     let never_valid = build(&inputs(&policies("DENNY", "/a")), None);
-    assert_eq!((names(&never_valid), told(&never_valid)), (vec!["other".to_string()], vec![false]));
+    assert_eq!((names(&never_valid).len(), told(&never_valid)), (2, vec![false]));
     assert_eq!(names(&build(&inputs(REVIEWS), Some(&later))), Vec::<String>::new(), "deleted is deleted");
+}
+
+#[test]
+fn a_policy_that_was_never_valid_does_not_leave_a_door_open() {
+    let policy = |kind: &str, spec: &str| {
+        format!(
+            "{{apiVersion: security.istio.io/v1, kind: {kind}, metadata: {{name: p, namespace: default}}, spec: {spec}}}\n"
+        )
+    };
+    let told = |mesh: &MeshSnapshot| {
+        let about = mesh.warnings.iter().filter(|w| w.code == "IST0106" && w.at.name == "p");
+        about.map(|w| w.message.contains("refuses everything")).collect::<Vec<_>>()
+    };
+    for (spec, selector) in [
+        ("{action: DENNY, rules: [{}]}", &[][..]),
+        ("{selector: {matchLabels: {app: a}}, action: DENY, rules: 7}", &[("app", "a")]),
+        ("{selector: {matchLabels: {app: 1}}, rules: [{}]}", &[]),
+    ] {
+        let mesh = build(&inputs(&policy("AuthorizationPolicy", spec)), None);
+        let held = &mesh.authorization["default"][0];
+        assert_eq!(told(&mesh), [true], "{spec}");
+        assert_eq!(
+            (held.spec.action, held.spec.rules.len()),
+            (weft_k8s_api::istio::AuthorizationAction::Allow, 0),
+            "{spec}"
+        );
+        assert_eq!(held.selector, crate::tests::labels(selector), "{spec}");
+        // Still broken after another change: the same is said of it.
+        let again = build(&inputs(&policy("AuthorizationPolicy", &spec.replace("rules", "roules"))), Some(&mesh));
+        assert!(told(&again).iter().all(|closed| *closed), "{spec}");
+    }
+    let audit = build(&inputs(&policy("AuthorizationPolicy", "{action: AUDIT, rules: 7}")), None);
+    assert!(audit.authorization.get("default").is_none_or(Vec::is_empty), "it would refuse nothing when it is right");
+    let peers = build(&inputs(&policy("PeerAuthentication", "{mtls: {mode: STRIKT}}")), None);
+    assert_eq!(peers.mtls_mode("default", &Default::default(), 80), crate::MtlsMode::Strict);
 }
 
 fn changed(old: &MeshSnapshot, new: &MeshSnapshot) -> Sections {
