@@ -74,14 +74,17 @@ pub enum Command {
         #[command(subcommand)]
         role: ProxyRole,
     },
+    /// Sets up the redirection of this pod's traffic, as its init container.
+    #[command(name = "istio-iptables", alias = "capture")]
+    IstioIptables(Box<crate::capture::CaptureArgs>),
     /// Asks the admin port of the proxy in this pod, such as `request GET stats`.
     Request {
         /// GET or POST.
         method: String,
         /// Path, with or without the leading slash.
         path: String,
-        /// Admin port.
-        #[arg(long, default_value_t = weft_core::well_known::port::ADMIN)]
+        /// Admin port, or the agent's for `drain`.
+        #[arg(long, alias = "debug-port", default_value_t = weft_core::well_known::port::ADMIN)]
         port: u16,
     },
     /// Becomes another program that ends when the process `parent` does: how the agent starts Envoy.
@@ -193,5 +196,8 @@ mod tests {
         let cli = Cli::try_parse_from(["weft-proxy", "router", "--engine", "envoy"]).unwrap();
         assert!(matches!(cli.command, Some(Command::Router(MeshArgs { engine: Engine::Envoy, .. }))));
         assert!(Cli::try_parse_from(["weft-proxy", "request", "GET", "stats"]).is_ok());
+        // What the injector writes.
+        let drain = ["weft-proxy", "request", "--debug-port=15020", "POST", "drain"];
+        assert!(matches!(Cli::try_parse_from(drain).unwrap().command, Some(Command::Request { port: 15020, .. })));
     }
 }

@@ -1,11 +1,13 @@
 //! The data plane, with its agent built in: settings → wire → run → drain.
 //!
-//! Reading order: [`cli`] and [`settings`] (what it is told), [`mesh`] (a proxy of the mesh) and [`bootstrap`] (a run from an
-//! Envoy bootstrap file), then their parts: [`state`] (where it stands), [`identity`], [`xds`], [`plane`] and [`held`] (the
-//! configuration), [`engine`] (what moves the traffic), [`dns`], [`ports`], [`metrics`], [`admin`], [`drain`].
+//! Reading order: [`cli`] and [`settings`] (what it is told), [`mesh`] (a proxy of the mesh), [`bootstrap`] (a run from an
+//! Envoy bootstrap file) and [`capture`] (the init container of a pod), then their parts: [`state`] (where it stands),
+//! [`identity`], [`xds`], [`plane`] and [`held`] (the configuration), [`engine`] (what moves the traffic), [`dns`], [`ports`],
+//! [`probes`], [`metrics`], [`admin`], [`drain`].
 
 mod admin;
 mod bootstrap;
+mod capture;
 mod cli;
 mod client;
 mod dns;
@@ -19,6 +21,7 @@ mod mesh;
 mod metrics;
 mod plane;
 mod ports;
+mod probes;
 mod settings;
 mod state;
 mod xds;
@@ -42,7 +45,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("weft-proxy: {error:#}");
-            ExitCode::FAILURE
+            capture::exit_code(&error)
         }
     }
 }
@@ -62,6 +65,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Some(Command::Router(args) | Command::Proxy { role: ProxyRole::Router(args) }) => {
             runtime.block_on(run_mesh(NodeType::Router, &args))
         }
+        Some(Command::IstioIptables(args)) => capture::run(&args),
         Some(Command::Request { method, path, port }) => runtime.block_on(client::request(&method, &path, port)),
         Some(Command::RunChild { parent, program, arguments }) => {
             engine::envoy::become_child(parent, &program, &arguments)

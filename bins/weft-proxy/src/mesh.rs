@@ -12,6 +12,7 @@ use crate::identity;
 use crate::metrics::{Metrics, Source};
 use crate::plane::{Naming, Plane};
 use crate::ports::{self, Servers};
+use crate::probes::Probes;
 use crate::settings::{AgentSettings, node};
 use crate::state::{Phase, ProxyState};
 use crate::xds::{self, MeshConnect, Subscriptions};
@@ -60,7 +61,8 @@ async fn run_weft(settings: &AgentSettings, node: Node, state: ProxyState, manag
     let (identity, configuration, listeners) = (block("an identity"), block("configuration"), block("listeners"));
     let metrics =
         Metrics::new(Source::Registry(registry.clone()), state.clone(), Some(manager.stats()), settings.scrape.clone());
-    let _ports = ports::start(settings.ports, &state, &metrics).await.map_err(|error| anyhow!(error))?;
+    let probes = Probes::of(settings).map_err(|error| anyhow!(error))?;
+    let _ports = ports::start(settings.ports, probes, &state, &metrics).await.map_err(|error| anyhow!(error))?;
     start_dns(settings, &plane, &resolv, &metrics).await?;
     tokio::spawn(files::follow(plane.clone()));
     start_xds(settings, &node, &plane, configuration, &manager);

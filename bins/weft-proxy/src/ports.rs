@@ -2,6 +2,7 @@
 
 use crate::http::{Answer, Asked, Handler, handler, reply, serve, text};
 use crate::metrics::{CONTENT_TYPE, Metrics};
+use crate::probes::Probes;
 use crate::settings::agent::Ports;
 use crate::state::ProxyState;
 use http::{Method, StatusCode};
@@ -31,10 +32,10 @@ impl Drop for Servers {
 ///
 /// # Errors
 /// When one is in use; the text names it.
-pub async fn start(ports: Ports, state: &ProxyState, metrics: &Metrics) -> Result<Servers, String> {
+pub async fn start(ports: Ports, probes: Probes, state: &ProxyState, metrics: &Metrics) -> Result<Servers, String> {
     let mut servers = Servers::default();
     servers.add(listen(ports.readiness).await?, readiness(state.clone()));
-    servers.add(listen(ports.status).await?, status(state.clone(), metrics.clone()));
+    servers.add(listen(ports.status).await?, status(state.clone(), metrics.clone(), probes));
     servers.add(listen(ports.metrics).await?, prometheus(metrics.clone()));
     Ok(servers)
 }
@@ -72,24 +73,30 @@ pub fn ready(state: &ProxyState) -> Answer {
     }
 }
 
-fn status(state: ProxyState, metrics: Metrics) -> Handler {
+fn status(state: ProxyState, metrics: Metrics, probes: Probes) -> Handler {
     handler(move |asked: Asked| {
-        let (state, metrics) = (state.clone(), metrics.clone());
+        let (state, metrics, probes) = (state.clone(), metrics.clone(), probes.clone());
         async move {
             match (asked.path.as_str(), &asked.method) {
+                (path, _) if path.starts_with("/app-health/") => probes.answer(&asked).await,
                 ("/stats/prometheus" | "/metrics", _) => {
                     reply(StatusCode::OK, CONTENT_TYPE, metrics.merged(&asked.headers).await)
                 }
                 ("/healthz/ready", _) => ready(&state),
                 // Whoever may end the proxy is in the pod already.
-                ("/quitquitquit", method) => match (asked.client.ip().to_canonical().is_loopback(), method) {
-                    (false, _) => text(StatusCode::FORBIDDEN, "only from inside the pod\n"),
-                    (true, &Method::POST) => {
-                        state.ask_to_stop();
-                        text(StatusCode::OK, "OK\n")
+                ("/quitquitquit" | "/drain", method) => {
+                    match (asked.client.ip().to_canonical().is_loopback(), method) {
+                        (false, _) => text(StatusCode::FORBIDDEN, "only from inside the pod\n"),
+                        (true, &Method::POST) => {
+                            match asked.path.as_str() {
+                                "/drain" => state.start_draining(),
+                                _ => state.ask_to_stop(),
+                            }
+                            text(StatusCode::OK, "OK\n")
+                        }
+                        (true, _) => text(StatusCode::METHOD_NOT_ALLOWED, "use POST\n"),
                     }
-                    (true, _) => text(StatusCode::METHOD_NOT_ALLOWED, "use POST\n"),
-                },
+                }
                 _ => text(StatusCode::NOT_FOUND, "ask for /stats/prometheus or /healthz/ready\n"),
             }
         }
@@ -136,7 +143,7 @@ mod tests {
         let metrics = Metrics::new(Source::Registry(Registry::default()), state.clone(), None, None);
         let first = free();
         let ports = Ports { admin: 0, status: first, readiness: first + 1, metrics: first + 2 };
-        let _servers = start(ports, &state, &metrics).await.unwrap();
+        let _servers = start(ports, Probes::default(), &state, &metrics).await.unwrap();
         for port in [ports.readiness, ports.status] {
             let (status, why) = get(port, Method::GET, "/healthz/ready").await;
             assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
@@ -152,7 +159,7 @@ mod tests {
         assert_eq!(get(ports.status, Method::GET, "/quitquitquit").await.0, StatusCode::METHOD_NOT_ALLOWED);
         assert_eq!(get(ports.status, Method::POST, "/quitquitquit").await.0, StatusCode::OK);
         state.stop_asked().await;
-        let taken = start(ports, &state, &metrics).await.unwrap_err();
+        let taken = start(ports, Probes::default(), &state, &metrics).await.unwrap_err();
         assert!(taken.contains(&ports.readiness.to_string()), "{taken}");
     }
 }

@@ -58,6 +58,11 @@ pub enum Command {
     Authz(commands::authz::Args),
     /// Show and rotate the mesh's certificate authority
     Ca(commands::ca::Args),
+    /// Check manifests without a cluster
+    #[command(alias = "v")]
+    Validate(commands::validate::Args),
+    /// Put a proxy into the workloads of manifests
+    KubeInject(commands::kube_inject::Args),
     /// Manifests of an installation on Kubernetes
     #[command(subcommand)]
     Manifest(commands::manifest::Action),
@@ -103,6 +108,9 @@ mod tests {
             "weft ca status -o json",
             "weft ca rotate --from-dir /tmp/ca --timeout 5m -i istio-system",
             "weft ca cancel",
+            "weft validate -f a.yaml -f b/ -R",
+            "weft kube-inject -f a.yaml",
+            "weft kube-inject --injectConfigFile c --meshConfigFile m --valuesFile v --filename -",
             "weft manifest generate --set profile=demo --set values.global.proxy.logLevel=debug -f a.yaml",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));

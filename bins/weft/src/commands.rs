@@ -7,6 +7,7 @@ pub mod delete;
 pub mod down;
 pub mod exec;
 pub mod get;
+pub mod kube_inject;
 pub mod logs;
 pub mod manifest;
 pub mod patch;
@@ -14,6 +15,7 @@ pub mod proxy_config;
 pub mod proxy_status;
 pub mod status;
 pub mod up;
+pub mod validate;
 
 use crate::cli::{Cli, Command};
 use anyhow::Context;
@@ -39,6 +41,8 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Authz(args) => block_on(authz::run(args, connection)),
         Command::Ca(args) => block_on(ca::run(args, connection)),
         Command::ProxyConfig(args) => block_on(proxy_config::run(args, connection)),
+        Command::Validate(args) => validate::run(args),
+        Command::KubeInject(args) => block_on(kube_inject::run(args, connection)),
         Command::Manifest(action) => manifest::run(action),
     }
 }

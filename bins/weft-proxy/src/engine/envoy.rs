@@ -6,6 +6,7 @@ use crate::http::fetch;
 use crate::metrics::{Metrics, Source};
 use crate::ports;
 use crate::settings::AgentSettings;
+use crate::probes::Probes;
 use crate::state::ProxyState;
 use anyhow::{Context, anyhow, bail};
 use http::{HeaderMap, Method, StatusCode};
@@ -35,7 +36,8 @@ pub async fn run(settings: &AgentSettings, node: &Node, state: ProxyState, manag
     let block = state.readiness.block("an identity");
     let source = Source::Envoy(admin.clone());
     let metrics = Metrics::new(source, state.clone(), Some(manager.stats()), settings.scrape.clone());
-    let _ports = ports::start(settings.ports, &state, &metrics).await.map_err(|error| anyhow!(error))?;
+    let probes = Probes::of(settings).map_err(|error| anyhow!(error))?;
+    let _ports = ports::start(settings.ports, probes, &state, &metrics).await.map_err(|error| anyhow!(error))?;
     let socket = &settings.sds_socket;
     let sds = SdsServer::bind(socket, manager.secrets()).with_context(|| format!("SDS socket {}", socket.display()))?;
     tokio::spawn(sds.run(std::future::pending()));

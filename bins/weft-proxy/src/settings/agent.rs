@@ -261,7 +261,7 @@ fn instance_ips(env: &Environment) -> Result<Vec<IpAddr>, String> {
 }
 
 /// Addresses of the machine that are not loopback or link-local.
-fn own_addresses() -> Result<Vec<IpAddr>, String> {
+pub(crate) fn own_addresses() -> Result<Vec<IpAddr>, String> {
     let all = nix::ifaddrs::getifaddrs().map_err(|error| format!("reading the network interfaces: {error}"))?;
     let usable = |ip: &IpAddr| match ip {
         IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),

@@ -3,7 +3,7 @@
 
 use nix::sys::socket::{setsockopt, sockopt};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
@@ -45,9 +45,27 @@ pub async fn connect(address: &str) -> io::Result<TcpStream> {
     Err(last)
 }
 
+/// Connects to an address as [`connect`] does, from an address of this machine.
+///
+/// # Errors
+/// When `source` is none of the machine's, or nobody answers.
+pub async fn connect_from(source: IpAddr, address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = new_socket(address)?;
+    socket.bind(SocketAddr::new(source, 0))?;
+    finish(socket, address).await
+}
+
 async fn connect_to(address: SocketAddr) -> io::Result<TcpStream> {
+    finish(new_socket(address)?, address).await
+}
+
+fn new_socket(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     mark(&socket)?;
+    Ok(socket)
+}
+
+async fn finish(socket: TcpSocket, address: SocketAddr) -> io::Result<TcpStream> {
     let stream = socket.connect(address).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
@@ -56,6 +74,16 @@ async fn connect_to(address: SocketAddr) -> io::Result<TcpStream> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn connects_from_an_address() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let source = IpAddr::from([127, 0, 0, 6]);
+        let stream = connect_from(source, listener.local_addr().unwrap()).await.unwrap();
+        assert_eq!(stream.local_addr().unwrap().ip(), source);
+        assert_eq!(listener.accept().await.unwrap().1.ip(), source);
+        assert!(connect_from(IpAddr::from([192, 0, 2, 1]), listener.local_addr().unwrap()).await.is_err());
+    }
 
     #[tokio::test]
     async fn connects_by_name() {

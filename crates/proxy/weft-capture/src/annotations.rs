@@ -5,6 +5,12 @@ use ipnet::IpNet;
 use std::net::IpAddr;
 use weft_core::well_known::annotation;
 
+/// Interfaces that are left alone.
+const EXCLUDE_INTERFACES: &str = "traffic.sidecar.istio.io/excludeInterfaces";
+/// Interfaces of virtual machines: the newer name, and the one before.
+const VIRTUAL_INTERFACES: (&str, &str) =
+    ("istio.io/reroute-virtual-interfaces", "traffic.sidecar.istio.io/kubevirtInterfaces");
+
 impl CaptureConfig {
     /// Applies a pod's annotations; `get` looks one up by name. What is not annotated stays as it is.
     ///
@@ -31,30 +37,48 @@ impl CaptureConfig {
         if let Some(excluded) = ports(annotation::EXCLUDE_INBOUND_PORTS)? {
             self.exclude_inbound_ports = no_star(annotation::EXCLUDE_INBOUND_PORTS, excluded)?;
         }
+        let interfaces = |name: &str| get(name).map(|text| interface_list(name, text)).transpose();
+        if let Some(excluded) = interfaces(EXCLUDE_INTERFACES)? {
+            self.exclude_interfaces = excluded;
+        }
+        if let Some(rerouted) = interfaces(VIRTUAL_INTERFACES.0)?.or(interfaces(VIRTUAL_INTERFACES.1)?) {
+            self.virtual_interfaces = rerouted;
+        }
         Ok(self)
     }
 }
 
 /// A list, or `None` for `*`.
-type Listed<T> = Option<Vec<T>>;
+pub(crate) type Listed<T> = Option<Vec<T>>;
 
-fn no_star<T>(name: &str, listed: Listed<T>) -> Result<Vec<T>, String> {
-    listed.ok_or_else(|| format!("annotation {name}: \"*\" is not allowed here; list what is meant, comma-separated"))
+pub(crate) fn no_star<T>(name: &str, listed: Listed<T>) -> Result<Vec<T>, String> {
+    listed.ok_or_else(|| format!("{name}: \"*\" is not allowed here; list what is meant, comma-separated"))
 }
 
-fn port_list(name: &str, text: &str) -> Result<Listed<u16>, String> {
+pub(crate) fn port_list(name: &str, text: &str) -> Result<Listed<u16>, String> {
     list(text, |part| match part.parse::<u16>() {
         Ok(port) if port > 0 => Ok(port),
-        _ => Err(format!("annotation {name}: {part:?} is not a port; write numbers from 1 to 65535, comma-separated")),
+        _ => Err(format!("{name}: {part:?} is not a port; write numbers from 1 to 65535, comma-separated")),
     })
 }
 
-fn range_list(name: &str, text: &str) -> Result<Listed<IpNet>, String> {
+pub(crate) fn range_list(name: &str, text: &str) -> Result<Listed<IpNet>, String> {
     list(text, |part| {
         part.parse::<IpNet>().or_else(|_| part.parse::<IpAddr>().map(IpNet::from)).map_err(|_| {
-            format!("annotation {name}: {part:?} is not an IP range; write ranges such as 10.0.0.0/8, comma-separated")
+            format!("{name}: {part:?} is not an IP range; write ranges such as 10.0.0.0/8, comma-separated")
         })
     })
+}
+
+/// Names of interfaces (Linux: at most 15 bytes; here letters, digits and `.-_@:`, which are safe in rules).
+pub(crate) fn interface_list(name: &str, text: &str) -> Result<Vec<String>, String> {
+    let fine =
+        |part: &str| part.len() <= 15 && part.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_@:".contains(&b));
+    let listed = list(text, |part| match fine(part) {
+        true => Ok(part.to_string()),
+        false => Err(format!("{name}: {part:?} is not the name of a network interface; write names, comma-separated")),
+    })?;
+    no_star(name, listed)
 }
 
 fn list<T>(text: &str, read: impl Fn(&str) -> Result<T, String>) -> Result<Listed<T>, String> {
@@ -90,7 +114,10 @@ mod tests {
 
     #[test]
     fn refuses_by_name() {
+        let config = annotated(&[("traffic.sidecar.istio.io/excludeInterfaces", "eth1,net0")]).unwrap();
+        assert_eq!(config.exclude_interfaces, ["eth1", "net0"]);
         for (name, bad) in [
+            ("traffic.sidecar.istio.io/excludeInterfaces", "a b"),
             (annotation::EXCLUDE_INBOUND_PORTS, "bad"),
             (annotation::EXCLUDE_INBOUND_PORTS, "0"),
             (annotation::EXCLUDE_INBOUND_PORTS, "*"),

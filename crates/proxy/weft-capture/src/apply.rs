@@ -1,7 +1,7 @@
-//! Runs `nft` in the network namespace of the calling thread.
+//! Runs `nft`, or where it is missing `iptables`, in the network namespace of the calling thread.
 
 use crate::config::CaptureConfig;
-use crate::rules;
+use crate::{legacy, rules};
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -10,17 +10,97 @@ use std::process::{Command, Stdio};
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
     /// The program is not installed.
-    #[error("{tool} is not installed or not in PATH; install the package nftables (apt-get install nftables)")]
+    #[error("{tool} is not installed or not in PATH; install the package nftables or iptables")]
     Missing {
         /// Its name.
         tool: &'static str,
     },
+    /// None of the programs is installed.
+    #[error("neither nft nor iptables-restore is installed or in PATH; install the package nftables or iptables")]
+    NoTool,
     /// It could not be started or spoken to.
-    #[error("cannot run nft: {0}")]
+    #[error("cannot run the program that sets rules: {0}")]
     Io(#[from] std::io::Error),
     /// It refused the rules; nothing was changed.
-    #[error("nft refused the rules: {0}")]
+    #[error("the rules were refused: {0}")]
     Refused(String),
+}
+
+/// The program that sets the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// `nft`: all rules at once, in a table of their own.
+    Nftables,
+    /// `iptables-restore` and `ip6tables-restore`, in chains named as Istio names them.
+    Iptables,
+}
+
+impl Backend {
+    /// The one that is installed; `nft` before `iptables`.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn installed() -> Result<Self, CaptureError> {
+        match (find_tool("nft"), find_tool("iptables-restore")) {
+            (Some(_), _) => Ok(Self::Nftables),
+            (None, Some(_)) => Ok(Self::Iptables),
+            (None, None) => Err(CaptureError::NoTool),
+        }
+    }
+
+    /// The rules as this program is told them.
+    pub fn render(self, config: &CaptureConfig) -> String {
+        match self {
+            Self::Nftables => rules::render(config),
+            Self::Iptables => {
+                let [v4, v6] = legacy::render(config);
+                format!("# iptables-restore --noflush\n{v4}# ip6tables-restore --noflush\n{v6}")
+            }
+        }
+    }
+}
+
+/// Applies the rules by `backend` in the calling thread's network namespace, replacing an earlier set.
+///
+/// # Errors
+/// When the program is missing or refuses.
+pub fn apply_with(backend: Backend, config: &CaptureConfig) -> Result<(), CaptureError> {
+    match backend {
+        Backend::Nftables => run_nft(&rules::render(config)),
+        Backend::Iptables => {
+            remove_with(backend)?;
+            let [v4, v6] = legacy::render(config);
+            run("iptables-restore", &["--noflush"], &v4)?;
+            // A machine without IPv6 has no such traffic either.
+            match find_tool("ip6tables-restore") {
+                Some(_) if std::path::Path::new("/proc/sys/net/ipv6").exists() => {
+                    run("ip6tables-restore", &["--noflush"], &v6)
+                }
+                _ => Ok(()),
+            }
+        }
+    }
+}
+
+/// Removes the rules of `backend`; no error where there are none.
+///
+/// # Errors
+/// When the program is missing or refuses.
+pub fn remove_with(backend: Backend) -> Result<(), CaptureError> {
+    match backend {
+        Backend::Nftables => remove(),
+        Backend::Iptables => {
+            for (tool, arguments) in legacy::removal() {
+                match run(tool, &arguments, "") {
+                    // What is not there cannot be removed.
+                    Ok(()) | Err(CaptureError::Refused(_)) => {}
+                    Err(CaptureError::Missing { .. }) if tool == "ip6tables" => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(())
+        }
+    }
 }
 
 /// Applies the rules in the calling thread's network namespace, replacing an earlier set.
@@ -44,15 +124,19 @@ pub fn remove() -> Result<(), CaptureError> {
 /// # Errors
 /// When `nft` is missing or refuses.
 pub fn run_nft(text: &str) -> Result<(), CaptureError> {
-    let nft = find_tool("nft").ok_or(CaptureError::Missing { tool: "nft" })?;
-    let mut child = Command::new(nft)
-        .args(["-f", "-"])
+    run("nft", &["-f", "-"], text)
+}
+
+fn run(tool: &'static str, arguments: &[&str], text: &str) -> Result<(), CaptureError> {
+    let program = find_tool(tool).ok_or(CaptureError::Missing { tool })?;
+    let mut child = Command::new(program)
+        .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()?;
     if let Some(mut stdin) = child.stdin.take() {
-        // A refusal closes the pipe early; what nft then says on stderr is the better message.
+        // A refusal closes the pipe early; what is then said on stderr is the better message.
         let _ = stdin.write_all(text.as_bytes());
     }
     let output = child.wait_with_output()?;

@@ -84,6 +84,10 @@ pub struct CaptureConfig {
     pub inbound: Ports,
     /// Local ports never redirected, beside the proxy's own 15020, 15021 and 15090.
     pub exclude_inbound_ports: Vec<u16>,
+    /// Network interfaces whose traffic is left alone in both directions.
+    pub exclude_interfaces: Vec<String>,
+    /// Interfaces of virtual machines inside the pod: what comes in by them counts as sent by the application.
+    pub virtual_interfaces: Vec<String>,
     /// DNS redirection; off by default.
     pub dns: Option<DnsCapture>,
 }
@@ -100,6 +104,8 @@ impl Default for CaptureConfig {
             exclude_outbound_ports: Vec::new(),
             inbound: Ports::All,
             exclude_inbound_ports: Vec::new(),
+            exclude_interfaces: Vec::new(),
+            virtual_interfaces: Vec::new(),
             dns: None,
         }
     }

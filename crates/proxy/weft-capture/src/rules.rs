@@ -11,7 +11,7 @@ use weft_core::well_known::port;
 pub const TABLE: &str = "weft_capture";
 
 /// Ports of the proxy that are reached directly: its probes and metrics.
-const PROXY_PORTS: [u16; 4] = [TUNNEL_PORT, port::MERGED_METRICS, port::READINESS, port::PROXY_METRICS];
+pub(crate) const PROXY_PORTS: [u16; 4] = [TUNNEL_PORT, port::MERGED_METRICS, port::READINESS, port::PROXY_METRICS];
 
 /// Address from which the proxy calls its own application (Istio's inbound passthrough source).
 const INBOUND_SOURCE: [&str; 2] = ["ip saddr 127.0.0.6", "ip6 saddr ::6"];
@@ -26,6 +26,8 @@ pub fn render(config: &CaptureConfig) -> String {
     // Hook priorities are numbers: nft 1.0.6 refuses the name `dstnat` in an output chain.
     line(1, "chain prerouting {");
     line(2, "type nat hook prerouting priority -100; policy accept;");
+    interfaces(config, "iifname").iter().for_each(|rule| line(2, rule));
+    virtual_machines(config).iter().for_each(|rule| line(2, rule));
     line(2, "meta l4proto tcp jump inbound");
     line(1, "}");
     line(1, "chain inbound {");
@@ -33,6 +35,7 @@ pub fn render(config: &CaptureConfig) -> String {
     line(1, "}");
     line(1, "chain output {");
     line(2, "type nat hook output priority -100; policy accept;");
+    interfaces(config, "oifname").iter().for_each(|rule| line(2, rule));
     dns(config).iter().for_each(|rule| line(2, rule));
     line(2, "meta l4proto tcp jump outbound");
     line(1, "}");
@@ -49,6 +52,31 @@ pub fn render(config: &CaptureConfig) -> String {
 /// Text that removes the rules, and does nothing where there are none.
 pub fn render_removal() -> String {
     format!("table inet {TABLE} {{}}\ndelete table inet {TABLE}\n")
+}
+
+/// Interfaces that are left alone.
+fn interfaces(config: &CaptureConfig, direction: &str) -> Vec<String> {
+    names(&config.exclude_interfaces).map(|names| format!("{direction} {names} return")).into_iter().collect()
+}
+
+/// A virtual machine sends by an interface of the pod: that is outbound, and nothing else of it is redirected.
+fn virtual_machines(config: &CaptureConfig) -> Vec<String> {
+    let Some(names) = names(&config.virtual_interfaces) else { return vec![] };
+    let redirect = redirect_to(config.outbound_port);
+    let mut rules = match &config.outbound {
+        OutboundRanges::All => vec![format!("iifname {names} {redirect}")],
+        OutboundRanges::Only(ranges) => {
+            by_range(ranges, &redirect).iter().map(|rule| format!("iifname {names} {rule}")).collect()
+        }
+    };
+    rules.push(format!("iifname {names} return"));
+    rules
+}
+
+/// A set of interface names; they are checked where they are read.
+fn names(interfaces: &[String]) -> Option<String> {
+    let quoted: Vec<String> = interfaces.iter().map(|name| format!("{name:?}")).collect();
+    (!quoted.is_empty()).then(|| format!("{{ {} }}", quoted.join(", ")))
 }
 
 fn inbound(config: &CaptureConfig) -> Vec<String> {

@@ -54,6 +54,9 @@ fn inner() {
         owner: ProxyOwner::Mark(MARK),
         outbound: OutboundRanges::All,
         exclude_outbound_ports: vec![3306],
+        // Not there; the rules must be taken all the same.
+        exclude_interfaces: vec!["none0".into()],
+        virtual_interfaces: vec!["virbr0".into(), "virbr1".into()],
         dns: Some(DnsCapture::default()),
         ..CaptureConfig::default()
     })
