@@ -22,13 +22,15 @@ const REPORT: Duration = Duration::from_secs(5);
 pub(crate) fn start(client: &ApiClient, settings: &Settings) -> anyhow::Result<Arc<KubeSource>> {
     let namespace = settings.namespace.clone();
     let trim = Arc::new(move |object: &mut Object| trim(object, &namespace));
-    let options = SourceOptions { required, trim, ..SourceOptions::default() };
+    let kept = |kind: &KindInfo| weft_model::kept(kind.group, kind.kind);
+    let options = SourceOptions { required, kept, trim, ..SourceOptions::default() };
     Ok(Arc::new(KubeSource::start(client, &watched()?, &options)))
 }
 
 /// The kinds of the model, ConfigMaps, and what the injector asks for beside them.
 fn watched() -> anyhow::Result<Vec<&'static KindInfo>> {
-    let kinds: BTreeSet<_> = weft_model::KINDS.iter().chain(&[("", "ConfigMap"), ("networking.istio.io", "ProxyConfig")]).collect();
+    let kinds: BTreeSet<_> =
+        weft_model::KINDS.iter().chain(&[("", "ConfigMap"), ("networking.istio.io", "ProxyConfig")]).collect();
     let known =
         |(group, kind): &(&str, &str)| by_kind(group, kind).with_context(|| format!("kind {kind} is not known"));
     kinds.into_iter().map(known).collect()

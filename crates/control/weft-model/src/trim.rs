@@ -4,59 +4,61 @@
 
 use serde_json::{Map, Value};
 use std::borrow::Cow;
-use weft_k8s_api::Object;
+use weft_k8s_api::{Kept, Object};
 
 /// Field of the body in which what is kept stands as JSON text.
 const TEXT: &str = "weft.dev/kept";
 
-/// Fields that are kept, and what of their own fields; no further fields: everything below.
-struct Kept(&'static [(&'static str, Kept)]);
-
-const ALL: Kept = Kept(&[]);
-const CONTAINER: Kept = Kept(&[("name", ALL), ("ports", Kept(&[("name", ALL), ("containerPort", ALL)]))]);
-const POD: Kept = Kept(&[
+const CONTAINER: Kept =
+    Kept::Fields(&[("name", Kept::All), ("ports", Kept::Fields(&[("name", Kept::All), ("containerPort", Kept::All)]))]);
+const POD: Kept = Kept::Fields(&[
     (
         "spec",
-        Kept(&[
-            ("nodeName", ALL),
-            ("serviceAccountName", ALL),
-            ("hostNetwork", ALL),
+        Kept::Fields(&[
+            ("nodeName", Kept::All),
+            ("serviceAccountName", Kept::All),
+            ("hostNetwork", Kept::All),
             ("containers", CONTAINER),
             ("initContainers", CONTAINER),
         ]),
     ),
     (
         "status",
-        Kept(&[
-            ("phase", ALL),
-            ("podIP", ALL),
-            ("podIPs", ALL),
-            ("conditions", Kept(&[("type", ALL), ("status", ALL)])),
+        Kept::Fields(&[
+            ("phase", Kept::All),
+            ("podIP", Kept::All),
+            ("podIPs", Kept::All),
+            ("conditions", Kept::Fields(&[("type", Kept::All), ("status", Kept::All)])),
         ]),
     ),
 ]);
-const SLICE: Kept = Kept(&[
+const SLICE: Kept = Kept::Fields(&[
     (
         "endpoints",
-        Kept(&[
-            ("addresses", ALL),
-            ("conditions", ALL),
-            ("targetRef", Kept(&[("kind", ALL), ("name", ALL)])),
-            ("nodeName", ALL),
-            ("zone", ALL),
+        Kept::Fields(&[
+            ("addresses", Kept::All),
+            ("conditions", Kept::All),
+            ("targetRef", Kept::Fields(&[("kind", Kept::All), ("name", Kept::All)])),
+            ("nodeName", Kept::All),
+            ("zone", Kept::All),
         ]),
     ),
-    ("ports", Kept(&[("name", ALL), ("port", ALL)])),
+    ("ports", Kept::Fields(&[("name", Kept::All), ("port", Kept::All)])),
 ]);
+
+/// What a build reads of the bodies of a kind's objects.
+pub fn kept(group: &str, kind: &str) -> Kept {
+    match (group, kind) {
+        ("", "Pod") => POD,
+        ("discovery.k8s.io", "EndpointSlice") => SLICE,
+        _ => Kept::All,
+    }
+}
 
 /// Takes from an object what no build reads, where objects are many; others stay as they are.
 pub fn trim(object: &mut Object) {
-    let kept = match (object.group(), object.kind.as_str()) {
-        ("", "Pod") => &POD,
-        ("discovery.k8s.io", "EndpointSlice") => &SLICE,
-        _ => return,
-    };
-    if object.body.contains_key(TEXT) {
+    let kept = kept(object.group(), &object.kind);
+    if kept == Kept::All || object.body.contains_key(TEXT) {
         return;
     }
     let meta = &mut object.metadata;
@@ -70,28 +72,10 @@ pub fn trim(object: &mut Object) {
         meta.annotations = None;
     }
     let mut body = Value::Object(std::mem::take(&mut object.body));
-    keep(&mut body, kept);
+    kept.apply(&mut body);
     let mut text = body.to_string();
     text.shrink_to_fit();
     object.body = Map::from_iter([(TEXT.to_string(), Value::String(text))]);
-}
-
-fn keep(value: &mut Value, kept: &Kept) {
-    if kept.0.is_empty() {
-        return;
-    }
-    match value {
-        Value::Object(fields) => {
-            fields.retain(|name, _| kept.0.iter().any(|(known, _)| known == name));
-            for (name, below) in kept.0 {
-                if let Some(value) = fields.get_mut(*name) {
-                    keep(value, below);
-                }
-            }
-        }
-        Value::Array(items) => items.iter_mut().for_each(|item| keep(item, kept)),
-        _ => {}
-    }
 }
 
 /// The body of an object, trimmed or not.

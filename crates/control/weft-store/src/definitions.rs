@@ -3,10 +3,10 @@
 
 use crate::cache::Cache;
 use crate::source::{KindState, SourceState};
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 use std::sync::Arc;
 use tokio::sync::watch;
-use weft_k8s_api::{KindInfo, Object};
+use weft_k8s_api::{Kept, KindInfo, Object};
 
 /// The kind of definitions.
 pub(crate) static DEFINITION: KindInfo = KindInfo {
@@ -19,6 +19,10 @@ pub(crate) static DEFINITION: KindInfo = KindInfo {
     namespaced: false,
     categories: &[],
 };
+
+/// What of them is read: schemas are large, and of no use here.
+pub(crate) const KEPT: Kept = Kept::Fields(&[("spec", Kept::Fields(&[("versions", VERSION)]))]);
+const VERSION: Kept = Kept::Fields(&[("name", Kept::All), ("served", Kept::All), ("storage", Kept::All)]);
 
 /// The definitions as they are now.
 #[derive(Clone)]
@@ -113,12 +117,13 @@ fn choose(known: &'static [&'static str], definition: &Object) -> Defined {
     }
 }
 
-/// Schemas are large, and of no use here.
+/// Takes the rest from one that a watch has brought.
 pub(crate) fn trim(object: &mut Object) {
-    let versions = object.spec().get("versions").and_then(Value::as_array).into_iter().flatten();
-    let kept = |v: &Value| json!({"name": v.get("name"), "served": v.get("served"), "storage": v.get("storage")});
-    let versions: Vec<Value> = versions.map(kept).collect();
-    object.body = Map::from_iter([("spec".to_string(), json!({ "versions": versions }))]);
+    let mut body = Value::Object(std::mem::take(&mut object.body));
+    KEPT.apply(&mut body);
+    if let Value::Object(fields) = body {
+        object.body = fields;
+    }
     object.metadata.managed_fields = None;
     object.metadata.annotations = None;
 }
@@ -126,6 +131,7 @@ pub(crate) fn trim(object: &mut Object) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn definition(versions: &[(&str, bool, bool)]) -> Object {
         let version = |(name, served, storage): &(&str, bool, bool)| json!({"name": name, "served": served, "storage": storage, "schema": {"openAPIV3Schema": {}}});

@@ -120,7 +120,8 @@ impl Follower {
 
     async fn list_in(&self, version: &'static str) -> Result<Place, ClientError> {
         let mut objects: Vec<Arc<Object>> = Vec::new();
-        let mut options = ListOptions { limit: Some(PAGE), version: Some(version), ..ListOptions::default() };
+        let kept = Some((self.options.kept)(self.kind));
+        let mut options = ListOptions { limit: Some(PAGE), version: Some(version), kept, ..ListOptions::default() };
         let listed = Instant::now();
         loop {
             let page = self.client.list(self.kind, None, &options).await?;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use weft_k8s_api::{KindInfo, Object};
+use weft_k8s_api::{Kept, KindInfo, Object};
 
 /// How a source works.
 #[derive(Clone)]
@@ -38,6 +38,8 @@ pub struct SourceOptions {
     /// Whether nothing may be built without that kind: as long as the account may not read it, the source is not synced.
     /// Default: no kind.
     pub required: fn(&KindInfo) -> bool,
+    /// What is read of the bodies of listed objects, so that the rest needs no memory even for a moment. Default: everything.
+    pub kept: fn(&KindInfo) -> Kept,
     /// Takes from an object what no reader of the cache uses. Default: nothing.
     pub trim: Trim,
 }
@@ -55,6 +57,7 @@ impl Default for SourceOptions {
             watch_silence: Duration::from_secs(150),
             resync: Duration::from_secs(30 * 60),
             required: |_| false,
+            kept: |_| Kept::All,
             trim: Arc::new(|_| {}),
         }
     }
@@ -183,7 +186,11 @@ fn follow_definitions(client: &ApiClient, options: &SourceOptions, tasks: &mut J
         kind: &DEFINITION,
         cache,
         state: Arc::new(sender),
-        options: SourceOptions { trim: Arc::new(crate::definitions::trim), ..options.clone() },
+        options: SourceOptions {
+            kept: |_| crate::definitions::KEPT,
+            trim: Arc::new(crate::definitions::trim),
+            ..options.clone()
+        },
         definitions: None,
         required: false,
     };

@@ -30,7 +30,7 @@ use serde_json::{Map, Value, json};
 use std::path::Path;
 use std::time::Duration;
 use weft_k8s_api::kinds::{self, KindInfo};
-use weft_k8s_api::{Object, ObjectKey};
+use weft_k8s_api::{Kept, Object, ObjectKey};
 
 /// Largest answer that is read into memory, in bytes.
 const MAX_ANSWER: usize = 256 << 20;
@@ -50,6 +50,8 @@ pub struct ListOptions {
     pub continue_token: Option<String>,
     /// Version to read them in; `None` for the kind's own.
     pub version: Option<&'static str>,
+    /// What to read of their bodies, without managed fields; `None` for everything.
+    pub kept: Option<Kept>,
 }
 
 /// Objects as a server listed them.
@@ -229,7 +231,8 @@ impl ApiClient {
         query.add("continue", options.continue_token.as_deref());
         let path = query.on(&collection_path(kind, options.version, namespace));
         let answer = self.call(Method::GET, &path, None).await?;
-        let page: page::Page = self.parse(&path, &answer.body)?;
+        let page = page::Page::read(&answer.body, options.kept)
+            .map_err(|e| ClientError::Protocol { url: self.url.clone(), message: format!("{path}: {e}") })?;
         Ok(page.listed(kind))
     }
 
