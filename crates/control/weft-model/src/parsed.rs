@@ -17,7 +17,7 @@ pub(crate) struct Meta {
     pub name: String,
     pub created: i64,
     pub labels: Arc<Labels>,
-    pub annotations: Labels,
+    pub annotations: Arc<Labels>,
     pub provenance: Provenance,
     /// Counts changes of the spec; a status says which it is about.
     pub generation: i64,
@@ -207,7 +207,7 @@ impl Meta {
             name: object.name().into(),
             created: object.created(),
             labels: Arc::new(object.metadata.labels.clone().unwrap_or_default()),
-            annotations: mesh_annotations(object),
+            annotations: Arc::new(mesh_annotations(object)),
             provenance: Provenance::object(&kind_name(object), object.namespace(), object.name()),
             generation: object.metadata.generation.unwrap_or_default(),
         }
@@ -225,8 +225,11 @@ fn mesh_annotations(object: &Object) -> Labels {
     all.filter(|(name, _)| is_of_mesh(name)).map(|(k, v)| (k.clone(), v.clone())).collect()
 }
 
-/// Whether some part of the mesh reads an annotation.
+/// Whether some part of the mesh reads an annotation. (What the injector did is written there for people.)
 pub(crate) fn is_of_mesh(name: &str) -> bool {
+    if name == "sidecar.istio.io/status" {
+        return false;
+    }
     let domain = name.split_once('/').map_or("", |(domain, _)| domain);
     domain.ends_with("istio.io")
         || domain.ends_with("weft.dev")

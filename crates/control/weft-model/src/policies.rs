@@ -121,7 +121,7 @@ fn policy<T>(object: &Parsed<T>, selector: Labels) -> Policy<T> {
         created: object.meta.created,
         selector,
         spec: object.spec.clone(),
-        annotations: object.meta.annotations.clone(),
+        annotations: (*object.meta.annotations).clone(),
         provenance: object.meta.provenance.clone(),
     }
 }

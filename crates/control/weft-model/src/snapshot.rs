@@ -366,7 +366,7 @@ pub struct Workload {
     /// Labels.
     pub labels: Arc<Labels>,
     /// Annotations that concern the mesh.
-    pub annotations: Labels,
+    pub annotations: Arc<Labels>,
     /// Service account.
     pub service_account: String,
     /// `spiffe://<trust domain>/ns/<ns>/sa/<sa>`.

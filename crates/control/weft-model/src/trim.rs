@@ -71,6 +71,9 @@ pub fn trim(object: &mut Object) {
     if meta.annotations.as_ref().is_some_and(|a| a.is_empty()) {
         meta.annotations = None;
     }
+    if let Some(owners) = &mut meta.owner_references {
+        owners.retain(|owner| owner.controller == Some(true));
+    }
     let mut body = Value::Object(std::mem::take(&mut object.body));
     kept.apply(&mut body);
     let mut text = body.to_string();
@@ -102,7 +105,7 @@ mod tests {
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {
                 "name": "a", "namespace": "n", "uid": "u", "resourceVersion": "7", "labels": {"app": "a"},
-                "annotations": {"sidecar.istio.io/status": "{}", "kubernetes.io/psp": "x"},
+                "annotations": {"proxy.istio.io/config": "{}", "sidecar.istio.io/status": "{}", "kubernetes.io/psp": "x"},
                 "ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "a-1", "uid": "r", "controller": true}],
                 "managedFields": [{"manager": "kubelet"}],
             },
@@ -130,7 +133,9 @@ mod tests {
         assert_eq!(POD(&trimmed).unwrap(), want);
         assert_eq!(crate::parsed::Meta::of(&trimmed), crate::parsed::Meta::of(&whole));
         let text = trimmed.to_value().to_string();
-        for gone in ["volumes", "env", "containerStatuses", "psp", "kubelet", "lastTransitionTime"] {
+        for gone in
+            ["volumes", "env", "sidecar.istio.io/status", "containerStatuses", "psp", "kubelet", "lastTransitionTime"]
+        {
             assert!(!text.contains(gone), "{gone} in {text}");
         }
         let again = trimmed.clone();
