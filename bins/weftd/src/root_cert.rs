@@ -21,6 +21,8 @@ const BUNDLES_KEY: &str = "trust-bundles.json";
 const DIGEST: &str = "weft.dev/content-sha256";
 /// Pause after a failure.
 const RETRY: Duration = Duration::from_secs(2);
+/// Pause after a change: where hundreds of pods change each second, the namespaces need not be looked at as often.
+const GATHER: Duration = Duration::from_millis(50);
 
 /// Keeps the ConfigMaps right until the cache or the source of trust goes away.
 pub(crate) async fn publish(client: ApiClient, cache: Arc<Cache>, mut trust: watch::Receiver<Arc<Trust>>) {
@@ -45,7 +47,10 @@ pub(crate) async fn publish(client: ApiClient, cache: Arc<Cache>, mut trust: wat
         };
         tokio::select! {
             () = pause => {}
-            more = changed.changed() => if more.is_err() { return },
+            more = changed.changed() => match more {
+                Ok(()) => tokio::time::sleep(GATHER).await,
+                Err(_) => return,
+            },
             more = trust.changed() => if more.is_err() { return },
         }
     }
