@@ -102,7 +102,6 @@ fn with_module(filter: &str, module: &str, level: &str) -> String {
         "secret" => "weft_sds",
         "dns" => "weft_proxy::dns",
         "admin" | "main" => "weft_proxy",
-        "rbac" => "weft_filter",
         other => other,
     };
     let kept = filter.split(',').filter(|part| part.split('=').next() != Some(module));
@@ -118,8 +117,8 @@ mod tests {
     #[test]
     fn levels_by_module() {
         let filter = with_module("info", "rbac", "debug");
-        assert_eq!(filter, "info,weft_filter=debug");
-        assert_eq!(with_module(&filter, "rbac", "warning"), "info,weft_filter=warn");
-        assert_eq!(with_module(&filter, "weft_proxy::dns", "trace"), "info,weft_filter=debug,weft_proxy::dns=trace");
+        assert_eq!(filter, "info,rbac=debug", "a target of its own");
+        assert_eq!(with_module(&filter, "rbac", "warning"), "info,rbac=warn");
+        assert_eq!(with_module(&filter, "weft_proxy::dns", "trace"), "info,rbac=debug,weft_proxy::dns=trace");
     }
 }
