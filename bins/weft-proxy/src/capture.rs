@@ -17,8 +17,8 @@ use weft_core::well_known::port;
 pub const INVALID: u8 = 126;
 /// Port that nobody serves: a connection to it arrives only where it is redirected.
 const PROBE_PORT: u16 = 15002;
-/// Time for the check, and for one try.
-const CHECK: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(5));
+/// Time for one try of the check.
+const TRY: Duration = Duration::from_secs(2);
 
 /// Options.
 #[derive(Debug, Clone, Args)]
@@ -96,6 +96,9 @@ pub struct CaptureArgs {
     /// Port on which the check expects nobody
     #[arg(long = "iptables-probe-port", default_value_t = PROBE_PORT, value_name = "PORT")]
     probe_port: u16,
+    /// Time for the check
+    #[arg(long, default_value = "5s", value_parser = weft_core::duration::parse, value_name = "TIME")]
+    probe_timeout: Duration,
     /// Accepted, without meaning here
     #[command(flatten)]
     _others: Others,
@@ -125,8 +128,6 @@ struct Others {
     drop_invalid: bool,
     #[arg(long, hide = true)]
     dual_stack: bool,
-    #[arg(long, hide = true)]
-    probe_timeout: Option<String>,
     #[arg(long = "log_output_level", hide = true)]
     log_output_level: Option<String>,
     #[arg(long = "log_as_json", hide = true)]
@@ -158,7 +159,7 @@ pub fn run(args: &CaptureArgs) -> anyhow::Result<()> {
         eprintln!("redirection is set up: {}", summary(&config));
     }
     if args.run_validation && args.mode != "NONE" {
-        return validate(&config, args.probe_port).map_err(|error| error.context(Invalid));
+        return validate(&config, args).map_err(|error| error.context(Invalid));
     }
     Ok(())
 }
@@ -218,7 +219,7 @@ fn summary(config: &CaptureConfig) -> String {
 
 /// Takes the proxy's place and calls this very pod on a port that nobody serves, as the proxy's user: where the redirection
 /// works, the call comes in at the proxy's inbound port, with the port that was called as its original destination.
-fn validate(config: &CaptureConfig, probe: u16) -> anyhow::Result<()> {
+fn validate(config: &CaptureConfig, args: &CaptureArgs) -> anyhow::Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, config.inbound_port))
         .with_context(|| format!("port {} cannot be opened", config.inbound_port))?;
     listener.set_nonblocking(true)?;
@@ -227,10 +228,10 @@ fn validate(config: &CaptureConfig, probe: u16) -> anyhow::Result<()> {
         eprintln!("not checked: the pod has no IPv4 address");
         return Ok(());
     };
-    let target = SocketAddr::new(own, probe);
-    let end = Instant::now() + CHECK.0;
+    let target = SocketAddr::new(own, args.probe_port);
+    let end = Instant::now() + args.probe_timeout;
     loop {
-        let problem = match TcpStream::connect_timeout(&target, CHECK.1) {
+        let problem = match TcpStream::connect_timeout(&target, TRY) {
             Err(error) => format!("{target}: {error}"),
             Ok(stream) => match original(&listener, stream.local_addr()?)? {
                 Some(found) if found == target => return Ok(()),

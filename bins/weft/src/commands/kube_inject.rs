@@ -9,9 +9,8 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use weft_inject::documents::{MAX_BYTES, Options};
-use weft_inject::{Config, Injector, Values, inject_text};
+use weft_inject::{Injector, Values, inject_text};
 use weft_k8s_api::kinds::by_kind;
-use weft_k8s_api::yaml;
 use weft_store::client::ListOptions;
 use weft_store::{ApiClient, ClientError};
 
@@ -110,21 +109,12 @@ impl Cluster<'_> {
         let values = self.text(&self.args.values.clone(), &sidecar, "values").await?;
         let config = self.text(&self.args.inject_config.clone(), &sidecar, "config").await?;
         let mesh = self.text(&self.args.mesh.clone(), &mesh, "mesh").await?;
-        let tree = |what: &str, text: &str| yaml::value(text).map_err(|error| anyhow::anyhow!("{what}: {error}"));
-        let values = match values {
-            Some(text) => Values::new(&tree("values", &text)?),
-            None => {
-                let revision = suffix.trim_start_matches('-');
-                Values::new(&json!({"revision": revision, "global": {"istioNamespace": self.args.istio_namespace}}))
-            }
-        };
-        let config = match config {
-            Some(text) => Config::parse(&text).map_err(|error| anyhow::anyhow!("injector config: {error}"))?,
-            None => Config::from_values(&values).map_err(anyhow::Error::msg)?,
-        };
-        let mesh = mesh.map_or(Ok(Value::Null), |text| tree("mesh config", &text))?;
+        let revision = suffix.trim_start_matches('-');
+        let fallback = json!({"revision": revision, "global": {"istioNamespace": self.args.istio_namespace}});
+        let read = Injector::read(values.as_deref(), config.as_deref(), mesh.as_deref(), Values::new(&fallback));
+        let injector = read.map_err(|error| anyhow::anyhow!("settings of the injector: {error}"))?;
         let configs = self.proxy_configs().await?;
-        Ok((Injector { config, values, mesh }, configs))
+        Ok((injector, configs))
     }
 
     /// The text of a file, else of a key of a ConfigMap; nothing when the cluster has none.
@@ -134,7 +124,8 @@ impl Cluster<'_> {
         }
         if self.client.is_none() {
             let flags = "or give --injectConfigFile, --meshConfigFile and --valuesFile, which need no cluster";
-            self.client = Some(connect(self.connection).await.with_context(|| flags.to_string())?);
+            let connected = connect(self.connection).await;
+            self.client = Some(connected.map_err(|error| anyhow::anyhow!("{error:#}; {flags}"))?);
         }
         let (Some(client), Some(kind)) = (&self.client, by_kind("", "ConfigMap")) else { return Ok(None) };
         match client.get(kind, &self.args.istio_namespace, map).await {

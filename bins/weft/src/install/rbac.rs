@@ -68,7 +68,6 @@ fn cluster_rules(settings: &Settings) -> Vec<Value> {
             ],
             WRITE_STATUS,
         ),
-        rule(&["gateway.networking.k8s.io"], &["gatewayclasses"], &["create", "patch", "update"]),
         rule(&["", "events.k8s.io"], &["events"], &["create", "patch"]),
         // The root certificate in every namespace.
         rule(&[""], &["configmaps"], &["create", "update", "patch"]),
@@ -81,6 +80,27 @@ fn cluster_rules(settings: &Settings) -> Vec<Value> {
     let mut own = rule(&["admissionregistration.k8s.io"], &super::webhooks::RESOURCES, WRITE_STATUS);
     own["resourceNames"] = super::webhooks::names(settings).into();
     rules.push(own);
+    rules.extend(on_request(settings));
+    rules
+}
+
+/// What only some installations need: an authority elsewhere, and DNS certificates for other namespaces.
+fn on_request(settings: &Settings) -> Vec<Value> {
+    let mut rules = Vec::new();
+    if !settings.values.text("pilot.env.EXTERNAL_CA").is_empty() {
+        let group = &["certificates.k8s.io"];
+        let requests = ["certificatesigningrequests"];
+        rules.push(rule(group, &requests, &["create", "delete", "get", "list", "watch"]));
+        rules.push(rule(group, &["certificatesigningrequests/approval"], &["update"]));
+        let mut signers = rule(group, &["signers"], &["approve"]);
+        signers["resourceNames"] = settings.values.get("global.certSigners").clone();
+        if signers["resourceNames"].as_array().is_some_and(|names| !names.is_empty()) {
+            rules.push(signers);
+        }
+    }
+    if settings.mesh["certificates"].as_array().is_some_and(|list| !list.is_empty()) {
+        rules.push(rule(&[""], &["secrets"], &["create", "patch", "update"]));
+    }
     rules
 }
 

@@ -87,6 +87,10 @@ fn ports_and_security() {
     assert_eq!(container["securityContext"]["capabilities"]["drop"][0], "ALL");
     assert_eq!(container["readinessProbe"]["httpGet"]["path"], "/ready");
     let role = find(&all, "ClusterRole", "istiod-clusterrole-istio-system").to_string();
+    assert!(!role.contains("certificates.k8s.io"));
+    let elsewhere = made(&["values.pilot.env.EXTERNAL_CA=ISTIOD_RA_KUBERNETES_API"]);
+    let more = find(&elsewhere, "ClusterRole", "istiod-clusterrole-istio-system").to_string();
+    assert!(more.contains("certificatesigningrequests/approval"), "{more}");
     assert!(!role.contains(r#""verbs":["*"]"#) && !role.contains("delete") && !role.contains("pods/exec"), "{role}");
 }
 

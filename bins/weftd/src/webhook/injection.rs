@@ -8,8 +8,8 @@ use arc_swap::ArcSwap;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use weft_inject::{Config, Decision, Injector, Request, Values, patch};
-use weft_k8s_api::{Object, yaml};
+use weft_inject::{Decision, Injector, Request, Values, patch};
+use weft_k8s_api::Object;
 use weft_store::Cache;
 
 /// First minor version of Kubernetes whose nodes run native sidecars for certain.
@@ -116,21 +116,10 @@ fn read(cache: &Cache, settings: &Settings) -> Result<Injector, String> {
     let key = |object: &Option<Arc<Object>>, key: &str| -> Option<String> {
         Some(object.as_ref()?.body.get("data")?.get(key)?.as_str()?.to_string())
     };
-    let named = |name: &str, key: &str, error: String| format!("ConfigMap {name}, key {key}: {error}");
-    let name = config_map_name(settings);
-    let values = match key(&injector, "values") {
-        Some(text) => Values::new(&yaml::value(&text).map_err(|error| named(&name, "values", error))?),
-        None => defaults(settings),
-    };
-    let config = match key(&injector, "config") {
-        Some(text) => Config::parse(&text).map_err(|error| named(&name, "config", error))?,
-        None => Config::from_values(&values).map_err(|error| named(&name, "values", error))?,
-    };
-    let mesh = match key(&mesh, "mesh") {
-        Some(text) => yaml::value(&text).map_err(|error| named(&settings.mesh_config_map(), "mesh", error))?,
-        None => Value::Null,
-    };
-    Ok(Injector { config, values, mesh })
+    let (values, config, mesh) = (key(&injector, "values"), key(&injector, "config"), key(&mesh, "mesh"));
+    Injector::read(values.as_deref(), config.as_deref(), mesh.as_deref(), defaults(settings)).map_err(|error| {
+        format!("ConfigMaps {} and {}: {error}", config_map_name(settings), settings.mesh_config_map())
+    })
 }
 
 /// The answer for a pod.

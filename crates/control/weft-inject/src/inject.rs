@@ -95,6 +95,31 @@ impl Facts<'_> {
 }
 
 impl Injector {
+    /// The settings as the ConfigMaps hold them: `values` and `config` of `istio-sidecar-injector`, `mesh` of `istio`.
+    /// Without the first, `fallback` holds; without the second, what the values say of the injector.
+    ///
+    /// # Errors
+    /// The key that cannot be used, and why.
+    pub fn read(
+        values: Option<&str>,
+        config: Option<&str>,
+        mesh: Option<&str>,
+        fallback: Values,
+    ) -> Result<Self, String> {
+        let tree =
+            |key: &str, text: &str| weft_k8s_api::yaml::value(text).map_err(|error| format!("key {key}: {error}"));
+        let values = match values {
+            Some(text) => Values::new(&tree("values", text)?),
+            None => fallback,
+        };
+        let config = match config {
+            Some(text) => Config::parse(text).map_err(|error| format!("key config: {error}"))?,
+            None => Config::from_values(&values).map_err(|error| format!("key values: {error}"))?,
+        };
+        let mesh = mesh.map_or(Ok(Value::Null), |text| tree("mesh", text))?;
+        Ok(Self { config, values, mesh })
+    }
+
     /// Whether a pod that came here gets a proxy.
     pub fn decide(&self, pod: &Value, namespace: &str) -> Decision {
         decide(&self.config, pod, namespace)
