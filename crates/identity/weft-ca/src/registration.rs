@@ -44,13 +44,14 @@ pub type Delegate = Arc<dyn Fn(Errand) -> BoxFuture<'static, Result<Vec<String>,
 /// The registration authority.
 pub struct Registration {
     delegate: Delegate,
-    roots: TrustAnchors,
+    /// Roots that what it signs leads to.
+    signers: TrustAnchors,
     policy: CaPolicy,
     name: String,
     /// Certifies our own servers, when the authority elsewhere signs for workloads alone.
     server: Option<Arc<Authority>>,
     /// All roots that workloads have to trust.
-    published: TrustAnchors,
+    roots: TrustAnchors,
 }
 
 impl Registration {
@@ -65,7 +66,7 @@ impl Registration {
         delegate: Delegate,
     ) -> Result<Self, TlsError> {
         let roots = TrustAnchors::from_pem(roots_pem.as_bytes())?;
-        Ok(Self { delegate, published: roots.clone(), roots, policy, name: name.into(), server: None })
+        Ok(Self { delegate, signers: roots.clone(), roots, policy, name: name.into(), server: None })
     }
 
     /// Our own servers are certified by `authority`, whose roots workloads then trust as well: for an authority elsewhere
@@ -74,8 +75,8 @@ impl Registration {
     /// # Errors
     /// When the roots cannot be put together.
     pub fn with_server(mut self, authority: Arc<Authority>) -> Result<Self, TlsError> {
-        let roots = pem::merge("root certificates", &[&self.roots.pem(), authority.root_pem()])?;
-        self.published = TrustAnchors::from_pem(roots.as_bytes())?;
+        let roots = pem::merge("root certificates", &[&self.signers.pem(), authority.root_pem()])?;
+        self.roots = TrustAnchors::from_pem(roots.as_bytes())?;
         self.server = Some(authority);
         Ok(self)
     }
@@ -92,7 +93,7 @@ impl Registration {
 
     /// Roots that workloads have to trust; that of what signs for them is the first.
     pub fn roots(&self) -> &TrustAnchors {
-        &self.published
+        &self.roots
     }
 
     /// Has the caller's request signed.
@@ -171,7 +172,7 @@ impl Registration {
         if !request.is_for(&ders[0]) {
             return Err(wrong("it is for another key".into()));
         }
-        self.roots.verify_chain(&ders, SystemTime::now()).map_err(|e| wrong(e.to_string()))?;
+        self.signers.verify_chain(&ders, SystemTime::now()).map_err(|e| wrong(e.to_string()))?;
         Ok(facts)
     }
 
@@ -179,15 +180,15 @@ impl Registration {
     fn with_roots(&self, chain: Vec<String>) -> Result<Vec<String>, SignError> {
         let text: String = chain.iter().map(|pem| format!("{}\n", pem.trim())).collect();
         let ders = pem::certificates("certificate chain", text.as_bytes())?;
-        let above = ders.iter().filter(|der| !self.roots.certificates().contains(der));
+        let above = ders.iter().filter(|der| !self.signers.certificates().contains(der));
         let mut out: Vec<String> = above.map(|der| pem::encode("CERTIFICATE", der)).collect();
-        out.push(self.roots.pem());
+        out.push(self.signers.pem());
         Ok(out)
     }
 }
 
 impl fmt::Debug for Registration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Registration").field("name", &self.name).field("roots", &self.published).finish_non_exhaustive()
+        f.debug_struct("Registration").field("name", &self.name).field("roots", &self.roots).finish_non_exhaustive()
     }
 }

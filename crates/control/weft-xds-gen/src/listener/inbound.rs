@@ -10,8 +10,8 @@ use crate::cluster::inbound::InboundPort;
 use crate::cluster::tls::{mesh_params, of_trust_domains};
 use crate::observe::Side;
 use crate::pb::core::TrafficDirection;
-use crate::pb::listener::{Filter, Listener};
 use crate::pb::hcm::HttpFilter;
+use crate::pb::listener::{Filter, Listener};
 use crate::pb::{address, secret, tls, value};
 use crate::proxy::ProxyView;
 use crate::resource::{Resource, Resources, by_name};
@@ -278,7 +278,7 @@ impl Inbound<'_> {
                 tls_certificate_sds_secret_configs: vec![secret::from_agent(secret::SVID)],
                 validation_context_type: Some(of_trust_domains(
                     secret::from_agent(secret::ROOTS),
-                    self.trust().names(),
+                    &self.believed(),
                 )),
                 ..Default::default()
             }),
@@ -318,6 +318,19 @@ impl Inbound<'_> {
 
     fn bound(&self) -> Vec<&AuthzPolicy> {
         self.policies.iter().map(|p| &**p).collect()
+    }
+
+    /// Trust domains whose identities may connect: the mesh's own names, and those of other meshes that it has the roots of.
+    /// What these may do is for policies to say, which never take them for ours.
+    fn believed(&self) -> Vec<String> {
+        let mut all = self.trust().names().to_vec();
+        let others = self.maker.view.mesh().ca_certificates.iter().flat_map(|data| &data.trust_domains);
+        for domain in others {
+            if !all.contains(domain) {
+                all.push(domain.clone());
+            }
+        }
+        all
     }
 
     fn trust(&self) -> TrustDomains {
