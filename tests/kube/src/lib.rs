@@ -44,6 +44,15 @@ pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Result<T>) 
     }
 }
 
+/// A condition as a result: what [`eventually`] asks.
+///
+/// # Errors
+/// The reason, when it does not hold.
+pub fn check(holds: bool, reason: &str) -> Result<()> {
+    anyhow::ensure!(holds, "{reason}");
+    Ok(())
+}
+
 /// Cargo's target folder.
 pub fn target() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");

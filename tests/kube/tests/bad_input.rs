@@ -4,7 +4,7 @@
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use weft_kube_tests::cluster::kind;
-use weft_kube_tests::{Cluster, Kind, Proxy, Weftd, eventually, objects, on_both};
+use weft_kube_tests::{Cluster, Kind, Proxy, Weftd, check, eventually, objects, on_both};
 
 on_both!(kinds_that_may_not_be_read, objects_of_absurd_size);
 
@@ -103,9 +103,7 @@ async fn objects_of_absurd_size(cluster: Cluster) -> Result<()> {
     let port =
         json!({"spec": {"ports": [{"name": "http", "port": 80, "targetPort": 8080}, {"name": "tcp", "port": 81}]}});
     cluster.client.merge_patch(kind("svc")?, "shop", "web", &port).await?;
-    proxy
-        .until("the new port", |p| Ok(ensure!(p.clusters.iter().any(|c| c.starts_with("outbound|81||")), "no")))
-        .await?;
+    proxy.until("the new port", |p| check(p.clusters.iter().any(|c| c.starts_with("outbound|81||")), "no")).await?;
     let grown = weftd.process.memory_mib()?.saturating_sub(before);
     ensure!(grown < 100, "{grown} MiB more after 20 MB of foreign objects");
     ensure!(weftd.readiness().await?.0 == 200);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use weft_k8s_api::Object;
 use weft_kube_tests::cluster::kind;
 use weft_kube_tests::proxy::root;
-use weft_kube_tests::{Cluster, Proxy, Weftd, eventually, objects, on_both};
+use weft_kube_tests::{Cluster, Proxy, Weftd, check, eventually, objects, on_both};
 
 on_both!(objects_become_configuration_and_status_comes_back, replicas_and_outages);
 
@@ -75,7 +75,7 @@ async fn objects_become_configuration_and_status_comes_back(cluster: Cluster) ->
     .await?;
     ensure!(event.body["involvedObject"]["name"] == "web" && event.body["type"] == "Warning", "{}", event.to_value());
     proxy
-        .until("the route", |p| Ok(ensure!(p.routes.values().any(|r| r.contains("v9")), "{:?}", p.routes.keys())))
+        .until("the route", |p| check(p.routes.values().any(|r| r.contains("v9")), &format!("{:?}", p.routes.keys())))
         .await?;
 
     // Mended: the messages go, the condition says so, and the proxy hears of it.
@@ -155,7 +155,7 @@ async fn replicas_and_outages(mut cluster: Cluster) -> Result<()> {
     cluster.create(objects::virtual_service("shop", "web", Some("v9"))).await?;
     ensure!(root(&cluster, "late").await? == first_root, "one authority for both");
     has_condition(&cluster, "vs", "web", "True", "subset v9").await?;
-    proxy.until("the route", |p| Ok(ensure!(p.routes.values().any(|r| r.contains("v9")), "not yet"))).await?;
+    proxy.until("the route", |p| check(p.routes.values().any(|r| r.contains("v9")), "not yet")).await?;
     ensure!(other.metric("weft_leader").await? > 0.0);
 
     // It comes back, and serves the same to who asks it.

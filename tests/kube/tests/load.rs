@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use weft_kube_tests::cluster::kind;
-use weft_kube_tests::{Cluster, Kind, Proxy, Weftd, eventually, objects};
+use weft_kube_tests::{Cluster, Kind, Proxy, Weftd, check, eventually, objects};
 use weft_store::ApiClient;
 use weft_store::client::WriteOptions;
 
@@ -186,7 +186,7 @@ async fn a_large_cluster() -> Result<()> {
         Names::namespace(&size, size.services - 1)
     );
     proxy
-        .until("all clusters", |p| Ok(ensure!(p.endpoints.contains_key(&last), "{} clusters", p.clusters.len())))
+        .until("all clusters", |p| check(p.endpoints.contains_key(&last), &format!("{} clusters", p.clusters.len())))
         .await?;
     println!("with a proxy: {} MiB", weftd.process.memory_mib()?);
 

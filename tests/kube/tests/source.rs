@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use weft_kube_tests::cluster::kind;
-use weft_kube_tests::{Cluster, eventually, objects, on_both};
+use weft_kube_tests::{Cluster, check, eventually, objects, on_both};
 use weft_store::client::{ApplyOptions, WriteOptions};
 use weft_store::source::KindState;
 use weft_store::{ApiClient, Cache, KubeSource, SourceOptions};
@@ -52,20 +52,22 @@ async fn a_copy_survives_crashes(mut cluster: Cluster) -> Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     let writer = tokio::spawn(write_on(cluster.client.clone(), stop.clone()));
     let mark = source.cache().revision();
-    eventually("changes come", async || Ok(ensure!(source.cache().revision() > mark + 20, "too few"))).await?;
+    eventually("changes come", async || check(source.cache().revision() > mark + 20, "too few")).await?;
 
     let before = source.cache().list("", "ConfigMap").len();
     cluster.kill_api().await?;
-    eventually("the loss is seen", async || Ok(ensure!(!source.connected(), "still connected"))).await?;
+    eventually("the loss is seen", async || check(!source.connected(), "still connected")).await?;
     ensure!(source.cache().list("", "ConfigMap").len() >= before.saturating_sub(1), "the last state is kept");
     cluster.restart_api().await?;
-    eventually("connected again", async || Ok(ensure!(source.connected(), "{:?}", source.state().borrow().problem())))
-        .await?;
+    eventually("connected again", async || {
+        check(source.connected(), &format!("{:?}", source.state().borrow().problem()))
+    })
+    .await?;
     let mark = source.cache().revision();
-    eventually("changes come again", async || Ok(ensure!(source.cache().revision() > mark + 20, "too few"))).await?;
+    eventually("changes come again", async || check(source.cache().revision() > mark + 20, "too few")).await?;
 
     cluster.crash_storage().await?;
-    eventually("connected after the storage", async || Ok(ensure!(source.connected(), "not yet"))).await?;
+    eventually("connected after the storage", async || check(source.connected(), "not yet")).await?;
     stop.store(true, Ordering::Relaxed);
     ensure!(writer.await?? > 40, "the writer got through");
     eventually("the copy is equal", async || compare(&cluster, source.cache()).await).await?;
@@ -74,7 +76,7 @@ async fn a_copy_survives_crashes(mut cluster: Cluster) -> Result<()> {
     let mark = source.cache().revision();
     cluster.kill_api().await?;
     cluster.restart_api().await?;
-    eventually("connected", async || Ok(ensure!(source.connected(), "not yet"))).await?;
+    eventually("connected", async || check(source.connected(), "not yet")).await?;
     let name = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "last", "namespace": "default"}});
     cluster.create(name).await?;
     eventually("the last one", async || compare(&cluster, source.cache()).await).await?;
@@ -102,12 +104,12 @@ async fn two_candidates_one_leader(cluster: Cluster) -> Result<()> {
     // Without a word: another takes over when the lease ends, and only one of them.
     drop(first);
     let begun = std::time::Instant::now();
-    eventually("another leader", async || Ok(ensure!(leaders(&[&second, &third]) == 1, "none"))).await?;
+    eventually("another leader", async || check(leaders(&[&second, &third]) == 1, "none")).await?;
     ensure!(begun.elapsed() > Duration::from_millis(500), "not before the lease has ended");
     let (leader, other) = if *second.leader().borrow() { (second, third) } else { (third, second) };
     // With a word: at once.
     leader.release().await;
-    eventually("the last one leads", async || Ok(ensure!(*other.leader().borrow(), "not yet"))).await?;
+    eventually("the last one leads", async || check(*other.leader().borrow(), "not yet")).await?;
     let lease = cluster.get("leases", "istio-system", "test-leader").await?;
     ensure!(lease.spec()["leaseTransitions"].as_u64() >= Some(2), "{}", lease.to_value());
     Ok(())
@@ -124,7 +126,8 @@ async fn kinds_come_change_their_version_and_go() -> Result<()> {
 
     // An older installation: only the versions of then. It is picked up long before the pause of 30 s is over.
     cluster.apply_value(objects::definition(vs, &["v1beta1", "v1alpha3"])).await?;
-    eventually("the kind is watched", async || Ok(ensure!(state() == KindState::Watching, "{:?}", state()))).await?;
+    eventually("the kind is watched", async || check(state() == KindState::Watching, &format!("{:?}", state())))
+        .await?;
     let older = |name: &str| {
         let mut object = objects::virtual_service("default", name, None);
         object["apiVersion"] = "networking.istio.io/v1beta1".into();
@@ -136,19 +139,20 @@ async fn kinds_come_change_their_version_and_go() -> Result<()> {
     };
     cluster.client.create(&serde_json::from_value(older("a"))?, &WriteOptions::default()).await?;
     let found = held("a");
-    eventually("read in the version of then", async || Ok(ensure!(found().is_some_and(|o| o.version() == "v1beta1"))))
-        .await?;
+    eventually("read in the version of then", async || {
+        check(found().is_some_and(|o| o.version() == "v1beta1"), "not yet")
+    })
+    .await?;
 
     // The definition is upgraded: the copy follows it to the version that is stored.
     let current = cluster.get("crd", "", "virtualservices.networking.istio.io").await?;
     let mut newer = objects::definition(vs, &["v1", "v1beta1", "v1alpha3"]);
     newer["metadata"]["resourceVersion"] = current.metadata.resource_version.clone().into();
     cluster.client.replace(&serde_json::from_value(newer)?, &WriteOptions::default()).await?;
-    eventually("read in the stored version", async || {
-        Ok(ensure!(found().is_some_and(|o| o.version() == "v1"), "not yet"))
-    })
-    .await?;
+    eventually("read in the stored version", async || check(found().is_some_and(|o| o.version() == "v1"), "not yet"))
+        .await?;
 
     cluster.delete("crd", "", "virtualservices.networking.istio.io").await?;
-    eventually("gone", async || Ok(ensure!(state() == KindState::Missing && found().is_none(), "{:?}", state()))).await
+    eventually("gone", async || check(state() == KindState::Missing && found().is_none(), &format!("{:?}", state())))
+        .await
 }

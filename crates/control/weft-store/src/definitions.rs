@@ -159,7 +159,9 @@ mod tests {
     #[test]
     fn the_stored_version_is_read() {
         const KNOWN: &[&str] = &["v1", "v1beta1", "v1alpha3"];
-        let table: &[(&[(&str, bool, bool)], Defined)] = &[
+        /// Name, served, stored.
+        type Versions = &'static [(&'static str, bool, bool)];
+        let table: &[(Versions, Defined)] = &[
             (&[("v1", true, true), ("v1beta1", true, false)], Defined::In("v1")),
             (&[("v1", true, false), ("v1beta1", true, true)], Defined::In("v1beta1")),
             (&[("v1alpha3", true, false), ("v1beta1", false, true)], Defined::In("v1alpha3")),
