@@ -405,22 +405,26 @@ trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 /// A connection from an address, with an account's certificate where the listener wants one.
-async fn connect(to: SocketAddr, ask: (usize, usize), pki: Option<&Pki>) -> Box<dyn Stream> {
+///
+/// # Errors
+/// When the other side ends it at once.
+async fn connect(to: SocketAddr, ask: (usize, usize), pki: Option<&Pki>) -> Result<Box<dyn Stream>, String> {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(SocketAddr::new(SOURCES[ask.1].parse().unwrap(), 0)).unwrap();
-    let stream = socket.connect(to).await.unwrap();
-    let Some(pki) = pki else { return Box::new(stream) };
+    let stream = socket.connect(to).await.map_err(|e| e.to_string())?;
+    let Some(pki) = pki else { return Ok(Box::new(stream)) };
     let params = ClientParams {
         certificate: Some(pki.clients[ask.0].clone()),
         ..ClientParams::new(ServerVerification::Insecure)
     };
-    Box::new(ClientContext::build(params).unwrap().connect(stream).await.unwrap().stream)
+    let secured = ClientContext::build(params).unwrap().connect(stream).await.map_err(|e| e.to_string())?;
+    Ok(Box::new(secured.stream))
 }
 
 type Sender = hyper::client::conn::http1::SendRequest<Empty<Bytes>>;
 
 async fn sender(to: SocketAddr, ask: &Ask, pki: Option<&Pki>) -> Sender {
-    let stream = connect(to, (ask.account, ask.source), pki).await;
+    let stream = connect(to, (ask.account, ask.source), pki).await.unwrap();
     let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
     sender
@@ -440,7 +444,8 @@ async fn status(sender: &mut Sender, request: http::Request<Empty<Bytes>>) -> u1
 /// True when the connection is let through: the echo answers.
 async fn passes(to: SocketAddr, ask: (usize, usize), pki: Option<&Pki>) -> bool {
     let work = async {
-        let mut stream = connect(to, ask, pki).await;
+        // Who is denied may find the connection reset before its handshake is over.
+        let Ok(mut stream) = connect(to, ask, pki).await else { return false };
         let mut answer = [0; 5];
         stream.write_all(b"hello").await.is_ok() && stream.read_exact(&mut answer).await.is_ok() && answer == *b"hello"
     };
