@@ -2,7 +2,9 @@
 //! ways: a bare line feed, `content-length` beside `transfer-encoding` (RFC 9112 §6.1, §2.2). The codec would take one
 //! meaning and go on; this proxy refuses both.
 //!
-//! It follows heads, bodies by length, and chunked bodies. After an upgrade the bytes are no HTTP any more and pass.
+//! It follows heads, bodies by length, and chunked bodies. A request that asks for an upgrade is framed like any other: what
+//! follows is another protocol only when the proxy has agreed, which the stream is told ([`crate::io::IoMeter::set_upgraded`]).
+//! After CONNECT the bytes are no HTTP any more and pass.
 
 /// Longest line of a chunked body's framing.
 const MAX_CHUNK_LINE: usize = 4096;
@@ -28,7 +30,7 @@ enum State {
     Chunk(u64),
     /// In the trailers.
     Trailers,
-    /// Not HTTP any more.
+    /// Not HTTP any more: behind CONNECT.
     Upgraded,
 }
 
@@ -38,7 +40,6 @@ struct Head {
     /// A request line has been seen.
     begun: bool,
     connect: bool,
-    upgrade: bool,
     length: Option<u64>,
     coding: bool,
 }
@@ -154,7 +155,7 @@ impl FramingGuard {
 
     fn header(&mut self, line: &[u8]) -> Result<(), BadLine> {
         // Only few headers matter, and they begin with few letters.
-        if !matches!(line.first(), Some(b'c' | b'C' | b't' | b'T' | b'u' | b'U')) {
+        if !matches!(line.first(), Some(b'c' | b'C' | b't' | b'T')) {
             return Ok(());
         }
         let Some(colon) = line.iter().position(|b| *b == b':') else { return Ok(()) };
@@ -167,8 +168,6 @@ impl FramingGuard {
             self.head.length = Some(length);
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
             self.head.coding = true;
-        } else if name.eq_ignore_ascii_case(b"upgrade") {
-            self.head.upgrade = true;
         }
         Ok(())
     }
@@ -177,7 +176,7 @@ impl FramingGuard {
         let head = std::mem::take(&mut self.head);
         self.state = match (head.length, head.coding) {
             (Some(_), true) => return Err(BadLine),
-            _ if head.connect || head.upgrade => State::Upgraded,
+            _ if head.connect => State::Upgraded,
             (_, true) => State::ChunkSize,
             (Some(0) | None, false) => State::Head,
             (Some(length), false) => State::Body(length),
@@ -216,7 +215,7 @@ mod tests {
             "POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\na\nb\ncGET / HTTP/1.1\r\n\r\n",
             "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5;x=y\r\na\nb\nc\r\n0\r\nT: x\r\n\r\nGET / HTTP/1.1\r\n\r\n",
             "\r\n\r\nGET / HTTP/1.1\r\n\r\n",
-            "GET / HTTP/1.1\r\nUpgrade: websocket\r\n\r\n\n\n\nanything",
+            "GET / HTTP/1.1\r\nUpgrade: websocket\r\n\r\nGET / HTTP/1.1\r\n\r\n",
             "CONNECT a:1 HTTP/1.1\r\n\r\n\n\n",
             "POST / HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok",
         ] {
@@ -237,6 +236,7 @@ mod tests {
             ("POST / HTTP/1.1\r\nContent-Length: +5\r\n\r\n", Some(0)),
             ("POST / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", Some(0)),
             ("POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhelloGET / HTTP/1.1\n\r\n", Some(43)),
+            ("GET / HTTP/1.1\r\nUpgrade: websocket\r\n\r\nGET / HTTP/1.1\n\n", Some(38)),
             ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\nhello\r\n0\r\n\r\n", None),
             ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0x5\r\nhello\r\n0\r\n\r\n", None),
             ("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n", None),

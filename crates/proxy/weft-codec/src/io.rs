@@ -32,6 +32,7 @@ pub struct IoMeter {
     read: AtomicU64,
     written: AtomicU64,
     touched: AtomicBool,
+    upgraded: AtomicBool,
 }
 
 impl IoMeter {
@@ -48,6 +49,10 @@ impl IoMeter {
         let touched = self.touched.load(Relaxed);
         self.touched.store(false, Relaxed);
         touched
+    }
+    /// From now on the bytes are another protocol's: their framing is watched no more.
+    pub fn set_upgraded(&self) {
+        self.upgraded.store(true, Relaxed);
     }
     fn add_read(&self, n: usize) {
         self.read.store(self.read.load(Relaxed).wrapping_add(n as u64), Relaxed);
@@ -98,6 +103,10 @@ impl Io {
     /// answer 400; after that, and after an ambiguous chunk, the connection has failed.
     fn check(&mut self, buf: &mut ReadBuf<'_>, start: usize) -> io::Result<()> {
         let Some(guard) = &mut self.guard else { return Ok(()) };
+        if self.meter.upgraded.load(Relaxed) {
+            self.guard = None;
+            return Ok(());
+        }
         if self.refused {
             buf.set_filled(start);
             return Err(io::ErrorKind::InvalidData.into());

@@ -54,8 +54,10 @@ pub enum Reason {
     PayloadTooLarge,
     /// An upgrade that is not allowed here.
     UpgradeForbidden,
-    /// A transfer coding, or HTTP/1.0, that is not supported.
+    /// A transfer coding that is not supported.
     NotSupported,
+    /// HTTP/1.0 where it is not wanted.
+    LowVersion,
     /// The connection must not be used for this host.
     Misdirected,
     /// The request's token is missing or not valid.
@@ -95,6 +97,7 @@ impl Reason {
             Unauthenticated => StatusCode::UNAUTHORIZED,
             UpgradeForbidden | AccessDenied | ExtAuthzDenied => StatusCode::FORBIDDEN,
             NotSupported => StatusCode::NOT_IMPLEMENTED,
+            LowVersion => StatusCode::UPGRADE_REQUIRED,
             Misdirected => StatusCode::MISDIRECTED_REQUEST,
             RateLimited => StatusCode::TOO_MANY_REQUESTS,
             UnusableRoute => StatusCode::INTERNAL_SERVER_ERROR,
@@ -118,7 +121,7 @@ impl Reason {
             StreamIdleTimeout => Flags::SI,
             MaxDuration => Flags::DT,
             DownstreamDisconnect => Flags::DC,
-            BadRequest | MissingHost | HeadersTooLarge | NotSupported => Flags::DPE,
+            BadRequest | MissingHost | HeadersTooLarge | NotSupported | LowVersion => Flags::DPE,
             FaultAbort => Flags::FI,
             RateLimited => Flags::RL,
             ExtAuthzDenied => Flags::UAEX,
@@ -156,7 +159,8 @@ impl Reason {
             HeadersTooLarge => "http1.headers_too_large",
             PayloadTooLarge => "request_payload_too_large",
             UpgradeForbidden => "upgrade_failed",
-            NotSupported => "low_version",
+            NotSupported => "http1.unsupported_transfer_encoding",
+            LowVersion => "low_version",
             Misdirected => "misdirected_request",
             Unauthenticated => "jwt_authn_access_denied",
             AccessDenied => "rbac_access_denied",

@@ -28,7 +28,7 @@ pub struct Lenience {
 /// The first rule that the request breaks.
 pub fn check(parts: &Parts, marks: HeaderMarks, has_body: bool, lenience: Lenience) -> Result<&str, Refusal> {
     if parts.version < Version::HTTP_11 && !lenience.http10 {
-        return Err(Refusal(Reason::NotSupported, "low_version"));
+        return Err(Refusal(Reason::LowVersion, "low_version"));
     }
     check_target(parts)?;
     let framed = HeaderMarks::TRANSFER_ENCODING | HeaderMarks::CONTENT_LENGTH;
@@ -238,6 +238,6 @@ mod tests {
             "authority_and_host_differ"
         );
         let old = parts("GET", "/", Version::HTTP_10, &[("host", "a")]);
-        assert_eq!(check(&old, HeaderMarks::ALL, false, Lenience::default()).unwrap_err().0, Reason::NotSupported);
+        assert_eq!(check(&old, HeaderMarks::ALL, false, Lenience::default()).unwrap_err().0, Reason::LowVersion);
     }
 }

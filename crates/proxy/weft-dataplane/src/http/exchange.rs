@@ -21,6 +21,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 use weft_cluster::{ConnectionFacts, Host, Lease, LiveCluster};
 use weft_codec::{BodyError, BodyObserver, Flags, Reason, grpc};
+use weft_filter::grpc_web::{self, Web};
 use weft_filter::metrics::{Labels, Measured, Protocol, Security};
 use weft_filter::peer::{Facts, Party};
 use weft_route::Route;
@@ -55,6 +56,8 @@ pub(crate) struct ExchangeFacts {
     pub flags: Flags,
     pub details: Cow<'static, str>,
     pub is_grpc: bool,
+    /// The client speaks gRPC-Web, and a bridge is in force.
+    pub web: Option<Web>,
     pub grpc_status: Option<u32>,
     pub cluster: Option<Rc<LiveCluster>>,
     pub host: Option<Rc<Host>>,
@@ -136,8 +139,9 @@ impl Exchange {
         }
     }
 
-    /// No idle limit: for what became a tunnel with a limit of its own.
+    /// No idle limit, and no framing of HTTP: for what became a tunnel with a limit of its own.
     pub fn clear_limits(&self) {
+        self.conn.downstream.meter.set_upgraded();
         self.idle.set(None);
     }
 
@@ -332,11 +336,23 @@ fn passed_on(copy: &mpsc::Sender<Result<Frame<Bytes>, BodyError>>, frame: Frame<
 pub(crate) struct RequestObserver {
     pub exchange: Rc<Exchange>,
     pub copies: Copies,
+    /// Decodes the text form of gRPC-Web.
+    pub decoder: Option<grpc_web::Decoder>,
 }
 
 impl BodyObserver for RequestObserver {
+    fn resizes(&self) -> bool {
+        self.decoder.is_some()
+    }
+
     fn frame(&mut self, frame: &mut Frame<Bytes>) {
         self.exchange.step();
+        if let (Some(decoder), Some(data)) = (&mut self.decoder, frame.data_ref()) {
+            match decoder.decode(data) {
+                Ok(decoded) => *frame = Frame::data(decoded),
+                Err(_) => self.exchange.cancel(Reason::BadRequest),
+            }
+        }
         if let Some(data) = frame.data_ref() {
             self.exchange.received.set(self.exchange.received.get() + data.len() as u64);
             self.copies.retain(|copy| passed_on(copy, Frame::data(data.clone())));
@@ -363,11 +379,17 @@ pub(crate) struct ResponseObserver {
     pub lease: Option<Lease>,
     /// The request's place in its cluster.
     pub _place: Option<Place>,
+    /// The client gets gRPC-Web.
+    pub web: Option<Web>,
     /// The end of the whole request's time.
     pub deadline: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
 impl BodyObserver for ResponseObserver {
+    fn resizes(&self) -> bool {
+        self.web.is_some()
+    }
+
     fn poll_abort(&mut self, cx: &mut Context<'_>) -> Option<BodyError> {
         if let Some(deadline) = &mut self.deadline
             && deadline.as_mut().poll(cx).is_ready()
@@ -397,6 +419,13 @@ impl BodyObserver for ResponseObserver {
             if let Some(logged) = &mut facts.logged {
                 LoggedRequest::keep(&mut logged.trailers, trailers, self.exchange.http.logs.trailers());
             }
+        }
+        if let Some(web) = self.web {
+            let piece = match frame.data_ref() {
+                Some(data) => Some(grpc_web::encode(web, data.clone())),
+                None => frame.trailers_ref().map(|trailers| grpc_web::encode_trailers(web, trailers)),
+            };
+            piece.into_iter().for_each(|piece| *frame = Frame::data(piece));
         }
     }
 
