@@ -12,7 +12,7 @@ use weft_ca::ConnectionInfo;
 use weft_xds_server::RemoteAddr;
 
 /// Longest time without an open request.
-pub(crate) const IDLE: Duration = Duration::from_secs(60);
+pub(crate) const IDLE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 60 });
 
 /// The open requests of one connection.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ impl Requests {
         IDLE.checked_sub(ended.elapsed()).filter(|left| !left.is_zero())
     }
 
-    fn begin(self: &Arc<Self>) -> Open {
+    pub fn begin(self: &Arc<Self>) -> Open {
         self.open.fetch_add(1, Ordering::AcqRel);
         Open(self.clone())
     }
@@ -46,7 +46,7 @@ impl Requests {
 
 /// An open request.
 #[derive(Debug)]
-struct Open(Arc<Requests>);
+pub(crate) struct Open(Arc<Requests>);
 
 impl Drop for Open {
     fn drop(&mut self) {

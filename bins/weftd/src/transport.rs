@@ -201,3 +201,43 @@ impl AsyncWrite for Guarded {
         Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncReadExt;
+    use weft_ca::{Authority, CaPolicy};
+    use weft_identity::TrustDomain;
+    use weft_tls::{ClientContext, ClientParams, ServerVerification};
+
+    #[tokio::test]
+    async fn class_idle_connections_are_closed_and_busy_ones_are_not() {
+        weft_tls::install_provider();
+        let domain = TrustDomain::new("td").unwrap();
+        let authority = Arc::new(Authority::self_signed(domain, CaPolicy::default(), SystemTime::now()).unwrap());
+        let roots = authority.roots().clone();
+        let served = context(&Signing::Own(authority), &["istiod".into()], TlsSettings::default()).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut connections = accept(listener, Arc::new(ArcSwap::from_pointee(served)));
+        let client = ClientContext::build(ClientParams {
+            sni: Some("istiod".into()),
+            alpn: vec![b"h2".to_vec()],
+            ..ClientParams::new(ServerVerification::WebPki { anchors: roots, san: None })
+        })
+        .unwrap();
+        let mut kept = Vec::new();
+        for busy in [false, true] {
+            kept.push(client.connect(TcpStream::connect(address).await.unwrap()).await.unwrap());
+            let mut guarded = connections.recv().await.unwrap().unwrap();
+            let open = busy.then(|| guarded.requests.begin());
+            let read = tokio::time::timeout(IDLE * 3, guarded.read_u8()).await;
+            match (busy, read) {
+                (false, Ok(Err(error))) => assert_eq!(error.kind(), io::ErrorKind::TimedOut),
+                (true, Err(_)) => {}
+                (busy, read) => panic!("busy {busy}: {read:?}"),
+            }
+            drop(open);
+        }
+    }
+}

@@ -276,10 +276,7 @@ impl Inbound<'_> {
                 tls_params: Some(params),
                 alpn_protocols: alpn.iter().map(|p| p.to_string()).collect(),
                 tls_certificate_sds_secret_configs: vec![secret::from_agent(secret::SVID)],
-                validation_context_type: Some(of_trust_domains(
-                    secret::from_agent(secret::ROOTS),
-                    &self.believed(),
-                )),
+                validation_context_type: Some(of_trust_domains(secret::from_agent(secret::ROOTS), &self.believed())),
                 ..Default::default()
             }),
             require_client_certificate: Some(true),
