@@ -46,6 +46,10 @@ class Informer:
             except ApiException as error:
                 assert error.status == 410, error
                 self.version = None
+            except Exception:
+                # Stopping closes the connection under the reader.
+                if not self.stopped:
+                    raise
 
     def take(self, event):
         raw = event["raw_object"]
@@ -181,7 +185,7 @@ def custom(api):
         routes.create(namespace=SPACE, body=body)
         raise AssertionError("a negative weight was taken")
     except dynamic.exceptions.DynamicApiError as error:
-        assert error.status == 422 and b"weight" in error.body, error
+        assert error.status == 422 and "weight" in str(error.body), error
     client.ApiextensionsV1Api(api).delete_custom_resource_definition("gadgets.python.example")
 
 

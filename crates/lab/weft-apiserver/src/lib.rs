@@ -46,3 +46,38 @@ pub use resources::Strictness;
 pub use server::{AdminToken, ApiServer, ApiServerOptions};
 pub use status::ApiError;
 pub use tokens::{BoundPod, TokenTable};
+
+/// Entry points of the readers of foreign bytes, for the fuzz targets.
+#[doc(hidden)]
+pub mod fuzzing {
+    use serde_json::Value;
+
+    /// A protobuf body.
+    pub fn protobuf(body: &[u8]) {
+        let _ = crate::types::protobuf::read(body);
+    }
+
+    /// Header blocks of one SPDY connection, each with its length in two bytes before it.
+    pub fn spdy_headers(mut bytes: &[u8]) {
+        let mut reader = crate::pods::spdy::headers::Reader::new();
+        while let Some((length, rest)) = bytes.split_first_chunk() {
+            let length = usize::from(u16::from_be_bytes(*length)).min(rest.len());
+            let (block, rest) = rest.split_at(length);
+            bytes = rest;
+            if reader.read(block).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// A JSON path, and a schema on a value.
+    pub fn schema(path: &str, schema: &Value, mut value: Value) {
+        if let Ok(path) = crate::custom::path::Path::parse(path) {
+            let _ = path.find(&value);
+        }
+        crate::custom::structural::check_schema(schema, "", &mut Vec::new());
+        crate::custom::structural::prune_root(&mut value, schema, &mut Vec::new());
+        crate::custom::structural::default(&mut value, schema);
+        crate::custom::structural::validate(&value, schema, "", &mut Vec::new());
+    }
+}

@@ -8,8 +8,9 @@ use crate::render;
 use crate::route::Route;
 use crate::status::ApiError;
 use crate::types::{Base, Field, Message, Plain, Shape, message, of_kind, plain};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use http::Method;
+use http::header::CONTENT_TYPE;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,6 +34,9 @@ pub(crate) fn answer(
         return Some(Err(ApiError::method_not_allowed()));
     }
     let json = accept.is_empty() || accept.split(',').any(|a| a.contains("json") || a.trim().starts_with("*/*"));
+    if *route == Route::OpenApiV2 && accept.contains(V2_PROTOBUF) {
+        return Some(Ok(([(CONTENT_TYPE, V2_PROTOBUF)], empty_v2()).into_response()));
+    }
     if !json {
         return Some(Err(ApiError::not_acceptable()));
     }
@@ -130,6 +134,20 @@ fn retarget(value: &mut Value) {
         Value::Array(items) => items.iter_mut().for_each(retarget),
         _ => {}
     }
+}
+
+/// What kubectl asks for before it applies a `List`.
+const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+
+/// A Swagger document in protobuf (gnostic's `openapi.v2.Document`: `swagger` and `info`) that describes no kind: clients then
+/// check nothing themselves, and leave it to the server, which looks at every object.
+fn empty_v2() -> Vec<u8> {
+    let field = |number: u8, bytes: &[u8]| {
+        let length = u8::try_from(bytes.len()).unwrap_or(0);
+        [&[number << 3 | 2, length][..], bytes.get(..usize::from(length)).unwrap_or_default()].concat()
+    };
+    let info = [field(1, b"Weft"), field(2, env!("CARGO_PKG_VERSION").as_bytes())].concat();
+    [field(1, b"2.0"), field(2, &info)].concat()
 }
 
 type Schemas = BTreeMap<String, Value>;

@@ -244,3 +244,22 @@ async fn protobuf_bodies() {
     let (code, error) = call(&lab, "POST", "/api/v1/namespaces", &headers, &body[..20]).await;
     assert!(code == 400 && error["message"].as_str().unwrap().contains("protobuf"), "{error}");
 }
+
+#[test]
+fn random_bodies_do_no_harm() {
+    let mut random = fastrand::Rng::with_seed(7);
+    let seed = b"k8s\0\x0a\x0f\x0a\x02v1\x12\x09Namespace\x12\x08\x0a\x06\x0a\x04shop";
+    for _ in 0..20_000 {
+        let mut body: Vec<u8> = seed.to_vec();
+        for _ in 0..random.usize(1..6) {
+            let at = random.usize(..body.len());
+            body[at] = random.u8(..);
+        }
+        body.truncate(random.usize(..=body.len()));
+        weft_apiserver::fuzzing::protobuf(&body);
+        let length = random.usize(..80);
+        let block: Vec<u8> = (0..length).map(|_| random.u8(..)).collect();
+        let begun = [&[0, u8::try_from(length + 6).unwrap(), 0x78, 0xbb, 0xe3, 0xc6, 0xa7, 0xc2][..], &block].concat();
+        weft_apiserver::fuzzing::spdy_headers(&begun);
+    }
+}

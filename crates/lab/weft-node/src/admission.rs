@@ -11,7 +11,8 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 use weft_apiserver::{Admission, AdmissionRequest, Denial, Operation};
 use weft_core::well_known::ROOT_NAMESPACE;
-use weft_k8s_api::Object;
+use weft_inject::{Injector, Values};
+use weft_k8s_api::{Object, ObjectKey};
 use weft_store::{MemoryStore, StoreError};
 
 /// Volume and folder of the account's own token.
@@ -62,19 +63,33 @@ impl LabAdmission {
     }
 
     fn context(&self, namespace: &str) -> Context {
-        let mesh = self.store.find("", "ConfigMap", "istio-system", "istio");
-        let mesh = mesh.as_ref().and_then(|map| map.body.get("data")?.get("mesh")?.as_str());
         let labels = self.store.find("", "Namespace", "", namespace).and_then(|n| n.metadata.labels.clone());
         let services = list(&self.store, "", "Service");
         let revisions = services.iter().filter(|service| service.namespace() == "istio-system");
         Context {
-            mesh: mesh.and_then(|text| weft_k8s_api::yaml::value(text).ok()).unwrap_or(Value::Null),
+            injector: self.injector(),
             namespace_labels: labels.unwrap_or_default(),
             revisions: revisions.filter_map(|s| s.name().strip_prefix("istiod-").map(str::to_string)).collect(),
             envoy: self.envoy.clone(),
             envoy_by_default: self.envoy_by_default,
             proxy_configs: self.proxy_configs(namespace),
         }
+    }
+
+    /// The injector as the ConfigMaps say; where they say what cannot be used, as a cluster without them has it.
+    fn injector(&self) -> Injector {
+        let text = |name: &str, key: &str| -> Option<String> {
+            let map = self.store.find("", "ConfigMap", ROOT_NAMESPACE, name)?;
+            map.body.get("data")?.get(key)?.as_str().map(str::to_string)
+        };
+        let (values, config) = (text("istio-sidecar-injector", "values"), text("istio-sidecar-injector", "config"));
+        let mesh = text("istio", "mesh");
+        let read = Injector::read(values.as_deref(), config.as_deref(), mesh.as_deref(), Values::default());
+        read.or_else(|error| {
+            tracing::warn!("ConfigMap istio-sidecar-injector or istio cannot be used: {error}");
+            Injector::read(None, None, mesh.as_deref(), Values::default())
+        })
+        .unwrap_or_default()
     }
 
     /// Those of the whole mesh, then those of the namespace.
@@ -100,7 +115,7 @@ impl LabAdmission {
                     format!("cannot be changed from {before}; delete the service first"),
                 ));
             }
-            (_, Some(given), None) if given != "None" => Some(self.take(&given)?),
+            (_, Some(given), None) if given != "None" => Some(self.take(&given, &service.key())?),
             (_, Some(given), _) => Some(given),
             (_, None, Some(before)) => Some(before),
             (_, None, None) if dry_run => Some(String::new()),
@@ -122,12 +137,14 @@ impl LabAdmission {
         Ok(())
     }
 
-    fn is_used(&self, address: Ipv4Addr) -> bool {
+    /// Whether a service other than `own` has the address.
+    fn is_used(&self, address: Ipv4Addr, own: Option<&ObjectKey>) -> bool {
         let text = address.to_string();
-        list(&self.store, "", "Service").iter().any(|service| service.spec()["clusterIP"] == text.as_str())
+        let has = |service: &Arc<Object>| service.spec()["clusterIP"] == text.as_str();
+        list(&self.store, "", "Service").iter().any(|service| has(service) && Some(&service.key()) != own)
     }
 
-    fn take(&self, given: &str) -> Result<String, Denial> {
+    fn take(&self, given: &str, own: &ObjectKey) -> Result<String, Denial> {
         let wrong = |message: String| Denial::field("spec.clusterIP", message);
         let address: Ipv4Addr =
             given.parse().map_err(|_| wrong(format!("{given:?} is not an IPv4 address, nor None")))?;
@@ -136,7 +153,7 @@ impl LabAdmission {
             return Err(wrong(format!("{address} is outside 10.96.0.0/16; leave it out to get a free one")));
         }
         drop(pool);
-        if self.is_used(address) {
+        if self.is_used(address, Some(own)) {
             return Err(wrong(format!("{address} is another service's; leave it out to get a free one")));
         }
         Ok(given.to_string())
@@ -149,7 +166,7 @@ impl LabAdmission {
         for _ in 0..1 << 16 {
             let Some(address) = pool.take() else { break };
             pool.give_back(address);
-            if !self.is_used(address) {
+            if !self.is_used(address, None) {
                 return Ok(address.to_string());
             }
         }
