@@ -73,8 +73,8 @@ pub fn from_json<M: Message + Name + Default>(value: &Value) -> Result<M, JsonEr
     let options = DeserializeOptions::new().deny_unknown_fields(true);
     let pool = pool();
     let schema = descriptor(&pool, &M::full_name())?;
-    let dynamic = DynamicMessage::deserialize_with_options(schema, value, &options)?;
-    Ok(M::decode(dynamic.encode_to_vec().as_slice())?)
+    let dynamic = DynamicMessage::deserialize_with_options(schema.clone(), value, &options)?;
+    Ok(M::decode(crate::canonical::ordered(&dynamic.encode_to_vec(), &schema).as_slice())?)
 }
 
 /// Reads YAML (or JSON, which is YAML) into a message: Envoy's bootstrap files.

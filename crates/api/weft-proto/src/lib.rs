@@ -9,6 +9,7 @@ mod generated {
 }
 
 pub mod any;
+mod canonical;
 pub mod json;
 pub mod type_url;
 

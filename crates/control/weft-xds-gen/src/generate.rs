@@ -40,6 +40,7 @@ pub fn generate_endpoints(snapshot: &MeshSnapshot, scope: &Scope, cluster: &str)
 pub struct GenCache {
     asked: Mutex<Option<(Mark, Arc<AskedFacts>)>>,
     scopes: Mutex<HashMap<ScopeKey, Arc<Mutex<Kept>>>>,
+    patched: envoy_filter::Memo,
 }
 
 /// Builds in which the sections that a part depends on last changed.
@@ -106,7 +107,9 @@ impl GenCache {
         let step = Step { view: View { snapshot, scope: &scope }, proxy: &proxy, asked: &asked };
         let mut resources = if proxy.is_gateway() { step.gateway(&mut kept) } else { step.sidecar(&mut kept) };
         let bound = envoy_filter::bound(snapshot, &proxy);
-        resources.not_applied = bound.iter().map(|filter| filter.provenance.clone()).collect();
+        if !bound.is_empty() {
+            envoy_filter::apply(snapshot, &proxy, &bound, &mut resources, &self.patched);
+        }
         resources
     }
 

@@ -3,8 +3,8 @@
 //!
 //! Reading order: [`proxy`] (who asks), [`scope`] (what it sees), [`generate`] (the steps), [`resource`] (what comes out);
 //! then by type: `cluster`, `endpoint`, `route`, `listener`, `gateway`, `name_table`; what several need: `traffic` (traffic
-//! policies), `authn`, `authz`, `observe` (logs, traces, metrics), `pb` (builders of messages). [`envoy_filter`] is where patches of
-//! finished messages will be applied.
+//! policies), `authn`, `authz`, `observe` (logs, traces, metrics), `pb` (builders of messages). [`envoy_filter`] (patches of
+//! finished messages).
 
 mod authn;
 mod authz;

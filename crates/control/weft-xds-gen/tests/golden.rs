@@ -99,6 +99,7 @@ fn shown(resources: &ProxyResources, wanted: &Value) -> Value {
                 table.map_or(Value::Null, |table| to_json(&table, true).unwrap())
             }
             "statuses" => continue,
+            "notApplied" => resources.not_applied.iter().map(ToString::to_string).collect(),
             other => panic!("show knows no {other}"),
         };
         out.insert(kind.clone(), value);
@@ -138,6 +139,7 @@ fn of<M: prost::Message + prost::Name + Default>(map: &ResourceMap, patterns: &V
 
 #[test]
 fn golden_files() {
+    let _schema = weft_proto::json::pool();
     let update = std::env::var_os("WEFT_UPDATE_GOLDEN").is_some();
     let mut different = Vec::new();
     let mut cases = 0;
