@@ -281,7 +281,7 @@ async fn injected_pods_talk_through_their_proxy() {
     };
     let pods = lab.pods("app=web").await;
     let (web_pod, address) = (pods[0].name(), pods[0].body["status"]["podIP"].as_str().unwrap());
-    assert!(!proxy_log(web_pod).await.contains("inbound"), "the readiness probe went to the application itself");
+    assert!(!proxy_log(web_pod).await.contains("inbound"), "the readiness probe went to the agent");
     let me = std::env::current_exe().unwrap().display().to_string();
     let ask = async |url: &str| {
         let command = [&me, "get", url].map(String::from).to_vec();

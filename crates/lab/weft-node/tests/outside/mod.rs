@@ -287,6 +287,12 @@ pub fn proxy() -> ExitCode {
         let listener = TcpListener::bind(("0.0.0.0", port)).unwrap();
         std::thread::spawn(move || listener.incoming().flatten().for_each(|stream| pass_on(word, stream)))
     });
+    // The application's probes come to the agent, which asks the application.
+    let probes = TcpListener::bind(("0.0.0.0", 15020)).unwrap();
+    std::thread::spawn(move || {
+        let serves = || TcpStream::connect(("127.0.0.1", 8080)).is_ok();
+        probes.incoming().flatten().filter(|_| serves()).for_each(|stream| answer(stream, "ready"));
+    });
     // Ready only now: whatever starts after this proxy finds it listening.
     let ready = TcpListener::bind(("0.0.0.0", 15021)).unwrap();
     ready.incoming().flatten().for_each(|stream| answer(stream, "ready"));
