@@ -139,3 +139,72 @@ fn decides_as_istio_does() {
     assert!(wrong.is_empty(), "{} of {checked} differ:\n{}", wrong.len(), wrong.join("\n"));
     assert!(checked > 10, "only {checked} expectations found");
 }
+
+/// All string matchers in a filter, as `kind:text`.
+fn matchers(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                match (key.as_str(), value) {
+                    ("exact" | "prefix" | "suffix" | "regex" | "path_template", Value::String(text)) => {
+                        found.push(format!("{key}:{text}"));
+                    }
+                    _ => matchers(value, found),
+                }
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| matchers(item, found)),
+        _ => {}
+    }
+}
+
+/// The matchers that one source or operation becomes.
+fn matchers_of(rule: &str) -> Vec<String> {
+    let policy = format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: foo}}\nspec: {{rules: [{rule}]}}\n"
+    );
+    let mut found = Vec::new();
+    generated(&policy, &[], "http").iter().for_each(|filter| matchers(filter, &mut found));
+    found.retain(|one| !one.starts_with("exact:/nothing"));
+    found
+}
+
+#[test]
+fn class_regex_in_identity_names_are_taken_literally() {
+    // CVE-2026-39350: a dot in a name is a dot.
+    for (rule, want) in [
+        ("{from: [{source: {serviceAccounts: ['a.b/c.d']}}]}", r"regex:spiffe://.+/ns/a\.b/(.+/|)sa/c\.d(/.+)?"),
+        ("{from: [{source: {namespaces: ['a.b(c)+']}}]}", r"regex:.*/ns/a\.b\(c\)\+/.*"),
+        ("{from: [{source: {principals: ['td.x/ns/a/sa/b.c']}}]}", "exact:spiffe://td.x/ns/a/sa/b.c"),
+        ("{from: [{source: {principals: ['*/a.b|c']}}]}", r"regex:spiffe://.*/a\.b\|c"),
+        ("{to: [{operation: {hosts: ['a.b']}}]}", "exact:a.b"),
+        ("{to: [{operation: {paths: ['/a.b*']}}]}", "prefix:/a.b"),
+    ] {
+        assert_eq!(matchers_of(rule), [want], "{rule}");
+    }
+}
+
+#[test]
+fn class_wildcards_of_principals_are_beginnings_and_endings() {
+    for (pattern, want) in [
+        ("*", "regex:.+"),
+        ("*/sa/x", "regex:spiffe://.*/sa/x"),
+        ("td/ns/a/*", "prefix:spiffe://td/ns/a/"),
+        ("td/ns/*/sa/x", "exact:spiffe://td/ns/*/sa/x"),
+        ("td/ns/a/sa/x", "exact:spiffe://td/ns/a/sa/x"),
+    ] {
+        assert_eq!(matchers_of(&format!("{{from: [{{source: {{principals: ['{pattern}']}}}}]}}")), [want], "{pattern}");
+    }
+}
+
+#[test]
+fn class_uri_templates_stay_templates() {
+    for (path, want) in [
+        ("/a/{*}/b", "path_template:/a/*/b"),
+        ("/{**}", "path_template:/**"),
+        ("/a/*", "prefix:/a/"),
+        ("/a*b", "exact:/a*b"),
+    ] {
+        assert_eq!(matchers_of(&format!("{{to: [{{operation: {{paths: ['{path}']}}}}]}}")), [want], "{path}");
+    }
+}

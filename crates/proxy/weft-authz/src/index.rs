@@ -14,6 +14,11 @@ const WORTH_IT: usize = 8;
 /// Most values under which one policy is filed.
 const MAX_KEYS: usize = 256;
 
+/// A value, as bytes.
+type Key = Box<[u8]>;
+/// Values in one dimension.
+type Keys = (Dimension, Vec<Key>);
+
 /// What policies are filed by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Dimension {
@@ -35,7 +40,7 @@ const DIMENSIONS: [Dimension; 5] =
 /// The files. Numbers are places in the list of policies.
 #[derive(Debug, Default)]
 pub struct Index {
-    files: HashMap<(Dimension, Box<[u8]>), Vec<u32>>,
+    files: HashMap<(Dimension, Key), Vec<u32>>,
     /// Lengths of path prefixes, each once.
     prefix_lengths: Vec<usize>,
     used: [bool; DIMENSIONS.len()],
@@ -53,14 +58,14 @@ impl Index {
         if policies.len() < WORTH_IT {
             return Self::default();
         }
-        let choices: Vec<Vec<(Dimension, Vec<Box<[u8]>>)>> = policies.iter().map(choices).collect();
+        let choices: Vec<Vec<Keys>> = policies.iter().map(choices).collect();
         let mut shared: HashMap<(Dimension, &[u8]), usize> = HashMap::new();
         for (dimension, keys) in choices.iter().flatten() {
             for key in keys {
                 *shared.entry((*dimension, &**key)).or_default() += 1;
             }
         }
-        let crowd = |(dimension, keys): &&(Dimension, Vec<Box<[u8]>>)| {
+        let crowd = |(dimension, keys): &&Keys| {
             keys.iter().map(|key| shared.get(&(*dimension, &**key)).copied().unwrap_or_default()).max()
         };
         let mut index = Self { active: true, ..Self::default() };
@@ -75,7 +80,7 @@ impl Index {
         index
     }
 
-    fn file(&mut self, dimension: Dimension, key: Box<[u8]>, number: u32) {
+    fn file(&mut self, dimension: Dimension, key: Key, number: u32) {
         if dimension == Dimension::PathPrefix {
             self.prefix_lengths.push(key.len());
         }
@@ -142,7 +147,7 @@ fn namespaces(name: &str) -> impl Iterator<Item = &str> {
 }
 
 /// The dimensions that a policy can be filed in, with its values there.
-fn choices(policy: &RulePolicy) -> Vec<(Dimension, Vec<Box<[u8]>>)> {
+fn choices(policy: &RulePolicy) -> Vec<Keys> {
     let of = |dimension| {
         let keys = any_of(&policy.permissions, dimension).or_else(|| any_of(&policy.principals, dimension))?;
         (keys.len() <= MAX_KEYS).then_some((dimension, keys))
@@ -151,13 +156,13 @@ fn choices(policy: &RulePolicy) -> Vec<(Dimension, Vec<Box<[u8]>>)> {
 }
 
 /// Values one of which must be there when any of these holds.
-fn any_of(list: &[Condition], dimension: Dimension) -> Option<Vec<Box<[u8]>>> {
+fn any_of(list: &[Condition], dimension: Dimension) -> Option<Vec<Key>> {
     let all: Option<Vec<_>> = list.iter().map(|one| needed(one, dimension)).collect();
     all.map(|lists| lists.into_iter().flatten().collect())
 }
 
 /// Values one of which must be there when this holds, however it is judged.
-fn needed(condition: &Condition, dimension: Dimension) -> Option<Vec<Box<[u8]>>> {
+fn needed(condition: &Condition, dimension: Dimension) -> Option<Vec<Key>> {
     match condition {
         Condition::And(list) => list.iter().filter_map(|one| needed(one, dimension)).min_by_key(|keys| keys.len()),
         Condition::Or(list) => any_of(list, dimension),
@@ -166,7 +171,7 @@ fn needed(condition: &Condition, dimension: Dimension) -> Option<Vec<Box<[u8]>>>
     }
 }
 
-fn of_leaf(leaf: &Leaf, dimension: Dimension) -> Option<Box<[u8]>> {
+fn of_leaf(leaf: &Leaf, dimension: Dimension) -> Option<Key> {
     let text = |text: &str| Box::from(text.as_bytes());
     match (dimension, leaf) {
         (Dimension::Path, Leaf::Path(Matcher::Exact(path))) => Some(text(path)),

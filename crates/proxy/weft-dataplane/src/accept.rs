@@ -224,9 +224,9 @@ async fn serve_chain(
         }
         return;
     }
-    let entry = ConnectionEntry::register(&worker, &slot);
+    let entry = ConnectionEntry::register(&worker, &slot, downstream.direction);
     match &chain.chain.terminal {
-        Terminal::Http(_) => http::serve_connection(worker, slot, entry, io, downstream).await,
+        Terminal::Http(_) => http::serve_connection(worker, listener, slot, entry, io, downstream).await,
         Terminal::Tcp(_) => tcp::serve(worker, listener, slot, entry, io, downstream).await,
     }
     drop(place);

@@ -366,3 +366,51 @@ async fn class_ipv6_literals_with_scope() {
         assert_eq!(got, "200", "{text}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn class_http2_coalescing_to_another_host() {
+    let pki = Pki::new();
+    let chain = |name: &str, host: &str| {
+        format!(
+            r#"
+    - filter_chain_match: {{server_names: ["{host}"]}}
+      {}
+      filters:
+      - name: hcm
+        typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: t, route_config: {{name: r, virtual_hosts: [{{name: v, domains: ['*'], routes: [{{match: {{prefix: "/"}}, direct_response: {{status: 200, body: {{inline_string: {name}}}}}}}]}}]}}, http_filters: [{{name: router, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}}}]}}"#,
+            pki.server("server", "h2, http/1.1")
+        )
+    };
+    let yaml = format!(
+        "static_resources:\n  listeners:\n  - name: l\n    address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}\n    listener_filters: [{{name: tls, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector}}}}]\n    filter_chains:{}{}\n",
+        chain("one", "a.example"),
+        chain("other", "b.example")
+    );
+    let proxy = Proxy::start(&yaml).await;
+    let (certificate, key) = pki.leaf("client");
+    let params = weft_tls::ClientParams {
+        certificate: Some(weft_tls::CertifiedKey::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap()),
+        sni: Some("a.example".into()),
+        alpn: vec![b"h2".to_vec()],
+        ..weft_tls::ClientParams::new(weft_tls::ServerVerification::Insecure)
+    };
+    let stream = TcpStream::connect(proxy.addr()).await.unwrap();
+    let secured = weft_tls::ClientContext::build(params).unwrap().connect(stream).await.unwrap().stream;
+    let io = hyper_util::rt::TokioIo::new(secured);
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, io).await.unwrap();
+    tokio::spawn(connection);
+    for (host, want) in [
+        ("a.example", 200),
+        ("A.example:443", 200),
+        ("b.example", 421),
+        ("B.EXAMPLE.:8443", 421),
+        ("a.example", 200),
+        ("c.example", 200),
+    ] {
+        let request = http::Request::get(format!("https://{host}/"));
+        let request = request.body(http_body_util::Full::<bytes::Bytes>::default()).unwrap();
+        let response = tokio::time::timeout(PATIENCE, sender.send_request(request)).await.unwrap().unwrap();
+        assert_eq!(response.status().as_u16(), want, "{host}");
+    }
+}

@@ -6,7 +6,7 @@ mod common;
 use common::*;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn smuggling_table() {
+async fn class_smuggling_what_two_could_read_in_two_ways() {
     let backend = Backend::echo("a").await;
     let routes = all(r#"[{match: {prefix: "/"}, route: {cluster: a}}]"#);
     let hcm = "normalize_path: true, path_with_escaped_slashes_action: REJECT_REQUEST,";

@@ -4,6 +4,7 @@ use crate::chain::ChainSlot;
 use crate::downstream::Downstream;
 use crate::http::exchange::Exchange;
 use crate::http::serve;
+use crate::listener::LiveListener;
 use crate::worker::{ConnectionEntry, Registered, Worker};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Request, Response};
@@ -17,12 +18,13 @@ use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt;
 use weft_codec::http_sniff::H2_PREFACE;
 use weft_codec::{Io, LocalExec, ProxyBody, Reason};
-use weft_proxy_config::{Codec, HttpLimits};
+use weft_proxy_config::{Codec, ConnectionFacts, HttpLimits, Transport};
 
 /// Bytes of a body read at once at most; bounds what one connection holds.
 const MAX_BUFFER: usize = 128 * 1024;
@@ -39,6 +41,7 @@ const FASTEST_TICK: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub(crate) struct HttpConnection {
     pub worker: Rc<Worker>,
+    listener: Rc<LiveListener>,
     pub slot: Rc<ChainSlot>,
     pub downstream: Downstream,
     registered: Registered,
@@ -61,6 +64,7 @@ pub(crate) struct HttpConnection {
 /// Serves a connection until it ends.
 pub(crate) async fn serve_connection(
     worker: Rc<Worker>,
+    listener: Rc<LiveListener>,
     slot: Rc<ChainSlot>,
     registered: Registered,
     mut io: Io,
@@ -82,6 +86,7 @@ pub(crate) async fn serve_connection(
     let now = Instant::now();
     let connection = Rc::new(HttpConnection {
         worker,
+        listener,
         slot,
         downstream,
         registered,
@@ -277,6 +282,33 @@ fn tick(limits: &HttpLimits) -> Duration {
 }
 
 impl HttpConnection {
+    /// The host of a request belongs to another filter chain than the server name that this connection was made for: its
+    /// client reuses the connection where the host has rules, and maybe certificates, of its own (RFC 9110 §7.4).
+    pub fn is_misdirected(&self, authority: &str) -> bool {
+        let (true, Some(name)) = (self.downstream.tls.is_some(), self.downstream.server_name.as_deref()) else {
+            return false;
+        };
+        let host = weft_route::normalize::without_port(authority);
+        let host = host.strip_suffix('.').unwrap_or(host);
+        if host == name {
+            return false;
+        }
+        let chain_for = |name| {
+            self.listener.config.find_chain(&ConnectionFacts {
+                destination: self.downstream.destination,
+                source: self.downstream.source,
+                server_name: Some(name),
+                transport: Transport::Tls,
+                application_protocols: &[],
+                direct_source: self.downstream.peer.ip(),
+            })
+        };
+        match (chain_for(name), chain_for(host)) {
+            (Some(own), Some(other)) => !Arc::ptr_eq(own, other),
+            _ => false,
+        }
+    }
+
     /// The worker's entry for it.
     pub fn entry(&self) -> &ConnectionEntry {
         &self.registered.entry

@@ -5,7 +5,7 @@ use crate::http::exchange::Exchange;
 use crate::http::filters::{self, Destination, Marks};
 use crate::http::forward::{self, Forwarding};
 use crate::http::intake::{self, Head};
-use crate::http::{respond, upgrade};
+use crate::http::{format, respond, upgrade};
 use http::header::LOCATION;
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
@@ -53,6 +53,9 @@ async fn handle(
         exchange.complete_request();
     }
     let mut head = intake::admit(exchange, parts, marks, has_body, upgrade)?;
+    if exchange.conn.is_misdirected(head.authority()) {
+        return Err(Box::new(LocalReply::new(Reason::Misdirected)));
+    }
     let table = route_table(exchange);
     let mut body = ProxyBody::from(incoming);
     let mut marks = Marks::default();
@@ -60,11 +63,17 @@ async fn handle(
     // The route is known to the filters; one that learns more of the request may have it chosen again.
     let destination = loop {
         let destination = choose(exchange, table, &head)?;
-        match filters::run(exchange, &mut head, &mut body, destination, &mut marks, next).await? {
-            Some(after) => next = after,
-            None => break destination,
+        match filters::run(exchange, &mut head, &mut body, destination, &mut marks, next).await {
+            Ok(Some(after)) => next = after,
+            Ok(None) => break destination,
+            Err(reply) => return Ok(refused(exchange, *reply, table, destination, marks)),
         }
     };
+    let remembers = table.is_some_and(|table| makes_values(table, destination));
+    if remembers {
+        exchange.facts.borrow_mut().route = destination.route.cloned();
+        format::remember(exchange, &head);
+    }
     let cluster = destination.cluster.map(Cow::Borrowed).or_else(|| cluster_by_header(destination.route, &head));
     let (Some(table), Some(host), Some(route)) = (table, destination.host, destination.route) else {
         exchange.http.stats.no_route.inc();
@@ -72,6 +81,7 @@ async fn handle(
     };
     match &route.action {
         Action::Forward(forward) => {
+            let cors = marks.cors.clone();
             let forwarding = Forwarding {
                 table,
                 host,
@@ -81,7 +91,9 @@ async fn handle(
                 cluster: cluster.as_deref().unwrap_or_default(),
                 marks,
             };
-            forward::run(exchange, &mut head, body, forwarding).await
+            let marks = Marks { cors, ..Marks::default() };
+            let outcome = forward::run(exchange, &mut head, body, forwarding).await;
+            outcome.or_else(|reply| Ok(refused(exchange, *reply, Some(table), destination, marks)))
         }
         Action::Redirect(redirect) => {
             Ok(answer(exchange, redirected(redirect, route, &head), table, host, route, marks))
@@ -92,6 +104,36 @@ async fn handle(
             Err(Box::new(LocalReply::new(Reason::UnusableRoute)))
         }
     }
+}
+
+/// Header values are made of what is known of the exchange.
+fn makes_values(table: &RouteTable, to: Destination<'_>) -> bool {
+    let (Some(host), Some(route)) = (to.host, to.route) else { return false };
+    let sides = [rewrite::Side::Request, rewrite::Side::Response];
+    sides.into_iter().any(|side| rewrite::edits(table, host, route, to.weighted, side).any(|e| e.has_commands()))
+}
+
+/// An answer of this proxy in place of an endpoint's: the operations of a route that forwards apply to it all the same,
+/// but for the answer to a CORS preflight.
+fn refused(
+    exchange: &Rc<Exchange>,
+    reply: LocalReply,
+    table: Option<&RouteTable>,
+    to: Destination<'_>,
+    marks: Marks,
+) -> Response<ProxyBody> {
+    let preflight = reply.details == weft_filter::cors::DETAILS;
+    let mut response = respond::local(exchange, reply);
+    if let (Some(table), Some(host), Some(route)) = (table, to.host, to.route)
+        && matches!(route.action, Action::Forward(_))
+        && !preflight
+    {
+        let edits = rewrite::edits(table, host, route, to.weighted, rewrite::Side::Response);
+        respond::edit(exchange, response.headers_mut(), edits);
+    }
+    respond::filters(exchange, response.headers_mut());
+    respond::mark(response.headers_mut(), marks);
+    response
 }
 
 /// The table that the configuration in force names. Lives as long as the exchange.
@@ -152,7 +194,9 @@ fn cluster_by_header(route: Option<&Arc<Route>>, head: &Head) -> Option<Cow<'sta
 }
 
 fn redirected(redirect: &Redirect, route: &Route, head: &Head) -> LocalReply {
-    let location = rewrite::location(redirect, &route.matcher, &head.view());
+    // The host as it was written; routing alone does not care for case.
+    let host = head.host.to_str().unwrap_or_default();
+    let location = rewrite::location(redirect, &route.matcher, &weft_route::RequestView { authority: host, ..head.view() });
     let mut reply = plain_reply(redirect.status, "direct_response");
     if let Ok(value) = HeaderValue::from_str(&location) {
         reply.headers.insert(LOCATION, value);
@@ -196,6 +240,7 @@ fn answer(
 ) -> Response<ProxyBody> {
     let mut response = respond::local(exchange, reply);
     respond::edit(exchange, response.headers_mut(), rewrite::edits(table, host, route, None, rewrite::Side::Response));
+    respond::filters(exchange, response.headers_mut());
     respond::mark(response.headers_mut(), marks);
     response
 }
