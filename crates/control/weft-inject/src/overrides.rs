@@ -74,10 +74,10 @@ impl Overrides {
                 }
                 if let Some(container) = earlier.or(here) {
                     let mut container = container.clone();
-                    if container["image"] == "auto" {
-                        if let Some(fields) = container.as_object_mut() {
-                            fields.shift_remove("image");
-                        }
+                    if container["image"] == "auto"
+                        && let Some(fields) = container.as_object_mut()
+                    {
+                        fields.shift_remove("image");
                     }
                     own.push(container);
                 }

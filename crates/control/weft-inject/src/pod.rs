@@ -69,10 +69,11 @@ pub(crate) fn array(value: &mut Value) -> &mut Vec<Value> {
 /// Takes away lists that are empty and were not there before.
 pub(crate) fn tidy(pod: &mut Value, before: &Value) {
     for field in ["initContainers", "volumes", "imagePullSecrets"] {
-        if pod.list(field).is_empty() && before["spec"][field].is_null() {
-            if let Some(spec) = pod["spec"].as_object_mut() {
-                spec.shift_remove(field);
-            }
+        if pod.list(field).is_empty()
+            && before["spec"][field].is_null()
+            && let Some(spec) = pod["spec"].as_object_mut()
+        {
+            spec.shift_remove(field);
         }
     }
 }
