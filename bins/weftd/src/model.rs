@@ -7,7 +7,7 @@ use anyhow::Context;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use weft_k8s_api::istio::MeshConfig;
 use weft_model::{Inputs, KINDS, MeshSnapshot, build};
 use weft_store::{Cache, Changes};
@@ -15,6 +15,9 @@ use weft_xds_server::AdsServer;
 
 /// Time that the first snapshot waits for the keys of token issuers.
 const FIRST_KEYS: Duration = Duration::from_secs(6);
+
+/// Longest pause after a build.
+const LONGEST_REST: Duration = Duration::from_secs(1);
 
 /// A task that ends with its owner.
 struct AbortOnDrop(tokio::task::JoinHandle<()>);
@@ -46,6 +49,7 @@ pub(crate) async fn follow(
     });
     let _fetching = AbortOnDrop(tokio::spawn(fetching));
     loop {
+        let begun = Instant::now();
         take(&mut inputs, &cache, &seen);
         mesh.refresh(&cache, &settings);
         if !Arc::ptr_eq(&inputs.mesh, &mesh.config) {
@@ -70,14 +74,22 @@ pub(crate) async fn follow(
             }
             current = Some(next);
         }
+        let rested = Instant::now() + rest(begun.elapsed());
         tokio::select! {
             more = changed.changed() => if more.is_err() { return Ok(()) },
             () = keys.changed() => {}
         }
         inputs.jwks = keys.fetched();
         gather(&mut changed, settings.debounce_after, settings.debounce_max).await;
+        sleep_until(rested).await;
         seen = cache.changes_since(seen.revision);
     }
+}
+
+/// Pause after a build: twice its time, so that a large mesh that changes all the time costs a third of a core, and a change
+/// after a quiet while is acted on at once.
+fn rest(spent: Duration) -> Duration {
+    (spent * 2).min(LONGEST_REST)
 }
 
 /// Brings the lists of the changed kinds up to date.
@@ -131,6 +143,12 @@ mod tests {
         assert!(usable(panicked().await, true).unwrap().is_none());
         assert!(usable(panicked().await, false).is_err(), "there is nothing to serve");
         assert!(usable(Ok(Arc::default()), true).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_build_rests_as_long_as_it_worked_twice() {
+        let ms = Duration::from_millis;
+        assert_eq!([rest(ms(2)), rest(ms(40)), rest(ms(9000))], [ms(4), ms(80), LONGEST_REST]);
     }
 
     #[tokio::test(start_paused = true)]
