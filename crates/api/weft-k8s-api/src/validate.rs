@@ -25,8 +25,8 @@ mod tests;
 pub use mesh_config::{parse_mesh_config, parse_proxy_config};
 pub use re2::check_re2;
 
-use crate::gateway_api::{GROUP as GATEWAY_API, v1alpha1::GROUP as GATEWAY_API_V0};
 use crate::de::{Dialect, UnknownField, read};
+use crate::gateway_api::{GROUP as GATEWAY_API, v1alpha1::GROUP as GATEWAY_API_V0};
 use crate::object::{Object, ObjectKey};
 use crate::{istio, kinds};
 use serde::de::DeserializeOwned;

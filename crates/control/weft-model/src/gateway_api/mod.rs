@@ -19,6 +19,7 @@ mod routes;
 pub(crate) mod status;
 
 pub(crate) use backends::INVALID_HOST;
+pub(crate) use listeners::GATEWAY_NAME;
 pub use status::StatusUpdate;
 
 use crate::memo::Kinds;
@@ -78,7 +79,7 @@ pub(crate) struct Translated {
     routes: HashMap<RouteKey, KnownRoute>,
     /// Controllers by class: statuses name them.
     controllers: BTreeMap<String, String>,
-    by_slot: HashMap<(String, String), (Vec<Arc<Converted>>, Arc<VirtualService>)>,
+    by_slot: routes::BySlot,
     ingress: ingress::Kept,
 }
 

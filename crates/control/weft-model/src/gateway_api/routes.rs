@@ -81,14 +81,17 @@ pub(crate) fn convert(references: &References<'_>, route: &Parsed<RouteSpec>) ->
 /// What virtual services are kept by from build to build: the listener (or `mesh`) and the host, for connections the route.
 type Slot = (String, String);
 
+/// Virtual services by slot, each with what it was made of.
+pub(crate) type BySlot = HashMap<Slot, (Vec<Arc<Converted>>, Arc<VirtualService>)>;
+
 /// All virtual services; those that are equal to one of `old` are that one.
 pub(crate) fn virtual_services(
     routes: &[Attached],
     converted: &HashMap<RouteKey, Arc<Converted>>,
     gateways: &[GatewayState],
     references: &References<'_>,
-    old: &HashMap<Slot, (Vec<Arc<Converted>>, Arc<VirtualService>)>,
-) -> HashMap<Slot, (Vec<Arc<Converted>>, Arc<VirtualService>)> {
+    old: &BySlot,
+) -> BySlot {
     let mut collected: BTreeMap<Slot, Group<'_>> = BTreeMap::new();
     for attached in routes {
         let Some(rules) = converted.get(&key(&attached.route)) else { continue };
