@@ -6,7 +6,7 @@ use crate::pb::address::host_port;
 use crate::pb::route::{Route, VirtualHost};
 use crate::pb::value;
 use crate::scope::{Egress, View};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use weft_core::Provenance;
 use weft_model::{MESH_GATEWAY, Service, VirtualService, hosts};
@@ -22,10 +22,13 @@ pub(super) fn for_port(view: View<'_>, egress: &Egress, port: u16) -> Vec<Virtua
     let services = http_services(egress, port);
     let rules = rules_for(view, egress, port);
     let claims = claims(&rules, &services);
+    let mut claimed: Vec<Vec<&Arc<Service>>> = vec![Vec::new(); rules.len()];
+    for (host, index) in &claims {
+        claimed[*index].extend(services.get(host));
+    }
     let mut taken = Taken::new(&services, port);
     let mut out = Vec::new();
-    for (index, rule) in rules.iter().enumerate() {
-        let claimed: Vec<&Arc<Service>> = services.values().filter(|s| claims.get(&*s.host) == Some(&index)).collect();
+    for (rule, claimed) in rules.iter().zip(claimed) {
         for host in hosts_without_service(view, rule, &services, port) {
             if !claimed.is_empty() || port == 80 {
                 out.extend(taken.host(&host, port, rule.routes.clone(), &rule.vs.provenance));
@@ -74,18 +77,21 @@ fn rules_for<'a>(view: View<'_>, egress: &'a Egress, port: u16) -> Vec<Rule<'a>>
 }
 
 /// Which rule each service goes by: the oldest that names it, else the oldest of the most specific wildcard.
-fn claims(rules: &[Rule<'_>], services: &BTreeMap<&str, Arc<Service>>) -> BTreeMap<String, usize> {
-    let mut patterns: Vec<(&str, usize)> = Vec::new();
+fn claims<'a>(rules: &[Rule<'_>], services: &BTreeMap<&'a str, Arc<Service>>) -> BTreeMap<&'a str, usize> {
+    // Names are looked up and only wildcards tried: there are thousands of the ones and few of the others.
+    let (mut names, mut wildcards) = (HashMap::new(), BTreeMap::new());
     for (index, rule) in rules.iter().enumerate() {
         for host in &rule.vs.hosts {
-            if patterns.iter().all(|(known, _)| *known != &**host) {
-                patterns.push((host, index));
+            if hosts::is_wildcard(host) {
+                wildcards.entry(&**host).or_insert(index);
+            } else {
+                names.entry(&**host).or_insert(index);
             }
         }
     }
-    let claim = |host: &&str| {
-        let index = hosts::most_specific(host, patterns.iter().copied())?;
-        Some((host.to_string(), index))
+    let claim = |host: &&'a str| {
+        let by_wildcard = || hosts::most_specific(host, wildcards.iter().map(|(pattern, index)| (*pattern, *index)));
+        Some((*host, names.get(host).copied().or_else(by_wildcard)?))
     };
     services.keys().filter_map(claim).collect()
 }
