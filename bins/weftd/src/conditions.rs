@@ -2,7 +2,7 @@
 //! service entries. Only what differs from what the object says is written; an object that changed meanwhile is looked at
 //! again with the next snapshot.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,7 +63,12 @@ async fn put(client: &ApiClient, cache: &Cache, update: &StatusUpdate) -> Result
     let current = object.body.get("status").cloned().unwrap_or(Value::Null);
     let now = json!(format!("{:.0}", jiff::Timestamp::now()));
     let Some(next) = update.onto(&current, now.as_str().unwrap_or_default()) else { return Ok(()) };
-    match client.patch_status_in(kind, object.version(), &key.namespace, &key.name, &next).await {
+    // Fields that others write may be newer than the copy at hand: they are left out.
+    let own = update.status.as_object().into_iter().flat_map(|fields| fields.keys());
+    let patch: Map<String, Value> =
+        own.map(|name| (name.clone(), next.get(name).cloned().unwrap_or(Value::Null))).collect();
+    let patch = Value::Object(patch);
+    match client.patch_status_in(kind, object.version(), &key.namespace, &key.name, &patch).await {
         Err(error) if !error.is_not_found() => Err(error),
         _ => Ok(()),
     }
