@@ -159,7 +159,9 @@ impl MeshSnapshot {
         let root = self.settings.root_namespace.as_str();
         let of = |ns: &str| by_namespace.get(ns).map_or(&[][..], Vec::as_slice);
         let own = if namespace == root { &[][..] } else { of(namespace) };
-        of(root).iter().chain(own).filter(|p| selects(&p.selector, labels)).cloned().collect()
+        let binds =
+            |p: &&Arc<Policy<T>>| (!p.own_namespace_only || p.namespace == namespace) && selects(&p.selector, labels);
+        of(root).iter().chain(own).filter(binds).cloned().collect()
     }
 
     /// Telemetry settings of a workload, widest first: at most one for the mesh, one for the namespace and one that

@@ -60,6 +60,17 @@ pub(crate) trait Selecting: Sized {
     /// The labels it selects by, empty for a whole namespace. `None` when it is bound to an object instead
     /// (`targetRefs`), and so to no sidecar and no gateway of Istio's API.
     fn selector(&self) -> Option<Labels>;
+
+    /// The objects it is bound to instead.
+    fn targets(&self) -> Vec<&istio::PolicyTargetReference> {
+        Vec::new()
+    }
+}
+
+/// Names of the Gateways of the Gateway API among these.
+fn gateways_among<'a>(targets: &[&'a istio::PolicyTargetReference]) -> Vec<&'a str> {
+    let is_gateway = |t: &&&istio::PolicyTargetReference| t.kind == "Gateway" && t.group == "gateway.networking.k8s.io";
+    targets.iter().filter(is_gateway).map(|t| t.name.as_str()).collect()
 }
 
 fn policy_selector(selector: Option<&istio::PolicySelector>, bound: bool) -> Option<Labels> {
@@ -76,17 +87,29 @@ impl Selecting for istio::AuthorizationPolicy {
     fn selector(&self) -> Option<Labels> {
         policy_selector(self.selector.as_ref(), self.target_ref.is_some() || !self.target_refs.is_empty())
     }
+
+    fn targets(&self) -> Vec<&istio::PolicyTargetReference> {
+        self.target_ref.iter().chain(&self.target_refs).collect()
+    }
 }
 
 impl Selecting for istio::RequestAuthentication {
     fn selector(&self) -> Option<Labels> {
         policy_selector(self.selector.as_ref(), self.target_ref.is_some() || !self.target_refs.is_empty())
     }
+
+    fn targets(&self) -> Vec<&istio::PolicyTargetReference> {
+        self.target_ref.iter().chain(&self.target_refs).collect()
+    }
 }
 
 impl Selecting for istio::Telemetry {
     fn selector(&self) -> Option<Labels> {
         policy_selector(self.selector.as_ref(), self.target_ref.is_some() || !self.target_refs.is_empty())
+    }
+
+    fn targets(&self) -> Vec<&istio::PolicyTargetReference> {
+        self.target_ref.iter().chain(&self.target_refs).collect()
     }
 }
 
@@ -103,14 +126,25 @@ impl Selecting for istio::EnvoyFilter {
 pub(crate) fn index<T: Selecting>(objects: &Objects<T>, warnings: &mut Vec<Warning>) -> ByNamespace<Policy<T>> {
     let mut out: ByNamespace<Policy<T>> = BTreeMap::new();
     for object in objects {
-        let Some(selector) = object.spec.selector() else {
-            let message =
-                "targetRefs bind to objects of the Gateway API, of which there are none; use selector".to_string();
-            warnings.push(Warning { at: object.meta.provenance.at("spec.targetRefs"), code: "IST0101", message });
+        let list = out.entry(object.meta.namespace.clone()).or_default();
+        if let Some(selector) = object.spec.selector() {
+            list.push(Arc::new(policy(object, selector)));
             continue;
-        };
-        out.entry(object.meta.namespace.clone()).or_default().push(Arc::new(policy(object, selector)));
+        }
+        let targets = object.spec.targets();
+        let gateways = gateways_among(&targets);
+        for name in &gateways {
+            // The workloads of a Gateway carry its name.
+            let selector = Labels::from([(crate::gateway_api::GATEWAY_NAME.to_string(), name.to_string())]);
+            list.push(Arc::new(Policy { own_namespace_only: true, ..policy(object, selector) }));
+        }
+        if gateways.len() < targets.len() || targets.is_empty() {
+            let message =
+                "binds to Gateways of gateway.networking.k8s.io alone; use selector for workloads".to_string();
+            warnings.push(Warning { at: object.meta.provenance.at("spec.targetRefs"), code: "IST0101", message });
+        }
     }
+    out.retain(|_, list| !list.is_empty());
     out
 }
 
@@ -123,6 +157,7 @@ fn policy<T>(object: &Parsed<T>, selector: Labels) -> Policy<T> {
         spec: object.spec.clone(),
         annotations: (*object.meta.annotations).clone(),
         provenance: object.meta.provenance.clone(),
+        own_namespace_only: false,
     }
 }
 

@@ -501,6 +501,8 @@ pub struct Policy<T> {
     pub annotations: Labels,
     /// The object.
     pub provenance: Provenance,
+    /// Binds workloads of its own namespace alone, also when that is the root namespace.
+    pub own_namespace_only: bool,
 }
 
 /// Mutual-TLS mode of an inbound port.

@@ -56,7 +56,7 @@ fn main() {
     let address = ([10, 0, 0, 1], 80).into();
     for (what, client, path, host) in [
         ("matches by principal and path", "td/ns/ns500/sa/sa0", "/svc500/item0", "other"),
-        ("matches by host and prefix", "td/ns/none/sa/x", "/svc700/x", "h700.example:80"),
+        ("matches by host and prefix", "td/ns/none/sa/x", "/svc700/x", "h700.example"),
         ("matches nothing", "td/ns/none/sa/x", "/nothing", "nobody"),
     ] {
         let certificate = PeerCertificate { uris: vec![format!("spiffe://{client}").into()], ..Default::default() };

@@ -75,6 +75,13 @@ fn policies_bind_by_namespace_and_selector() {
             policy("istio-system", "mesh", 4, ""),
             policy("istio-system", "mesh-web", 5, "selector: {matchLabels: {app: web}}"),
             policy("foo", "bound", 6, "targetRefs: [{kind: Gateway, group: gateway.networking.k8s.io, name: x}]"),
+            policy(
+                "istio-system",
+                "elsewhere",
+                7,
+                "targetRefs: [{kind: Gateway, group: gateway.networking.k8s.io, name: x}]",
+            ),
+            policy("foo", "unbound", 8, "targetRefs: [{kind: Service, group: \"\", name: x}]"),
         ]
         .concat(),
     );
@@ -87,7 +94,17 @@ fn policies_bind_by_namespace_and_selector() {
         let bound = mesh.authorization_for(namespace, &labels(&[("app", app)]));
         assert_eq!(bound.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), want, "{namespace} {app}");
     }
-    assert_eq!(warnings_of(&mesh, "AuthorizationPolicy", "bound"), ["IST0101 spec.targetRefs"]);
+    let of_gateway = labels(&[("gateway.networking.k8s.io/gateway-name", "x")]);
+    for (namespace, want) in [
+        ("foo", vec!["mesh", "first", "second", "bound"]),
+        ("bar", vec!["mesh"]),
+        ("istio-system", vec!["mesh", "elsewhere"]),
+    ] {
+        let bound = mesh.authorization_for(namespace, &of_gateway);
+        assert_eq!(bound.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), want, "{namespace}");
+    }
+    assert_eq!(warnings_of(&mesh, "AuthorizationPolicy", "bound"), Vec::<String>::new());
+    assert_eq!(warnings_of(&mesh, "AuthorizationPolicy", "unbound"), ["IST0101 spec.targetRefs"]);
 }
 
 #[test]

@@ -93,9 +93,21 @@ impl GatewayMaker<'_> {
         for server in &port.servers {
             let own = match &server.route {
                 Some(route) => vec![self.https(server, route, listener)],
-                None => l4::chains(self.maker, server),
+                None => self.guarded(l4::chains(self.maker, server)),
             };
             add_without_collision(&mut chains, own);
+        }
+        chains
+    }
+
+    /// Chains with authorization of connections before all else.
+    fn guarded(&self, mut chains: Vec<Chain>) -> Vec<Chain> {
+        let snapshot = self.maker.view.snapshot;
+        let trust = TrustDomains::new(&snapshot.settings.trust_domain, &snapshot.mesh.trust_domain_aliases);
+        let bound: Vec<&AuthzPolicy> = self.policies.iter().map(|p| &**p).collect();
+        let filters = authz::network_filters(self.maker.view, &bound, &trust);
+        for chain in &mut chains {
+            chain.filters.splice(0..0, filters.iter().cloned());
         }
         chains
     }
