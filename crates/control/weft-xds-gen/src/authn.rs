@@ -2,7 +2,7 @@
 //! need be there. Who must show one is authorization's business.
 //!
 //! Keys are always inline, so that every proxy checks tokens by the keys that the control plane has. An issuer whose keys are
-//! not known gets a set without keys, by which every token of its is refused; no key that somebody else may hold ever stands
+//! not known gets a key of nobody's, by which every token of its is refused; no key that somebody else may hold ever stands
 //! in (CVE-2026-31837).
 
 use crate::pb::{core, hcm, http_filter, route};
@@ -17,8 +17,12 @@ use weft_proto::envoy::extensions::filters::http::jwt_authn::v3 as jwt;
 pub(crate) const FILTER: &str = "envoy.filters.http.jwt_authn";
 /// Key of the claims in the filter's metadata.
 const PAYLOAD: &str = "payload";
-/// A set by which no token is valid.
-const NO_KEYS: &str = r#"{"keys":[]}"#;
+/// A set by which no token is valid, but a set: Envoy refuses a listener whose set has no key. The point's x is the SHA-256 of
+/// `weft: the keys of this issuer are not known 0`, so that nobody has chosen it with the private key at hand.
+const NO_KEYS: &str = concat!(
+    r#"{"keys":[{"kty":"EC","crv":"P-256","alg":"ES256","kid":"none","x":"qyz2pEhQCNijrrbdhzPKw5C62V3lCOprtuZgT-dSqrI","#,
+    r#""y":"_jyQpz4sWkZ5Oao5Cy-YQ9wzicgxARq8ExFUk6H1hn0"}]}"#
+);
 /// Claims that are lists of words whatever the rule says.
 const SPACE_DELIMITED: [&str; 2] = ["permission", "scope"];
 /// Beginning of the header names of VirtualServices that stand for claims.
@@ -141,7 +145,7 @@ mod tests {
     fn secrets_are_no_public_keys() {
         let set = r#"{"keys": [{"kty": "oct", "k": "AAAA"}, {"kty": "RSA", "kid": "1"}]}"#;
         assert_eq!(asymmetric(set).unwrap(), r#"{"keys":[{"kty":"RSA","kid":"1"}]}"#);
-        for none in ["", "x", "{}", r#"{"keys": 1}"#, NO_KEYS, r#"{"keys": [{"kty": "oct", "k": "AAAA"}]}"#] {
+        for none in ["", "x", "{}", r#"{"keys": 1}"#, r#"{"keys": []}"#, r#"{"keys": [{"kty": "oct", "k": "AAAA"}]}"#] {
             assert_eq!(asymmetric(none), None, "{none}");
         }
     }
