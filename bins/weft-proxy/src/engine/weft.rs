@@ -116,16 +116,23 @@ impl Live for WeftLive {
         })
     }
 
-    fn drain_listeners(&self, _inbound_only: bool, graceful: bool) {
-        self.handle.start_drain();
+    fn drain_listeners(&self, inbound_only: bool, graceful: bool) {
+        let (handle, time) = (self.handle.clone(), self.drain_time);
+        let close = move |handle: &Handle| match inbound_only {
+            true => handle.close_inbound_listeners(),
+            false => handle.close_listeners(),
+        };
+        match inbound_only {
+            true => handle.start_drain_inbound(),
+            false => handle.start_drain(),
+        }
         if !graceful {
-            self.handle.close_listeners();
+            close(&handle);
             return;
         }
-        let (handle, time) = (self.handle.clone(), self.drain_time);
         tokio::spawn(async move {
             tokio::time::sleep(time).await;
-            handle.close_listeners();
+            close(&handle);
         });
     }
 }

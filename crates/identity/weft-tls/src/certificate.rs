@@ -164,6 +164,15 @@ impl PeerCertificate {
         self.sha256.get_or_init(|| crate::hex(&crate::sha256(self.der())))
     }
 
+    /// SHA-256 of the leaf's public key (SubjectPublicKeyInfo, DER).
+    pub fn key_sha256(&self) -> [u8; 32] {
+        match x509_parser::parse_x509_certificate(self.der()) {
+            Ok((_, parsed)) => crate::sha256(parsed.tbs_certificate.subject_pki.raw),
+            // It was read when the value was made.
+            Err(_) => [0; 32],
+        }
+    }
+
     /// DER of the leaf.
     pub fn der(&self) -> &[u8] {
         self.chain.first().map_or(&[], |der| der.as_ref())

@@ -32,7 +32,7 @@ pub mod server;
 pub mod settings;
 pub mod verify;
 
-pub use anchors::{SYSTEM_BUNDLES, TrustAnchors};
+pub use anchors::{SYSTEM_BUNDLES, TrustAnchors, check_crls};
 pub use certificate::{CertificateFacts, PeerCertificate};
 pub use client::{ClientContext, ClientParams, ClientStream, Connected, ServerVerification};
 pub use csr::{CertificateRequest, KeyAndCsr, San, generate_key_and_csr};

@@ -2,6 +2,7 @@
 //! is a new [`LiveCluster`] that takes over hosts, connections and counters.
 
 use crate::connect::{self, Alpn, ConnectionFacts, Plan};
+use crate::dns::Resolver;
 use crate::error::UpstreamError;
 use crate::hosts::{Host, HostSet};
 use crate::limits::{Breaker, Limit};
@@ -21,6 +22,12 @@ use weft_proxy_config::{Cluster, Discovery, EndpointAddress, EndpointSet, Upstre
 
 /// How long a first request waits for a name to be resolved.
 const RESOLVE_WAIT: Duration = Duration::from_secs(5);
+/// How long a name that a request brought stays resolved.
+const DYNAMIC_REFRESH: Duration = Duration::from_secs(60);
+/// In how many steps a new endpoint gets its share, and the bounds of a step.
+const WARM_STEPS: u32 = 50;
+const WARM_FASTEST: Duration = Duration::from_millis(20);
+const WARM_SLOWEST: Duration = Duration::from_secs(2);
 /// Destinations kept of a cluster that forwards to where the client wanted to go.
 const MAX_DESTINATIONS: usize = 4096;
 
@@ -42,6 +49,7 @@ pub struct LiveCluster {
     pub(crate) changed: Notify,
     ejected: Cell<usize>,
     next_sweep: Cell<Option<Instant>>,
+    next_warm: Cell<Option<Instant>>,
     pub(crate) used: Cell<bool>,
     /// This worker reports gauges that must not be counted once per worker.
     pub(crate) primary: bool,
@@ -78,6 +86,7 @@ impl LiveCluster {
             changed: Notify::new(),
             ejected: Cell::new(0),
             next_sweep: Cell::new(None),
+            next_warm: Cell::new(None),
             used: Cell::new(true),
             primary,
         }
@@ -106,6 +115,7 @@ impl LiveCluster {
         self.ejected.set(next.all.iter().filter(|h| h.outlier.is_ejected()).count());
         self.hosts.replace(next);
         self.source.replace(Some(endpoints.clone()));
+        self.next_warm.set(None);
         self.report_membership();
         self.changed.notify_waiters();
     }
@@ -151,6 +161,9 @@ impl LiveCluster {
         if hosts.drop > 0 && fastrand::u32(..1_000_000) < hosts.drop {
             return Err(UpstreamError::unsent(Reason::DropOverload));
         }
+        if self.config.slow_start.is_some() {
+            self.warm_up(&hosts);
+        }
         let usable = hosts.usable(self.config.panic_threshold, self.config.locality_weighted);
         let fits = |host: &Rc<Host>| {
             !context.avoid.iter().any(|failed| Rc::ptr_eq(failed, host)) && has_labels(host, context.labels)
@@ -175,6 +188,23 @@ impl LiveCluster {
         last.ok_or_else(|| self.none_healthy())
     }
 
+    /// While endpoints are new their shares grow: the groups are made anew now and then.
+    fn warm_up(&self, hosts: &HostSet) {
+        let Some(slow_start) = &self.config.slow_start else { return };
+        let now = Instant::now();
+        if self.next_warm.get().is_some_and(|at| now < at) {
+            return;
+        }
+        self.next_warm.set(Some(now + (slow_start.window / WARM_STEPS).clamp(WARM_FASTEST, WARM_SLOWEST)));
+        let mut changed = false;
+        for host in &hosts.all {
+            changed |= host.warm(slow_start, now);
+        }
+        if changed {
+            hosts.invalidate();
+        }
+    }
+
     fn none_healthy(&self) -> UpstreamError {
         self.stats.cx_none_healthy.inc();
         UpstreamError::unsent(Reason::NoHealthyUpstream)
@@ -196,6 +226,21 @@ impl LiveCluster {
         let host = Rc::new(Host::new(address.clone(), Strng::from(""), 0));
         known.insert(address, host.clone());
         Ok(host)
+    }
+
+    /// The endpoint that a name resolves to, for clusters that forward to where the client says.
+    ///
+    /// # Errors
+    /// `NoHealthyUpstream` when the name does not resolve in time.
+    pub async fn resolve(&self, resolver: &Arc<Resolver>, name: &str, port: u16) -> Result<Rc<Host>, UpstreamError> {
+        let none = || UpstreamError::unsent(Reason::NoHealthyUpstream).with_detail("dns_resolution_failure");
+        let mut known = resolver.watch(name, DYNAMIC_REFRESH);
+        let resolved = tokio::time::timeout(RESOLVE_WAIT, known.wait_for(|r| r.done)).await;
+        let address = match resolved {
+            Ok(Ok(resolution)) => resolution.addresses.first().copied(),
+            _ => None,
+        };
+        Ok(self.dynamic_host(name, SocketAddr::new(address.ok_or_else(none)?, port)))
     }
 
     /// The host that `authority` names, for dynamic forwarding; `addresses` is what it resolved to.
@@ -239,13 +284,14 @@ impl LiveCluster {
         self: &Rc<Self>,
         host: &Rc<Host>,
         sni: Option<&str>,
+        client: Option<(SocketAddr, SocketAddr)>,
     ) -> Result<(Io, Rc<ConnectionFacts>, TcpGuard), UpstreamError> {
         let Some(permit) = self.breaker.take(Limit::Connections) else {
             self.stats.cx_overflow.inc();
             return Err(UpstreamError::unsent(Reason::Overflow));
         };
         let transport = self.transport(host);
-        let plan = Plan { cluster: self, transport, alpn: Alpn::Configured, sni };
+        let plan = Plan { cluster: self, transport, alpn: Alpn::Configured, sni, client };
         let (io, facts) = connect::connect(host, plan).await?;
         host.active.set(host.active.get() + 1);
         let guard = OpenGuard::unpooled(host, self, &facts, permit);

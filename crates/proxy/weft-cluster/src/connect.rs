@@ -9,9 +9,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use weft_codec::io::IoMeter;
-use weft_codec::{Io, Reason, Stream};
+use weft_codec::{Io, Reason, Stream, proxy_protocol};
 use weft_core::Strng;
 use weft_proxy_config::{ClientTls, EndpointAddress, UpstreamTransport};
 use weft_tls::TlsFacts;
@@ -68,6 +69,8 @@ pub struct Plan<'a> {
     pub alpn: Alpn,
     /// SNI by the request's host (`auto_host_sni`).
     pub sni: Option<&'a str>,
+    /// Source and destination that the endpoint is told, where the cluster speaks the PROXY protocol.
+    pub client: Option<(SocketAddr, SocketAddr)>,
 }
 
 /// Connects, within the cluster's connect timeout.
@@ -98,7 +101,7 @@ async fn connect_untimed(host: &Host, plan: Plan<'_>) -> Result<(Io, Rc<Connecti
     let refused = |error: &io::Error| {
         UpstreamError::unsent(Reason::ConnectionFailure).with_detail(format!("delayed connect error: {}", text(error)))
     };
-    let tcp = match &host.address {
+    let mut tcp = match &host.address {
         EndpointAddress::Ip(address) => tcp(*address, &plan).await.map_err(|e| refused(&e))?,
         EndpointAddress::Unix(path) => {
             let stream = UnixStream::connect(&**path).await.map_err(|e| refused(&e))?;
@@ -109,6 +112,9 @@ async fn connect_untimed(host: &Host, plan: Plan<'_>) -> Result<(Io, Rc<Connecti
                 .with_detail(format!("the name {name} is not resolved")));
         }
     };
+    if let Some(version) = plan.cluster.config.proxy_protocol {
+        introduce(&mut tcp, version, plan.client).await.map_err(|e| refused(&e))?;
+    }
     let (local, remote) = (tcp.local_addr().ok(), tcp.peer_addr().ok());
     let UpstreamTransport::Tls(tls) = plan.transport else {
         return Ok(facts(Stream::Tcp(tcp), local, remote, None, None));
@@ -129,6 +135,16 @@ async fn connect_untimed(host: &Host, plan: Plan<'_>) -> Result<(Io, Rc<Connecti
             Err(UpstreamError::unsent(Reason::ConnectionFailure).with_detail(format!("TLS_error:|{error}")))
         }
     }
+}
+
+/// Tells the endpoint who the client is, before anything else.
+async fn introduce(tcp: &mut TcpStream, version: u8, client: Option<(SocketAddr, SocketAddr)>) -> io::Result<()> {
+    let header = match (client, version) {
+        (None, version) => proxy_protocol::write_own(version),
+        (Some((source, destination)), 1) => proxy_protocol::write_v1(source, destination),
+        (Some((source, destination)), _) => proxy_protocol::write_v2(source, destination),
+    };
+    tcp.write_all(&header).await
 }
 
 fn facts(

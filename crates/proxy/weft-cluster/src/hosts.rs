@@ -10,8 +10,12 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 use weft_core::Strng;
-use weft_proxy_config::{EndpointAddress, EndpointHealth, EndpointMetadata, EndpointSet};
+use weft_proxy_config::{EndpointAddress, EndpointHealth, EndpointMetadata, EndpointSet, SlowStart};
+
+/// The warmth of an endpoint that is not new.
+const WARM: u32 = 1000;
 
 /// One endpoint with its live state.
 #[derive(Debug)]
@@ -30,6 +34,10 @@ pub struct Host {
     pub metadata: RefCell<Arc<EndpointMetadata>>,
     /// Weight.
     pub weight: Cell<u32>,
+    /// Share of its weight while it warms up, in thousandths.
+    pub warmth: Cell<u32>,
+    /// Since when it is served from.
+    pub since: Cell<Instant>,
     /// Health as the control plane says.
     pub health: Cell<EndpointHealth>,
     /// Requests under way in this worker.
@@ -60,6 +68,8 @@ impl Host {
             priority,
             metadata: RefCell::default(),
             weight: Cell::new(1),
+            warmth: Cell::new(WARM),
+            since: Cell::new(Instant::now()),
             health: Cell::default(),
             active: Cell::new(0),
             removed: Cell::new(false),
@@ -75,6 +85,25 @@ impl Host {
             EndpointAddress::Ip(ip) => Some(*ip),
             _ => None,
         }
+    }
+
+    /// Sets its share by how long it has been there; true when that changed. Envoy's rule: the part of the window that is
+    /// over, to the power of one over the aggression, but not below the least share.
+    pub(crate) fn warm(&self, how: &SlowStart, now: Instant) -> bool {
+        let age = now.saturating_duration_since(self.since.get());
+        let share = if age >= how.window {
+            1.0
+        } else {
+            let part = age.as_secs_f64().max(0.001) / how.window.as_secs_f64();
+            part.powf(1.0 / how.aggression).max(how.least)
+        };
+        let warmth = ((share * f64::from(WARM)) as u32).clamp(1, WARM);
+        self.warmth.replace(warmth) != warmth
+    }
+
+    /// Weight while it warms up.
+    pub(crate) fn present_weight(&self) -> u64 {
+        u64::from(self.weight.get()) * u64::from(self.warmth.get())
     }
 
     /// May get new requests.

@@ -24,12 +24,12 @@ pub struct Group {
 impl Group {
     /// A group of these hosts.
     pub fn new(hosts: Vec<Rc<Host>>) -> Self {
-        let equal = hosts.windows(2).all(|pair| pair[0].weight.get() == pair[1].weight.get());
+        let equal = hosts.windows(2).all(|pair| pair[0].present_weight() == pair[1].present_weight());
         let mut sum = 0;
         let mut cumulative = Vec::new();
         if !equal {
             for host in &hosts {
-                sum += u64::from(host.weight.get());
+                sum += host.present_weight();
                 cumulative.push(sum);
             }
         }
@@ -86,7 +86,7 @@ impl Group {
         let mut total = 0;
         let mut best = 0;
         for (i, host) in self.hosts.iter().enumerate() {
-            let weight = i64::from(host.weight.get());
+            let weight = i64::try_from(host.present_weight()).unwrap_or(i64::MAX / 1024);
             total += weight;
             current[i] += weight;
             if current[i] > current[best] {

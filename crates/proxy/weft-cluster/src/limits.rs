@@ -4,7 +4,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use weft_proxy_config::ConnectionLimits;
+use weft_proxy_config::{ConnectionLimits, RetryBudget};
 
 /// No limit, in configuration.
 const UNLIMITED: u32 = u32::MAX;
@@ -53,14 +53,29 @@ impl Breaker {
             Limit::Connections => self.limits.max_connections,
             Limit::Pending => self.limits.max_pending,
             Limit::Requests => self.limits.max_requests,
-            Limit::Retries => self.limits.max_retries,
+            Limit::Retries => match self.limits.retry_budget {
+                Some(budget) => self.budget(budget),
+                None => self.limits.max_retries,
+            },
         }
+    }
+
+    /// Retries that the requests under way allow.
+    fn budget(&self, budget: RetryBudget) -> u32 {
+        let count = |what: Limit| self.counts.0[what as usize].load(Relaxed);
+        let active = count(Limit::Requests).saturating_add(count(Limit::Pending));
+        ((f64::from(active) * budget.percent / 100.0) as u32).max(budget.least)
+    }
+
+    /// Nothing is to be counted: there is no limit, and no budget that depends on the count.
+    fn is_free(&self, what: Limit, limit: u32) -> bool {
+        limit == UNLIMITED && (self.limits.retry_budget.is_none() || !matches!(what, Limit::Requests | Limit::Pending))
     }
 
     /// Takes a place, or `None` when the limit is reached.
     pub fn take(&self, what: Limit) -> Option<Permit> {
         let limit = self.limit(what);
-        if limit == UNLIMITED {
+        if self.is_free(what, limit) {
             return Some(Permit(None));
         }
         let cell = &self.counts.0[what as usize];
@@ -74,7 +89,7 @@ impl Breaker {
 
     /// Takes a place even beyond the limit: an endpoint without any connection gets one, else it could never serve.
     pub fn force(&self, what: Limit) -> Permit {
-        if self.limit(what) == UNLIMITED {
+        if self.is_free(what, self.limit(what)) {
             return Permit(None);
         }
         self.counts.0[what as usize].fetch_add(1, Relaxed);
@@ -103,6 +118,7 @@ mod tests {
             max_pending: UNLIMITED,
             max_requests: UNLIMITED,
             max_retries: 0,
+            retry_budget: None,
             max_requests_per_connection: 0,
             idle_timeout: None,
             max_connection_duration: None,
@@ -124,5 +140,18 @@ mod tests {
         assert!(b.take(Limit::Connections).is_some());
         assert!(a.take(Limit::Retries).is_none(), "a limit of 0 lets nothing through");
         assert!(a.take(Limit::Pending).is_some());
+    }
+
+    #[test]
+    fn retries_by_budget() {
+        let budget = RetryBudget { percent: 20.0, least: 1 };
+        let limits = ConnectionLimits { retry_budget: Some(budget), max_requests: UNLIMITED, ..(*limits(9)).clone() };
+        let breaker = Breaker::new(Arc::default(), Arc::new(limits));
+        let first = breaker.take(Limit::Retries);
+        assert!(first.is_some() && breaker.take(Limit::Retries).is_none(), "one always, and no more when idle");
+        let requests: Vec<_> = (0..10).map(|_| breaker.take(Limit::Requests).unwrap()).collect();
+        assert!(breaker.take(Limit::Retries).is_some(), "a fifth of ten is two");
+        drop(requests);
+        assert!(breaker.take(Limit::Retries).is_none());
     }
 }

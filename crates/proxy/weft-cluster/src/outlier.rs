@@ -18,6 +18,15 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// The outcome that a status stands for, when `errors` are the statuses that count as errors.
+    pub fn of_listed(status: u16, errors: &[u16]) -> Self {
+        match (errors.contains(&status), status) {
+            (false, _) => Outcome::Success,
+            (true, 502..=504) => Outcome::GatewayError,
+            (true, _) => Outcome::ServerError,
+        }
+    }
+
     /// The outcome that a status stands for.
     pub fn of_status(status: u16) -> Self {
         match status {
@@ -128,6 +137,7 @@ mod tests {
             consecutive_5xx: 3,
             consecutive_gateway: 2,
             consecutive_local: 2,
+            statuses: None,
             split_local: false,
             interval: Duration::from_secs(1),
             base_ejection: Duration::from_secs(30),

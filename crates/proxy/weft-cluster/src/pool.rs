@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use smallvec::SmallVec;
 use std::cell::{Cell, RefCell};
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -46,6 +47,8 @@ pub struct Want<'a> {
     pub careful: bool,
     /// The request's host, for clusters that derive SNI from it.
     pub host: Option<&'a str>,
+    /// The client and where it wanted to go, for clusters whose endpoints are told.
+    pub client: Option<(SocketAddr, SocketAddr)>,
 }
 
 /// All pools of an endpoint: one for each kind of transport that was asked for.
@@ -57,6 +60,8 @@ pub struct HostPools(RefCell<SmallVec<[Rc<Pool>; 1]>>);
 pub struct Pool {
     alpn: Alpn,
     sni: Option<Strng>,
+    /// Connections that name a client serve that client alone.
+    client: Option<(SocketAddr, SocketAddr)>,
     /// The newest context; older connections carry the one they were made with.
     transport: RefCell<UpstreamTransport>,
     changed: Cell<Option<Instant>>,
@@ -154,10 +159,20 @@ fn wants_host_sni(transport: &UpstreamTransport) -> bool {
 
 impl HostPools {
     /// The pool for that transport, made when missing.
-    fn pool(&self, transport: &UpstreamTransport, alpn: Alpn, sni: Option<&str>) -> Rc<Pool> {
+    fn pool(
+        &self,
+        transport: &UpstreamTransport,
+        alpn: Alpn,
+        sni: Option<&str>,
+        client: Option<(SocketAddr, SocketAddr)>,
+    ) -> Rc<Pool> {
         let mut pools = self.0.borrow_mut();
         for pool in pools.iter() {
-            if pool.alpn == alpn && pool.sni.as_deref() == sni && same_kind(&pool.transport.borrow(), transport) {
+            if pool.alpn == alpn
+                && pool.sni.as_deref() == sni
+                && pool.client == client
+                && same_kind(&pool.transport.borrow(), transport)
+            {
                 pool.follow(transport);
                 return pool.clone();
             }
@@ -165,6 +180,7 @@ impl HostPools {
         let pool = Rc::new(Pool {
             alpn,
             sni: sni.map(Strng::from),
+            client,
             transport: RefCell::new(transport.clone()),
             changed: Cell::new(None),
             idle: RefCell::default(),
@@ -295,7 +311,8 @@ pub async fn acquire(cluster: &Rc<LiveCluster>, host: &Rc<Host>, want: Want<'_>)
         _ => (Alpn::Http1, false),
     };
     let sni = want.host.filter(|_| wants_host_sni(transport));
-    let pool = host.pools.pool(transport, alpn, sni);
+    let client = want.client.filter(|_| cluster.config.proxy_protocol.is_some());
+    let pool = host.pools.pool(transport, alpn, sni, client);
     let limits = &cluster.config.limits;
     if let Some(lease) = pool.take(host, want, limits) {
         return Ok(lease);
@@ -380,7 +397,8 @@ impl Pool {
         self.connecting_shared.set(one_connection);
         let attempt = Attempt(self, one_connection);
         let transport = self.transport.borrow().clone();
-        let plan = Plan { cluster, transport: &transport, alpn: self.alpn, sni: self.sni.as_deref() };
+        let (alpn, client) = (self.alpn, self.client);
+        let plan = Plan { cluster, transport: &transport, alpn, sni: self.sni.as_deref(), client };
         let outcome = connect::connect(host, plan).await;
         let (io, facts) = outcome.inspect_err(|error| {
             self.failures.set(self.failures.get() + 1);

@@ -37,6 +37,10 @@ pub trait BodyObserver {
     fn poll_abort(&mut self, _cx: &mut Context<'_>) -> Option<BodyError> {
         None
     }
+    /// It changes the length of what passes, so that no length may be promised.
+    fn resizes(&self) -> bool {
+        false
+    }
     /// A frame is passing; trailers may be edited.
     fn frame(&mut self, frame: &mut Frame<Bytes>);
     /// The body ended, in order or with an error. Called once at most.
@@ -165,6 +169,9 @@ impl Body for ProxyBody {
     }
 
     fn size_hint(&self) -> SizeHint {
+        if self.observer.as_ref().is_some_and(|observer| observer.resizes()) {
+            return SizeHint::default();
+        }
         match &self.kind {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),

@@ -98,6 +98,25 @@ fn parse_v2(bytes: &[u8]) -> Parsed {
     }
 }
 
+/// A version 1 line that says `source` connected to `destination`; of different families: `UNKNOWN`.
+pub fn write_v1(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
+    let family = match (source.ip(), destination.ip()) {
+        (IpAddr::V4(_), IpAddr::V4(_)) => "TCP4",
+        (IpAddr::V6(_), IpAddr::V6(_)) => "TCP6",
+        _ => return b"PROXY UNKNOWN\r\n".to_vec(),
+    };
+    let (from, to) = (source.ip(), destination.ip());
+    format!("PROXY {family} {from} {to} {} {}\r\n", source.port(), destination.port()).into_bytes()
+}
+
+/// The header of a connection that this proxy makes for itself.
+pub fn write_own(version: u8) -> Vec<u8> {
+    match version {
+        1 => b"PROXY UNKNOWN\r\n".to_vec(),
+        _ => [&V2_SIGNATURE[..], &[0x20, 0, 0, 0]].concat(),
+    }
+}
+
 /// A version 2 header that says `source` connected to `destination`.
 pub fn write_v2(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
     let mut out = V2_SIGNATURE.to_vec();

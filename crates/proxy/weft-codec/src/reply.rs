@@ -89,9 +89,6 @@ impl LocalReply {
             }
             return response(StatusCode::OK, headers, ProxyBody::empty());
         }
-        if let Some(status) = self.grpc_status {
-            headers.insert(GRPC_STATUS, HeaderValue::from(status));
-        }
         if !self.body.is_empty() {
             headers.entry(CONTENT_TYPE).or_insert(TEXT);
             headers.insert(CONTENT_LENGTH, HeaderValue::from(self.body.len()));

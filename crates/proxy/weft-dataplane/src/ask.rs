@@ -53,7 +53,7 @@ pub(crate) async fn ask(worker: &Rc<Worker>, how: Ask<'_>, request: Request<Byte
 async fn once(cluster: &Rc<LiveCluster>, how: &Ask<'_>, request: Request<Bytes>) -> Result<Answer, String> {
     cluster.ready().await;
     let endpoint = cluster.pick(&PickContext::default()).map_err(|error| error.reason.details().to_string())?;
-    let want = Want { http2: how.http2, fresh: false, careful: true, host: how.host.to_str().ok() };
+    let want = Want { http2: how.http2, fresh: false, careful: true, host: how.host.to_str().ok(), client: None };
     let failed = |why: String| {
         cluster.report(&endpoint, Outcome::LocalError);
         why

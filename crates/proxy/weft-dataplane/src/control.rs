@@ -178,6 +178,16 @@ impl Handle {
         self.tell(|| Command::CloseListeners);
     }
 
+    /// As [`Handle::start_drain`], for connections to the workload alone.
+    pub fn start_drain_inbound(&self) {
+        self.tell(|| Command::DrainInbound);
+    }
+
+    /// As [`Handle::close_listeners`], for listeners of the workload's side alone.
+    pub fn close_inbound_listeners(&self) {
+        self.tell(|| Command::CloseInbound);
+    }
+
     /// Drains: asks clients to go, for `least`; then accepts no more, closes what is idle, and waits until no connection is
     /// left, at most `most` in all. True when none is left.
     pub async fn drain(&self, least: Duration, most: Duration) -> bool {

@@ -20,6 +20,7 @@ pub mod options;
 mod record;
 mod sockets;
 mod tcp;
+mod through;
 mod tunnel;
 mod worker;
 

@@ -5,6 +5,7 @@ use crate::chain::{ChainRuntime, ChainSlot, TcpRuntime};
 use crate::downstream::Downstream;
 use crate::listener::LiveListener;
 use crate::record::ConnectionRecord;
+use crate::through;
 use crate::tunnel::{self, Ended, Traffic};
 use crate::worker::{Registered, Worker};
 use smallvec::SmallVec;
@@ -13,7 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use weft_cluster::cluster::TcpGuard;
-use weft_cluster::{ConnectionFacts, Host, LiveCluster, PickContext, UpstreamError};
+use weft_cluster::{ConnectionFacts, Host, Lease, LiveCluster, PickContext, UpstreamError};
 use weft_codec::{Flags, Io, Reason};
 use weft_core::Strng;
 use weft_filter::metrics::{Labels, Protocol, Security, TcpCells};
@@ -60,9 +61,21 @@ pub(crate) async fn serve(
 struct Upstream {
     cluster: Rc<LiveCluster>,
     host: Rc<Host>,
-    io: Io,
+    io: Endpoint,
     facts: Rc<ConnectionFacts>,
-    _open: TcpGuard,
+    _open: Open,
+}
+
+/// The way to the endpoint.
+enum Endpoint {
+    Direct(Box<Io>),
+    Tunnel(through::Stream),
+}
+
+/// Counts the connection as open.
+enum Open {
+    Direct { _guard: TcpGuard },
+    Tunnel { _lease: Option<Lease> },
 }
 
 async fn connect(
@@ -94,10 +107,19 @@ async fn connect(
             destination: Some(downstream.destination),
             authority: None,
         };
-        let host = cluster.pick(&context)?;
+        let host = match sni_forward(chain) {
+            Some(port) => named_host(worker, &cluster, downstream, port).await?,
+            None => cluster.pick(&context)?,
+        };
         record.attempts += 1;
         record.upstream.host = Some(host.name.clone());
-        match cluster.connect_tcp(&host, downstream.server_name.as_deref()).await {
+        let connected = match &proxy.tunnel {
+            None => directly(&cluster, &host, downstream).await,
+            Some(tunnel) => through::open(&cluster, &host, tunnel, downstream)
+                .await
+                .map(|(stream, facts, lease)| (Endpoint::Tunnel(stream), facts, Open::Tunnel { _lease: lease })),
+        };
+        match connected {
             Ok((io, facts, open)) => {
                 record.upstream.connection = Some(facts.clone());
                 cluster.report(&host, weft_cluster::outlier::Outcome::Success);
@@ -112,6 +134,35 @@ async fn connect(
     }
     record.flags |= if proxy.max_connect_attempts > 1 { Flags::URX } else { Flags::NONE };
     Err(last.unwrap_or_else(|| UpstreamError::unsent(Reason::NoHealthyUpstream)))
+}
+
+async fn directly(
+    cluster: &Rc<LiveCluster>,
+    host: &Rc<Host>,
+    downstream: &Downstream,
+) -> Result<(Endpoint, Rc<ConnectionFacts>, Open), UpstreamError> {
+    let client = Some((downstream.source, downstream.destination));
+    let (io, facts, guard) = cluster.connect_tcp(host, downstream.server_name.as_deref(), client).await?;
+    Ok((Endpoint::Direct(Box::new(io)), facts, Open::Direct { _guard: guard }))
+}
+
+/// The port on which connections go to the endpoint that the server name resolves to.
+fn sni_forward(chain: &ChainRuntime) -> Option<u16> {
+    chain.chain.filters.iter().find_map(|filter| match filter {
+        NetworkFilter::SniForward(port) => Some(*port),
+        _ => None,
+    })
+}
+
+async fn named_host(
+    worker: &Rc<Worker>,
+    cluster: &Rc<LiveCluster>,
+    downstream: &Downstream,
+    port: u16,
+) -> Result<Rc<Host>, UpstreamError> {
+    let name = downstream.server_name.as_deref().filter(|name| !name.is_empty());
+    let name = name.ok_or_else(|| UpstreamError::unsent(Reason::NoHealthyUpstream).with_detail("no server name"))?;
+    cluster.resolve(worker.clusters.resolver(), name, port).await
 }
 
 fn cluster_name(chain: &ChainRuntime, proxy: &TcpProxy, downstream: &Downstream) -> Strng {
@@ -156,7 +207,7 @@ async fn pass(
     let reporter = Reporter { traffic: Traffic::default(), runtime, cells, reported: Cell::new((0, 0)) };
     let ended = tokio::select! {
         biased;
-        ended = tunnel::run(io, upstream.io, proxy.idle_timeout, &reporter.traffic) => Some(ended),
+        ended = run(io, upstream.io, proxy, &reporter.traffic) => Some(ended),
         (details, flags) = must_end(listener, slot, downstream, proxy) => {
             record.fail(flags, details);
             record.termination = Some(details);
@@ -174,6 +225,13 @@ async fn pass(
     record.sent = reporter.traffic.sent();
     if let Some(cells) = &reporter.cells {
         cells.closed();
+    }
+}
+
+async fn run(client: Io, endpoint: Endpoint, proxy: &TcpProxy, traffic: &Traffic) -> Ended {
+    match endpoint {
+        Endpoint::Direct(io) => tunnel::run(client, *io, proxy.idle_timeout, traffic).await,
+        Endpoint::Tunnel(stream) => tunnel::run(client, stream, proxy.idle_timeout, traffic).await,
     }
 }
 

@@ -21,7 +21,7 @@ use weft_cluster::{ClusterManager, ClusterShared, ClusterStatus};
 use weft_core::Strng;
 use weft_filter::limit::{ConnectionCount, ConnectionPlace};
 use weft_filter::{LocalWorkload, MeshMetrics, Parties};
-use weft_proxy_config::{FilterChain, ListenAddress, Listener, ProxySnapshot};
+use weft_proxy_config::{FilterChain, ListenAddress, Listener, ProxySnapshot, TrafficDirection};
 use weft_telemetry::{Format, Registry, Shard};
 
 /// How often idle connections and unused clusters are looked for.
@@ -54,6 +54,10 @@ pub(crate) enum Command {
     },
     /// Ask clients to go: `connection: close`, GOAWAY. Connections are still accepted.
     Drain,
+    /// The same, for listeners of the inbound side.
+    DrainInbound,
+    /// Accept no more on listeners of the inbound side.
+    CloseInbound,
     /// Close connections as soon as they are idle.
     CloseIdle,
     /// Accept no more.
@@ -87,6 +91,7 @@ pub(crate) struct Worker {
     pub shard: Shard,
     pub sinks: Arc<LogSinks>,
     pub draining: Cell<bool>,
+    draining_inbound: Cell<bool>,
     shared: Arc<Shared>,
     gauges: Arc<WorkerGauges>,
     connections: RefCell<HashMap<u64, Rc<ConnectionEntry>, foldhash::fast::RandomState>>,
@@ -117,6 +122,7 @@ impl Worker {
             shard,
             sinks: shared.sinks.clone(),
             draining: Cell::new(false),
+            draining_inbound: Cell::new(false),
             shared,
             gauges,
             connections: RefCell::default(),
@@ -178,6 +184,23 @@ impl Worker {
         }
     }
 
+    fn drain_inbound(&self) {
+        self.draining_inbound.set(true);
+        for entry in self.connections.borrow().values().filter(|entry| entry.direction == TrafficDirection::Inbound) {
+            entry.drain();
+        }
+    }
+
+    fn close_inbound(&self) {
+        let snapshot = self.snapshot();
+        let inbound = |address: &ListenAddress| {
+            let listener = snapshot.listeners.at(address);
+            listener.is_some_and(|l| l.config.direction == TrafficDirection::Inbound)
+        };
+        let all: Vec<ListenAddress> = self.accepting.borrow().keys().filter(|a| inbound(a)).cloned().collect();
+        all.iter().for_each(|address| self.stop_accepting(address));
+    }
+
     fn drain(&self) {
         self.draining.set(true);
         for entry in self.connections.borrow().values() {
@@ -217,6 +240,8 @@ async fn obey(worker: &Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command
                 let _ = done.send(());
             }
             Command::Drain => worker.drain(),
+            Command::DrainInbound => worker.drain_inbound(),
+            Command::CloseInbound => worker.close_inbound(),
             Command::CloseIdle => worker.connections.borrow().values().for_each(|entry| entry.close_idle()),
             Command::CloseListeners => {
                 let all: Vec<ListenAddress> = worker.accepting.borrow().keys().cloned().collect();
@@ -327,6 +352,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 #[derive(Debug)]
 pub(crate) struct ConnectionEntry {
     pub slot: Rc<ChainSlot>,
+    direction: TrafficDirection,
     drain: Cell<bool>,
     close_idle: Cell<bool>,
     waker: RefCell<Option<Waker>>,
@@ -342,10 +368,12 @@ pub(crate) struct Registered {
 
 impl ConnectionEntry {
     /// Puts a connection on the list.
-    pub fn register(worker: &Rc<Worker>, slot: &Rc<ChainSlot>) -> Registered {
-        let drain = worker.draining.get() || slot.retired.get();
+    pub fn register(worker: &Rc<Worker>, slot: &Rc<ChainSlot>, direction: TrafficDirection) -> Registered {
+        let inbound = worker.draining_inbound.get() && direction == TrafficDirection::Inbound;
+        let drain = worker.draining.get() || inbound || slot.retired.get();
         let entry = Rc::new(Self {
             slot: slot.clone(),
+            direction,
             drain: Cell::new(drain),
             close_idle: Cell::new(false),
             waker: RefCell::default(),

@@ -14,6 +14,9 @@ const REQUEST_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-cont
 const ALLOW_PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-allow-private-network");
 const TRUE: HeaderValue = HeaderValue::from_static("true");
 
+/// Details word of the answer to a preflight.
+pub const DETAILS: &str = "cors_response";
+
 /// What the filter makes of a request.
 #[derive(Debug)]
 pub enum Outcome {
@@ -42,7 +45,7 @@ pub fn request(policy: &CorsPolicy, method: &Method, headers: &HeaderMap) -> Out
 fn empty_reply() -> LocalReply {
     LocalReply {
         status: StatusCode::OK,
-        details: Cow::Borrowed("cors_response"),
+        details: Cow::Borrowed(DETAILS),
         flags: Flags::NONE,
         body: bytes::Bytes::new(),
         headers: HeaderMap::new(),
@@ -61,6 +64,7 @@ fn preflight_reply(policy: &CorsPolicy, origin: &HeaderValue, request: &HeaderMa
         (ACCESS_CONTROL_ALLOW_METHODS, &policy.methods),
         (ACCESS_CONTROL_ALLOW_HEADERS, &policy.headers),
         (ACCESS_CONTROL_MAX_AGE, &policy.max_age),
+        (ACCESS_CONTROL_EXPOSE_HEADERS, &policy.expose),
     ];
     for (name, value) in optional {
         if let Some(value) = value {

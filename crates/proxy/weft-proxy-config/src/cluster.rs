@@ -37,11 +37,35 @@ pub struct Cluster {
     pub panic_threshold: u8,
     /// Locality weights are used.
     pub locality_weighted: bool,
+    /// New endpoints get their share little by little.
+    pub slow_start: Option<SlowStart>,
+    /// Version of the PROXY protocol by which endpoints are told who the client is.
+    pub proxy_protocol: Option<u8>,
     /// Address to connect from (`upstream_bind_config`); Istio's inbound clusters use 127.0.0.6, which marks traffic that the
     /// proxy itself sends to its workload.
     pub source_address: Option<std::net::IpAddr>,
     /// Hash of the message: equal hash, equal cluster — its pools are kept.
     pub fingerprint: u64,
+}
+
+/// The warm-up of new endpoints (`slow_start_config`).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SlowStart {
+    /// How long it lasts.
+    pub window: Duration,
+    /// The share grows as time to the power of one over this; 1 = evenly.
+    pub aggression: f64,
+    /// Least share, 0 to 1.
+    pub least: f64,
+}
+
+/// Retries under way at once, as a share of the requests under way.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RetryBudget {
+    /// Share in percent.
+    pub percent: f64,
+    /// So many always.
+    pub least: u32,
 }
 
 /// How endpoints are found.
@@ -122,6 +146,8 @@ pub struct ConnectionLimits {
     pub max_requests: u32,
     /// Retries under way.
     pub max_retries: u32,
+    /// Takes the place of `max_retries`.
+    pub retry_budget: Option<RetryBudget>,
     /// Requests on one connection; 0 = no limit.
     pub max_requests_per_connection: u32,
     /// Idle time of a connection; 1 h unless set.
@@ -143,6 +169,8 @@ pub struct OutlierDetection {
     pub consecutive_gateway: u32,
     /// Local errors in a row; 0 = off.
     pub consecutive_local: u32,
+    /// Statuses that count as errors; `None`: 500 and above.
+    pub statuses: Option<Vec<u16>>,
     /// Local errors are counted apart.
     pub split_local: bool,
     /// Between sweeps.

@@ -174,6 +174,8 @@ pub enum NetworkFilter {
     ConnectionLimit(u64),
     /// Metrics of connections.
     Telemetry(Arc<crate::Telemetry>),
+    /// The endpoint is what the SNI resolves to, on this port (`sni_dynamic_forward_proxy`).
+    SniForward(u16),
     /// Names the cluster by SNI (`sni_cluster`).
     SniCluster,
 }
@@ -202,8 +204,19 @@ pub struct TcpProxy {
     pub max_connect_attempts: u32,
     /// Access logs.
     pub access_logs: Arc<[AccessLog]>,
+    /// Through an HTTP proxy.
+    pub tunnel: Option<Tunnel>,
     /// Hash by source address for consistent balancing.
     pub hash_source_ip: bool,
+}
+
+/// TCP through an HTTP proxy (`tunneling_config`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tunnel {
+    /// `HOST:PORT` that the proxy is asked for.
+    pub target: Strng,
+    /// By `POST` instead of `CONNECT`.
+    pub post: bool,
 }
 
 /// Where a TCP proxy forwards to.

@@ -67,6 +67,10 @@ pub struct ServerTlsSpec {
     pub require_client_certificate: bool,
     /// Client SANs accepted; empty = any under the roots.
     pub san: Vec<SanMatcher>,
+    /// Certificates accepted.
+    pub pins: Pins,
+    /// Revocation lists beside roots that come by SDS, PEM.
+    pub crl: Option<Arc<[u8]>>,
     /// ALPN, most wanted first.
     pub alpn: Vec<Strng>,
     /// Versions and ciphers.
@@ -82,6 +86,10 @@ pub struct ClientTlsSpec {
     pub validation: Option<SecretSource>,
     /// Server SANs accepted; empty = any under the roots.
     pub san: Vec<SanMatcher>,
+    /// Certificates accepted.
+    pub pins: Pins,
+    /// Revocation lists beside roots that come by SDS, PEM.
+    pub crl: Option<Arc<[u8]>>,
     /// SNI.
     pub sni: Strng,
     /// SNI from the request's host, and the SAN checked against it.
@@ -105,6 +113,15 @@ pub struct TlsParams {
     pub ciphers: Vec<Strng>,
     /// Key-exchange groups by name; empty = the defaults.
     pub groups: Vec<Strng>,
+}
+
+/// Certificates that are accepted, whatever else holds; both lists empty = any.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Pins {
+    /// SHA-256 of the certificate, lower-case hex.
+    pub certificates: Vec<Strng>,
+    /// SHA-256 of the public key, base64.
+    pub keys: Vec<Strng>,
 }
 
 /// A condition on a subject alternative name.
@@ -152,8 +169,8 @@ impl ServerTls {
         let client_auth = match &self.spec.validation {
             None => weft_tls::ClientAuth::None,
             Some(source) => {
-                let anchors = anchors(source, self.secrets.validation.as_ref())?;
-                let san = predicate(&self.spec.san);
+                let anchors = anchors(source, self.secrets.validation.as_ref(), self.spec.crl.as_deref())?;
+                let san = predicate(&self.spec.san, &self.spec.pins);
                 if self.spec.require_client_certificate {
                     weft_tls::ClientAuth::Required { anchors, san }
                 } else {
@@ -199,8 +216,8 @@ impl ClientTls {
             // Envoy without a validation context does not verify the server.
             None => weft_tls::ServerVerification::Insecure,
             Some(source) => {
-                let anchors = anchors(source, self.secrets.validation.as_ref())?;
-                let san = predicate(&self.spec.san);
+                let anchors = anchors(source, self.secrets.validation.as_ref(), self.spec.crl.as_deref())?;
+                let san = predicate(&self.spec.san, &self.spec.pins);
                 if self.spec.auto_host_sni && san.is_none() {
                     weft_tls::ServerVerification::WebPki { anchors, san }
                 } else {
@@ -297,9 +314,16 @@ fn certificate(source: &SecretSource, secret: Option<&Arc<Secret>>) -> Result<we
     }
 }
 
-fn anchors(source: &SecretSource, secret: Option<&Arc<Secret>>) -> Result<weft_tls::TrustAnchors, Strng> {
+fn anchors(
+    source: &SecretSource,
+    secret: Option<&Arc<Secret>>,
+    crl: Option<&[u8]>,
+) -> Result<weft_tls::TrustAnchors, Strng> {
     match secret.map(|s| &**s) {
-        Some(Secret::Validation(anchors)) => Ok(anchors.clone()),
+        Some(Secret::Validation(anchors)) => match crl {
+            None => Ok(anchors.clone()),
+            Some(lists) => anchors.clone().with_crls(lists).map_err(|error| error.to_string().into()),
+        },
         // A gateway's one secret may hold both; its certificate alone trusts nobody.
         Some(Secret::Certificate(_)) => Err(format!("{source:?} holds a certificate, not roots").into()),
         None => Err(missing(source)),

@@ -168,6 +168,11 @@ impl HeaderEdit {
         self.remove.is_empty() && self.add.is_empty()
     }
 
+    /// A value is made of what is known of the exchange.
+    pub fn has_commands(&self) -> bool {
+        self.add.iter().any(|add| matches!(add.value, HeaderFormat::Command(_)))
+    }
+
     /// Removes, then adds. `command` makes the text of a format with `%COMMAND%`s; `None` leaves the header out. `authority`
     /// is called with a new `:authority`.
     pub fn apply(
@@ -179,10 +184,18 @@ impl HeaderEdit {
         for name in &self.remove {
             headers.remove(name);
         }
-        for add in &self.add {
+        // All formats see the headers as they came: what one operation sets, no other reads.
+        let mut made: smallvec::SmallVec<[Option<HeaderValue>; 4]> = smallvec::SmallVec::new();
+        if self.has_commands() {
+            made.extend(self.add.iter().map(|add| match &add.value {
+                HeaderFormat::Literal(_) => None,
+                HeaderFormat::Command(format) => command(format, headers),
+            }));
+        }
+        for (i, add) in self.add.iter().enumerate() {
             let value = match &add.value {
                 HeaderFormat::Literal(value) => Some(value.clone()),
-                HeaderFormat::Command(format) => command(format, headers),
+                HeaderFormat::Command(_) => made.get_mut(i).and_then(Option::take),
             };
             let Some(value) = value.filter(|v| add.keep_empty || !v.is_empty()) else { continue };
             match &add.key {

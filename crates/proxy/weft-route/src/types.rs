@@ -240,6 +240,8 @@ pub struct Forward {
     pub cors: Option<Arc<CorsPolicy>>,
     /// Upgrades allowed here, lower case; `None` = the connection manager's list.
     pub upgrades: Option<Vec<(Strng, bool)>>,
+    /// `CONNECT` ends here: its bytes go on as plain TCP.
+    pub terminate_connect: bool,
     /// Labels an endpoint must have (subset metadata match), name → value.
     pub metadata_match: Vec<(Strng, Strng)>,
 }
@@ -500,10 +502,23 @@ pub struct Fault {
     pub delay: Option<(Duration, u32)>,
     /// Abort and its share in parts per million.
     pub abort: Option<(FaultAbort, u32)>,
+    /// Requests ask for a delay themselves (`x-envoy-fault-delay-request`), for this share at most.
+    pub header_delay: Option<FaultShare>,
+    /// Requests ask for an abort themselves (`x-envoy-fault-abort-request`), for this share at most.
+    pub header_abort: Option<FaultShare>,
     /// Only for requests with these headers.
     pub headers: Vec<HeaderMatcher>,
     /// Only for these upstream clusters; empty = all.
     pub upstream_cluster: Option<Strng>,
+}
+
+/// The share of requests that may ask for a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FaultShare {
+    /// In parts per million.
+    pub most: u32,
+    /// What a request's own percentage is multiplied by.
+    pub unit: u32,
 }
 
 /// How a fault aborts.

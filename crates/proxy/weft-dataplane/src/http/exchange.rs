@@ -71,6 +71,8 @@ pub(crate) struct ExchangeFacts {
     pub route: Option<Arc<Route>>,
     /// For log lines; only when something is logged.
     pub logged: Option<Box<LoggedRequest>>,
+    /// The request, for values of response headers that are made of it.
+    pub shown: Option<Box<LoggedRequest>>,
     /// The other side's workload, for the standard metrics.
     pub peer: Option<Rc<Party>>,
     /// Host asked for, for the standard metrics.

@@ -9,7 +9,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 use weft_codec::{Flags, LocalReply, ProxyBody, Reason};
 use weft_core::Strng;
-use weft_filter::{cors, fault, jwt, rbac};
+use weft_filter::{cors, fault, grpc_web, jwt, rbac};
 use weft_proxy_config::{HttpFilter, JwtAuthn};
 use weft_route::{Action, CorsPolicy, Fault, FilterOverrides, Route, VirtualHost, WeightedCluster};
 
@@ -98,12 +98,18 @@ pub(crate) async fn run(
                     inject(exchange, head, fault, destination.cluster).await?;
                 }
             }
+            HttpFilter::GrpcWeb => {
+                if let Some(web) = grpc_web::request(&mut head.headers) {
+                    let mut facts = exchange.facts.borrow_mut();
+                    facts.web = Some(web);
+                    facts.is_grpc = true;
+                }
+            }
             HttpFilter::HeaderMutation(edits) => format::edit_request(exchange, head, &edits.request),
             HttpFilter::Rbac(_)
             | HttpFilter::Jwt(_)
             | HttpFilter::ExtAuthz(_)
             | HttpFilter::Telemetry(_)
-            | HttpFilter::GrpcWeb
             | HttpFilter::GrpcStats => {}
             HttpFilter::Other(name, _) => {
                 // A filter may be what keeps somebody out: what cannot be asked says no.

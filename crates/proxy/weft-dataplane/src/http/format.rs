@@ -34,6 +34,20 @@ pub(crate) fn edit_request(exchange: &Exchange, head: &mut Head, edit: &HeaderEd
     }
 }
 
+/// Keeps what values of response headers may be made of.
+pub(crate) fn remember(exchange: &Exchange, head: &Head) {
+    let shown = LoggedRequest {
+        method: head.method.clone(),
+        path: head.uri.path_and_query().map(|p| p.as_str().to_string()).unwrap_or_default(),
+        authority: head.host.to_str().unwrap_or_default().to_string(),
+        scheme: head.scheme,
+        version: head.version,
+        headers: head.headers.clone(),
+        ..LoggedRequest::default()
+    };
+    exchange.facts.borrow_mut().shown = Some(Box::new(shown));
+}
+
 /// Applies operations to a response.
 pub(crate) fn edit_response(exchange: &Exchange, headers: &mut HeaderMap, edit: &HeaderEdit) {
     if edit.is_empty() {
@@ -86,6 +100,11 @@ impl Record for Values<'_> {
                 let other = other.as_deref();
                 from(self.source.request, name, out) || other.is_some_and(|o| from(self.source.request, o, out))
             }
+            Command::Req(name, other) if !name.starts_with(':') && self.facts.shown.is_some() => {
+                let headers = self.facts.shown.as_ref().map(|shown| &shown.headers);
+                let other = other.as_deref();
+                from(headers, name, out) || other.is_some_and(|o| from(headers, o, out))
+            }
             Command::Resp(name, other) => {
                 let other = other.as_deref();
                 from(self.source.response, name, out) || other.is_some_and(|o| from(self.source.response, o, out))
@@ -114,7 +133,7 @@ impl Values<'_> {
         let elapsed = self.exchange.began.elapsed();
         let log = LogFacts {
             downstream: &self.exchange.conn.downstream,
-            request: shown.as_ref().or(self.facts.logged.as_deref()),
+            request: shown.as_ref().or(self.facts.shown.as_deref()).or(self.facts.logged.as_deref()),
             upstream: &upstream,
             start: SystemTime::now() - elapsed,
             duration: elapsed,

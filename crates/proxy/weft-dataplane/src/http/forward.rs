@@ -6,14 +6,13 @@ use crate::http::filters::Marks;
 use crate::http::forwarded::X_FORWARDED_HOST;
 use crate::http::intake::Head;
 use crate::http::retry::{self, Retries};
-use crate::http::upgrade::{self, Upgrade};
+use crate::http::upgrade::{self, Upgrade, UpgradeKind};
 use crate::http::{format, mirror, respond};
-use http::header::{CONTENT_LENGTH, HOST};
+use http::header::{CONTENT_LENGTH, HOST, VIA};
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body, Incoming};
 use smallvec::SmallVec;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,14 +26,16 @@ use weft_route::rewrite::{self, Side};
 use weft_route::{Forward, HostRewrite, Route, RouteTable, VirtualHost, WeightedCluster};
 
 const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+const ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 const EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 const TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-timeout-ms");
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+/// The largest number that `grpc-timeout` takes: eight digits.
+const MAX_GRPC_DIGITS: u64 = 99_999_999;
 const PER_TRY_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-per-try-timeout-ms");
 /// How often a request that came back untouched is put on another connection within one try.
 const MAX_RESENDS: u32 = 3;
-/// How long a name of a dynamic forward proxy may take to resolve.
-const RESOLVE: Duration = Duration::from_secs(5);
 
 /// Where a request goes, and what the configuration says about it.
 pub(crate) struct Forwarding<'a> {
@@ -52,6 +53,17 @@ pub(crate) struct Forwarding<'a> {
 struct Limits {
     whole: Option<Duration>,
     per_try: Option<Duration>,
+}
+
+impl Limits {
+    /// How long an endpoint has: the time of a try, unless the whole request has less.
+    fn expected(&self) -> Option<Duration> {
+        match (self.per_try, self.whole) {
+            (Some(each), Some(whole)) if each >= whole => Some(whole),
+            (Some(each), _) => Some(each),
+            (None, whole) => whole,
+        }
+    }
 }
 
 /// A request's body, as far as tries need to know.
@@ -96,6 +108,9 @@ pub(crate) async fn run(
     exchange.facts.borrow_mut().cluster = Some(cluster.clone());
     exchange.set_limits(forward.idle_timeout, forward.max_stream_duration);
     cluster.ready().await;
+    if forward.terminate_connect && head.upgrade.as_ref().is_some_and(|u| u.kind == UpgradeKind::Connect) {
+        return terminate(exchange, head, &cluster, forward).await;
+    }
     let mut cookies = Vec::new();
     let hash = balancing_hash(forward, head, exchange, &mut cookies);
     let client_key = head.upgrade.as_ref().and_then(|_| upgrade::websocket_key_of(&head.headers));
@@ -124,9 +139,10 @@ pub(crate) async fn run(
     };
     tokio::select! {
         biased;
-        outcome = tries.run() => outcome?,
-        () = time_over(exchange, limits.whole) => return Err(timed_out(exchange, &cluster)),
+        outcome = tries.run() => outcome,
+        () = time_over(exchange, limits.whole) => Err(timed_out(exchange, &cluster)),
     }
+    .map_err(|reply| with_attempts(exchange, &forwarding, reply))?;
     let Some(answer) = tries.answer.take() else { return Err(Box::new(LocalReply::new(Reason::LocalReset))) };
     drop(tries);
     let attempts = exchange.facts.borrow().attempts;
@@ -138,6 +154,46 @@ pub(crate) async fn run(
     for cookie in cookies {
         response.headers_mut().append(http::header::SET_COOKIE, cookie);
     }
+    Ok(response)
+}
+
+/// Says how many tries there were, where the virtual host wants it said.
+fn with_attempts(exchange: &Exchange, forwarding: &Forwarding<'_>, mut reply: Box<LocalReply>) -> Box<LocalReply> {
+    if forwarding.host.include_attempt_count_in_response {
+        let attempts = exchange.facts.borrow().attempts;
+        reply.headers.insert(ATTEMPT_COUNT, HeaderValue::from(attempts));
+    }
+    reply
+}
+
+/// Ends `CONNECT` here: what comes through it goes to an endpoint as plain TCP.
+async fn terminate(
+    exchange: &Rc<Exchange>,
+    head: &mut Head,
+    cluster: &Rc<LiveCluster>,
+    forward: &Forward,
+) -> Result<Response<ProxyBody>, Box<LocalReply>> {
+    let Some(upgrade) = head.upgrade.take() else { return Err(Upgrade::refusal()) };
+    let downstream = &exchange.conn.downstream;
+    let failed = |error: UpstreamError| Box::new(LocalReply::upstream(error.reason, error.detail.as_deref(), false));
+    let context = PickContext {
+        labels: &forward.metadata_match,
+        destination: Some(downstream.destination),
+        ..PickContext::default()
+    };
+    let host = cluster.pick(&context).map_err(failed)?;
+    {
+        let mut facts = exchange.facts.borrow_mut();
+        facts.attempts = 1;
+        facts.host = Some(host.clone());
+    }
+    let client = Some((downstream.source, downstream.destination));
+    let connected = cluster.connect_tcp(&host, None, client).await;
+    cluster.report(&host, if connected.is_ok() { Outcome::Success } else { Outcome::LocalError });
+    let (io, facts, open) = connected.map_err(failed)?;
+    exchange.facts.borrow_mut().upstream = Some(facts);
+    let response = respond::agreed(exchange);
+    upgrade::tunnel_to(exchange.clone(), upgrade.client, (io, open), exchange.idle_timeout());
     Ok(response)
 }
 
@@ -257,7 +313,8 @@ fn shape(exchange: &Exchange, head: &mut Head, forwarding: &Forwarding<'_>, limi
         _ => rewrite::rewrite_path(&forward.path_rewrite, &forwarding.route.matcher, head.uri.path(), head.uri.query()),
     };
     if let Some(path) = new_path.and_then(|path| PathAndQuery::try_from(path).ok()) {
-        if let Some(before) = head.uri.path_and_query()
+        if !exchange.http.hcm.suppress_envoy_headers
+            && let Some(before) = head.uri.path_and_query()
             && let Ok(before) = HeaderValue::from_str(before.as_str())
         {
             head.headers.insert(ORIGINAL_PATH, before);
@@ -268,15 +325,31 @@ fn shape(exchange: &Exchange, head: &mut Head, forwarding: &Forwarding<'_>, limi
         if forward.append_x_forwarded_host {
             head.headers.append(X_FORWARDED_HOST, head.host.clone());
         }
+        if !exchange.http.hcm.suppress_envoy_headers && head.host != host {
+            head.headers.insert(ORIGINAL_HOST, head.host.clone());
+        }
         head.host = host;
+    }
+    if let Some(via) = &exchange.http.via {
+        head.headers.append(VIA, via.clone());
     }
     let edits = rewrite::edits(forwarding.table, forwarding.host, forwarding.route, forwarding.weighted, Side::Request);
     for edit in edits {
         format::edit_request(exchange, head, edit);
     }
-    if let Some(whole) = limits.whole {
-        let millis = u64::try_from(whole.as_millis()).unwrap_or(u64::MAX);
+    if exchange.facts.borrow().shown.is_some() {
+        format::remember(exchange, head);
+    }
+    let expected = limits.expected().map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
+    if let Some(millis) = expected.filter(|_| !exchange.http.hcm.suppress_envoy_headers) {
         head.headers.insert(EXPECTED_TIMEOUT, HeaderValue::from(millis));
+    }
+    if let Some(millis) = expected.filter(|millis| *millis <= MAX_GRPC_DIGITS)
+        && forward.max_grpc_timeout.is_some()
+        && exchange.facts.borrow().is_grpc
+        && let Ok(value) = HeaderValue::from_str(&format!("{millis}m"))
+    {
+        head.headers.insert(GRPC_TIMEOUT, value);
     }
 }
 
@@ -297,7 +370,8 @@ fn payload(
     if empty {
         return Payload::None;
     }
-    let body = body.observed(Box::new(RequestObserver { exchange: exchange.clone(), copies }));
+    let decoder = exchange.facts.borrow().web.filter(|web| web.text_request).map(|_| Default::default());
+    let body = body.observed(Box::new(RequestObserver { exchange: exchange.clone(), copies, decoder }));
     if may_retry { Payload::Again(Replay::new(body, replay::DEFAULT_LIMIT)) } else { Payload::Once(Some(body)) }
 }
 
@@ -443,9 +517,11 @@ impl Tries<'_> {
         match outcome {
             Ok(status) => {
                 cluster.stats.response(status.as_u16());
-                let judged = match self.grpc_status().filter(|_| status.is_success()) {
-                    Some(grpc) => Outcome::of_status(grpc::to_http(grpc).as_u16()),
-                    None => Outcome::of_status(status.as_u16()),
+                let listed = cluster.config.outlier.as_ref().and_then(|o| o.statuses.as_deref());
+                let judged = match (self.grpc_status().filter(|_| status.is_success()), listed) {
+                    (_, Some(listed)) => Outcome::of_listed(status.as_u16(), listed),
+                    (Some(grpc), None) => Outcome::of_status(grpc::to_http(grpc).as_u16()),
+                    (None, None) => Outcome::of_status(status.as_u16()),
                 };
                 cluster.report(&host, judged);
                 if judged != Outcome::Success {
@@ -488,26 +564,19 @@ impl Tries<'_> {
 
     /// The endpoint that the request's host names.
     async fn named_host(&self, port: Option<u16>) -> Result<Rc<Host>, UpstreamError> {
-        let none = || UpstreamError::unsent(Reason::NoHealthyUpstream).with_detail("dns_resolution_failure");
         let text = self.head.host.to_str().unwrap_or_default();
         let name = weft_route::normalize::without_port(text);
         let asked = text[name.len()..].strip_prefix(':').and_then(|p| p.parse().ok());
         let default = if self.head.scheme == "https" { 443 } else { 80 };
         let port = port.or(asked).unwrap_or(default);
         let resolver = self.exchange.conn.worker.clusters.resolver();
-        let mut known = resolver.watch(name, Duration::from_secs(60));
-        let resolved = tokio::time::timeout(RESOLVE, known.wait_for(|r| r.done)).await;
-        let address = match resolved {
-            Ok(Ok(resolution)) => resolution.addresses.first().copied(),
-            _ => None,
-        };
-        let address = address.ok_or_else(none)?;
-        Ok(self.cluster.dynamic_host(name, SocketAddr::new(address, port)))
+        self.cluster.resolve(resolver, name, port).await
     }
 
     /// Sends the request on a connection. A request that came back untouched, or that may be repeated by its nature and met
     /// a connection which its endpoint had just closed, goes on another connection at once: that is not a retry.
     async fn send(&mut self, host: &Rc<Host>, place: Place) -> Result<StatusCode, UpstreamError> {
+        let downstream = &self.exchange.conn.downstream;
         let mut fresh = false;
         let mut returned: Option<Box<Request<ProxyBody>>> = None;
         for resend in 0..=MAX_RESENDS {
@@ -516,6 +585,7 @@ impl Tries<'_> {
                 fresh,
                 careful: !self.is_repeatable(),
                 host: self.head.host.to_str().ok(),
+                client: Some((downstream.source, downstream.destination)),
             };
             let mut lease = self.cluster.acquire(host, want).await?;
             self.exchange.facts.borrow_mut().upstream = Some(lease.facts.clone());

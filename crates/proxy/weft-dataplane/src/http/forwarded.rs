@@ -10,6 +10,7 @@ use weft_proxy_config::{ClientCertDetails, ForwardClientCert, HttpConnectionMana
 
 pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 pub(crate) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -41,6 +42,12 @@ pub(crate) fn apply(
         if let Ok(value) = HeaderValue::from_str(&client.ip().to_string()) {
             headers.insert(X_ENVOY_EXTERNAL_ADDRESS, value);
         }
+    }
+    if hcm.use_remote_address
+        && hcm.append_x_forwarded_port
+        && (hcm.xff_trusted_hops == 0 || !headers.contains_key(X_FORWARDED_PORT))
+    {
+        headers.insert(X_FORWARDED_PORT, HeaderValue::from(downstream.destination.port()));
     }
     let own_word = hcm.use_remote_address && hcm.xff_trusted_hops == 0;
     let told = if own_word || !marks.has(HeaderMarks::FORWARDED_PROTO) { None } else { scheme(headers) };

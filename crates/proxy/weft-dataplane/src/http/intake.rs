@@ -137,7 +137,8 @@ fn hosts(parts: &Parts, text: &str, how: HostNormalization) -> (HeaderValue, Hea
         Cow::Borrowed(same) if same.len() == text.len() => (sent.clone(), sent),
         Cow::Borrowed(shorter) => (value(shorter), value(shorter)),
         Cow::Owned(lower) if lower.len() == text.len() => (sent, value(&lower)),
-        Cow::Owned(lower) => (value(&lower), value(&lower)),
+        // What was taken away stood at the end; the rest goes on as it was written.
+        Cow::Owned(lower) => (value(text.get(..lower.len()).unwrap_or(&lower)), value(&lower)),
     }
 }
 

@@ -71,7 +71,7 @@ fn shadow_host(host: &HeaderValue) -> HeaderValue {
 async fn send(cluster: Rc<LiveCluster>, mut request: Request<ProxyBody>, host: HeaderValue) {
     cluster.ready().await;
     let Ok(endpoint) = cluster.pick(&PickContext::default()) else { return };
-    let want = Want { http2: false, fresh: false, careful: true, host: host.to_str().ok() };
+    let want = Want { http2: false, fresh: false, careful: true, host: host.to_str().ok(), client: None };
     let Ok(mut lease) = cluster.acquire(&endpoint, want).await else {
         cluster.report(&endpoint, Outcome::LocalError);
         return;

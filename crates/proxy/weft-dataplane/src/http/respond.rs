@@ -11,8 +11,8 @@ use std::pin::Pin;
 use std::rc::Rc;
 use weft_cluster::Lease;
 use weft_codec::{HeaderMarks, LocalReply, ProxyBody, grpc, hop};
-use weft_filter::cors;
 use weft_filter::peer::{Facts, PEER_METADATA, PEER_METADATA_ID};
+use weft_filter::{cors, grpc_web};
 use weft_proxy_config::{HttpFilter, ServerHeader};
 use weft_route::HeaderEdit;
 
@@ -28,10 +28,22 @@ pub(crate) fn local(exchange: &Rc<Exchange>, reply: LocalReply) -> Response<Prox
         facts.is_grpc
     };
     let mut response = reply.into_response(is_grpc);
+    if let Some(web) = exchange.facts.borrow().web {
+        grpc_web::answer(web, response.headers_mut());
+    }
     finish(exchange, response.headers_mut(), true);
     note(exchange, response.status(), response.headers());
-    let observer = ResponseObserver { exchange: exchange.clone(), lease: None, _place: None, deadline: None };
+    let observer =
+        ResponseObserver { exchange: exchange.clone(), lease: None, _place: None, web: None, deadline: None };
     response.map(|body| body.observed(Box::new(observer)))
+}
+
+/// The agreement to a `CONNECT` that ends here.
+pub(crate) fn agreed(exchange: &Rc<Exchange>) -> Response<ProxyBody> {
+    let mut response = Response::new(ProxyBody::empty());
+    finish(exchange, response.headers_mut(), true);
+    note(exchange, StatusCode::OK, response.headers());
+    response
 }
 
 /// The upstream's response, ready for the client but for its body.
@@ -53,18 +65,21 @@ pub(crate) fn upstream_head<'e>(
     }
     hop::strip(headers, found);
     meet_peer(exchange, headers);
-    headers.insert(UPSTREAM_SERVICE_TIME, service_time(millis));
+    if !exchange.http.hcm.suppress_envoy_headers {
+        headers.insert(UPSTREAM_SERVICE_TIME, service_time(millis));
+    }
     for edit in edits {
         format::edit_response(exchange, headers, edit);
     }
-    for filter in &exchange.http.hcm.filters {
-        if let HttpFilter::HeaderMutation(edits) = filter {
-            format::edit_response(exchange, headers, &edits.response);
-        }
-    }
+    filters(exchange, headers);
     mark(headers, marks);
     finish(exchange, headers, false);
     note(exchange, status, headers);
+    let web = exchange.facts.borrow().web;
+    if web.is_some_and(|web| !grpc_web::answer(web, headers)) {
+        // Whatever it is, it is no gRPC that could be translated.
+        exchange.facts.borrow_mut().web = None;
+    }
 }
 
 /// The body of an upstream's response, counted as it passes; the connection goes back when it has.
@@ -75,7 +90,9 @@ pub(crate) fn upstream_body(
     place: Place,
     deadline: Option<Pin<Box<tokio::time::Sleep>>>,
 ) -> ProxyBody {
-    let observer = ResponseObserver { exchange: exchange.clone(), lease: Some(lease), _place: Some(place), deadline };
+    let web = exchange.facts.borrow().web;
+    let exchange = exchange.clone();
+    let observer = ResponseObserver { exchange, lease: Some(lease), _place: Some(place), web, deadline };
     ProxyBody::from(body).observed(Box::new(observer))
 }
 
@@ -92,6 +109,15 @@ fn service_time(millis: u64) -> HeaderValue {
 pub(crate) fn edit<'e>(exchange: &Exchange, headers: &mut HeaderMap, edits: impl Iterator<Item = &'e HeaderEdit>) {
     for edit in edits {
         format::edit_response(exchange, headers, edit);
+    }
+}
+
+/// What filters do to every response.
+pub(crate) fn filters(exchange: &Exchange, headers: &mut HeaderMap) {
+    for filter in &exchange.http.hcm.filters {
+        if let HttpFilter::HeaderMutation(edits) = filter {
+            format::edit_response(exchange, headers, &edits.response);
+        }
     }
 }
 

@@ -196,7 +196,8 @@ fn cluster_by_header(route: Option<&Arc<Route>>, head: &Head) -> Option<Cow<'sta
 fn redirected(redirect: &Redirect, route: &Route, head: &Head) -> LocalReply {
     // The host as it was written; routing alone does not care for case.
     let host = head.host.to_str().unwrap_or_default();
-    let location = rewrite::location(redirect, &route.matcher, &weft_route::RequestView { authority: host, ..head.view() });
+    let location =
+        rewrite::location(redirect, &route.matcher, &weft_route::RequestView { authority: host, ..head.view() });
     let mut reply = plain_reply(redirect.status, "direct_response");
     if let Ok(value) = HeaderValue::from_str(&location) {
         reply.headers.insert(LOCATION, value);

@@ -15,7 +15,8 @@ use hyper_util::rt::TokioIo;
 use std::rc::Rc;
 use std::time::Duration;
 use weft_cluster::Lease;
-use weft_codec::{Flags, HeaderMarks, LocalReply, Reason, hop};
+use weft_cluster::cluster::TcpGuard;
+use weft_codec::{Flags, HeaderMarks, Io, LocalReply, Reason, hop};
 use weft_core::Strng;
 use weft_proxy_config::HttpConnectionManager;
 
@@ -160,6 +161,31 @@ fn websocket_key() -> HeaderValue {
     let nonce = fastrand::u128(..).to_be_bytes();
     let text = STANDARD.encode(nonce);
     HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("AAAAAAAAAAAAAAAAAAAAAA=="))
+}
+
+/// Passes bytes between client and an endpoint that speaks no HTTP.
+pub(crate) fn tunnel_to(exchange: Rc<Exchange>, client: OnUpgrade, endpoint: (Io, TcpGuard), idle: Option<Duration>) {
+    exchange.clear_limits();
+    exchange.complete_request();
+    exchange.facts.borrow_mut().finished = true;
+    let stats = &exchange.http.stats;
+    stats.cx_upgrades_total.inc();
+    stats.cx_upgrades_active.add(1);
+    tokio::task::spawn_local(async move {
+        let (io, open) = endpoint;
+        let traffic = Traffic::default();
+        match client.await {
+            Ok(client) => {
+                if let tunnel::Ended::Idle = tunnel::run(TokioIo::new(client), io, idle, &traffic).await {
+                    exchange.note(Flags::SI, Reason::StreamIdleTimeout.details());
+                }
+            }
+            Err(error) => tracing::debug!(%error, "CONNECT not completed"),
+        }
+        exchange.count(traffic.received(), traffic.sent());
+        exchange.http.stats.cx_upgrades_active.add(-1);
+        drop(open);
+    });
 }
 
 /// Passes bytes between client and endpoint from when the client's side is through with HTTP.

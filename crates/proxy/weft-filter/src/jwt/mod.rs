@@ -142,7 +142,7 @@ impl Check<'_> {
         if audiences.is_none()
             && let Some((.., outcome)) = self.done.iter().find(|(p, token, _)| *p == place && *token == found.token)
         {
-            return outcome.clone();
+            return *outcome;
         }
         let provider = self.filter.providers.get(place).ok_or(JwtFailure::UnknownIssuer)?;
         let outcome = Token::parse(&found.token).and_then(|token| {
@@ -151,7 +151,7 @@ impl Check<'_> {
         });
         let outcome = outcome.map(|token| self.take_over(provider, found, token));
         if audiences.is_none() {
-            self.done.push((place, found.token.clone(), outcome.clone()));
+            self.done.push((place, found.token.clone(), outcome));
         }
         outcome
     }

@@ -307,7 +307,7 @@ fn what_becomes_of_a_valid_token() {
     removed.sort_unstable();
     assert_eq!(removed, ["authorization", "x-none", "x-sub"]);
     let set: Vec<(&str, &str)> = passed.set.iter().map(|(n, v)| (n.as_str(), v.to_str().unwrap())).collect();
-    assert!(set[0].0 == "x-payload" && set[0].1.len() % 4 == 0);
+    assert!(set[0].0 == "x-payload" && set[0].1.len().is_multiple_of(4));
     assert_eq!(&set[1..], [("x-sub", "you"), ("x-deep", "7"), ("x-list", "WyJ4Il0="), ("x-yes", "true")]);
     let payload = &passed.metadata[0].1;
     let words = ["a", "b"].map(|w| MetadataValue::String(w.into())).to_vec();

@@ -267,7 +267,7 @@ fn seconds(value: Option<&MetadataValue>, failure: JwtFailure) -> Result<Option<
 /// The payload of a token as it stands there, padded when asked for.
 pub fn payload_text(token: &str, padded: bool) -> String {
     let mut text = token.split('.').nth(1).unwrap_or_default().to_string();
-    while padded && text.len() % 4 != 0 {
+    while padded && !text.len().is_multiple_of(4) {
         text.push('=');
     }
     text

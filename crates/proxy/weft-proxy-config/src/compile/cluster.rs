@@ -1,16 +1,20 @@
 //! Clusters.
 
 use super::{Ctx, fingerprint};
-use crate::{Cluster, ClusterMetadata, Discovery, LbPolicy, UpstreamProtocol, UpstreamTransport};
+use crate::{Cluster, ClusterMetadata, Discovery, LbPolicy, SlowStart, UpstreamProtocol, UpstreamTransport};
 use prost::Message as _;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use weft_core::Strng;
 use weft_proto::Any;
+use weft_proto::any::TypeUrl as _;
 use weft_proto::envoy::config::cluster::v3::{self as proto, cluster as c};
+use weft_proto::envoy::config::common::matcher::v3::{MatchPredicate, match_predicate};
 use weft_proto::envoy::config::core::v3 as core;
+use weft_proto::envoy::config::route::v3::{HeaderMatcher, header_matcher};
 use weft_proto::envoy::extensions::clusters::dynamic_forward_proxy::v3::ClusterConfig;
+use weft_proto::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use weft_proto::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
 use weft_proto::envoy::extensions::upstreams::http::v3::{HttpProtocolOptions, http_protocol_options as http};
 use weft_route::error::Path;
@@ -35,6 +39,7 @@ impl Ctx<'_> {
     fn cluster(&mut self, message: &proto::Cluster, fingerprint: u64) -> Option<Cluster> {
         let path = Path::ROOT;
         self.refuse_cluster_fields(message, &path);
+        let (message, proxy_protocol) = &self.without_proxy_protocol(message, &path);
         if message.name.is_empty() {
             self.c.errors.refuse(&path.field("name"), "must not be empty");
         }
@@ -55,7 +60,12 @@ impl Ctx<'_> {
             None => UpstreamTransport::Plain,
         };
         let outlier = message.outlier_detection.as_ref();
-        let outlier = outlier.map(|o| Arc::new(self.outlier(o, &path.field("outlier_detection"))));
+        let statuses = self.error_statuses(message, &path);
+        let outlier = outlier.map(|o| {
+            let mut detection = self.outlier(o, &path.field("outlier_detection"));
+            detection.statuses = statuses;
+            Arc::new(detection)
+        });
         let common = message.common_lb_config.as_ref();
         let connect_timeout = self.c.duration(message.connect_timeout.as_ref(), &path.field("connect_timeout"));
         Some(Cluster {
@@ -79,6 +89,8 @@ impl Ctx<'_> {
                     Some(c::common_lb_config::LocalityConfigSpecifier::LocalityWeightedLbConfig(_))
                 )
             }),
+            slow_start: self.slow_start(message, &path),
+            proxy_protocol: *proxy_protocol,
             source_address: self.source_address(message.upstream_bind_config.as_ref(), &path),
             fingerprint,
         })
@@ -180,12 +192,6 @@ impl Ctx<'_> {
 
     /// Of balancing, what is left out: the balancer then works as if it had not been set.
     fn refuse_balancing_fields(&mut self, message: &proto::Cluster, path: &Path<'_>) {
-        let slow_start = match &message.lb_config {
-            Some(c::LbConfig::RoundRobinLbConfig(config)) => config.slow_start_config.is_some(),
-            Some(c::LbConfig::LeastRequestLbConfig(config)) => config.slow_start_config.is_some(),
-            _ => false,
-        };
-        self.leave_out(slow_start, &path.field("slow_start_config"));
         let Some(common) = &message.common_lb_config else { return };
         let path = path.field("common_lb_config");
         let c::CommonLbConfig {
@@ -204,6 +210,76 @@ impl Ctx<'_> {
         let path_of_flag = path.field("close_connections_on_host_set_change");
         self.leave_out(*close_connections_on_host_set_change, &path_of_flag);
         self.leave_out(consistent_hashing_lb_config.is_some(), &path.field("consistent_hashing_lb_config"));
+    }
+
+    /// Warm-up of new endpoints.
+    fn slow_start(&mut self, message: &proto::Cluster, path: &Path<'_>) -> Option<SlowStart> {
+        let config = match &message.lb_config {
+            Some(c::LbConfig::RoundRobinLbConfig(config)) => config.slow_start_config.as_ref(),
+            Some(c::LbConfig::LeastRequestLbConfig(config)) => config.slow_start_config.as_ref(),
+            _ => None,
+        }?;
+        let path = path.field("slow_start_config");
+        let window = self.c.limit(config.slow_start_window.as_ref(), &path.field("slow_start_window"))?;
+        let aggression = config.aggression.as_ref().map_or(1.0, |a| a.default_value);
+        if aggression.is_nan() || aggression <= 0.0 {
+            self.c.errors.refuse(&path.field("aggression"), "must be above 0");
+        }
+        let least = config.min_weight_percent.as_ref().map_or(10.0, |p| p.value).clamp(0.0, 100.0) / 100.0;
+        Some(SlowStart { window, aggression, least })
+    }
+
+    /// The cluster as it would be without the PROXY protocol around its transports, and the version of that.
+    fn without_proxy_protocol(&mut self, message: &proto::Cluster, path: &Path<'_>) -> (proto::Cluster, Option<u8>) {
+        let mut plain = message.clone();
+        let mut found = Vec::new();
+        let matches = plain.transport_socket_matches.iter_mut().map(|m| &mut m.transport_socket);
+        for socket in matches.chain(std::iter::once(&mut plain.transport_socket)) {
+            if let Some(version) = socket.as_ref().and_then(|s| self.proxy_protocol(s, path)) {
+                found.push(version.0);
+                *socket = version.1;
+            } else if socket.is_some() || message.transport_socket_matches.is_empty() {
+                found.push(None);
+            }
+        }
+        let version = found.first().copied().flatten();
+        if found.iter().any(|v| *v != version) {
+            let why = "the PROXY protocol must be the same for all transports of a cluster";
+            self.c.errors.refuse(&path.field("transport_socket"), why);
+        }
+        (plain, version)
+    }
+
+    /// Version and inner transport, when a transport is the PROXY protocol's.
+    fn proxy_protocol(
+        &mut self,
+        socket: &core::TransportSocket,
+        path: &Path<'_>,
+    ) -> Option<(Option<u8>, Option<core::TransportSocket>)> {
+        let Some(core::transport_socket::ConfigType::TypedConfig(any)) = &socket.config_type else { return None };
+        if any.type_url != ProxyProtocolUpstreamTransport::type_url_of() {
+            return None;
+        }
+        let path = path.field("transport_socket");
+        let message: ProxyProtocolUpstreamTransport = self.c.unpacked(any, &path)?;
+        let config = message.config.unwrap_or_default();
+        self.leave_out(config.pass_through_tlvs.is_some() || !config.added_tlvs.is_empty(), &path.field("config"));
+        let v1 = core::proxy_protocol_config::Version::V1 as i32;
+        Some((Some(if config.version == v1 { 1 } else { 2 }), message.transport_socket))
+    }
+
+    /// The statuses that count as errors of an endpoint (`outlier_detection.error_matcher` of the HTTP options).
+    fn error_statuses(&mut self, message: &proto::Cluster, path: &Path<'_>) -> Option<Vec<u16>> {
+        let any = message.typed_extension_protocol_options.get(HTTP_OPTIONS)?;
+        let options: HttpProtocolOptions = weft_proto::unpack(any).ok()?;
+        let matcher = options.outlier_detection?.error_matcher?;
+        let mut statuses = Vec::new();
+        if !collect_statuses(&matcher, &mut statuses, 0) {
+            let path = path.key("typed_extension_protocol_options", HTTP_OPTIONS);
+            let why = "weft-proxy takes exact matches of :status, alone or in or_match";
+            self.c.errors.refuse(&path.field("outlier_detection").field("error_matcher"), why);
+        }
+        Some(statuses)
     }
 
     #[allow(deprecated)]
@@ -231,7 +307,7 @@ impl Ctx<'_> {
             upstream_http_protocol_options,
             http_filters,
             header_validation_config,
-            // Which statuses count for outlier detection: 5xx, as without it.
+            // Read where outlier detection is.
             outlier_detection: _,
             request_mirror_policies,
             hash_policy,
@@ -440,6 +516,41 @@ impl Ctx<'_> {
             }
         }
         self.shared.cluster_metadata(facts)
+    }
+}
+
+/// Deepest nesting of conditions on an answer.
+const MAX_DEPTH: usize = 16;
+
+/// Collects the statuses that a condition names; false when it is more than a list of statuses.
+fn collect_statuses(predicate: &MatchPredicate, statuses: &mut Vec<u16>, depth: usize) -> bool {
+    match &predicate.rule {
+        _ if depth > MAX_DEPTH => false,
+        Some(match_predicate::Rule::OrMatch(set)) => {
+            set.rules.iter().all(|rule| collect_statuses(rule, statuses, depth + 1))
+        }
+        Some(match_predicate::Rule::HttpResponseHeadersMatch(headers)) => match &headers.headers[..] {
+            [only] if only.name == ":status" && !only.invert_match => {
+                let status: Option<u16> = exact_text(only).and_then(|text| text.parse().ok());
+                statuses.extend(status);
+                status.is_some()
+            }
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
+#[allow(deprecated)]
+fn exact_text(header: &HeaderMatcher) -> Option<&str> {
+    use weft_proto::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
+    match header.header_match_specifier.as_ref()? {
+        header_matcher::HeaderMatchSpecifier::ExactMatch(text) => Some(text),
+        header_matcher::HeaderMatchSpecifier::StringMatch(text) => match text.match_pattern.as_ref()? {
+            MatchPattern::Exact(text) => Some(text),
+            _ => None,
+        },
+        _ => None,
     }
 }
 

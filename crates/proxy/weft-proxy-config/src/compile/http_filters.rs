@@ -113,6 +113,8 @@ impl Ctx<'_> {
                 let message = self.c.unpacked(any, &path)?;
                 Some(HttpFilter::Telemetry(Arc::new(self.telemetry(&message, &path))))
             }
+            // The cluster resolves the name of each request itself; settings of a route are refused there.
+            url if url == filters::dynamic_forward_proxy::v3::FilterConfig::type_url_of() => None,
             // The sender says that requests may go without it.
             _ if filter.is_optional => None,
             url => {

@@ -1,7 +1,7 @@
 //! Network filters, and the TCP proxy that ends a chain.
 
 use super::Ctx;
-use crate::{NetworkFilter, TcpCluster, TcpProxy, Telemetry, Terminal};
+use crate::{NetworkFilter, TcpCluster, TcpProxy, Telemetry, Terminal, Tunnel};
 use std::sync::Arc;
 use std::time::Duration;
 use weft_proto::Any;
@@ -68,6 +68,10 @@ impl Ctx<'_> {
             url if url == network_filters::sni_cluster::v3::SniCluster::type_url_of() => {
                 Some(NetworkFilter::SniCluster)
             }
+            url if url == network_filters::sni_dynamic_forward_proxy::v3::FilterConfig::type_url_of() => {
+                let message = self.c.unpacked(any, &path)?;
+                self.sni_forward(&message, &path)
+            }
             url if url == weft::TcpTelemetry::type_url_of() => {
                 let message: weft::TcpTelemetry = self.c.unpacked(any, &path)?;
                 Some(NetworkFilter::Telemetry(Arc::new(Telemetry {
@@ -84,6 +88,65 @@ impl Ctx<'_> {
                 None
             }
         }
+    }
+
+    fn sni_forward(
+        &mut self,
+        message: &network_filters::sni_dynamic_forward_proxy::v3::FilterConfig,
+        path: &Path<'_>,
+    ) -> Option<NetworkFilter> {
+        use network_filters::sni_dynamic_forward_proxy::v3::filter_config::PortSpecifier;
+        let network_filters::sni_dynamic_forward_proxy::v3::FilterConfig {
+            // Names are kept by the one resolver of the proxy, whatever the cache is called.
+            dns_cache_config: _,
+            save_upstream_address: _,
+            port_specifier,
+        } = message;
+        let port = match port_specifier {
+            None => Some(443),
+            Some(PortSpecifier::PortValue(port)) => u16::try_from(*port).ok().filter(|port| *port != 0),
+        };
+        if port.is_none() {
+            self.c.errors.refuse(&path.field("port_value"), "must be 1 to 65535");
+        }
+        port.map(NetworkFilter::SniForward)
+    }
+
+    /// A tunnel through an HTTP proxy.
+    fn tunnel(
+        &mut self,
+        message: &network_filters::tcp_proxy::v3::tcp_proxy::TunnelingConfig,
+        path: &Path<'_>,
+    ) -> Option<Tunnel> {
+        let network_filters::tcp_proxy::v3::tcp_proxy::TunnelingConfig {
+            hostname,
+            use_post,
+            headers_to_add,
+            // For other filters' eyes.
+            propagate_response_headers: _,
+            propagate_response_trailers: _,
+            post_path,
+            request_id_extension,
+            request_id_header,
+            request_id_metadata_key,
+            ..
+        } = message;
+        let path = path.field("tunneling_config");
+        refuse_set!(
+            self.c.errors,
+            path,
+            headers_to_add,
+            post_path,
+            request_id_extension,
+            request_id_header,
+            request_id_metadata_key
+        );
+        if hostname.parse::<http::uri::Authority>().is_err() {
+            let message = format!("{hostname:?} is not HOST:PORT; commands are not supported by weft-proxy");
+            self.c.errors.refuse(&path.field("hostname"), message);
+            return None;
+        }
+        Some(Tunnel { target: self.c.pool.text(hostname), post: *use_post })
     }
 
     fn connection_limit(
@@ -166,7 +229,6 @@ impl Ctx<'_> {
             metadata_match,
             downstream_idle_timeout,
             upstream_idle_timeout,
-            tunneling_config,
             proxy_protocol_tlvs,
             upstream_connect_mode
         );
@@ -189,6 +251,7 @@ impl Ctx<'_> {
             max_duration: self.c.limit(max_duration, &path.field("max_downstream_connection_duration")),
             max_connect_attempts: max_connect_attempts.unwrap_or(1).max(1),
             access_logs: self.access_logs(access_log, path),
+            tunnel: tunneling_config.as_ref().and_then(|t| self.tunnel(t, path)),
             hash_source_ip: self.tcp_hash(hash_policy, path),
         })
     }

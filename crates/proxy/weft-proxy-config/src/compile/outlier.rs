@@ -1,7 +1,7 @@
 //! Outlier detection and limits of a cluster.
 
 use super::Ctx;
-use crate::{ConnectionLimits, OutlierDetection};
+use crate::{ConnectionLimits, OutlierDetection, RetryBudget};
 use std::time::Duration;
 use weft_proto::envoy::config::cluster::v3 as proto;
 use weft_proto::envoy::config::core::v3 as core;
@@ -11,6 +11,8 @@ use weft_route::refuse_set;
 /// Envoy's defaults for a cluster without thresholds.
 const DEFAULT_LIMIT: u32 = 1024;
 const DEFAULT_RETRIES: u32 = 3;
+/// Envoy's share of a retry budget that sets none, in percent.
+const DEFAULT_BUDGET: f64 = 20.0;
 /// Idle time of an upstream connection unless set.
 const DEFAULT_IDLE: Duration = Duration::from_secs(3600);
 
@@ -66,6 +68,7 @@ impl Ctx<'_> {
                 *enforcing_consecutive_local_origin_failure,
                 100,
             ),
+            statuses: None,
             split_local: *split_external_local_origin_errors,
             interval: interval.unwrap_or(Duration::from_secs(10)).max(Duration::from_millis(1)),
             base_ejection: base,
@@ -82,12 +85,6 @@ impl Ctx<'_> {
             self.c.errors.degrade(&path.field("per_host_thresholds"), "is not enforced by weft-proxy");
         }
         let default = breakers.and_then(|b| b.thresholds.iter().find(|t| t.priority == 0));
-        if default.is_some_and(|t| t.retry_budget.is_some()) {
-            self.c.errors.degrade(
-                &path,
-                "retry_budget is not enforced by weft-proxy; its min_retry_concurrency is, as max_retries",
-            );
-        }
         let of = |pick: fn(&proto::circuit_breakers::Thresholds) -> Option<u32>, or: u32| {
             default.and_then(pick).unwrap_or(or)
         };
@@ -96,11 +93,15 @@ impl Ctx<'_> {
             max_connections: of(|t| t.max_connections, DEFAULT_LIMIT),
             max_pending: of(|t| t.max_pending_requests, DEFAULT_LIMIT),
             max_requests: of(|t| t.max_requests, DEFAULT_LIMIT),
-            // A budget bounds retries where max_retries is often without limit: what it always allows is the safe bound.
-            max_retries: match default.and_then(|t| t.retry_budget.as_ref()) {
-                Some(budget) => budget.min_retry_concurrency.unwrap_or(DEFAULT_RETRIES),
-                None => of(|t| t.max_retries, DEFAULT_RETRIES),
-            },
+            max_retries: of(|t| t.max_retries, DEFAULT_RETRIES),
+            retry_budget: default.and_then(|t| t.retry_budget.as_ref()).map(|budget| {
+                // Over an interval a burst would count longer; without it the budget follows what is under way now.
+                self.leave_out(budget.budget_interval.is_some(), &path.field("retry_budget").field("budget_interval"));
+                RetryBudget {
+                    percent: budget.budget_percent.as_ref().map_or(DEFAULT_BUDGET, |p| p.value.clamp(0.0, 100.0)),
+                    least: budget.min_retry_concurrency.unwrap_or(DEFAULT_RETRIES),
+                }
+            }),
             max_requests_per_connection: 0,
             idle_timeout: Some(DEFAULT_IDLE),
             max_connection_duration: None,

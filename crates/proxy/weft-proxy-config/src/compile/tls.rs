@@ -2,7 +2,7 @@
 
 use super::Ctx;
 use crate::{
-    BoundSecrets, ClientTls, ClientTlsSpec, SanKind, SanMatcher, Secret, SecretSource, ServerTls, ServerTlsSpec,
+    BoundSecrets, ClientTls, ClientTlsSpec, Pins, SanKind, SanMatcher, Secret, SecretSource, ServerTls, ServerTlsSpec,
     TlsParams,
 };
 use std::sync::{Arc, OnceLock};
@@ -42,6 +42,8 @@ impl Ctx<'_> {
             certificate,
             validation: validation.source,
             san: validation.san,
+            pins: validation.pins,
+            crl: validation.crl,
             sni: self.c.pool.text(sni),
             auto_host_sni: *auto_host_sni || (auto_sni && sni.is_empty()),
             alpn: common.alpn_protocols.iter().map(|p| self.c.pool.text(p)).collect(),
@@ -89,6 +91,8 @@ impl Ctx<'_> {
             validation: validation.source,
             require_client_certificate: require,
             san: validation.san,
+            pins: validation.pins,
+            crl: validation.crl,
             alpn: common.alpn_protocols.iter().map(|p| self.c.pool.text(p)).collect(),
             params: self.params(common.tls_params.as_ref(), &path),
         };
@@ -223,8 +227,6 @@ impl Ctx<'_> {
             self.c.errors,
             path,
             ca_certificate_provider_instance,
-            verify_certificate_spki,
-            verify_certificate_hash,
             require_signed_certificate_timestamp,
             allow_expired_certificate,
             custom_validator_config
@@ -236,19 +238,50 @@ impl Ctx<'_> {
             let value = self.c.string_matcher(value, &path.item("match_subject_alt_names", i));
             san.extend(value.map(|value| SanMatcher { kind: None, value }));
         }
-        if crl.is_some() && trusted_ca.is_none() {
-            // With roots by SDS the lists come by SDS too; passing these over would let revoked certificates in.
-            self.c
-                .errors
-                .refuse(&path.field("crl"), "is supported beside trusted_ca only: put the list into the secret");
-        }
+        let lists = match (crl, trusted_ca) {
+            (Some(lists), None) => self.revocation_lists(lists, path),
+            _ => None,
+        };
         let source = match (trusted_ca, system_root_certs) {
             (Some(ca), _) => self.inline_roots(ca, crl.as_ref(), secrets, path),
             (None, Some(_)) => self.system_roots(secrets, path),
             (None, None) => None,
         };
         let accept_untrusted = proto::certificate_validation_context::TrustChainVerification::AcceptUntrusted as i32;
-        Validation { source, san, insecure: *trust_chain_verification == accept_untrusted }
+        let pins = self.pins(verify_certificate_hash, verify_certificate_spki, path);
+        Validation { source, san, pins, crl: lists, insecure: *trust_chain_verification == accept_untrusted }
+    }
+
+    /// Lists beside roots that come by SDS: read now, and used once the roots are there.
+    fn revocation_lists(&mut self, lists: &core::DataSource, path: &Path<'_>) -> Option<Arc<[u8]>> {
+        let path = path.field("crl");
+        let text = self.data(Some(lists), &path)?;
+        let readable = weft_tls::check_crls(&text);
+        readable.map_err(|error| self.c.errors.refuse(&path, error.to_string())).ok()?;
+        Some(text.into())
+    }
+
+    /// Hashes as Envoy takes them: of a certificate 64 hex digits with or without colons, of a key 44 characters of base64.
+    fn pins(&mut self, certificates: &[String], keys: &[String], path: &Path<'_>) -> Pins {
+        use base64::Engine as _;
+        let mut pins = Pins::default();
+        for (i, hash) in certificates.iter().enumerate() {
+            let plain = hash.replace(':', "").to_ascii_lowercase();
+            if plain.len() != 64 || !plain.bytes().all(|b| b.is_ascii_hexdigit()) {
+                let path = path.item("verify_certificate_hash", i);
+                self.c.errors.refuse(&path, "must be a SHA-256 digest: 64 hexadecimal digits");
+            }
+            pins.certificates.push(plain.into());
+        }
+        for (i, hash) in keys.iter().enumerate() {
+            let digest = base64::engine::general_purpose::STANDARD.decode(hash);
+            if !digest.is_ok_and(|digest| digest.len() == 32) {
+                let path = path.item("verify_certificate_spki", i);
+                self.c.errors.refuse(&path, "must be a SHA-256 digest in base64: 44 characters");
+            }
+            pins.keys.push(self.c.pool.text(hash));
+        }
+        pins
     }
 
     fn inline_roots(
@@ -402,6 +435,8 @@ impl Ctx<'_> {
 struct Validation {
     source: Option<SecretSource>,
     san: Vec<SanMatcher>,
+    pins: Pins,
+    crl: Option<Arc<[u8]>>,
     insecure: bool,
 }
 
@@ -441,12 +476,26 @@ fn read_file(name: &str) -> Result<Vec<u8>, String> {
 }
 
 /// The predicate that a list of matchers makes; `None` when any name is accepted.
-pub(crate) fn predicate(san: &[SanMatcher]) -> Option<weft_tls::SanPredicate> {
-    if san.is_empty() {
+pub(crate) fn predicate(san: &[SanMatcher], pins: &Pins) -> Option<weft_tls::SanPredicate> {
+    if san.is_empty() && *pins == Pins::default() {
         return None;
     }
-    let matchers: Vec<SanMatcher> = san.to_vec();
-    Some(Arc::new(move |peer: &weft_tls::PeerCertificate| matchers.iter().any(|m| san_matches(m, peer))))
+    let (matchers, pins) = (san.to_vec(), pins.clone());
+    Some(Arc::new(move |peer: &weft_tls::PeerCertificate| {
+        (matchers.is_empty() || matchers.iter().any(|m| san_matches(m, peer))) && is_pinned(&pins, peer)
+    }))
+}
+
+/// One hash of either list is enough.
+fn is_pinned(pins: &Pins, peer: &weft_tls::PeerCertificate) -> bool {
+    use base64::Engine as _;
+    if pins.certificates.is_empty() && pins.keys.is_empty() {
+        return true;
+    }
+    let key = || base64::engine::general_purpose::STANDARD.encode(peer.key_sha256());
+    pins.certificates.iter().any(|hash| **hash == *peer.sha256()) || {
+        !pins.keys.is_empty() && pins.keys.iter().any(|hash| **hash == *key())
+    }
 }
 
 fn san_matches(matcher: &SanMatcher, peer: &weft_tls::PeerCertificate) -> bool {

@@ -1,7 +1,7 @@
 //! What a route does: forward, redirect, direct response.
 
 use super::Compiler;
-use crate::error::{Path, is_set};
+use crate::error::Path;
 use crate::{
     Action, ClusterChoice, DirectResponse, Forward, HashPolicy, HashSource, HeaderOps, HostRewrite, Mirror,
     PathMatcher, PathRewrite, Redirect, RouteMatcher, WeightedCluster, WeightedClusters, refuse_set,
@@ -109,6 +109,8 @@ impl Compiler<'_> {
             cluster: self.cluster(cluster_specifier.as_ref(), path),
             cluster_not_found: self.not_found(*cluster_not_found_response_code, path),
             timeout: match self.duration(timeout.as_ref(), &path.field("timeout")) {
+                // The newer limit takes the older one's place.
+                _ if max_stream_duration.is_some() => None,
                 None => Some(DEFAULT_TIMEOUT),
                 Some(Duration::ZERO) => None,
                 set => set,
@@ -129,6 +131,7 @@ impl Compiler<'_> {
                 .collect(),
             cors: cors.as_ref().and_then(|c| self.route_cors(c, &path.field("cors"))),
             upgrades: self.upgrades(upgrade_configs, path),
+            terminate_connect: upgrade_configs.iter().any(|u| u.connect_config.is_some()),
             metadata_match: self.lb_metadata(metadata_match.as_ref(), &path.field("metadata_match")),
         }
     }
@@ -404,9 +407,13 @@ impl Compiler<'_> {
         }
         let mut upgrades = Vec::with_capacity(list.len());
         for (i, upgrade) in list.iter().enumerate() {
-            if is_set(&upgrade.connect_config) {
+            if let Some(connect) = &upgrade.connect_config {
                 let path = path.item("upgrade_configs", i);
-                self.errors.refuse(&path.field("connect_config"), "is not supported by weft-proxy");
+                let proto::route_action::upgrade_config::ConnectConfig { proxy_protocol_config, allow_post } = connect;
+                refuse_set!(self.errors, path.field("connect_config"), proxy_protocol_config, allow_post);
+                if !upgrade.upgrade_type.eq_ignore_ascii_case("connect") {
+                    self.errors.refuse(&path.field("connect_config"), "is for upgrades of type CONNECT alone");
+                }
             }
             let name = self.pool.text(&upgrade.upgrade_type.to_ascii_lowercase());
             upgrades.push((name, upgrade.enabled.unwrap_or(true)));

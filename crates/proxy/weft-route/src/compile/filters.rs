@@ -2,7 +2,7 @@
 
 use super::Compiler;
 use crate::error::Path;
-use crate::{CorsPolicy, Fault, FaultAbort, FilterOverrides, StringMatcher, refuse_set};
+use crate::{CorsPolicy, Fault, FaultAbort, FaultShare, FilterOverrides, StringMatcher, refuse_set};
 use http::{HeaderValue, StatusCode};
 use prost_types::Any;
 use std::collections::BTreeMap;
@@ -14,6 +14,7 @@ use weft_proto::envoy::extensions::filters::common::fault::v3 as fault_common;
 use weft_proto::envoy::extensions::filters::http::cors::v3 as cors_filter;
 use weft_proto::envoy::extensions::filters::http::fault::v3 as fault_filter;
 use weft_proto::envoy::r#type::matcher::v3::StringMatcher as StringMatcherMessage;
+use weft_proto::envoy::r#type::v3::FractionalPercent;
 
 impl Compiler<'_> {
     /// Settings by filter name. The type of the message says which filter is meant, as names are free.
@@ -101,13 +102,28 @@ impl Compiler<'_> {
         refuse_set!(self.errors, path, downstream_nodes, max_active_faults, response_rate_limit);
         let headers: Vec<_> =
             headers.iter().enumerate().filter_map(|(i, h)| self.header_matcher(h, &path.item("headers", i))).collect();
+        use fault_common::fault_delay::FaultDelaySecifier;
+        let header_delay = delay
+            .as_ref()
+            .filter(|d| matches!(d.fault_delay_secifier, Some(FaultDelaySecifier::HeaderDelay(_))))
+            .map(|d| self.fault_share(d.percentage.as_ref(), &path.field("delay")));
+        let header_abort = abort
+            .as_ref()
+            .filter(|a| matches!(a.error_type, Some(fault_filter::fault_abort::ErrorType::HeaderAbort(_))))
+            .map(|a| self.fault_share(a.percentage.as_ref(), &path.field("abort")));
         let delay = delay.as_ref().and_then(|d| self.fault_delay(d, &path.field("delay")));
         let abort = abort.as_ref().and_then(|a| self.fault_abort(a, &path.field("abort")));
-        if delay.is_none() && abort.is_none() {
+        if delay.is_none() && abort.is_none() && header_delay.is_none() && header_abort.is_none() {
             return None;
         }
         let upstream_cluster = (!upstream_cluster.is_empty()).then(|| self.pool.text(upstream_cluster));
-        Some(Arc::new(Fault { delay, abort, headers, upstream_cluster }))
+        Some(Arc::new(Fault { delay, abort, header_delay, header_abort, headers, upstream_cluster }))
+    }
+
+    fn fault_share(&mut self, share: Option<&FractionalPercent>, path: &Path<'_>) -> FaultShare {
+        let share = share.copied().unwrap_or_default();
+        let unit = self.ppm(&FractionalPercent { numerator: 1, ..share }, &path.field("percentage"));
+        FaultShare { most: self.ppm(&share, &path.field("percentage")), unit }
     }
 
     fn fault_delay(
@@ -125,10 +141,8 @@ impl Compiler<'_> {
                 }
                 delay.map(|d| (d, share))
             }
-            Some(Spec::HeaderDelay(_)) => {
-                self.errors.refuse(&path.field("header_delay"), "is not supported by weft-proxy; use fixed_delay");
-                None
-            }
+            // The request says how long.
+            Some(Spec::HeaderDelay(_)) => None,
             None => {
                 self.errors.refuse(path, "must set fixed_delay");
                 None
@@ -151,10 +165,8 @@ impl Compiler<'_> {
                 status.map(|s| (FaultAbort::Http(s), share))
             }
             Some(ErrorType::GrpcStatus(code)) => Some((FaultAbort::Grpc(*code), share)),
-            Some(ErrorType::HeaderAbort(_)) => {
-                self.errors.refuse(&path.field("header_abort"), "is not supported by weft-proxy; use http_status");
-                None
-            }
+            // The request says how.
+            Some(ErrorType::HeaderAbort(_)) => None,
             None => {
                 self.errors.refuse(path, "must set http_status or grpc_status");
                 None

@@ -1,0 +1,290 @@
+//! A pair: real Envoy and our data plane on the same bootstrap file, but for the port.
+
+use crate::backend::TWIN;
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::{HeaderMap, Request};
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1::SendRequest;
+use hyper_util::rt::TokioIo;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use weft_dataplane::{DataPlane, Handle, Options};
+use weft_proxy_config::ConfigBuilder;
+use weft_proxy_config::bootstrap::{apply_static, load_bootstrap};
+
+/// Stands in a bootstrap file for the port of the twin.
+pub const PORT: &str = "@PORT@";
+/// Longest that any single step may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Response headers that differ from answer to answer, or say only how a body is framed. Envoy closes a connection whose
+/// request it answered without reading it whole; we read on, within bounds.
+const RANDOM: [&str; 6] =
+    ["date", "x-request-id", "x-envoy-upstream-service-time", "transfer-encoding", "content-length", "connection"];
+
+/// The Envoy program: `$ENVOY`, else where `cargo xtask peers` puts it; `None` where there is none.
+pub fn envoy() -> Option<PathBuf> {
+    let named = std::env::var_os("ENVOY").map(PathBuf::from);
+    named.or_else(|| Some("/opt/weft-peers/bin/envoy".into())).filter(|path| path.is_file())
+}
+
+/// A request for both.
+#[derive(Debug, Clone, Default)]
+pub struct Ask {
+    /// Method.
+    pub method: String,
+    /// Path and query.
+    pub path: String,
+    /// Headers; `host` is `a.example` unless it is among them.
+    pub headers: Vec<(String, String)>,
+    /// Body.
+    pub body: String,
+}
+
+impl Ask {
+    /// `GET path` with these headers.
+    pub fn get(path: &str, headers: &[(&str, &str)]) -> Self {
+        let own = |(name, value): &(&str, &str)| (name.to_string(), value.to_string());
+        Self {
+            method: "GET".into(),
+            path: path.into(),
+            headers: headers.iter().map(own).collect(),
+            body: String::new(),
+        }
+    }
+
+    /// The same with another method and a body.
+    #[must_use]
+    pub fn with(mut self, method: &str, body: &str) -> Self {
+        (self.method, self.body) = (method.into(), body.into());
+        self
+    }
+}
+
+/// What came back, without what differs by chance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Status.
+    pub status: u16,
+    /// Headers, sorted.
+    pub headers: BTreeMap<String, Vec<String>>,
+    /// Body.
+    pub body: String,
+    /// Trailers, sorted.
+    pub trailers: BTreeMap<String, Vec<String>>,
+}
+
+/// One side of the pair: an address, and the connection that is kept to it.
+pub struct Side {
+    name: &'static str,
+    addr: SocketAddr,
+    sender: Option<SendRequest<Full<Bytes>>>,
+}
+
+/// The pair.
+pub struct Twin {
+    /// Address of Envoy's listener.
+    pub envoy: SocketAddr,
+    /// Address of ours.
+    pub weft: SocketAddr,
+    /// Metrics of ours.
+    pub handle: Handle,
+    child: Child,
+    _folder: tempfile::TempDir,
+}
+
+impl Twin {
+    /// Starts both on `template`, in which [`PORT`] stands for the port to listen on. `None` where there is no Envoy.
+    pub async fn start(template: &str) -> Option<Self> {
+        let Some(program) = envoy() else {
+            eprintln!("skipped: no Envoy at $ENVOY or /opt/weft-peers/bin/envoy");
+            return None;
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let (theirs, ours) = (free_port(), free_port());
+        let file = folder.path().join("bootstrap.yaml");
+        std::fs::write(&file, template.replace(PORT, &theirs.to_string())).unwrap();
+        let log = folder.path().join("envoy.log");
+        let child = Command::new(program)
+            .args(["--use-dynamic-base-id", "--concurrency", "1", "-l", "error", "-c"])
+            .arg(&file)
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        let handle = weft(&template.replace(PORT, &ours.to_string())).await;
+        let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let mut twin = Self { envoy: at(theirs), weft: at(ours), handle, child, _folder: folder };
+        twin.wait(&log).await;
+        Some(twin)
+    }
+
+    async fn wait(&mut self, log: &std::path::Path) {
+        let end = tokio::time::Instant::now() + PATIENCE;
+        for addr in [self.envoy, self.weft] {
+            while TcpStream::connect(addr).await.is_err() {
+                let gone = self.child.try_wait().unwrap();
+                let said = || std::fs::read_to_string(log).unwrap_or_default();
+                assert!(gone.is_none() && tokio::time::Instant::now() < end, "{addr} is not there: {}", said());
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+
+    /// Connections to both: Envoy's, then ours.
+    pub fn sides(&self) -> (Side, Side) {
+        let side = |name, addr| Side { name, addr, sender: None };
+        (side("envoy", self.envoy), side("weft", self.weft))
+    }
+
+    /// Asks both the same; the differences, in words.
+    pub async fn compare(&self, asks: &[Ask]) -> Vec<String> {
+        let (mut envoy, mut weft) = self.sides();
+        let mut differences = Vec::new();
+        for ask in asks {
+            differences.extend(difference(ask, &envoy.ask(ask).await, &weft.ask(ask).await));
+        }
+        differences
+    }
+}
+
+impl Drop for Twin {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let handle = self.handle.clone();
+        let _ = std::thread::spawn(move || handle.stop()).join();
+    }
+}
+
+/// What two answers to one request differ in.
+pub fn difference(ask: &Ask, envoy: &Answer, weft: &Answer) -> Option<String> {
+    if envoy == weft {
+        return None;
+    }
+    let mut text = format!("{} {} {:?}\n", ask.method, ask.path, ask.headers);
+    if envoy.status != weft.status {
+        text.push_str(&format!("  status: envoy {} weft {}\n", envoy.status, weft.status));
+    }
+    for (what, a, b) in [("header", &envoy.headers, &weft.headers), ("trailer", &envoy.trailers, &weft.trailers)] {
+        let names: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();
+        for name in names.into_iter().filter(|name| a.get(*name) != b.get(*name)) {
+            text.push_str(&format!("  {what} {name}: envoy {:?} weft {:?}\n", a.get(name), b.get(name)));
+        }
+    }
+    if envoy.body != weft.body {
+        let only =
+            |a: &str, b: &str| a.lines().filter(|line| !b.lines().any(|l| l == *line)).collect::<Vec<_>>().join(" | ");
+        let (theirs, ours) = (only(&envoy.body, &weft.body), only(&weft.body, &envoy.body));
+        text.push_str(&format!("  body: envoy {theirs:?} weft {ours:?}\n"));
+    }
+    Some(text)
+}
+
+async fn weft(yaml: &str) -> Handle {
+    let bootstrap = load_bootstrap(yaml).unwrap_or_else(|e| panic!("{e}"));
+    let mut builder = ConfigBuilder::default();
+    assert_eq!(apply_static(&bootstrap, &mut builder), Vec::<String>::new());
+    let current = Arc::new(ArcSwap::from(builder.snapshot()));
+    let (_changes, seen) = watch::channel(0);
+    let mut options = Options::new(tokio::runtime::Handle::current());
+    options.concurrency = NonZeroUsize::MIN;
+    let handle = DataPlane::start(current, seen, options).unwrap();
+    handle.wait_ready().await;
+    handle
+}
+
+/// A port that nobody listens on.
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+impl Side {
+    /// Asks on the kept connection, or on a new one.
+    pub async fn ask(&mut self, ask: &Ask) -> Answer {
+        let kept = self.sender.is_some();
+        let mut outcome = tokio::time::timeout(PATIENCE, self.exchange(ask)).await;
+        if kept && matches!(outcome, Ok(Err(_))) {
+            // A kept connection may be closed at any time.
+            self.sender = None;
+            outcome = tokio::time::timeout(PATIENCE, self.exchange(ask)).await;
+        }
+        match outcome {
+            Ok(Ok(answer)) => answer,
+            failed => {
+                self.sender = None;
+                let body = match failed {
+                    Ok(Err(_)) => "the connection broke off".to_string(),
+                    _ => "no answer in time".to_string(),
+                };
+                Answer { status: 0, headers: BTreeMap::new(), body, trailers: BTreeMap::new() }
+            }
+        }
+    }
+
+    async fn exchange(&mut self, ask: &Ask) -> Result<Answer, hyper::Error> {
+        if self.sender.as_ref().is_none_or(SendRequest::is_closed) {
+            let stream = TcpStream::connect(self.addr).await.unwrap();
+            let _ = stream.set_nodelay(true);
+            let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+            tokio::spawn(connection);
+            self.sender = Some(sender);
+        }
+        let mut builder = Request::builder().method(ask.method.as_str()).uri(ask.path.as_str()).header(TWIN, self.name);
+        if !ask.headers.iter().any(|(name, _)| name == "host") {
+            builder = builder.header("host", "a.example");
+        }
+        for (name, value) in &ask.headers {
+            builder = builder.header(name, value);
+        }
+        let request = builder.body(Full::from(ask.body.clone())).unwrap();
+        let Some(sender) = &mut self.sender else { unreachable!("made above") };
+        sender.ready().await?;
+        let (parts, body) = sender.send_request(request).await?.into_parts();
+        let collected = body.collect().await?;
+        let trailers = collected.trailers().map(sorted).unwrap_or_default();
+        let body = plain(&String::from_utf8_lossy(&collected.to_bytes()));
+        Ok(Answer { status: parts.status.as_u16(), headers: sorted(&parts.headers), body, trailers })
+    }
+}
+
+/// The body without what Envoy does for reasons of its own: it takes a client on loopback to be on the machine's own
+/// address, and says `content-length: 0` where HTTP needs no length.
+fn plain(body: &str) -> String {
+    let mut text = String::with_capacity(body.len());
+    // What addresses are internal is not asked here, and who is told the reason of a refused connection is a matter of taste.
+    let body = body.replace(", transport failure reason: delayed connect error: Connection refused", "");
+    for line in body.lines().filter(|line| !["content-length: 0", "x-envoy-internal: true"].contains(line)) {
+        match line.strip_prefix("x-forwarded-for: ") {
+            Some(list) => {
+                let before = list.rsplit_once(',').map_or("", |(before, _)| before);
+                text.push_str(&format!("x-forwarded-for: {before},CLIENT"));
+            }
+            None if line.starts_with("x-forwarded-port: ") => text.push_str("x-forwarded-port: PORT"),
+            None => match line.strip_prefix("x-envoy-expected-rq-timeout-ms: ").and_then(|ms| ms.parse::<u64>().ok()) {
+                // Envoy takes off what earlier tries took.
+                Some(millis) => {
+                    text.push_str(&format!("x-envoy-expected-rq-timeout-ms: {}", millis.div_ceil(250) * 250))
+                }
+                None => text.push_str(line),
+            },
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn sorted(headers: &HeaderMap) -> BTreeMap<String, Vec<String>> {
+    let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (name, value) in headers.iter().filter(|(name, _)| !RANDOM.contains(&name.as_str())) {
+        all.entry(name.to_string()).or_default().push(String::from_utf8_lossy(value.as_bytes()).into_owned());
+    }
+    all
+}
