@@ -65,7 +65,7 @@ pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode>
     };
     let injected =
         inject_text(&injector, &text, &options).map_err(|error| anyhow::anyhow!("{}: {error}", args.file))?;
-    injected.warnings.iter().for_each(|warning| output::warn(warning));
+    injected.warnings.iter().for_each(output::warn);
     match &args.output {
         Some(path) => {
             std::fs::write(path, injected.text).with_context(|| format!("cannot write {}", path.display()))?

@@ -34,7 +34,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let namespace = args.namespace.as_deref();
     match manifests::plan(documents, namespace, "default", args.unknown) {
         Ok(plan) => {
-            plan.warnings.iter().for_each(|warning| output::warn(warning));
+            plan.warnings.iter().for_each(output::warn);
             let more = if passed > 0 { format!(", {passed} of other kinds not checked") } else { String::new() };
             output::line(format!("{} is valid: {checked} objects{more}", args.file.join(", ")))?;
             Ok(ExitCode::SUCCESS)

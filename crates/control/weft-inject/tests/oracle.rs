@@ -245,9 +245,9 @@ fn pods_are_those_of_istio() {
         }
         let values = Values::from_installation(&tree);
         let injector = Injector { config: Config::from_values(&values).unwrap(), values, mesh: mesh(want_name) };
-        let mut options = Options::default();
         // Whether the cluster runs native sidecars is in the expected pod, where it is not in the input.
-        options.native_sidecars = want.as_deref().is_none_or(|want| want.contains("restartPolicy: Always"));
+        let native_sidecars = want.as_deref().is_none_or(|want| want.contains("restartPolicy: Always"));
+        let mut options = Options { native_sidecars, ..Options::default() };
         if want_name.contains("openshift") {
             let range = [("openshift.io/sa.scc.uid-range".to_string(), "1000620000/10000".to_string())];
             options.namespace_annotations.insert("test-ns".into(), range.into());
