@@ -294,6 +294,13 @@ impl World {
     }
 }
 
+/// A pod that is a proxy and nothing else has no sidecar, and an identity all the same. The model does not say which pods
+/// are; they are told by the label that gateways are bound by.
+fn is_gateway(workload: &Workload) -> bool {
+    workload.labels.contains_key("istio") && workload.labels.get("istio").is_some_and(|name| name != "pilot")
+        || workload.labels.contains_key("gateway.networking.k8s.io/gateway-name")
+}
+
 fn by_word(kind: &str) -> bool {
     matches!(
         kind,
@@ -313,7 +320,7 @@ fn by_word(kind: &str) -> bool {
 fn caller(name: String, workload: &Workload) -> Caller {
     Caller {
         name,
-        identity: workload.in_mesh.then(|| workload.identity.clone()),
+        identity: (workload.in_mesh || is_gateway(workload)).then(|| workload.identity.clone()),
         address: workload.addresses.first().copied().unwrap_or(SOMEWHERE),
     }
 }

@@ -215,3 +215,15 @@ fn rules_that_can_never_match_are_named() {
     let good = self::world(&[policy("deny", DENY_ADMIN), policy("fine", "{rules: [{from: [{source: {principals: ['*/sleep', td/ns/bar/sa/sleep, old/ns/foo/sa/sleep], namespaces: ['f*']}}]}]}")].concat());
     assert_eq!(lint::findings(&good, None), Vec::new());
 }
+
+#[test]
+fn gateways_call_too() {
+    let gateway = "---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: gw-abc-1\n  namespace: istio-system\n  labels: {istio: ingressgateway, pod-template-hash: abc}\n  \
+                   ownerReferences: [{apiVersion: apps/v1, kind: ReplicaSet, name: gw-abc, uid: u, controller: true}]\n\
+                   spec: {serviceAccountName: gw, containers: [{name: istio-proxy, image: x}]}\n\
+                   status: {phase: Running, podIP: 10.0.0.9, podIPs: [{ip: 10.0.0.9}]}\n";
+    let world = world(gateway);
+    let caller = world.source("gw.istio-system", "foo").unwrap();
+    assert_eq!(caller.identity.as_deref(), Some("spiffe://td/ns/istio-system/sa/gw"));
+    assert!(world.callers().iter().any(|caller| caller.name == "istio-system/gw"));
+}

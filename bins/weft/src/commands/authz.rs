@@ -121,6 +121,9 @@ impl Request {
 pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode> {
     let client = connect(&connection).await?;
     let world = World::read(&client, &args.istio_namespace).await?;
+    for unread in world.snapshot.warnings.iter().filter(|warning| warning.code == "IST0106") {
+        output::warn(format!("{}: {}", unread.at, unread.message));
+    }
     let given = args.namespace.clone();
     let namespace = args.namespace.unwrap_or_else(|| client.default_namespace().to_string());
     match args.what {

@@ -25,7 +25,22 @@ fn part_of<T: DeserializeOwned + Default>(
 ) -> Result<T, String> {
     match body.get(field) {
         None | Some(Value::Null) => Ok(T::default()),
-        Some(value) => T::deserialize(value).map_err(|e| format!("{}: {field}: {e}", object.key())),
+        Some(value) => T::deserialize(value).or_else(|_| {
+            // In Kubernetes a null is a field that is not there: whoever patches may leave some behind.
+            T::deserialize(without_nulls(value)).map_err(|e| format!("{}: {field}: {e}", object.key()))
+        }),
+    }
+}
+
+/// The value without fields that are null, at any depth.
+fn without_nulls(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let kept = fields.iter().filter(|(_, value)| !value.is_null());
+            Value::Object(kept.map(|(name, value)| (name.clone(), without_nulls(value))).collect())
+        }
+        Value::Array(items) => items.iter().map(without_nulls).collect(),
+        other => other.clone(),
     }
 }
 

@@ -313,3 +313,13 @@ spec: {egress: [{hosts: ["./*", "a/*"]}]}
     // The root namespace's holds where there is no other.
     assert_eq!(seen("b", &labels(&[])), [(None, list(&[("a/one", 2), ("b/one", 2), ("c/three", 2), ("a/two", 2)]), 1)]);
 }
+
+#[test]
+fn nulls_are_fields_that_are_not_there() {
+    let mesh = crate::tests::mesh(
+        "{apiVersion: v1, kind: Pod, metadata: {name: gw, namespace: default}, spec: {serviceAccountName: gw, initContainers: null, \
+         containers: [{name: istio-proxy, ports: null}]}, status: {podIP: 10.0.0.9, podIPs: null}}",
+    );
+    assert_eq!(mesh.workloads_by_name["default/gw"].service_account, "gw");
+    assert!(mesh.warnings.is_empty(), "{:?}", mesh.warnings);
+}
