@@ -199,7 +199,8 @@ def pods(core):
         core.connect_get_namespaced_pod_exec, "p", SPACE, command=command, stdout=True, stderr=True, _preload_content=False
     )
     session.run_forever(timeout=30)
-    assert session.read_stdout() == "out\n" and session.read_stderr() == "err\n"
+    assert not session.is_open(), "the command did not end"
+    assert session.read_stdout(timeout=1) == "out\n" and session.read_stderr(timeout=1) == "err\n"
     assert session.returncode == 3, session.returncode
     session = stream(
         core.connect_get_namespaced_pod_exec, "p", SPACE, command=["head", "-n1"], stdin=True, stdout=True,
@@ -207,7 +208,8 @@ def pods(core):
     )
     session.write_stdin("through\n")
     session.run_forever(timeout=30)
-    assert session.read_stdout() == "through\n"
+    assert not session.is_open(), "the command did not end"
+    assert session.read_stdout(timeout=1) == "through\n"
     core.delete_namespaced_pod("p", SPACE, grace_period_seconds=0)
 
 

@@ -44,30 +44,8 @@ impl Kubectl {
 
     /// Runs a command to its end, bounded.
     fn try_run(&self, args: &[&str]) -> Result<Output> {
-        let mut child = self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        let drain = |pipe: Option<Box<dyn std::io::Read + Send>>| {
-            std::thread::spawn(move || {
-                let mut bytes = Vec::new();
-                let _ = pipe.map(|mut pipe| pipe.read_to_end(&mut bytes));
-                bytes
-            })
-        };
-        let stdout = drain(child.stdout.take().map(|p| Box::new(p) as _));
-        let stderr = drain(child.stderr.take().map(|p| Box::new(p) as _));
-        let deadline = Instant::now() + LIMIT;
-        let status = loop {
-            match child.try_wait()? {
-                Some(status) => break status,
-                None if Instant::now() > deadline => {
-                    child.kill()?;
-                    child.wait()?;
-                    bail!("kubectl {} did not end within {LIMIT:?}", args.join(" "));
-                }
-                None => std::thread::sleep(Duration::from_millis(10)),
-            }
-        };
-        let joined = |thread: std::thread::JoinHandle<Vec<u8>>| thread.join().unwrap_or_default();
-        Ok(Output { status, stdout: joined(stdout), stderr: joined(stderr) })
+        let child = self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        bounded(child, &format!("kubectl {}", args.join(" ")))
     }
 
     /// Runs a command that must succeed; what it printed.
@@ -152,6 +130,37 @@ impl Drop for Running {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// Waits for a program's end, and reads what it prints meanwhile.
+fn bounded(mut child: Child, what: &str) -> Result<Output> {
+    let drain = |pipe: Option<Box<dyn std::io::Read + Send>>| {
+        std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            let _ = pipe.map(|mut pipe| pipe.read_to_end(&mut bytes));
+            bytes
+        })
+    };
+    let stdout = drain(child.stdout.take().map(|p| Box::new(p) as _));
+    let stderr = drain(child.stderr.take().map(|p| Box::new(p) as _));
+    let joined = |thread: std::thread::JoinHandle<Vec<u8>>| thread.join().unwrap_or_default();
+    let deadline = Instant::now() + LIMIT;
+    let status = loop {
+        match child.try_wait()? {
+            Some(status) => break status,
+            None if Instant::now() > deadline => {
+                child.kill()?;
+                child.wait()?;
+                bail!(
+                    "{what} did not end within {LIMIT:?}; it said {}{}",
+                    text(&joined(stdout)),
+                    text(&joined(stderr))
+                );
+            }
+            None => std::thread::sleep(Duration::from_millis(10)),
+        }
+    };
+    Ok(Output { status, stdout: joined(stdout), stderr: joined(stderr) })
 }
 
 /// The kubectls to try, each with a word for it. At least one must be there.
@@ -351,7 +360,8 @@ fn into_pods(kubectl: &Kubectl, space: &str) -> Result<()> {
         std::io::Write::write_all(&mut cat.stdin.take().context("stdin")?, b"through\n")?;
         ensure!(cat.wait_with_output()?.stdout == b"through\n", "spdy {spdy}");
 
-        kubectl.shows(&format!("logs -n {space} {name} --tail=1"), &["listening on port 80"])?;
+        kubectl.shows(&format!("logs -n {space} {name}"), &["listening on port 80"])?;
+        ensure!(kubectl.run(&["logs", "-n", space, &name, "--tail=1"])?.lines().count() == 1);
         let (logs, _) = kubectl.start(&["logs", "-f", "-n", space, &name], "listening on port 80")?;
         drop(logs);
         let forward = ["port-forward", "-n", space, "service/web", ":8000"];
@@ -579,7 +589,7 @@ fn the_python_client_drives_the_lab() -> Result<()> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/python/client.py");
     let mut command = Command::new(python);
     command.arg(script).env("KUBECONFIG", lab.home().join("kubeconfig")).stdin(Stdio::null());
-    let out = command.output()?;
+    let out = bounded(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?, "the Python client")?;
     let said = format!("{}{}", text(&out.stdout), text(&out.stderr));
     ensure!(out.status.success() && said.contains("all of it holds"), "{}\n{said}", out.status);
     Ok(())

@@ -28,8 +28,9 @@ pub fn fill(kind: &KindInfo, object: &mut Object) {
             }
         }
         ("batch", "Job") => {
+            let name = object.name().to_string();
             if let Some(spec) = spec(object) {
-                job(spec);
+                job(spec, &name);
             }
         }
         ("discovery.k8s.io", "EndpointSlice") => {
@@ -200,13 +201,30 @@ fn workload(kind: &str, spec: &mut Fields) {
     }
 }
 
-fn job(spec: &mut Fields) {
+fn job(spec: &mut Fields, name: &str) {
+    own_pods(spec, name);
     template(spec, "Never");
     set(Some(spec), "parallelism", 1);
     if spec.get("parallelism") == Some(&json!(1)) {
         set(Some(spec), "completions", 1);
     }
     set(Some(spec), "backoffLimit", 6);
+}
+
+/// A job's pods are told by its name, unless it chooses them itself.
+fn own_pods(spec: &mut Fields, name: &str) {
+    if name.is_empty() || spec.get("manualSelector").and_then(Value::as_bool) == Some(true) {
+        return;
+    }
+    set(Some(spec), "selector", json!({"matchLabels": {"batch.kubernetes.io/job-name": name}}));
+    let template = spec.get_mut("template").and_then(Value::as_object_mut);
+    let meta = template.map(|t| t.entry("metadata").or_insert_with(|| json!({})));
+    let labels = meta.and_then(Value::as_object_mut).map(|m| m.entry("labels").or_insert_with(|| json!({})));
+    if let Some(labels) = labels.and_then(Value::as_object_mut) {
+        for label in ["batch.kubernetes.io/job-name", "job-name"] {
+            labels.entry(label).or_insert_with(|| name.into());
+        }
+    }
 }
 
 #[cfg(test)]

@@ -535,10 +535,20 @@ async fn delete(context: &Context, target: &Target, request: http::Request<Body>
     let key = key(target.kind.group, target.kind.kind, target.namespace(), target.name());
     let warnings = may_delete(context, target, &*current(context, target)?, options.dry_run).await?;
     let deleted = context.server.store().delete(&key, &options).map_err(|e| ApiError::from_store(target.kind, e))?;
-    if deleted.gone || target.sub.is_some() {
+    if target.sub.is_some() || (deleted.gone && !answers_with_object(target.kind)) {
         return Ok(render::with_warnings(render::deleted(target, &deleted.object), &warnings));
     }
     render::object(context, target, StatusCode::OK, &deleted.object, &warnings)
+}
+
+/// Kinds whose deletion is answered with the object, as typed clients expect; the others get a `Status`.
+/// Source: Kubernetes' API reference, the responses of the delete operations.
+fn answers_with_object(kind: &KindInfo) -> bool {
+    kind.group.is_empty()
+        && matches!(
+            kind.kind,
+            "Pod" | "Service" | "ServiceAccount" | "PersistentVolume" | "PersistentVolumeClaim" | "ResourceQuota"
+        )
 }
 
 /// Asks the webhooks whether an object may go.

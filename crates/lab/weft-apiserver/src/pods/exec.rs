@@ -223,6 +223,8 @@ async fn read(mut source: SplitStream<WebSocket>, mut stdin: Input, resize: Resi
     while let Some(Ok(message)) = source.next().await {
         let bytes = match message {
             Message::Binary(bytes) => bytes,
+            // The Python client sends what is text as text.
+            Message::Text(text) => text.into(),
             Message::Close(_) => return,
             _ => continue,
         };

@@ -98,6 +98,7 @@ async fn read(mut source: SplitStream<WebSocket>, inboxes: Vec<Sender<Bytes>>) {
     while let Some(Ok(message)) = source.next().await {
         let mut bytes = match message {
             Message::Binary(bytes) => bytes,
+            Message::Text(text) => text.into(),
             Message::Close(_) => return,
             _ => continue,
         };
