@@ -305,6 +305,7 @@ impl Usable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
     use weft_proxy_config::{Endpoint, LocalityEndpoints};
 
     fn endpoint(port: u16, health: EndpointHealth) -> Endpoint {
@@ -365,6 +366,19 @@ mod tests {
         assert_eq!(weights, [8000, 2000]);
         let in_first = |r: u64| usable.group(r << 7).is_some_and(|g| &*g.hosts()[0].name == "10.0.0.1:1");
         assert_eq!((0..10_000u64).filter(|r| in_first(*r)).count(), 8000);
+    }
+
+    #[test]
+    fn new_endpoints_get_their_share_little_by_little() {
+        let set = set(vec![locality(0, 1, 1, 1, 0)]);
+        let (host, how) = (&set.all[0], SlowStart { window: Duration::from_secs(10), aggression: 1.0, least: 0.1 });
+        let begin = host.since.get();
+        for (seconds, aggression, thousandths) in
+            [(0, 1.0, 100), (1, 1.0, 100), (5, 1.0, 500), (5, 2.0, 707), (10, 1.0, 1000), (99, 1.0, 1000)]
+        {
+            host.warm(&SlowStart { aggression, ..how }, begin + Duration::from_secs(seconds));
+            assert_eq!(host.present_weight(), thousandths, "after {seconds} s at {aggression}");
+        }
     }
 
     #[test]

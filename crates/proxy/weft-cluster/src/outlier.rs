@@ -147,6 +147,19 @@ mod tests {
     }
 
     #[test]
+    fn listed_statuses_alone_are_errors() {
+        let listed = [500, 503];
+        for (status, want) in [
+            (500, Outcome::ServerError),
+            (503, Outcome::GatewayError),
+            (502, Outcome::Success),
+            (200, Outcome::Success),
+        ] {
+            assert_eq!(Outcome::of_listed(status, &listed), want, "{status}");
+        }
+    }
+
+    #[test]
     fn in_a_row() {
         use Outcome::*;
         for (outcomes, ejected) in [

@@ -222,3 +222,36 @@ fn yaml_listener(bootstrap: &str) -> String {
     let end = bootstrap.find("\n  clusters:").unwrap();
     bootstrap[start..end].replace("\n    ", "\n")
 }
+
+/// The first certificate in a transport socket's text, DER.
+fn shown_by(transport: &str) -> Vec<u8> {
+    use base64::Engine as _;
+    let text = transport.split("certificate_chain: {inline_string: ").nth(1).unwrap();
+    let pem: String = serde_json::Deserializer::from_str(text).into_iter().next().unwrap().unwrap();
+    let lines: String = pem.lines().skip(1).take_while(|line| !line.starts_with("-----")).collect();
+    base64::engine::general_purpose::STANDARD.decode(lines).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pinned_certificates_alone_are_let_in() {
+    let pki = Pki::new();
+    let backend = Backend::echo("app").await;
+    let transport = pki.client("client", "server", "http/1.1");
+    let hash: String = weft_tls::sha256(&shown_by(&transport)).iter().map(|b| format!("{b:02X}")).collect();
+    for (pins, status) in [
+        (format!("verify_certificate_hash: [\"{}\", \"{hash}\"]", "00".repeat(32)), 200),
+        (format!("verify_certificate_hash: [\"{}\"]", "00".repeat(32)), 503),
+        // SHA-256 of something else, in base64.
+        ("verify_certificate_spki: [\"47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\"]".to_string(), 503),
+    ] {
+        let server = pki
+            .server("server", "http/1.1")
+            .replace("validation_context: {", &format!("validation_context: {{{pins}, "));
+        let server =
+            Proxy::start(&bootstrap(&listener("l", "", &all(FORWARD), &server), &cluster("a", &[backend.addr], "")))
+                .await;
+        let clusters = cluster("a", &[server.addr()], &transport);
+        let client = Proxy::start(&bootstrap(&listener("l", "", &all(FORWARD), ""), &clusters)).await;
+        assert_eq!(get(client.addr(), "/").await.status, status, "{pins}");
+    }
+}
