@@ -1,8 +1,9 @@
 //! Kubernetes REST over weft-store: what `kubectl`, client libraries and Weft's own programs talk to in the lab.
 //!
-//! Reading order, which is the order of a request: [`server`] (listen, limits, dispatch), [`route`] (path to target),
-//! [`auth`] and [`tokens`] (who, and may they), [`resources`] (the verbs), [`admission`], [`defaults`], [`validation`]
-//! (before an object is stored), [`patch`], [`watching`], [`render`] and [`table`] (answers), [`status`] (errors). Beside
+//! Reading order, which is the order of a request: [`server`] (listen, limits, dispatch), [`route`] (path to target), [`kinds`],
+//! [`auth`] and [`tokens`] (who, and may they), [`resources`] (the verbs), [`admission`], [`defaults`], [`webhooks`],
+//! [`custom`], [`validation`] (before an object is stored), [`patch`] and [`managed`] (who manages which fields, by the types of
+//! [`types`] and [`schema`]), [`rbac`], [`watching`], [`render`] and [`table`] (answers), [`status`] (errors). Beside
 //! them: [`discovery`] and [`openapi`], [`reviews`], [`pods`] (logs, exec, port-forward), [`collect`] (owners and
 //! namespaces), [`access`] (certificate and kubeconfig).
 //!

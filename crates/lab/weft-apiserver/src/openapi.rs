@@ -35,7 +35,7 @@ pub(crate) fn answer(
     }
     let json = accept.is_empty() || accept.split(',').any(|a| a.contains("json") || a.trim().starts_with("*/*"));
     if *route == Route::OpenApiV2 && accept.contains(V2_PROTOBUF) {
-        return Some(Ok(([(CONTENT_TYPE, V2_PROTOBUF)], empty_v2()).into_response()));
+        return Some(Ok(([(CONTENT_TYPE, V2_ANSWER)], empty_v2()).into_response()));
     }
     if !json {
         return Some(Err(ApiError::not_acceptable()));
@@ -138,6 +138,9 @@ fn retarget(value: &mut Value) {
 
 /// What kubectl asks for before it applies a `List`.
 const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+
+/// The same as Kubernetes answers: with the `@` it is no media type that clients can read.
+const V2_ANSWER: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 /// A Swagger document in protobuf (gnostic's `openapi.v2.Document`: `swagger` and `info`) that describes no kind: clients then
 /// check nothing themselves, and leave it to the server, which looks at every object.
