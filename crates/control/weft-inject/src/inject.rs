@@ -162,11 +162,13 @@ impl Injector {
         let given = |name: &str| request.variables.get(name).cloned().filter(|value| !value.is_empty());
         let network = original.label("topology.istio.io/network").map(str::to_string);
         let network = network.or_else(|| given("ISTIO_META_NETWORK"));
-        let native = match original.annotation(NATIVE) {
+        let asked = match original.annotation(NATIVE) {
             Some("true") => true,
             Some("false") => false,
             _ => request.native_sidecars,
         };
+        // A pod needs a container beside its init containers: a proxy alone is that.
+        let native = asked && original.list("containers").iter().any(|container| container["name"] != PROXY);
         let (uid, gid) = openshift_ids(&request.namespace_annotations);
         Ok(Facts {
             values: &self.values,
