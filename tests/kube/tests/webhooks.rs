@@ -187,3 +187,57 @@ async fn webhooks_that_cannot_be_asked(cluster: Cluster) -> Result<()> {
     refused(&cluster, "web-4", &["expired", "Expired"]).await?;
     second.process.check()
 }
+
+/// The table of weft-inject's own tests.
+const CASES: &str = include_str!("../../../crates/control/weft-inject/tests/cases.yaml");
+/// Fields of a case that are about the pod; one with others asks for other settings than those that are installed.
+const OF_THE_POD: [&str; 9] =
+    ["name", "labels", "annotations", "containers", "initContainers", "volumes", "spec", "want", "native"];
+
+/// The pod of a case, when its settings are those that are installed.
+fn pod_of(case: &Value) -> Option<Value> {
+    let fields = case.as_object()?;
+    if case["native"] == true || fields.keys().any(|field| !OF_THE_POD.contains(&field.as_str())) {
+        return None;
+    }
+    let mut metadata = json!({"name": "app"});
+    let mut spec = json!({"containers": [{"name": "app", "image": "app:1"}]});
+    for (name, value) in fields {
+        match name.as_str() {
+            "labels" | "annotations" => metadata[name] = value.clone(),
+            "containers" | "initContainers" | "volumes" => spec[name] = value.clone(),
+            "spec" => value.as_object()?.iter().for_each(|(name, value)| spec[name] = value.clone()),
+            _ => {}
+        }
+    }
+    Some(json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}))
+}
+
+/// Every pod that Kubernetes takes as its user wrote it, it also takes as it was injected.
+#[tokio::test]
+async fn injected_pods_are_valid() -> Result<()> {
+    let cluster = Cluster::start(weft_kube_tests::Kind::Real).await?;
+    let _weftd = weftd(&cluster).await?;
+    injected(&cluster, "web-1").await?;
+    let dry = WriteOptions { dry_run: true, ..WriteOptions::default() };
+    let cases = weft_k8s_api::yaml::value(CASES).map_err(|e| anyhow::anyhow!("{e:?}"))?;
+    let (mut wrong, mut tried) = (Vec::new(), 0);
+    for case in cases.as_array().context("a list")? {
+        let Some(mut pod) = pod_of(case) else { continue };
+        pod["metadata"]["namespace"] = "plain".into();
+        if cluster.client.create(&serde_json::from_value(pod.clone())?, &dry).await.is_err() {
+            continue;
+        }
+        tried += 1;
+        pod["metadata"]["namespace"] = "shop".into();
+        match cluster.client.create(&serde_json::from_value(pod)?, &dry).await {
+            Ok(written) if containers(&written.object).iter().any(|c| c == "istio-proxy") => {}
+            Ok(written) => wrong.push(format!("{}: not injected: {:?}", case["name"], containers(&written.object))),
+            Err(error) => wrong.push(format!("{}: {error}", case["name"])),
+        }
+    }
+    ensure!(wrong.is_empty(), "{} of {tried}:\n{}", wrong.len(), wrong.join("\n"));
+    ensure!(tried > 60, "only {tried} cases");
+    println!("{tried} injected pods are valid");
+    Ok(())
+}
