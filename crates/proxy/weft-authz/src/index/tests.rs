@@ -73,7 +73,7 @@ fn rules(dice: &mut Dice, action: &str, count: usize) -> Rules {
 
 #[test]
 fn decides_as_a_scan_does() {
-    let mut dice = Dice(0x5eed_0f_0f);
+    let mut dice = Dice(0x5eed_0f0f);
     let mut matched = 0;
     for round in 0..60 {
         let action = dice.pick(&["ALLOW", "DENY"]);
