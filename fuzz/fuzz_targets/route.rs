@@ -25,7 +25,8 @@ fuzz_target!(|data: &[u8]| {
         headers.append("x", value);
     }
     let (path, query) = path.split_once('?').map_or((path, None), |(p, q)| (p, Some(q)));
-    let request = RequestView { method: &Method::GET, authority, path, query, scheme: "http", headers: &headers };
+    let request =
+        RequestView { method: &Method::GET, authority, path, query, scheme: "http", headers: &headers, metadata: &[] };
     let Routed::Route(host, route) = table.find(&request, 7) else { return };
     match &route.action {
         Action::Forward(forward) => {
