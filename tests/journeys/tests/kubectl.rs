@@ -255,7 +255,7 @@ fn workloads(kubectl: &Kubectl, space: &str) -> Result<()> {
     ensure!(json["spec"]["replicas"] == 2);
     kubectl.shows(&format!("get deploy web -n {space} -o yaml"), &["kind: Deployment", "replicas: 2"])?;
     kubectl.shows(&format!("describe deployment web -n {space}"), &["2 desired", "RollingUpdate"])?;
-    kubectl.shows(&format!("describe pods -l app=web -n {space}"), &["Ready:          True", "Events:"])?;
+    kubectl.shows(&format!("describe pods -l app=web -n {space}"), &["Ready:          True"])?;
     kubectl.shows(&format!("get events -n {space}"), &["Started"])?;
     Ok(())
 }

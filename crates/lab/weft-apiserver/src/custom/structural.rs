@@ -248,7 +248,7 @@ fn number_rules(value: &Value, schema: &Value) -> Vec<String> {
     {
         wrong.push(format!("should be a multiple of {step}"));
     }
-    if word(schema, "format") == "int32" && !value.as_i64().is_some_and(|n| i32::try_from(n).is_ok()) {
+    if word(schema, "format") == "int32" && value.as_i64().is_none_or(|n| i32::try_from(n).is_err()) {
         wrong.push("must be of type int32".into());
     }
     wrong

@@ -89,14 +89,13 @@ pub(super) async fn tunnel<F: Future<Output = ()>>(socket: WebSocket, run: impl 
     let (mut sink, mut source) = socket.split();
     let inward = async {
         while let Some(Ok(message)) = source.next().await {
-            match message {
-                Message::Binary(bytes) if bytes.len() <= MAX_MESSAGE => {
-                    if to.write_all(&bytes).await.is_err() {
-                        break;
-                    }
-                }
+            let bytes = match message {
+                Message::Binary(bytes) if bytes.len() <= MAX_MESSAGE => bytes,
                 Message::Close(_) => break,
-                _ => {}
+                _ => continue,
+            };
+            if to.write_all(&bytes).await.is_err() {
+                break;
             }
         }
         let _ = to.shutdown().await;

@@ -20,7 +20,7 @@ pub(super) fn version<'a>(request: &Request<'a>, hook: &Webhook, object: Option<
 fn fits(rule: &Value, request: &Request<'_>, version: &str) -> bool {
     let any = |field: &str, wanted: &dyn Fn(&str) -> bool| {
         let entries = rule.get(field).and_then(Value::as_array).into_iter().flatten();
-        entries.filter_map(Value::as_str).any(|e| wanted(e))
+        entries.filter_map(Value::as_str).any(wanted)
     };
     let is = |value: &str| {
         let value = value.to_string();
