@@ -51,7 +51,7 @@ pub(crate) fn of_security(snapshot: &MeshSnapshot) -> Vec<Warning> {
     for policy in snapshot.request_auth.values().flatten() {
         for (i, rule) in policy.spec.jwt_rules.iter().enumerate() {
             let Some(Err(why)) = KeySource::of(rule).and_then(|source| snapshot.jwks.get(&source)) else { continue };
-            let at = policy.provenance.at(&format!("spec.jwtRules[{i}].jwksUri"));
+            let at = policy.provenance.at(format!("spec.jwtRules[{i}].jwksUri"));
             found.push(not_found(at, format!("{why}; tokens of {} are refused until keys are there", rule.issuer)));
         }
     }

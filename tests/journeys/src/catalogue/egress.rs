@@ -464,7 +464,10 @@ fn https_proxy(run: &mut Run) -> Result<()> {
     run.check(&["2:HP-4"], "by way of the proxy, from a pod without a sidecar", |lab| {
         let out = lab.exec("external", "deploy/sleep", "sleep", &["sh", "-c", &line])?;
         ensure!(crate::lab::text(&out.stdout) == title, "{out:?}");
-        eventually(SOON, || Ok(ensure!(tunnels(lab)? == 1, "the proxy has not logged it")))
+        eventually(SOON, || {
+            ensure!(tunnels(lab)? == 1, "the proxy has not logged it");
+            Ok(())
+        })
     });
     run.check(&["2:HP-1", "2:HP-2"], "the same from a pod with one: plain TCP to the proxy's address", |lab| {
         lab.apply(&format!(

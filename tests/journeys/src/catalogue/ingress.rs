@@ -128,7 +128,10 @@ fn ingress_gateway(run: &mut Run) -> Result<()> {
     run.check(&["2:IG-7"], "deleted: nothing is served", |lab| {
         lab.delete_yaml("ingress/gateway-any-host.yaml", "default")?;
         eventually(SOON, || match head(lab, "httpbin.example.com", "/headers") {
-            Ok(answer) => Ok(ensure!(answer.status == 404, "{}", answer.status)),
+            Ok(answer) => {
+                ensure!(answer.status == 404, "{}", answer.status);
+                Ok(())
+            }
             // Without a server the port is closed.
             Err(_) => Ok(()),
         })
