@@ -77,6 +77,11 @@ impl Outside {
     /// When a name cannot stand in a certificate or a file cannot be written.
     pub fn certificate(&self, names: &[String], folder: &Path) -> Result<Bind, String> {
         let failed = |error: &dyn std::fmt::Display| format!("{ANNOTATION}: {error}");
+        if let Some(name) = names.iter().find(|name| !is_host_name(name)) {
+            return Err(failed(&format!(
+                "{name:?} is no host name; write names of letters, digits, `-` and `.`, or `*.NAME`"
+            )));
+        }
         let (not_before, not_after) = (SystemTime::now() - CLOCK_SKEW, SystemTime::now() + LIFETIME);
         let key = PrivateKey::generate(KeyKind::EcdsaP256).map_err(|error| failed(&error))?;
         let names = names.iter().cloned().map(San::Dns).collect();
@@ -90,6 +95,12 @@ impl Outside {
         }
         Ok(Bind { source: folder.to_path_buf(), target: FOLDER.into(), read_only: true })
     }
+}
+
+/// A DNS name, or a wildcard of one.
+fn is_host_name(name: &str) -> bool {
+    let plain = name.strip_prefix("*.").unwrap_or(name);
+    !plain.is_empty() && plain.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'))
 }
 
 #[cfg(test)]
