@@ -257,7 +257,8 @@ impl Lab {
 
     /// Waits for `count` ready pods that carry a label; their names.
     pub fn wait_ready(&self, selector: &str, namespace: &str, count: usize) -> Result<Vec<String>> {
-        crate::eventually(Duration::from_secs(60), || {
+        // A proxy that waited for a control plane may pause up to 12 s for an identity and then 15 s for configuration.
+        crate::eventually(Duration::from_secs(120), || {
             let pods = self.ready_pods(selector, namespace)?;
             anyhow::ensure!(pods.len() == count, "{} of {count} pods with {selector} are ready", pods.len());
             Ok(pods)

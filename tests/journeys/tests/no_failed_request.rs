@@ -95,7 +95,8 @@ fn certificates_rotate() -> Result<()> {
     }
     lab.weft(&["patch", "deployment", "istio-ingressgateway", "-n", "istio-system", "-p", &patch.to_string()])?;
     for (selector, namespace, count) in [("app", "default", 6), ("app=istio-ingressgateway", "istio-system", 1)] {
-        eventually(SOON, || {
+        // A pod that is told to stop before it listens for that takes its whole grace period of 30 s.
+        eventually(3 * SOON, || {
             let all = lab.objects("pods", &["-n", namespace, "-l", selector])?;
             let new =
                 all.iter().filter(|pod| pod["metadata"]["annotations"]["proxy.istio.io/config"].is_string()).count();
