@@ -8,7 +8,6 @@
 use anyhow::{Result, bail, ensure};
 use serde_json::json;
 use std::net::SocketAddr;
-use std::sync::OnceLock;
 use weft_protocol_tests::all_hold;
 use weft_protocol_tests::backend::Backend;
 use weft_protocol_tests::frame::{GET, POST, PREFACE, block, flag, frame, get, get_with, kind, post, settings};
@@ -32,16 +31,18 @@ use Want::{Answer, End, Lives, Stream};
 /// Bytes after the exchange of settings, the stream looked at, and what must become of it.
 type Case = (Vec<u8>, u32, Want);
 
-/// One proxy for all tests here: it must survive all of them.
-fn address() -> SocketAddr {
-    static RUNNING: OnceLock<(Backend, Proxy)> = OnceLock::new();
-    let (_, proxy) = RUNNING.get_or_init(|| {
+thread_local! {
+    /// One proxy for all cases of a test: it must survive all of them. It ends with the test's thread.
+    static RUNNING: (Backend, Proxy) = {
         let backend = Backend::start().unwrap();
         let limits = json!({"http2_protocol_options": {"max_concurrent_streams": 100}});
         let proxy = Proxy::start(backend.port, &limits).unwrap();
         (backend, proxy)
-    });
-    proxy.address()
+    };
+}
+
+fn address() -> SocketAddr {
+    RUNNING.with(|(_, proxy)| proxy.address())
 }
 
 fn check((bytes, stream, want): &Case) -> Result<()> {

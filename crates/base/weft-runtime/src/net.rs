@@ -6,6 +6,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
 
 /// Environment variable with the mark, decimal.
@@ -65,8 +66,13 @@ fn new_socket(address: SocketAddr) -> io::Result<TcpSocket> {
     Ok(socket)
 }
 
+/// Longest wait for an address to answer. A pod that has just gone answers nothing at all, and the kernel would go on trying
+/// for two minutes, while its successor waits.
+const CONNECT: Duration = Duration::from_secs(3);
+
 async fn finish(socket: TcpSocket, address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = socket.connect(address).await?;
+    let late = || io::Error::new(io::ErrorKind::TimedOut, format!("{address} does not answer within {CONNECT:?}"));
+    let stream = tokio::time::timeout(CONNECT, socket.connect(address)).await.map_err(|_| late())??;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
