@@ -92,7 +92,7 @@ pub const JOURNEYS: &[Journey] = &[
     },
 ];
 
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 const ISSUER: &str = "testing@secure.istio.io";
 
 /// A namespace, with sidecars or without.
@@ -560,9 +560,12 @@ fn external(run: &mut Run) -> Result<()> {
     {
         run.check(&["3:EA-01", "3:EA-03", id], &format!("{provider} decides about /headers"), |lab| {
             lab.apply(&custom(provider))?;
+            // Both providers refuse in the same words: the new one decides when its own server says so.
             eventually(SOON, || {
                 let body = lab.curl_in("foo", &["-s", url, "-H", "x-ext-authz: deny"])?;
                 ensure!(body == DENIED, "{body:?}");
+                let denied = |line: &str| line.starts_with(log) && line.contains("[denied]");
+                ensure!(lab.logs("foo", "deploy/ext-authz", "ext-authz")?.lines().any(denied), "no {log}[denied]");
                 Ok(())
             })?;
             becomes(lab, "foo", url, &["-H", "x-ext-authz: deny"], "403")?;
