@@ -308,6 +308,10 @@ impl TypeState {
         for name in unsubscribe {
             self.unsubscribe(&name);
         }
+        if !first && subscribe.is_empty() && self.wants_nothing() {
+            // A client may leave a response unanswered that it has no use for any more; what it asks for next must not wait.
+            self.given_up = self.waiting.take().map(|(nonce, _)| nonce).or(self.given_up.take());
+        }
         for name in subscribe {
             self.subscribe(kind, name, first);
         }
@@ -358,6 +362,10 @@ impl TypeState {
         if !self.wants_beyond_names(name) {
             self.sent.remove(name);
         }
+    }
+
+    fn wants_nothing(&self) -> bool {
+        !self.all && self.names.is_empty() && self.prefixes.is_empty()
     }
 
     fn wants_beyond_names(&self, name: &str) -> bool {
@@ -518,6 +526,29 @@ mod tests {
             // An answer to what was given up is no answer to what is outstanding.
             assert_eq!(session.receive(request(&first[0].nonce, no_names(delta))).unwrap(), None);
         }
+    }
+
+    /// A gateway loses its credential and gets it back: what it said last about secrets was that it wants none.
+    #[test]
+    fn what_is_wanted_anew_does_not_wait_for_an_answer_to_what_is_wanted_no_more() {
+        let (mut session, now) = (Session::new(true), Instant::now());
+        let names = |subscribe: &[&str], unsubscribe: &[&str]| Names::Delta {
+            subscribe: subscribe.iter().map(ToString::to_string).collect(),
+            unsubscribe: unsubscribe.iter().map(ToString::to_string).collect(),
+            have: Default::default(),
+        };
+        session.receive(request("", names(&["l"], &[]))).unwrap();
+        let first = session.pushes(&offer(1, 1), now);
+        session.receive(request(&first[0].nonce, names(&[], &[]))).unwrap();
+        let gone = session.pushes(&Offer::default(), now);
+        assert_eq!(gone[0].removed, ["l"]);
+        session.receive(request("", names(&[], &["l"]))).unwrap();
+        session.receive(request("", names(&["l"], &[]))).unwrap();
+        let again = session.pushes(&offer(2, 1), now);
+        assert_eq!(again[0].resources.len(), 1, "at once, not when the removal is given up");
+        let late = session.receive(request(&gone[0].nonce, names(&[], &[]))).unwrap();
+        assert_eq!(late, None, "what came since is still outstanding");
+        assert!(session.pushes(&offer(3, 3), now).is_empty());
     }
 
     #[test]

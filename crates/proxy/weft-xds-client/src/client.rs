@@ -228,7 +228,12 @@ impl Session {
     ) -> Result<Option<DeltaDiscoveryRequest>, Ended> {
         let (type_url, nonce) = (response.type_url.clone(), response.nonce.clone());
         if !self.states.known(&type_url) {
-            return Ok(None);
+            // Sent before the server knew that nothing of the type is wanted any more. Unanswered, it would hold up what is
+            // wanted of the type next.
+            return Ok(self
+                .states
+                .ever_wanted(&type_url)
+                .then(|| delta::answer(&mut self.states, &type_url, nonce, Vec::new(), &[], &Outcome::default())));
         }
         let (upserts, removals) = delta::received(response);
         let versions = versions(&upserts);
@@ -269,10 +274,13 @@ impl Session {
 
     async fn sotw_response(&mut self, response: DiscoveryResponse) -> Result<Option<DiscoveryRequest>, Ended> {
         let type_url = response.type_url.clone();
-        if !self.states.known(&type_url) {
-            return Ok(None);
-        }
         let stamp = (response.version_info.clone(), response.nonce.clone());
+        if !self.states.known(&type_url) {
+            return Ok(self
+                .states
+                .ever_wanted(&type_url)
+                .then(|| sotw::answer(&mut self.states, &type_url, stamp, Vec::new(), &[], &Outcome::default())));
+        }
         let (upserts, removals) = match sotw::received(&mut self.states, response) {
             Ok(changes) => changes,
             Err(why) => {

@@ -35,6 +35,11 @@ impl States {
         self.by_type.get(type_url).is_some_and(|state| !state.interest.is_empty())
     }
 
+    /// Something of the type is wanted, or was.
+    pub(crate) fn ever_wanted(&self, type_url: &str) -> bool {
+        self.by_type.contains_key(type_url)
+    }
+
     /// Types that something is wanted of, in order.
     pub(crate) fn wanted(&self) -> Vec<(&str, &TypeState)> {
         let all = self.order.iter().filter_map(|t| Some((t.as_str(), self.by_type.get(t)?)));

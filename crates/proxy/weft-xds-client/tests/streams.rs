@@ -140,6 +140,30 @@ async fn delta_subscribe_refuse_and_reconnect() {
     .await;
 }
 
+/// A server holds back what comes next of a type until it has an answer; a client that lost interest owes it one all the same.
+#[tokio::test]
+async fn a_response_is_answered_though_nothing_of_its_type_is_wanted_any_more() {
+    let mut f = fixture(Mode::Delta).await;
+    f.client.want(LISTENER, Interest::named(["a"]));
+    let (mut requests, answers) = soon(f.delta.recv()).await.unwrap();
+    soon(requests.message()).await.unwrap().unwrap();
+    answers.send(response("1", vec![listener("a", "v1")], &[])).unwrap();
+    soon(f.updates.recv()).await.unwrap().done(Outcome::default());
+    assert_eq!(soon(requests.message()).await.unwrap().unwrap().response_nonce, "1");
+
+    f.client.want(LISTENER, Interest::default());
+    assert_eq!(soon(requests.message()).await.unwrap().unwrap().resource_names_unsubscribe, ["a"]);
+    answers.send(response("2", vec![], &["a"])).unwrap();
+    let answer = soon(requests.message()).await.unwrap().unwrap();
+    assert_eq!((answer.response_nonce.as_str(), answer.error_detail), ("2", None));
+    assert!(f.updates.try_recv().is_err(), "there is nothing to apply");
+
+    f.client.want(LISTENER, Interest::named(["a"]));
+    assert_eq!(soon(requests.message()).await.unwrap().unwrap().resource_names_subscribe, ["a"]);
+    answers.send(response("3", vec![listener("a", "v1")], &[])).unwrap();
+    assert_eq!(soon(f.updates.recv()).await.unwrap().upserts.len(), 1);
+}
+
 #[tokio::test]
 async fn state_of_the_world_concludes_removals() {
     let mut f = fixture(Mode::StateOfTheWorld).await;
