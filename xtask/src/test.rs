@@ -1,6 +1,6 @@
 //! Everything that must hold before a change lands, quickest first.
 
-use crate::{deps, kube, peers, run, tidy};
+use crate::{deps, interop, kube, peers, run, tidy};
 use anyhow::Result;
 use std::time::Instant;
 
@@ -12,12 +12,14 @@ pub fn all() -> Result<()> {
     deps::check()?;
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let bins = run::target().join("release");
+    let interop = interop::programs()?;
     let oracles = run::root().join("../shared/oracles");
     let mut env = vec![
         ("ENVOY", peers.envoy.as_path()),
         ("WEFT_KUBECTL", peers.kubectl.as_path()),
         ("WEFT_PYTHON", peers.python.as_path()),
         ("WEFT_BIN_DIR", bins.as_path()),
+        ("WEFT_INTEROP", interop.as_path()),
     ];
     // Test data that no one here wrote, where it lies beside the project.
     if oracles.is_dir() {
