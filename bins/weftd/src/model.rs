@@ -9,13 +9,17 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use weft_k8s_api::istio::MeshConfig;
-use weft_model::{Inputs, KINDS, MeshSnapshot, build};
+use weft_model::{Inputs, KINDS, MeshSnapshot, Warning, build};
 use weft_store::{Cache, Changes};
 use weft_xds_server::AdsServer;
 
 /// Time that the first snapshot waits for the keys of token issuers.
 const FIRST_KEYS: Duration = Duration::from_secs(6);
 
+/// Most warnings that one snapshot writes to the log.
+const MAX_TOLD: usize = 50;
+/// Longest time between two looks at the clock.
+const CLOCK_LOOK: Duration = Duration::from_secs(60);
 /// Longest pause after a build.
 const LONGEST_REST: Duration = Duration::from_secs(1);
 
@@ -50,6 +54,7 @@ pub(crate) async fn follow(
     let _fetching = AbortOnDrop(tokio::spawn(fetching));
     loop {
         let begun = Instant::now();
+        inputs.now = Some(jiff::Timestamp::now().as_second());
         take(&mut inputs, &cache, &seen);
         mesh.refresh(&cache, &settings);
         if !Arc::ptr_eq(&inputs.mesh, &mesh.config) {
@@ -68,6 +73,7 @@ pub(crate) async fn follow(
             }
             let differs = current.as_ref().is_none_or(|c| c.sections != next.sections || c.warnings != next.warnings);
             if differs {
+                tell(current.as_deref(), &next);
                 tracing::debug!(version = next.version, warnings = next.warnings.len(), "snapshot");
                 ads.publish(next.clone());
                 latest.send_replace(next.clone());
@@ -78,12 +84,48 @@ pub(crate) async fn follow(
         tokio::select! {
             more = changed.changed() => if more.is_err() { return Ok(()) },
             () = keys.changed() => {}
+            () = validity_changes(current.as_deref()) => {}
         }
         inputs.jwks = keys.fetched();
         gather(&mut changed, settings.debounce_after, settings.debounce_max).await;
         sleep_until(rested).await;
         seen = cache.changes_since(seen.revision);
     }
+}
+
+/// Returns when a certificate begins or ceases to be valid; looks at the clock often enough for one that is set.
+async fn validity_changes(snapshot: Option<&MeshSnapshot>) {
+    let Some(at) = snapshot.and_then(|s| s.next_validity_change) else { return std::future::pending().await };
+    loop {
+        let left = u64::try_from(at - jiff::Timestamp::now().as_second()).unwrap_or_default();
+        if left == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_secs(left).min(CLOCK_LOOK)).await;
+    }
+}
+
+/// Writes what is newly wrong with objects to the log, each once, and which of it is over.
+fn tell(before: Option<&MeshSnapshot>, now: &MeshSnapshot) {
+    let (old, new) = (before.map_or(&[][..], |b| &b.warnings), now.warnings.as_slice());
+    // Both lists are sorted.
+    let added: Vec<&Warning> = new.iter().filter(|w| old.binary_search(w).is_err()).collect();
+    for warning in added.iter().take(MAX_TOLD) {
+        tracing::warn!(code = warning.code, "{}: {}", place(warning), warning.message);
+    }
+    if added.len() > MAX_TOLD {
+        tracing::warn!("{} more warnings: see /debug/push_status", added.len() - MAX_TOLD);
+    }
+    for warning in old.iter().filter(|w| new.binary_search(w).is_err()).take(MAX_TOLD) {
+        tracing::info!(code = warning.code, "{}: no longer: {}", place(warning), warning.message);
+    }
+}
+
+/// `Gateway default/shop spec.servers[0]`.
+fn place(warning: &Warning) -> String {
+    let at = &warning.at;
+    let object = if at.namespace.is_empty() { at.name.clone() } else { format!("{}/{}", at.namespace, at.name) };
+    format!("{} {object} {}", at.kind, at.path).trim_end().to_string()
 }
 
 /// Pause after a build: twice its time, so that a large mesh that changes all the time costs a third of a core, and a change

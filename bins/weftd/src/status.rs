@@ -41,6 +41,8 @@ fn analyzer(code: &str) -> (&'static str, &'static str) {
         "IST0111" => ("MultipleSidecarsWithoutWorkloadSelectors", "WARNING"),
         "IST0145" => ("ConflictingGateways", "ERROR"),
         "IST0112" => ("VirtualServiceDestinationPortSelectorRequired", "WARNING"),
+        "InvalidCertificate" => ("InvalidCertificate", "WARNING"),
+        "CertificateHostMismatch" => ("CertificateHostMismatch", "WARNING"),
         _ => ("Warning", "WARNING"),
     }
 }
@@ -52,11 +54,12 @@ impl Message {
 
     fn to_value(&self) -> Value {
         let (name, level) = analyzer(self.code);
-        let page = self.code.to_ascii_lowercase();
-        json!({
-            "type": {"code": self.code, "name": name}, "level": level, "message": self.text,
-            "documentationUrl": format!("https://istio.io/latest/docs/reference/config/analysis/{page}/"),
-        })
+        let mut out = json!({"type": {"code": self.code, "name": name}, "level": level, "message": self.text});
+        if self.code.starts_with("IST") {
+            let page = self.code.to_ascii_lowercase();
+            out["documentationUrl"] = json!(format!("https://istio.io/latest/docs/reference/config/analysis/{page}/"));
+        }
+        out
     }
 }
 

@@ -5,8 +5,8 @@ use crate::gateway_api::{Source, Translated};
 use crate::memo::{Memo, State};
 use crate::services::{export_to, kubernetes_services};
 use crate::{
-    ExportTo, Inputs, MeshSnapshot, Registry, Sections, Service, destination_rules, endpoints, policies, secrets,
-    service_entries, virtual_services, warnings, workloads,
+    ExportTo, Inputs, MeshSnapshot, Registry, Sections, Service, certificates, destination_rules, endpoints, policies,
+    secrets, service_entries, virtual_services, warnings, workloads,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ pub fn build(inputs: &Inputs, previous: Option<&MeshSnapshot>) -> MeshSnapshot {
     next.namespaces();
     next.workloads();
     next.services_and_endpoints();
-    next.secrets();
+    next.secrets(inputs.now);
     next.gateway_api();
     next.virtual_services();
     next.destination_rules();
@@ -212,6 +212,7 @@ impl<'a> Build<'a> {
             workloads: &self.new.workloads_by_name,
             namespaces: &self.new.namespaces,
             secrets: &self.new.secrets,
+            secret_problems: &self.new.secret_problems,
             authorities: &self.new.authorities,
             mesh: &self.new.mesh,
             settings: &self.new.settings,
@@ -274,7 +275,7 @@ impl<'a> Build<'a> {
     fn gateways_and_sidecars(&mut self) {
         let kinds = &self.state.kinds;
         if self.any(&[kinds.gateways.changed]) || self.translated.gateways {
-            let mut gateways = policies::gateways(&kinds.gateways.items);
+            let mut gateways = policies::gateways(&kinds.gateways.items, &self.new.settings);
             gateways.extend(self.state.translated.gateways.iter().cloned());
             gateways.sort_by(|a, b| (a.created, &a.name, &a.namespace).cmp(&(b.created, &b.name, &b.namespace)));
             self.new.gateways = gateways;
@@ -329,7 +330,7 @@ impl<'a> Build<'a> {
         }
     }
 
-    fn secrets(&mut self) {
+    fn secrets(&mut self, now: Option<i64>) {
         if self.any(&[self.state.kinds.secrets.changed]) {
             self.new.secrets = secrets::credentials(&self.state.kinds.secrets.items, &self.old.secrets);
             self.new.sections.secrets = self.version;
@@ -341,6 +342,12 @@ impl<'a> Build<'a> {
                 self.new.sections.secrets = self.version;
             }
         }
+        let (problems, next) = certificates::problems(&self.state.kinds.secrets, now);
+        if problems != self.old.secret_problems {
+            self.new.secret_problems = problems;
+            self.new.sections.secrets = self.version;
+        }
+        self.new.next_validity_change = next;
     }
 
     fn references(&mut self) {

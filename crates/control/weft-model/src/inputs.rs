@@ -55,12 +55,14 @@ pub struct Inputs {
     pub settings: Arc<Settings>,
     /// Key sets that were fetched so far.
     pub jwks: crate::FetchedKeys,
+    /// The time, Unix seconds; without it no certificate is found to have expired.
+    pub now: Option<i64>,
 }
 
 impl Inputs {
     /// Inputs with these settings and no objects.
     pub fn new(mesh: Arc<istio::MeshConfig>, settings: Arc<Settings>) -> Self {
-        Self { objects: BTreeMap::new(), mesh, settings, jwks: crate::FetchedKeys::default() }
+        Self { objects: BTreeMap::new(), mesh, settings, jwks: crate::FetchedKeys::default(), now: None }
     }
 
     /// Sets the whole list of one kind; kinds that a build does not read are left out.

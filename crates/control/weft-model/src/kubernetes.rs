@@ -356,7 +356,9 @@ pub(crate) const SECRET: Reader<Option<Credential>> = |object| {
     let crl = take(&["ca.crl", "crl"]);
     match (cert, key, ca) {
         (None, None, None) => Ok(None),
-        (None, None, ca) => Ok(Some(Credential { cert_chain: Vec::new(), private_key: Vec::new(), ca, crl })),
+        (None, None, ca) => {
+            Ok(Some(Credential { cert_chain: Vec::new(), private_key: Vec::new(), ca, crl, facts: None }))
+        }
         (Some(cert_chain), Some(private_key), ca) => {
             if !is_pem(&cert_chain, "CERTIFICATE") {
                 return Err(format!("{}: the certificate (tls.crt or cert) is not PEM", object.key()).into());
@@ -364,7 +366,9 @@ pub(crate) const SECRET: Reader<Option<Credential>> = |object| {
             if !is_pem(&private_key, "PRIVATE KEY") {
                 return Err(format!("{}: the private key (tls.key or key) is not PEM", object.key()).into());
             }
-            Ok(Some(Credential { cert_chain, private_key, ca, crl }))
+            let facts = crate::certificates::facts(&cert_chain, &private_key);
+            let facts = facts.map_err(|why| format!("{}: {why}", object.key()))?;
+            Ok(Some(Credential { cert_chain, private_key, ca, crl, facts: Some(facts) }))
         }
         // An opaque secret may use these names for something else.
         (cert, ..) if object.body.get("type").and_then(Value::as_str) == Some("kubernetes.io/tls") => {
@@ -389,6 +393,7 @@ pub(crate) const CONFIG_MAP: Reader<Option<Credential>> = |object| {
         private_key: Vec::new(),
         ca: Some(ca.as_bytes().to_vec()),
         crl: of("ca.crl").map(|crl| crl.as_bytes().to_vec()),
+        facts: None,
     }))
 };
 

@@ -3,9 +3,10 @@
 //! Reading order: [`snapshot`] (what is built), `inputs` (what it is built from), `build` (the steps), then the sections in
 //! the order of data: `parsed`, `kubernetes`, `workloads`, `services`, `service_entries`, `endpoints`, `virtual_services`,
 //! `destination_rules`, `gateway_api` (which stands for Gateways, virtual services and destination rules), `policies`,
-//! `secrets`, `warnings`; last `lookup` and `scope`: the questions that the generator asks.
+//! `certificates`, `secrets`, `warnings`; last `lookup` and `scope`: the questions that the generator asks.
 
 mod build;
+mod certificates;
 mod destination_rules;
 mod endpoints;
 mod gateway_api;

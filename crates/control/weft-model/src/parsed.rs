@@ -138,9 +138,10 @@ impl<T: PartialEq> Kind<T> {
                 Some(Arc::new(Parsed { meta, spec: Arc::new(spec) }))
             }
             Err(Unreadable { path, mut message }) => {
-                // Without its policy a workload is open to more than anyone asked for.
+                // Without its policy a workload is open to more than anyone asked for, and without its certificate a
+                // gateway is closed.
                 let closed = closed(object).and_then(|closed| reader(&closed).ok());
-                let before = old_read.filter(|_| object.group() == SECURITY_GROUP);
+                let before = old_read.filter(|_| object.group() == SECURITY_GROUP || object.kind == "Secret");
                 let kept = match (before, closed) {
                     (Some(before), closed) if closed.as_ref() != Some(&*before.spec) => {
                         message.push_str("; what it said before stays in force");

@@ -11,13 +11,14 @@ type Objects<T> = [Arc<Parsed<T>>];
 type ByNamespace<T> = BTreeMap<String, Vec<Arc<T>>>;
 
 /// Gateways, oldest first.
-pub(crate) fn gateways(objects: &Objects<istio::Gateway>) -> Vec<Arc<Gateway>> {
+pub(crate) fn gateways(objects: &Objects<istio::Gateway>, settings: &Settings) -> Vec<Arc<Gateway>> {
+    let namespace = |o: &Parsed<istio::Gateway>| settings.scope_gateways.then(|| o.meta.namespace.clone());
     let gateway = |o: &Arc<Parsed<istio::Gateway>>| {
         Arc::new(Gateway {
             namespace: o.meta.namespace.clone(),
             name: o.meta.name.clone(),
             created: o.meta.created,
-            workloads: vec![GatewayWorkloads { namespace: None, labels: o.spec.selector.clone() }],
+            workloads: vec![GatewayWorkloads { namespace: namespace(o), labels: o.spec.selector.clone() }],
             spec: o.spec.clone(),
             provenance: o.meta.provenance.clone(),
         })

@@ -66,6 +66,10 @@ pub struct MeshSnapshot {
     /// Destination rules with a workload selector, by namespace, oldest first. They come before the rules without one,
     /// for the clients they select. Read through [`MeshSnapshot::destination_rule_for_workload`].
     pub selected_destination_rules: BTreeMap<String, Vec<Arc<DestinationRule>>>,
+    /// Why what a secret says now is not, or should not be, shown to clients; by namespace and name. A sentence for the user.
+    pub secret_problems: BTreeMap<(String, String), String>,
+    /// When one of [`Self::secret_problems`] begins or ends by the clock alone, Unix seconds.
+    pub next_validity_change: Option<i64>,
     /// CA certificates of config maps, by namespace and name; the key and certificate of such a one are empty.
     pub authorities: BTreeMap<(String, String), Arc<Credential>>,
     /// What the statuses of objects should say.
@@ -90,6 +94,8 @@ pub struct Settings {
     pub cluster_id: String,
     /// Network of the workloads that do not name theirs; empty by default.
     pub network: String,
+    /// A Gateway chooses workloads of its own namespace alone; default: of all, as Istio's `selector` means it.
+    pub scope_gateways: bool,
 }
 
 impl Default for Settings {
@@ -100,6 +106,7 @@ impl Default for Settings {
             root_namespace: well_known::ROOT_NAMESPACE.into(),
             cluster_id: well_known::DEFAULT_CLUSTER_ID.into(),
             network: String::new(),
+            scope_gateways: false,
         }
     }
 }
@@ -539,6 +546,19 @@ pub struct Credential {
     pub ca: Option<Vec<u8>>,
     /// Certificate revocation list, when given.
     pub crl: Option<Vec<u8>>,
+    /// What the certificate says; `None` when there are only CA certificates.
+    pub facts: Option<CertificateFacts>,
+}
+
+/// What the first certificate of a chain says, as far as it decides whether a gateway can be reached by it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateFacts {
+    /// Valid from, Unix seconds.
+    pub not_before: i64,
+    /// Valid until, Unix seconds.
+    pub not_after: i64,
+    /// DNS names and addresses that it is for; the subject's common name when it has none of those.
+    pub names: Vec<String>,
 }
 
 impl std::fmt::Debug for Credential {

@@ -4,8 +4,8 @@
 use crate::parsed::selects;
 use crate::virtual_services::MESH_GATEWAY;
 use crate::{
-    DestinationRule, Gateway, KeySource, Labels, MeshSnapshot, VirtualService, Warning, gateway_conflicts, hosts,
-    services,
+    DestinationRule, ExportTo, Gateway, KeySource, Labels, MeshSnapshot, VirtualService, Warning, certificates,
+    gateway_conflicts, hosts, services,
 };
 use std::collections::{BTreeSet, HashMap};
 use weft_core::Provenance;
@@ -13,6 +13,8 @@ use weft_k8s_api::istio;
 
 /// Code of a reference to something that does not exist.
 const NOT_FOUND: &str = "IST0101";
+/// Code of virtual services that claim the same host for sidecars.
+const HOST_CONFLICT: &str = "IST0109";
 /// Code of a destination that must say which port it means.
 const PORT_REQUIRED: &str = "IST0112";
 
@@ -20,6 +22,7 @@ const PORT_REQUIRED: &str = "IST0112";
 pub(crate) fn of_routes(snapshot: &MeshSnapshot) -> Vec<Warning> {
     let mut found = Vec::new();
     let look = Look::new(snapshot);
+    mesh_hosts(snapshot, &mut found);
     for vs in &snapshot.virtual_services {
         virtual_service(&look, vs, &mut found);
     }
@@ -196,15 +199,74 @@ fn gateway_references(
     for (i, server) in gateway.spec.servers.iter().enumerate() {
         let Some(tls) = &server.tls else { continue };
         let names = std::iter::once(&tls.credential_name).chain(&tls.credential_names).filter(|n| !n.is_empty());
-        for name in names {
-            let secret_name = name.strip_prefix("kubernetes://").unwrap_or(name);
-            let missing = |ns: &&&str| !snapshot.secrets.contains_key(&((**ns).to_string(), secret_name.to_string()));
-            if let Some(namespace) = namespaces.iter().find(missing) {
-                let message =
-                    format!("secret {namespace}/{secret_name} does not exist, or holds no certificate and key");
-                let at = gateway.provenance.at(format!("spec.servers[{i}].tls.credentialName"));
-                found.push(not_found(at, message));
+        let names: Vec<&str> = names.map(|name| name.strip_prefix("kubernetes://").unwrap_or(name)).collect();
+        let at = |field: &str| gateway.provenance.at(format!("spec.servers[{i}].{field}"));
+        for namespace in namespaces {
+            let key = |name: &str| ((*namespace).to_string(), name.to_string());
+            let credentials = names.iter().filter_map(|name| snapshot.secrets.get(&key(name)));
+            let known: Vec<_> = credentials.filter_map(|c| c.facts.as_ref()).collect();
+            let told = found.len();
+            found.extend(names.iter().filter_map(|name| credential(snapshot, key(name), at("tls.credentialName"))));
+            let missing = certificates::uncovered(server.hosts.iter().map(String::as_str), &known);
+            if let Some(message) = certificates::told_uncovered(&missing, &known) {
+                found.push(Warning { at: at("hosts"), code: certificates::HOST_MISMATCH, message });
+            }
+            if found.len() > told {
+                // The same of another namespace helps nobody.
+                break;
             }
         }
     }
+}
+
+/// What is wrong with a certificate that a server names.
+fn credential(snapshot: &MeshSnapshot, key: (String, String), at: Provenance) -> Option<Warning> {
+    let problem = snapshot.secret_problems.get(&key);
+    if snapshot.secrets.contains_key(&key) {
+        return problem.map(|message| Warning { at, code: certificates::INVALID, message: message.clone() });
+    }
+    let (namespace, name) = key;
+    let missing = format!("secret {namespace}/{name} does not exist, or holds no certificate and key");
+    let message = problem.cloned().unwrap_or(missing);
+    Some(not_found(at, format!("{message}; proxies that had its certificate show the last one on; create it again")))
+}
+
+/// Hosts that several virtual services claim for the same sidecars: the oldest has them.
+fn mesh_hosts(snapshot: &MeshSnapshot, found: &mut Vec<Warning>) {
+    let mut claimed: HashMap<&str, Vec<&VirtualService>> = HashMap::new();
+    let own = |vs: &&VirtualService| vs.provenance.kind == "VirtualService";
+    let of_mesh = |vs: &&VirtualService| vs.gateways.iter().any(|g| g == MESH_GATEWAY);
+    for vs in snapshot.virtual_services.iter().map(|vs| &**vs).filter(own).filter(of_mesh) {
+        for (i, host) in vs.hosts.iter().enumerate() {
+            let older = claimed.entry(host).or_default();
+            let same_clients = |o: &&&VirtualService| seen_together(&o.export_to, &vs.export_to) && alike(o, vs);
+            if let Some(first) = older.iter().find(same_clients) {
+                let by = format!("{}/{}", first.namespace, first.name);
+                let message = format!(
+                    "host {host} already belongs to VirtualService {by} for sidecars, whose rules are used; put all rules of the host into one of them"
+                );
+                found.push(Warning { at: vs.provenance.at(format!("spec.hosts[{i}]")), code: HOST_CONFLICT, message });
+            } else if older.len() < MOST_CLAIMS {
+                older.push(vs);
+            }
+        }
+    }
+}
+
+/// Most virtual services of one host, for clients apart, that are compared.
+const MOST_CLAIMS: usize = 64;
+
+/// Whether some namespace sees both.
+fn seen_together(a: &ExportTo, b: &ExportTo) -> bool {
+    match (a, b) {
+        (ExportTo::Nobody, _) | (_, ExportTo::Nobody) => false,
+        (ExportTo::All, _) | (_, ExportTo::All) => true,
+        (ExportTo::Namespaces(a), ExportTo::Namespaces(b)) => !a.is_disjoint(b),
+    }
+}
+
+/// Rules for requests and rules for connections of one host stand beside each other.
+fn alike(a: &VirtualService, b: &VirtualService) -> bool {
+    let kinds = |vs: &VirtualService| [vs.spec.http.is_empty(), vs.spec.tls.is_empty(), vs.spec.tcp.is_empty()];
+    kinds(a).into_iter().zip(kinds(b)).any(|(a, b)| !a && !b)
 }

@@ -33,9 +33,13 @@ impl CertifiedKey {
             return Err(TlsError::Certificate { what: "certificate chain", reason });
         }
         let facts = CertificateFacts::from_der("certificate chain, first certificate", &chain[0])?;
-        let key = pem::private_key(key)?;
         // The library takes the bytes over and wipes its own copy; the PEM is the caller's to wipe.
-        let certified = rustls::sign::CertifiedKey::from_der(chain, key, &default_provider()).map_err(key_error)?;
+        let key = default_provider().key_provider.load_private_key(pem::private_key(key)?).map_err(key_error)?;
+        // Compared here and not by the library, which reads no certificate of version 1: `openssl x509 -req` makes such.
+        if key.public_key().is_some_and(|public| !is_key_of(&public, &chain[0])) {
+            return Err(TlsError::Key("it does not belong to the certificate; the two must be made together".into()));
+        }
+        let certified = rustls::sign::CertifiedKey::new(chain, key);
         Ok(Self { inner: Arc::new(Inner { rustls: Arc::new(certified), facts }) })
     }
 
@@ -59,15 +63,14 @@ impl CertifiedKey {
     }
 }
 
+/// Whether a certificate is for the public key (SubjectPublicKeyInfo, DER).
+fn is_key_of(public: &[u8], certificate: &[u8]) -> bool {
+    let parsed = x509_parser::parse_x509_certificate(certificate);
+    parsed.is_ok_and(|(_, certificate)| certificate.tbs_certificate.subject_pki.raw == public)
+}
+
 fn key_error(error: rustls::Error) -> TlsError {
-    match error {
-        rustls::Error::InconsistentKeys(_) => {
-            TlsError::Key("it does not belong to the certificate; the two must be made together".into())
-        }
-        other => {
-            TlsError::Key(format!("it cannot be used: {other}; use RSA (2048 bits or more), ECDSA P-256 or P-384"))
-        }
-    }
+    TlsError::Key(format!("it cannot be used: {error}; use RSA (2048 bits or more), ECDSA P-256 or P-384"))
 }
 
 impl fmt::Debug for CertifiedKey {

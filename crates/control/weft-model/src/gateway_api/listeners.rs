@@ -4,6 +4,7 @@ use super::Problem;
 use super::backends::{References, Referrer};
 use super::read::{GatewaySpec, ListenerSpec, RouteKind};
 use super::status::Finding;
+use crate::certificates::{self, Problems};
 use crate::kubernetes::ServiceSpec;
 use crate::parsed::{Parsed, selects};
 use crate::{Credential, Gateway, GatewayWorkloads, Labels, Workload};
@@ -50,6 +51,8 @@ pub(crate) struct ListenerState {
     pub accepted: Option<Problem>,
     pub conflicted: Option<Problem>,
     pub resolved: Option<Problem>,
+    /// What is wrong and no condition is for.
+    pub advice: Option<Problem>,
     /// `None` when it cannot be served.
     pub gateway: Option<Arc<Gateway>>,
 }
@@ -60,9 +63,19 @@ pub(crate) struct Surroundings<'a> {
     pub services: &'a [Arc<Parsed<ServiceSpec>>],
     pub workloads: &'a HashMap<String, Arc<Workload>>,
     pub secrets: &'a BTreeMap<(String, String), Arc<Credential>>,
+    pub secret_problems: &'a Problems,
+    /// SDS names of the certificates that listeners had so far.
+    pub served: BTreeSet<String>,
     pub authorities: &'a BTreeMap<(String, String), Arc<Credential>>,
     pub references: &'a References<'a>,
     pub mesh: &'a MeshConfig,
+}
+
+/// SDS names of the certificates of Gateways.
+pub(crate) fn certificates_of(gateways: &[Arc<Gateway>]) -> BTreeSet<String> {
+    let settings = gateways.iter().flat_map(|g| &g.spec.servers).filter_map(|server| server.tls.as_ref());
+    let names = settings.flat_map(|tls| std::iter::once(&tls.credential_name).chain(&tls.credential_names));
+    names.filter(|name| name.starts_with(SECRET_SCHEME)).cloned().collect()
 }
 
 /// All Gateways of classes that are Weft's.
@@ -195,6 +208,7 @@ impl Surroundings<'_> {
             accepted: None,
             conflicted: None,
             resolved: None,
+            advice: None,
             gateway: None,
         };
         let Some((protocol, fitting)) = protocol(spec) else {
@@ -205,6 +219,7 @@ impl Surroundings<'_> {
         state.kinds = self.kinds(object.spec.old, spec, fitting, &mut state.resolved);
         state.conflicted = conflict(spec, before);
         let tls = self.tls(object, spec, &mut state.resolved);
+        state.advice = tls.as_ref().and_then(|tls| self.uncovered(spec, tls));
         let opens = spec.tls.as_ref().is_some_and(|t| t.mode != "Passthrough");
         let usable = state.conflicted.is_none() && !(tls.is_none() && (protocol == "HTTPS" || opens));
         if usable {
@@ -291,7 +306,10 @@ impl Surroundings<'_> {
         let mut names = Vec::new();
         for to in refs {
             match self.certificate(object, to) {
-                Ok(name) => names.push(name),
+                Ok((name, problem)) => {
+                    names.push(name);
+                    *resolved = resolved.take().or(problem);
+                }
                 Err(problem) => *resolved = Some(problem),
             }
         }
@@ -322,8 +340,12 @@ impl Surroundings<'_> {
         Referrer { group, kind: "Gateway", namespace: &object.meta.namespace }
     }
 
-    /// SDS name of a certificate.
-    fn certificate(&self, object: &Parsed<GatewaySpec>, to: &api::ObjectReference) -> Result<String, Problem> {
+    /// SDS name of a certificate, and what is wrong with it although it is shown to clients.
+    fn certificate(
+        &self,
+        object: &Parsed<GatewaySpec>,
+        to: &api::ObjectReference,
+    ) -> Result<(String, Option<Problem>), Problem> {
         let kind = if to.kind.is_empty() { "Secret" } else { to.kind.as_str() };
         if !matches!(to.group.as_str(), "" | "core") || kind != "Secret" {
             let message =
@@ -338,12 +360,35 @@ impl Surroundings<'_> {
             );
             return Err(Problem::new("RefNotPermitted", message));
         }
-        let found = self.secrets.get(&(namespace.clone(), to.name.clone()));
-        if found.is_none_or(|c| c.private_key.is_empty()) {
-            let message = format!("Secret {namespace}/{} does not exist, or holds no certificate and key", to.name);
-            return Err(Problem::new("InvalidCertificateRef", message));
+        let key = (namespace.clone(), to.name.clone());
+        let sds_name = format!("{SECRET_SCHEME}{namespace}/{}", to.name);
+        let invalid = |message: String| Problem::new("InvalidCertificateRef", message);
+        let problem = self.secret_problems.get(&key);
+        if self.secrets.get(&key).is_some_and(|c| !c.private_key.is_empty()) {
+            return Ok((sds_name, problem.cloned().map(invalid)));
         }
-        Ok(format!("{SECRET_SCHEME}{namespace}/{}", to.name))
+        let missing = || format!("Secret {namespace}/{} does not exist, or holds no certificate and key", to.name);
+        let message = problem.cloned().unwrap_or_else(missing);
+        if self.served.contains(&sds_name) {
+            // Proxies keep the certificate that they have: a mistake must not close what is open.
+            let message = format!("{message}; the last certificate is shown on until there is one again");
+            return Ok((sds_name, Some(invalid(message))));
+        }
+        Err(invalid(message))
+    }
+
+    /// Told when no certificate of a listener is for its host.
+    fn uncovered(&self, spec: &ListenerSpec, tls: &ServerTlsSettings) -> Option<Problem> {
+        let names = std::iter::once(&tls.credential_name).chain(&tls.credential_names);
+        let certificates: Vec<_> = names
+            .filter_map(|name| name.strip_prefix(SECRET_SCHEME)?.split_once('/'))
+            .filter_map(|(namespace, name)| self.secrets.get(&(namespace.to_string(), name.to_string())))
+            .filter_map(|credential| credential.facts.as_ref())
+            .collect();
+        let host = Some(spec.hostname.as_str()).filter(|host| !host.is_empty());
+        let missing = certificates::uncovered(host.into_iter(), &certificates);
+        let message = certificates::told_uncovered(&missing, &certificates)?;
+        Some(Problem::new(certificates::HOST_MISMATCH, message))
     }
 
     /// SDS name of CA certificates, without the ending that says so.

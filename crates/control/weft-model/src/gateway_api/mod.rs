@@ -22,6 +22,7 @@ pub(crate) use backends::INVALID_HOST;
 pub(crate) use listeners::GATEWAY_NAME;
 pub use status::StatusUpdate;
 
+use crate::certificates::Problems;
 use crate::memo::Kinds;
 use crate::parsed::{Parsed, age_order};
 use crate::{Credential, Gateway, Labels, Service, Settings, VirtualService, Warning, Workload};
@@ -60,6 +61,8 @@ pub(crate) struct Source<'a> {
     pub workloads: &'a HashMap<String, Arc<Workload>>,
     pub namespaces: &'a BTreeMap<String, Labels>,
     pub secrets: &'a BTreeMap<(String, String), Arc<Credential>>,
+    /// Why what a secret says is not, or should not be, shown to clients.
+    pub secret_problems: &'a Problems,
     pub authorities: &'a BTreeMap<(String, String), Arc<Credential>>,
     pub mesh: &'a MeshConfig,
     pub settings: &'a Settings,
@@ -155,6 +158,8 @@ impl Source<'_> {
             services: &self.kinds.services.items,
             workloads: self.workloads,
             secrets: self.secrets,
+            secret_problems: self.secret_problems,
+            served: listeners::certificates_of(&old.gateways),
             authorities: self.authorities,
             references: &references,
             mesh: self.mesh,

@@ -115,7 +115,9 @@ fn of_gateway(index: usize, state: &GatewayState, attached: &HashMap<(usize, usi
     let mut listeners = Vec::new();
     for (at, listener) in state.listeners.iter().enumerate() {
         let path = format!("spec.listeners[{at}]");
-        for problem in [&listener.accepted, &listener.conflicted, &listener.resolved].into_iter().flatten() {
+        for problem in
+            [&listener.accepted, &listener.conflicted, &listener.resolved, &listener.advice].into_iter().flatten()
+        {
             out.warnings.push(warning(&meta.provenance, &path, problem));
         }
         let attached = attached.get(&(index, at)).copied().unwrap_or_default();

@@ -1,5 +1,6 @@
 //! Tables: objects in, facts of the snapshot out.
 
+mod bad_input;
 mod incremental;
 mod policies;
 mod routing;
@@ -28,6 +29,27 @@ pub(super) fn inputs(yaml: &str) -> Inputs {
 /// The snapshot of YAML documents.
 pub(super) fn mesh(yaml: &str) -> MeshSnapshot {
     build(&inputs(yaml), None)
+}
+
+/// A certificate for names, from one Unix second to another, with its key: both PEM.
+pub(super) fn pair(names: &[&str], from: u64, to: u64) -> (String, String) {
+    use std::time::{Duration, UNIX_EPOCH};
+    use weft_tls::{Issuer, KeyKind, LeafParams, PrivateKey, RootParams, San};
+    let (not_before, not_after) = (UNIX_EPOCH + Duration::from_secs(from), UNIX_EPOCH + Duration::from_secs(to));
+    let root = RootParams { organization: "example.com".into(), key: KeyKind::EcdsaP256, not_before, not_after };
+    let key = PrivateKey::generate(KeyKind::EcdsaP256).unwrap();
+    let names = names.iter().map(|n| San::Dns((*n).to_string())).collect();
+    let leaf = Issuer::self_signed(&root).unwrap().sign_key(&key, &LeafParams { names, not_before, not_after });
+    (leaf.unwrap().pem, key.to_pem().to_string())
+}
+
+/// A Secret with a certificate and a key, as JSON, which is YAML.
+pub(super) fn tls_secret(namespace: &str, name: &str, chain: &str, key: &str) -> String {
+    let object = serde_json::json!({
+        "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
+        "metadata": {"name": name, "namespace": namespace}, "stringData": {"tls.crt": chain, "tls.key": key},
+    });
+    format!("{object}\n---\n")
 }
 
 /// `code path` of the warnings about one object.

@@ -1,6 +1,6 @@
 //! Security policies, telemetry, envoy filters, secrets.
 
-use super::{labels, mesh, warnings_of};
+use super::{labels, mesh, pair, warnings_of};
 use crate::MtlsMode;
 
 #[test]
@@ -158,27 +158,30 @@ spec: {workloadSelector: {labels: {app: web}}, priority: 99}
 
 #[test]
 fn secrets_become_credentials() {
-    // base64 of "-----BEGIN CERTIFICATE-----", "-----BEGIN PRIVATE KEY-----", "ca"
-    let (cert, key, ca) = ("LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0t", "LS0tLS1CRUdJTiBQUklWQVRFIEtFWS0tLS0t", "Y2E=");
-    let secret = |name: &str, kind: &str, data: &str| {
-        format!(
-            "apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}, namespace: istio-system}}\ntype: {kind}\ndata: {{{data}}}\n---\n"
-        )
+    let (cert, key) = pair(&["example.com"], 0, 4_000_000_000);
+    let secret = |name: &str, kind: &str, data: serde_json::Value| {
+        let object = serde_json::json!({
+            "apiVersion": "v1", "kind": "Secret", "type": kind,
+            "metadata": {"name": name, "namespace": "istio-system"}, "stringData": data,
+        });
+        format!("{object}\n---\n")
     };
+    use serde_json::json;
     let mesh = mesh(
         &[
-            secret("tls", "kubernetes.io/tls", &format!("tls.crt: {cert}, tls.key: {key}")),
-            secret("generic", "Opaque", &format!("cert: {cert}, key: {key}, cacert: {ca}")),
-            secret("two", "Opaque", &format!("tls.crt: {cert}, tls.key: {key}")),
-            secret("two-cacert", "Opaque", &format!("ca.crt: {ca}")),
-            secret("other", "Opaque", "password: Y2E="),
-            secret("half", "kubernetes.io/tls", &format!("tls.crt: {cert}")),
-            secret("garbage", "kubernetes.io/tls", &format!("tls.crt: {ca}, tls.key: {ca}")),
+            secret("tls", "kubernetes.io/tls", json!({"tls.crt": cert, "tls.key": key})),
+            secret("generic", "Opaque", json!({"cert": cert, "key": key, "cacert": "ca"})),
+            secret("two", "Opaque", json!({"tls.crt": cert, "tls.key": key})),
+            secret("two-cacert", "Opaque", json!({"ca.crt": "ca"})),
+            secret("other", "Opaque", json!({"password": "ca"})),
+            secret("half", "kubernetes.io/tls", json!({"tls.crt": cert})),
+            secret("garbage", "kubernetes.io/tls", json!({"tls.crt": "ca", "tls.key": "ca"})),
         ]
         .concat(),
     );
     let of = |name: &str| mesh.secrets.get(&("istio-system".to_string(), name.to_string()));
     assert!(of("tls").is_some_and(|c| c.ca.is_none() && c.cert_chain.starts_with(b"-----BEGIN")));
+    assert!(of("tls").and_then(|c| c.facts.as_ref()).is_some_and(|f| f.names == ["example.com"]));
     assert!(of("generic").is_some_and(|c| c.ca.as_deref() == Some(b"ca")));
     assert!(of("two").is_some_and(|c| c.ca.as_deref() == Some(b"ca") && !c.private_key.is_empty()));
     assert!(of("two-cacert").is_some_and(|c| c.private_key.is_empty()));
