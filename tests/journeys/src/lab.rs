@@ -11,9 +11,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 /// How long a lab may take to start.
-const START_LIMIT: Duration = Duration::from_secs(90);
+const START_LIMIT: Duration = Duration::from_secs(180);
 /// How long a lab may take to stop.
-const STOP_LIMIT: Duration = Duration::from_secs(30);
+const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// A running lab.
 pub struct Lab {
@@ -188,7 +188,7 @@ impl Lab {
 
     /// Waits until all pods of the named Deployments are ready; an error shows the namespace's pods.
     pub fn wait_deployments(&self, namespace: &str, names: &[&str]) -> Result<()> {
-        let waited = crate::eventually(Duration::from_secs(60), || {
+        let waited = crate::eventually(Duration::from_secs(120), || {
             let all = self.objects("deployments", &["-n", namespace])?;
             for name in names {
                 let found = all.iter().find(|d| d["metadata"]["name"] == *name);

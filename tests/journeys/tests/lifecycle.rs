@@ -8,7 +8,7 @@ use weft_journeys::lab::{free_port, text, weft};
 use weft_journeys::processes::{descendants, host_state};
 use weft_journeys::{Lab, eventually};
 
-const GONE: Duration = Duration::from_secs(10);
+const GONE: Duration = Duration::from_secs(60);
 
 /// Every process below `weft up` at this moment.
 fn processes(lab: &Lab) -> Result<Vec<Pid>> {

@@ -8,7 +8,7 @@ use weft_journeys::lab::text;
 use weft_journeys::processes::descendants;
 use weft_journeys::{Lab, eventually};
 
-const SOON: Duration = Duration::from_secs(15);
+const SOON: Duration = Duration::from_secs(60);
 
 const PLAIN_POD: &str = "apiVersion: v1
 kind: Pod
@@ -37,7 +37,7 @@ data:
 ";
 
 fn curl(lab: &Lab, from: &str, url: &str) -> Result<String> {
-    let out = lab.try_weft(&["exec", from, "--", "curl", "-s", "-m", "5", "-w", "\n%{http_code}", url])?;
+    let out = lab.try_weft(&["exec", from, "--", "curl", "-s", "-m", "15", "-w", "\n%{http_code}", url])?;
     Ok(text(&out.stdout))
 }
 
@@ -49,14 +49,17 @@ fn every_hop_proves_who_it_is() -> Result<()> {
     lab.wait_ready("app=httpbin", "default", 1)?;
     lab.wait_ready("app=sleep", "default", 1)?;
 
-    let headers = curl(&lab, "deploy/sleep", "http://httpbin:8000/headers")?;
-    println!("{headers}");
     for part in [
         "By=spiffe://cluster.local/ns/default/sa/httpbin;Hash=",
         ";Subject=\\\"\\\";URI=spiffe://cluster.local/ns/default/sa/sleep",
         "X-Request-Id",
     ] {
-        ensure!(headers.contains(part), "{part:?} is missing: {headers}");
+        // A proxy hears of the other's endpoint a moment after that one is ready.
+        eventually(SOON, || {
+            let headers = curl(&lab, "deploy/sleep", "http://httpbin:8000/headers")?;
+            ensure!(headers.contains(part), "{part:?} is missing: {headers}");
+            Ok(())
+        })?;
     }
 
     lab.apply(ACCESS_LOG)?;

@@ -10,7 +10,7 @@ use weft_journeys::processes::descendants;
 use weft_journeys::{Lab, eventually, sample};
 
 const RATE: u32 = 500;
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 
 /// A load, an event, and not one failure.
 fn under_load(lab: &Lab, what: &str, event: impl FnOnce() -> Result<()>) -> Result<()> {

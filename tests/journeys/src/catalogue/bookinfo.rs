@@ -43,7 +43,7 @@ pub const JOURNEYS: &[Journey] = &[
     },
 ];
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 const NO_REVIEWS: &str = "Sorry, product reviews are currently unavailable for this book.";
 const NO_RATINGS: &str = "Ratings service is currently unavailable";
 
@@ -86,7 +86,7 @@ fn page(lab: &Lab, cookie: Option<&str>) -> Result<(String, Duration)> {
 
 /// Waits until the page holds a text and takes so many seconds.
 fn page_says(lab: &Lab, cookie: Option<&str>, said: &str, seconds: std::ops::Range<f64>) -> Result<()> {
-    eventually(Duration::from_secs(45), || {
+    eventually(Duration::from_secs(90), || {
         let (body, took) = page(lab, cookie)?;
         ensure!(body.contains(said), "the page does not say {said:?}");
         let took = took.as_secs_f64();
@@ -102,6 +102,18 @@ fn ask(lab: &Lab, args: &[&str]) -> Result<(String, f64)> {
     let printed = crate::lab::text(&out.stdout);
     let (code, seconds) = printed.split_once(' ').unwrap_or((&printed, "0"));
     Ok((code.to_string(), seconds.parse().unwrap_or_default()))
+}
+
+/// Waits until the ratings pod, whose proxy takes a rule in its own time, is answered so: status, and within which seconds.
+fn answers(lab: &Lab, args: &[&str], want: &str, within: std::ops::Range<f64>) -> Result<()> {
+    eventually(SOON, || {
+        let (code, seconds) = ask(lab, args)?;
+        ensure!(
+            code == want && within.contains(&seconds),
+            "{args:?}: {code} in {seconds} s, want {want} in {within:?}"
+        );
+        Ok(())
+    })
 }
 
 fn to_v1(lab: &Lab) -> Result<()> {
@@ -140,7 +152,11 @@ fn request_routing(run: &mut Run) -> Result<()> {
             let argv = [&["curl", "-s", "reviews:9080/reviews/0"], args].concat();
             Ok(crate::lab::text(&lab.exec("default", "deploy/ratings-v1", "ratings", &argv)?.stdout))
         };
-        ensure!(reviews(&["-H", "end-user: jason"])?.contains("black"), "jason is not led to v2");
+        // The proxy beside this pod takes the rule in its own time.
+        eventually(SOON, || {
+            ensure!(reviews(&["-H", "end-user: jason"])?.contains("black"), "jason is not led to v2");
+            Ok(())
+        })?;
         ensure!(!reviews(&[])?.contains("black"), "others are led to v2");
         ensure!(!reviews(&["-H", "end-user: jasons"])?.contains("black"), "exact is not exact");
         Ok(())
@@ -160,21 +176,16 @@ fn fault_injection(run: &mut Run) -> Result<()> {
     run.lab.apply_sample("bookinfo/networking/virtual-service-ratings-test-delay.yaml")?;
     run.check(&["1:T-FI-01"], "ratings 7 s late for jason: no reviews after 6 s", |lab| {
         page_says(lab, Some(&jason), NO_REVIEWS, 5.8..7.0)?;
-        let (code, seconds) = ask(lab, &["-H", "end-user: jason", "ratings:9080/ratings/0"])?;
-        ensure!(code == "200" && (6.9..8.5).contains(&seconds), "ratings answered {code} in {seconds} s");
-        Ok(())
+        answers(lab, &["-H", "end-user: jason", "ratings:9080/ratings/0"], "200", 6.9..8.5)
     });
     run.check(&["1:T-FI-02"], "others are not delayed", |lab| {
-        let (body, took) = page(lab, None)?;
-        ensure!(!body.contains(NO_REVIEWS) && took < Duration::from_secs(3), "the page took {took:?}");
-        let (code, seconds) = ask(lab, &["ratings:9080/ratings/0"])?;
-        ensure!(code == "200" && seconds < 1.5, "ratings answered {code} in {seconds} s");
-        Ok(())
+        page_says(lab, None, "Book Reviews", 0.0..3.0)?;
+        answers(lab, &["ratings:9080/ratings/0"], "200", 0.0..1.5)
     });
     run.check(&["1:T-FI-03"], "v3 waits 2.5 s for ratings: a delay of 2 s does no harm", |lab| {
         lab.apply_sample("bookinfo/networking/virtual-service-reviews-v3.yaml")?;
         lab.apply_yaml("timeouts/ratings-delay-2s-jason.yaml", "default")?;
-        eventually(Duration::from_secs(40), || {
+        eventually(SOON, || {
             let (body, took) = page(lab, Some(&jason))?;
             ensure!(body.contains("color:red"), "no red stars");
             ensure!((2.0..3.0).contains(&took.as_secs_f64()), "the page took {took:?}");
@@ -185,16 +196,12 @@ fn fault_injection(run: &mut Run) -> Result<()> {
     run.lab.apply_sample("bookinfo/networking/virtual-service-ratings-test-abort.yaml")?;
     run.check(&["1:T-FI-04"], "ratings abort with 500 for jason: said at once", |lab| {
         page_says(lab, Some(&jason), NO_RATINGS, 0.0..2.5)?;
-        let (code, _) = ask(lab, &["-H", "end-user: jason", "ratings:9080/ratings/0"])?;
-        ensure!(code == "500", "ratings answered {code}");
-        Ok(())
+        answers(lab, &["-H", "end-user: jason", "ratings:9080/ratings/0"], "500", 0.0..5.0)
     });
     run.check(&["1:T-FI-05"], "logged out, reviews v1 never asks ratings: no error", |lab| {
         let (body, _) = page(lab, None)?;
         ensure!(!body.contains(NO_RATINGS) && !body.contains(NO_REVIEWS), "{body}");
-        let (code, _) = ask(lab, &["ratings:9080/ratings/0"])?;
-        ensure!(code == "200", "ratings answered {code}");
-        Ok(())
+        answers(lab, &["ratings:9080/ratings/0"], "200", 0.0..5.0)
     });
     Ok(())
 }
@@ -237,16 +244,12 @@ fn timeouts(run: &mut Run) -> Result<()> {
     run.check(&["1:T-TO-01"], "timeout 0.5 s: no reviews after 1 s", |lab| {
         lab.apply_yaml("timeouts/reviews-v2-timeout.yaml", "default")?;
         page_says(lab, None, NO_REVIEWS, 0.9..1.9)?;
-        let (code, seconds) = ask(lab, &["reviews:9080/reviews/0"])?;
-        ensure!(code == "504" && (0.45..1.2).contains(&seconds), "reviews answered {code} in {seconds} s");
-        Ok(())
+        answers(lab, &["reviews:9080/reviews/0"], "504", 0.45..1.2)
     });
     run.check(&["1:T-TO-03"], "the application's own time limit, by header", |lab| {
-        let (code, seconds) = ask(lab, &["-H", "x-envoy-upstream-rq-timeout-ms: 5000", "reviews:9080/reviews/0"])?;
-        ensure!(code == "200" && seconds >= 2.0, "5000 ms: reviews answered {code} in {seconds} s");
-        let (code, seconds) = ask(lab, &["-H", "x-envoy-upstream-rq-timeout-ms: 100", "reviews:9080/reviews/0"])?;
-        ensure!(code == "504" && seconds < 0.45, "100 ms: reviews answered {code} in {seconds} s");
-        Ok(())
+        let limit = |limit: &str| format!("x-envoy-upstream-rq-timeout-ms: {limit}");
+        answers(lab, &["-H", &limit("5000"), "reviews:9080/reviews/0"], "200", 2.0..5.0)?;
+        answers(lab, &["-H", &limit("100"), "reviews:9080/reviews/0"], "504", 0.0..0.45)
     });
     run.check(&["1:T-TO-04"], "mesh 4 s, application 3 s: the stricter acts", |lab| {
         lab.apply_yaml("timeouts/reviews-v2-timeout-4s.yaml", "default")?;
