@@ -4,6 +4,7 @@
 
 mod bench;
 mod deps;
+mod fuzz;
 mod interop;
 mod journey;
 mod kube;
@@ -19,6 +20,7 @@ const HELP: &str = "cargo xtask TASK
   test      install what the tests need, then run every check and test (what CI runs)
   journey   run user journeys of the spec in the lab: [ID…] [--list] [--engine weft|envoy] [--jobs N]
   bench     measure weft-proxy beside Envoy, haproxy and nginx: [--quick] [--only CASE] [--list]
+  fuzz      run the fuzz targets: [TARGET…] [--seconds N] [--build] [--list]
   tidy      checks of the text: file heads and sizes, unsafe code, unfinished marks, formatting
   deps      checks which crate may import which
   peers     install the programs that tests run against (Debian, PyPI), and print where they are
@@ -34,6 +36,7 @@ fn main() -> Result<()> {
         ["test"] => test::all(),
         ["journey", rest @ ..] => journey::run(rest),
         ["bench", rest @ ..] => bench::run(rest),
+        ["fuzz", rest @ ..] => fuzz::run(rest),
         ["tidy"] => tidy::check(),
         ["deps"] => deps::check(),
         ["peers"] => peers::install().map(|peers| println!("envoy: {}", peers.envoy.display())),

@@ -108,5 +108,6 @@ pub(crate) fn model_settings(settings: &Settings, mesh: &MeshConfig) -> weft_mod
         root_namespace: or(&mesh.root_namespace, &settings.namespace),
         cluster_id: settings.cluster_id.clone(),
         network: settings.network.clone(),
+        scope_gateways: settings.scope_gateways,
     }
 }

@@ -62,6 +62,10 @@ pub struct Settings {
     #[arg(long, env = "ENABLE_NATIVE_SIDECARS", value_enum, default_value_t = NativeSidecars::Auto)]
     pub native_sidecars: NativeSidecars,
 
+    /// A Gateway chooses workloads of its own namespace alone: nobody serves hosts at another namespace's gateway.
+    #[arg(long, env = "PILOT_SCOPE_GATEWAY_TO_NAMESPACE", default_value_t = false, action = clap::ArgAction::Set)]
+    pub scope_gateways: bool,
+
     /// Quiet time after a change before it is acted on.
     #[arg(long, env = "PILOT_DEBOUNCE_AFTER", default_value = "10ms", value_parser = weft_core::duration::parse)]
     pub debounce_after: Duration,

@@ -9,8 +9,10 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 use weft_dataplane::control::ListenerStatus;
 use weft_dataplane::{ClusterStatus, DataPlane, Handle, HostStatus, LocalWorkload, Options};
-use weft_proxy_config::{Cluster, Discovery, Endpoint, EndpointAddress, EndpointHealth, EndpointSet, ProxySnapshot};
-use weft_runtime::ReadyBlock;
+use weft_proxy_config::{
+    Cluster, Discovery, Endpoint, EndpointAddress, EndpointHealth, EndpointSet, ProxySnapshot, Thresholds,
+};
+use weft_runtime::{ReadyBlock, files};
 use weft_telemetry::Registry;
 
 /// Workers for a setting: 0 = one per core.
@@ -27,6 +29,7 @@ pub fn start(plane: &Plane, registry: Registry, local: LocalWorkload, concurrenc
         concurrency: workers(concurrency),
         registry,
         local,
+        max_connections: files::connections_for(files::raise_limit()),
         ..Options::new(tokio::runtime::Handle::current())
     };
     DataPlane::start(plane.snapshot(), plane.versions(), options)
@@ -156,13 +159,18 @@ fn view(snapshot: &ProxySnapshot, cluster: &Cluster, running: Option<&ClusterSta
     ClusterView {
         name: cluster.name.to_string(),
         eds_name,
-        limits: LimitsView {
-            max_connections: limits.max_connections,
-            max_pending: limits.max_pending,
-            max_requests: limits.max_requests,
-            max_retries: limits.max_retries,
-        },
+        limits: limits_view(&limits.default),
+        high_limits: limits_view(&limits.high),
         hosts,
+    }
+}
+
+fn limits_view(of: &Thresholds) -> LimitsView {
+    LimitsView {
+        max_connections: of.max_connections,
+        max_pending: of.max_pending,
+        max_requests: of.max_requests,
+        max_retries: of.max_retries,
     }
 }
 

@@ -294,7 +294,12 @@ fn cut(text: &str, limit: Option<usize>) -> &str {
 fn escape(text: &str, out: &mut String) {
     for c in text.chars() {
         match c {
-            '"' => out.push_str("\\\""),
+            // Both, or a backslash before a quote would end the field for whoever parses it.
+            '"' | '\\' => out.extend(['\\', c]),
+            // What some readers take for the end of a line.
+            '\u{2028}' | '\u{2029}' => {
+                let _ = write!(out, "\\u{:04x}", u32::from(c));
+            }
             c if c.is_control() => {
                 let _ = write!(out, "\\x{:02x}", u32::from(c));
             }

@@ -1,5 +1,7 @@
 //! Real handshakes over loopback sockets.
 
+mod classes;
+
 use crate::*;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

@@ -2,10 +2,12 @@
 //! No configuration, no routing, no sockets of its own.
 //!
 //! Reading order: [`proxy_protocol`], [`http_sniff`] (first bytes of a connection), [`io`] (the stream under HTTP),
-//! [`guard`] and [`strict`] (which requests are refused), [`marks`] and [`hop`] (headers of one hop), [`body`], [`replay`],
+//! [`guard`] and [`strict`] (which requests are refused), [`marks`] and [`hop`] (headers of one hop),
+//! [`client_cert`] (whose certificate a hop saw), [`body`], [`replay`],
 //! [`grpc`], [`reason`] (the one table of everything that goes wrong), [`reply`] (how the client hears of it).
 
 pub mod body;
+pub mod client_cert;
 pub mod exec;
 pub mod grpc;
 pub mod guard;

@@ -28,6 +28,11 @@ pub(crate) enum Accepted {
 
 /// Serves one connection from accept to close.
 pub(crate) async fn serve(worker: Rc<Worker>, listener: Rc<LiveListener>, accepted: Accepted) {
+    // Before anything is read or kept for it.
+    let Some(_open) = worker.process_place(&listener.config) else {
+        listener.stats.cx_global_overflow.inc();
+        return;
+    };
     let (mut stream, mut downstream) = match accepted {
         Accepted::Tcp(stream, peer) => {
             // Small answers must not wait for the acknowledgement of the last.

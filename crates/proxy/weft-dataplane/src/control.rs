@@ -77,7 +77,7 @@ impl DataPlane {
         options: Options,
     ) -> io::Result<Handle> {
         let resolver = Resolver::new(options.runtime.clone());
-        let shared = Shared::new(ClusterShared::new(resolver), options.registry.clone(), options.local);
+        let shared = Shared::new(ClusterShared::new(resolver), options.registry.clone(), options.local, options.max_connections);
         let mut workers = Vec::new();
         let mut threads = Vec::new();
         for index in 0..options.concurrency.get() {

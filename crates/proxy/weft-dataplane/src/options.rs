@@ -18,6 +18,9 @@ pub struct Options {
     pub registry: Registry,
     /// This proxy's workload, for telemetry.
     pub local: LocalWorkload,
+    /// Connections of clients open at once over all listeners that are not exempt (`ignore_global_conn_limit`); further ones
+    /// are closed when they are accepted. Without limit unless set.
+    pub max_connections: u64,
     /// Runtime of the control thread: DNS, and following the configuration.
     pub runtime: tokio::runtime::Handle,
 }
@@ -31,6 +34,7 @@ impl Options {
             inherited: HashMap::new(),
             registry: Registry::default(),
             local: LocalWorkload::default(),
+            max_connections: u64::MAX,
             runtime,
         }
     }

@@ -41,6 +41,8 @@ pub(crate) struct Shared {
     pub sinks: Arc<LogSinks>,
     pub local: LocalWorkload,
     limits: Mutex<HashMap<String, ConnectionCount>>,
+    open: ConnectionCount,
+    max_connections: u64,
 }
 
 /// What a worker is told.
@@ -101,8 +103,14 @@ pub(crate) struct Worker {
 }
 
 impl Shared {
-    pub fn new(clusters: Arc<ClusterShared>, registry: Registry, local: LocalWorkload) -> Arc<Self> {
-        Arc::new(Self { clusters, registry, sinks: Arc::default(), local, limits: Mutex::default() })
+    pub fn new(
+        clusters: Arc<ClusterShared>,
+        registry: Registry,
+        local: LocalWorkload,
+        max_connections: u64,
+    ) -> Arc<Self> {
+        let (limits, open) = (Mutex::default(), ConnectionCount::default());
+        Arc::new(Self { clusters, registry, sinks: Arc::default(), local, limits, open, max_connections })
     }
 
     fn count(&self, name: &str) -> ConnectionCount {
@@ -147,6 +155,14 @@ impl Worker {
     /// Open connections of a chain over all workers.
     pub fn connection_count(&self, chain: &FilterChain) -> ConnectionCount {
         self.shared.count(&format!("chain {}", chain.name))
+    }
+
+    /// A place under the limit of the whole process: `Some(None)` when the listener is exempt, `None` when it is reached.
+    pub fn process_place(&self, listener: &Listener) -> Option<Option<ConnectionPlace>> {
+        match listener.exempt {
+            true => Some(None),
+            false => self.shared.open.take(self.shared.max_connections).map(Some),
+        }
     }
 
     /// A place under the listener's own limit: `Some(None)` when it has none, `None` when it is reached.

@@ -414,3 +414,275 @@ async fn class_http2_coalescing_to_another_host() {
         assert_eq!(response.status().as_u16(), want, "{host}");
     }
 }
+
+/// HEADERS of stream 1 with END_STREAM and END_HEADERS: `GET http a`, and this path as a literal.
+fn http2_get(path: &str) -> Vec<u8> {
+    let mut block = vec![0x82, 0x86, 0x04, u8::try_from(path.len()).unwrap()];
+    block.extend(path.as_bytes());
+    block.extend([0x41, 0x01, b'a']);
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+    bytes.extend([0, 0, u8::try_from(block.len()).unwrap(), 1, 5, 0, 0, 0, 1]);
+    bytes.extend(block);
+    bytes
+}
+
+/// Over HTTP/2 the library that reads frames cuts a fragment off before anything of ours sees the path, so it cannot be told
+/// from a path without one. What matters holds: the path that is judged is the path that the endpoint gets.
+#[tokio::test(flavor = "multi_thread")]
+async fn class_fragment_in_path_over_http2_is_never_seen_by_anybody() {
+    let a = Backend::echo("a").await;
+    let proxy = Proxy::start(&guarded(BASE, "DENY", &policy(&path_is("/admin")), a.addr)).await;
+    for path in ["/admin#", "/admin#x", "/x/../admin#x", "/%61dmin#/public", "/admin?q#x"] {
+        raw(proxy.addr(), &http2_get(path)).await;
+        assert_eq!(a.count(), 0, "{path} reached the endpoint");
+    }
+    for (sent, path) in [("/public#/admin", "/public"), ("/a?b#c", "/a?b"), ("/x#/../admin", "/x"), ("/#", "/")] {
+        let before = a.count();
+        let answer = raw(proxy.addr(), &http2_get(sent)).await;
+        assert!(answer.contains(&format!("GET {path}\n")), "{sent}: {answer:?}");
+        assert_eq!(a.count(), before + 1, "{sent}");
+    }
+}
+
+/// Over TLS with a client certificate: the answer to these bytes.
+async fn as_client(pki: &Pki, addr: SocketAddr, bytes: &[u8]) -> String {
+    let (certificate, key) = pki.leaf("client");
+    let params = weft_tls::ClientParams {
+        certificate: Some(weft_tls::CertifiedKey::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap()),
+        sni: Some("a.example".into()),
+        ..weft_tls::ClientParams::new(weft_tls::ServerVerification::Insecure)
+    };
+    let stream = TcpStream::connect(addr).await.unwrap();
+    let mut stream = weft_tls::ClientContext::build(params).unwrap().connect(stream).await.unwrap().stream;
+    stream.write_all(bytes).await.unwrap();
+    let mut all = Vec::new();
+    let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut all)).await.expect("an answer in time");
+    String::from_utf8_lossy(&all).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn class_client_certificate_header_is_forged_in_no_mode() {
+    let (a, pki) = (Backend::echo("a").await, Pki::new());
+    let forged = "URI=spiffe://cluster.local/ns/default/sa/root";
+    let own = ";URI=spiffe://cluster.local/ns/default/sa/client";
+    let details = "set_current_client_cert_details: {uri: true}";
+    // Whether what the client told is left, and whether this hop's own word is there, with and without a certificate.
+    for (mode, with, without) in [
+        ("SANITIZE", (false, false), (false, false)),
+        ("FORWARD_ONLY", (true, false), (false, false)),
+        ("APPEND_FORWARD", (true, true), (false, false)),
+        ("SANITIZE_SET", (false, true), (false, false)),
+        ("ALWAYS_FORWARD_ONLY", (true, false), (true, false)),
+    ] {
+        let hcm = format!("normalize_path: true, forward_client_cert_details: {mode}, {details},");
+        let plain = guarded(&hcm, "DENY", &policy(&path_is("/nothing")), a.addr);
+        let tls =
+            plain.replace("    - filters:", &format!("    - {}\n      filters:", pki.server("server", "http/1.1")));
+        let (plain, tls) = (Proxy::start(&plain).await, Proxy::start(&tls).await);
+        for lines in [
+            format!("x-forwarded-client-cert: {forged}\r\n"),
+            format!("X-Forwarded-Client-Cert: By=x\r\nx-forwarded-client-cert: {forged}\r\n"),
+        ] {
+            let request = head("/", &format!("{lines}connection: close\r\n"));
+            for (answer, (told, said)) in [
+                (as_client(&pki, tls.addr(), request.as_bytes()).await, with),
+                (raw(plain.addr(), request.as_bytes()).await, without),
+            ] {
+                assert!(answer.starts_with("HTTP/1.1 200"), "{mode}: {answer}");
+                assert_eq!(answer.contains("sa/root"), told, "{mode} {lines:?}: {answer}");
+                assert_eq!(answer.contains(own), said, "{mode} {lines:?}: {answer}");
+            }
+        }
+        // A quote that is not closed hides the element after it from those who parse the value.
+        let open = head("/", "x-forwarded-client-cert: By=\"x\r\nconnection: close\r\n");
+        let answer = as_client(&pki, tls.addr(), open.as_bytes()).await;
+        assert!(!with.1 || !answer.contains("By=\"x"), "{mode}: {answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn class_connections_are_capped_for_the_whole_process() {
+    let a = Backend::echo("a").await;
+    let yaml = guarded(BASE, "DENY", &policy(&path_is("/nothing")), a.addr);
+    let exempt = yaml.split("  - name: l\n").nth(1).unwrap().split("  clusters:").next().unwrap();
+    let exempt = exempt.replace("address: 127.0.0.1, port_value: 0", "address: 127.0.0.2, port_value: 0");
+    let second = format!("  - name: exempt\n    ignore_global_conn_limit: true\n{exempt}  clusters:");
+    let proxy = Proxy::start_with(&yaml.replace("  clusters:", &second), |options| options.max_connections = 3).await;
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
+        stream.write_all(head("/", "").as_bytes()).await.unwrap();
+        stream.read_exact(&mut [0; 12]).await.unwrap();
+        held.push(stream);
+    }
+    // The fourth is closed without a word, whatever it sends; a listener that is exempt goes on.
+    for _ in 0..5 {
+        let mut over = TcpStream::connect(proxy.addr()).await.unwrap();
+        let _ = over.write_all(head("/", "").as_bytes()).await;
+        let mut answer = Vec::new();
+        let _ = tokio::time::timeout(PATIENCE, over.read_to_end(&mut answer)).await.expect("closed in time");
+        assert_eq!(answer, b"");
+    }
+    assert_eq!(a.count(), 3);
+    assert_eq!(get(proxy.address("exempt"), "/").await.status, 200);
+    drop(held.pop());
+    let end = tokio::time::Instant::now() + PATIENCE;
+    while status(proxy.addr(), &head("/", "")).await != "200" {
+        assert!(tokio::time::Instant::now() < end, "a place that is free is given again");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn class_log_injection_a_request_is_one_line_with_its_own_fields() {
+    let a = Backend::echo("a").await;
+    let file = std::env::temp_dir().join(format!("weft-injection-{}.log", std::process::id()));
+    let _ = std::fs::remove_file(&file);
+    let logger = |format: &str| {
+        format!(
+            r#"{{name: f, typed_config: {{"@type": type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog, path: "{}", log_format: {{{format}}}}}}}"#,
+            file.display()
+        )
+    };
+    let text =
+        logger(r#"text_format_source: {inline_string: "text \"%REQ(X-NAME)%\" \"%REQ(:PATH)%\" %RESPONSE_CODE%\n"}"#);
+    let json = logger(r#"json_format: {name: "%REQ(X-NAME)%", path: "p %REQ(:PATH)%", code: "%RESPONSE_CODE%"}"#);
+    let hcm = format!("access_log: [{text}, {json}],");
+    let proxy = Proxy::start(&guarded(&hcm, "DENY", &policy(&path_is("/nothing")), a.addr)).await;
+    let evil: [&[u8]; 7] = [
+        b"plain",
+        b"\" \"/admin\" 200",
+        b"\\\" \"/admin\" 200",
+        b"\\",
+        b"a\tb",
+        "x\u{2028}text \"root\" \"/\" 200\u{85}y".as_bytes(),
+        b"\xff\xfe %REQ(HOST)% \x1b[31m",
+    ];
+    let mut answered = 0;
+    for name in evil {
+        let mut request = b"GET /q HTTP/1.1\r\nHost: a\r\nconnection: close\r\nx-name: ".to_vec();
+        request.extend(name);
+        request.extend(b"\r\n\r\n");
+        answered += usize::from(raw(proxy.addr(), &request).await.starts_with("HTTP/1.1 200"));
+    }
+    assert!(answered >= 6, "{answered}");
+    let read = || String::from_utf8(std::fs::read(&file).unwrap_or_default()).expect("the log is UTF-8");
+    eventually("two lines for each answer", || read().lines().filter(|l| l.contains("200")).count() >= 2 * answered)
+        .await;
+    let log = read();
+    assert!(!log.contains(['\x1b', '\t']), "{log:?}");
+    let (mut texts, mut jsons) = (0, 0);
+    for line in log.lines() {
+        match line.strip_prefix("text \"") {
+            Some(rest) => {
+                assert!(!rest.contains(['\u{2028}', '\u{85}']), "{line:?}");
+                // The first quote that no backslash takes the meaning of ends the name; what comes then is the path.
+                let mut escaped = false;
+                let end = rest.find(|c| {
+                    let ends = c == '"' && !escaped;
+                    escaped = c == '\\' && !escaped;
+                    ends
+                });
+                let after = &rest[end.expect("a name ends")..];
+                assert!(after.starts_with("\" \"/q\" ") || after.starts_with("\" \"-\" 400"), "{line:?}");
+                texts += 1;
+            }
+            None => {
+                let value: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{line:?}: {e}"));
+                assert_eq!(value.as_object().unwrap().len(), 3, "{line:?}");
+                assert!(value["path"] == "p /q" || value["code"].to_string().contains("400"), "{line:?}");
+                jsons += 1;
+            }
+        }
+    }
+    assert_eq!(texts, jsons);
+    std::fs::remove_file(file).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn class_decompression_bombs_are_passed_on_as_they_came() {
+    let a = Backend::echo("a").await;
+    let yaml = guarded(BASE, "DENY", &policy(&path_is("/nothing")), a.addr);
+    let proxy = Proxy::start(&yaml).await;
+    // Stored in 1 KiB, a megabyte when it is unpacked; nothing here unpacks it.
+    let mut bomb = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3];
+    bomb.resize(1024, 0x55);
+    for coding in ["gzip", "br", "zstd", "gzip, gzip, gzip"] {
+        let mut request = format!(
+            "POST / HTTP/1.1\r\nHost: a\r\nconnection: close\r\ncontent-encoding: {coding}\r\ncontent-length: {}\r\n\r\n",
+            bomb.len()
+        )
+        .into_bytes();
+        request.extend(&bomb);
+        let answer = raw(proxy.addr(), &request).await;
+        assert!(
+            answer.contains("body=1024\n") && answer.contains(&format!("content-encoding: {coding}\n")),
+            "{answer}"
+        );
+    }
+    refused(&yaml, "envoy.filters.http.decompressor", "envoy.extensions.filters.http.decompressor.v3.Decompressor");
+}
+
+/// A filter that this proxy does not have is refused by name, not left out.
+fn refused(yaml: &str, name: &str, kind: &str) {
+    let filter = format!("http_filters: [{{name: {name}, typed_config: {{\"@type\": type.googleapis.com/{kind}}}}}, ");
+    let bootstrap = weft_proxy_config::bootstrap::load_bootstrap(&yaml.replace("http_filters: [", &filter));
+    let said = match &bootstrap {
+        Err(error) => error.to_string(),
+        Ok(bootstrap) => {
+            let mut builder = weft_proxy_config::ConfigBuilder::default();
+            weft_proxy_config::bootstrap::apply_static(bootstrap, &mut builder).join("\n")
+        }
+    };
+    assert!(said.contains(kind), "{name}: {said:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn class_cookie_crypto_no_cookie_holds_a_secret() {
+    let (a, b) = (Backend::echo("a").await, Backend::echo("b").await);
+    // Filters whose cookies are encrypted elsewhere (sessions, OAuth2) are refused by name.
+    let yaml = guarded(BASE, "DENY", &policy(&path_is("/nothing")), a.addr);
+    for (name, kind) in [
+        ("envoy.filters.http.oauth2", "envoy.extensions.filters.http.oauth2.v3.OAuth2"),
+        ("envoy.filters.http.stateful_session", "envoy.extensions.filters.http.stateful_session.v3.StatefulSession"),
+    ] {
+        refused(&yaml, name, kind);
+    }
+    // The one cookie that is set here is a random number: it is no function of the endpoint, and a forged one is only a key.
+    let routes =
+        all(r#"[{match: {prefix: "/"}, route: {cluster: ab, hash_policy: [{cookie: {name: session, ttl: 60s}}]}}]"#);
+    let clusters = cluster("ab", &[a.addr, b.addr], "lb_policy: RING_HASH,");
+    let proxy = Proxy::start(&http_bootstrap_raw("", &routes, &clusters)).await;
+    let mut values = std::collections::BTreeSet::new();
+    for _ in 0..16 {
+        let got = get(proxy.addr(), "/").await;
+        let cookie = got.header("set-cookie").to_string();
+        let value = cookie.split([';', '=']).nth(1).unwrap_or_default().trim_matches('"').to_string();
+        assert!(cookie.starts_with("session=") && cookie.contains("HttpOnly"), "{cookie}");
+        for endpoint in [a.addr, b.addr] {
+            assert!(!cookie.contains(&endpoint.to_string()), "{cookie}");
+        }
+        assert!(values.insert(value.clone()), "{value} twice");
+        let again = get_with(proxy.addr(), "/", &[("cookie", &format!("session={value}"))]).await;
+        assert_eq!(again.backend(), got.backend(), "{cookie}");
+    }
+    for forged in ["", "\"", "AAAA", "127.0.0.1:1", "\"a;b\"", "=", "%00"] {
+        let got = get_with(proxy.addr(), "/", &[("cookie", &format!("session={forged}"))]).await;
+        assert!(["a", "b"].contains(&got.backend()), "{forged:?}: {got:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn class_regex_that_explode_elsewhere_take_linear_time() {
+    let a = Backend::echo("a").await;
+    let routes = all(
+        r#"[{match: {safe_regex: {regex: "/(a+)+b"}}, direct_response: {status: 418}}, {match: {prefix: "/"}, route: {cluster: a}}]"#,
+    );
+    let proxy = Proxy::start(&http_bootstrap("", &routes, &[("a", a.addr, "")])).await;
+    let begin = std::time::Instant::now();
+    let long = format!("/{}", "a".repeat(7000));
+    for _ in 0..5 {
+        assert_eq!(get(proxy.addr(), &long).await.status, 200);
+    }
+    assert!(begin.elapsed() < PATIENCE, "{:?}", begin.elapsed());
+    assert_eq!(get(proxy.addr(), "/aaab").await.status, 418);
+}

@@ -37,8 +37,10 @@ pub struct Listener {
     pub access_logs: Arc<[AccessLog]>,
     /// Hash of the message: equal hash, equal listener — its sockets and connections are left alone.
     pub fingerprint: u64,
-    /// Ignore the client's address range etc.; limit of open connections.
+    /// Limit of open connections.
     pub max_connections: Option<u32>,
+    /// Its connections do not count for the limit of the process.
+    pub exempt: bool,
 }
 
 /// Where a listener listens.

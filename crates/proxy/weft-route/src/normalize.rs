@@ -225,6 +225,8 @@ fn decode_unreserved(path: &str) -> Result<String, PathRejected> {
                 out.push('%');
                 out.push(char::from(HEX[usize::from(byte >> 4)]));
                 out.push(char::from(HEX[usize::from(byte & 15)]));
+                // An escape stands behind the stray sign now; nothing completes that any more.
+                since_stray = usize::MAX;
             }
             (byte, _) => out.push(char::from(byte)),
         }

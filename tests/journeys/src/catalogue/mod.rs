@@ -5,6 +5,7 @@ mod bookinfo;
 mod egress;
 mod identity;
 mod ingress;
+mod policy;
 mod resilience;
 mod security;
 
@@ -19,6 +20,7 @@ pub fn all() -> Vec<Journey> {
         egress::JOURNEYS,
         identity::JOURNEYS,
         security::JOURNEYS,
+        policy::JOURNEYS,
     ]
     .concat();
     // Spec files in their order; within one the order of the modules above.

@@ -11,11 +11,20 @@ use weft_k8s_api::istio::{self, CustomTag, ExtensionProvider, MeshProxyConfig};
 use weft_model::MeshSnapshot;
 use weft_proto::envoy::config::trace::v3 as trace;
 use weft_proto::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
+use weft_proto::envoy::r#type::metadata::v3::{MetadataKey, MetadataKind, metadata_key, metadata_kind};
 use weft_proto::envoy::r#type::tracing::v3::{CustomTag as EnvoyTag, custom_tag};
 use weft_proto::{Any, pack};
 
 /// Share of requests that are traced, percent, when nothing is said.
 const DEFAULT_SAMPLING: f64 = 1.0;
+/// Tags of the spans of whoever decides about a request, and where the filter of dry-run policies leaves their values
+/// (Istio's "Authorization Dry-run" task, traces).
+const DRY_RUNS: [(&str, &str); 4] = [
+    ("istio.authorization.dry_run.allow_policy.name", "istio_dry_run_allow_shadow_effective_policy_id"),
+    ("istio.authorization.dry_run.allow_policy.result", "istio_dry_run_allow_shadow_engine_result"),
+    ("istio.authorization.dry_run.deny_policy.name", "istio_dry_run_deny_shadow_effective_policy_id"),
+    ("istio.authorization.dry_run.deny_policy.result", "istio_dry_run_deny_shadow_engine_result"),
+];
 /// Time for sending spans to Zipkin, when nothing is said.
 const ZIPKIN_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -69,13 +78,17 @@ pub(super) fn configure(
     let configured = of_config.map(|t| t.sampling).filter(|s| *s > 0.0).unwrap_or(DEFAULT_SAMPLING);
     let max_length = provider.as_ref().map(|p| p.max_path_length).filter(|l| *l > 0);
     let max_length = max_length.or(of_config.map(|t| t.max_path_tag_length).filter(|l| *l > 0));
+    let mut custom_tags = tags(view, &effective, of_config, provider.is_some().then_some(identity).flatten());
+    if provider.is_some() && (side == Side::Server || view.scope.key.gateway) {
+        custom_tags.extend(DRY_RUNS.map(|(tag, key)| dry_run_tag(tag, key)));
+    }
     let percent = |value: f64| Some(envoy_type::Percent { value });
     let tracing = Tracing {
         client_sampling: percent(100.0),
         random_sampling: percent(effective.sampling.unwrap_or(configured)),
         overall_sampling: percent(100.0),
         max_path_tag_length: max_length,
-        custom_tags: tags(view, &effective, of_config, provider.is_some().then_some(identity).flatten()),
+        custom_tags,
         provider: provider.map(|p| p.message),
         spawn_upstream_span: view.scope.key.gateway.then_some(true),
         no_context_propagation: effective.no_propagation,
@@ -252,6 +265,17 @@ fn tags(
         }
     }
     tags.into_iter().map(|(tag, kind)| EnvoyTag { tag, r#type: Some(kind) }).collect()
+}
+
+/// A tag whose value the authorization filter has left with the request; no tag when it has left none.
+fn dry_run_tag(tag: &str, key: &str) -> EnvoyTag {
+    let segment = metadata_key::PathSegment { segment: Some(metadata_key::path_segment::Segment::Key(key.into())) };
+    let from = custom_tag::Metadata {
+        kind: Some(MetadataKind { kind: Some(metadata_kind::Kind::Request(metadata_kind::Request {})) }),
+        metadata_key: Some(MetadataKey { key: "envoy.filters.http.rbac".into(), path: vec![segment] }),
+        default_value: String::new(),
+    };
+    EnvoyTag { tag: tag.into(), r#type: Some(custom_tag::Type::Metadata(from)) }
 }
 
 fn tag_type(tag: &CustomTag) -> Option<custom_tag::Type> {

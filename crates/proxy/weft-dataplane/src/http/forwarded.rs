@@ -6,19 +6,17 @@ use crate::http::conn::HttpConnection;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::net::{IpAddr, SocketAddr};
 use weft_codec::HeaderMarks;
+use weft_codec::client_cert::{self, X_FORWARDED_CLIENT_CERT};
 use weft_proxy_config::{ClientCertDetails, ForwardClientCert, HttpConnectionManager};
 
 pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 pub(crate) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_ENVOY_EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
 /// Prefix of headers by which proxies of one mesh steer each other.
 const INTERNAL_PREFIX: &str = "x-envoy-";
-/// Longest `x-forwarded-client-cert` passed on; a chain of hops does not get there.
-const MAX_CLIENT_CERT: usize = 32 * 1024;
 
 /// Sets all of them; returns the client's address as far as it can be trusted, and the scheme it used.
 pub(crate) fn apply(
@@ -56,7 +54,7 @@ pub(crate) fn apply(
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(own));
         own
     });
-    client_cert(conn, hcm, headers, marks);
+    tell_client_cert(conn, hcm, headers, marks);
     request_id(hcm, headers, marks);
     (client, scheme)
 }
@@ -127,7 +125,7 @@ fn append_address(headers: &mut HeaderMap, address: IpAddr) {
     }
 }
 
-fn client_cert(conn: &HttpConnection, hcm: &HttpConnectionManager, headers: &mut HeaderMap, marks: HeaderMarks) {
+fn tell_client_cert(conn: &HttpConnection, hcm: &HttpConnectionManager, headers: &mut HeaderMap, marks: HeaderMarks) {
     if hcm.xff_cert == ForwardClientCert::AlwaysForwardOnly {
         return;
     }
@@ -144,53 +142,29 @@ fn client_cert(conn: &HttpConnection, hcm: &HttpConnectionManager, headers: &mut
         _ => return,
     };
     let element = conn.cert_element.get_or_init(|| element(&conn.downstream, hcm.xff_cert_details));
-    let Some(element) = element else { return };
-    let value = match told && append {
-        false => element.clone(),
-        true => {
-            let mut joined = Vec::new();
-            for line in headers.get_all(X_FORWARDED_CLIENT_CERT) {
-                joined.extend_from_slice(line.as_bytes());
-                joined.push(b',');
-            }
-            joined.extend_from_slice(element.as_bytes());
-            match HeaderValue::from_maybe_shared(bytes::Bytes::from(joined)) {
-                Ok(value) if value.len() <= MAX_CLIENT_CERT => value,
-                _ => element.clone(),
-            }
-        }
-    };
-    headers.insert(X_FORWARDED_CLIENT_CERT, value);
+    match element {
+        Some(element) if told && append => client_cert::append(headers, element),
+        Some(element) => client_cert::set(headers, element),
+        // Mutual TLS without a peer: nobody to tell of, and nobody to believe.
+        None => drop(headers.remove(X_FORWARDED_CLIENT_CERT)),
+    }
 }
 
-/// This hop: `By=…;Hash=…;Cert="…";Chain="…";Subject="…";URI=…;DNS=…`, in Envoy's order.
+/// This hop.
 fn element(downstream: &Downstream, details: ClientCertDetails) -> Option<HeaderValue> {
     let peer = downstream.tls.as_ref()?.peer.as_ref()?;
-    let mut parts: Vec<String> = Vec::new();
-    if let Some(own) = &downstream.local_uri {
-        parts.push(format!("By={own}"));
-    }
-    parts.push(format!("Hash={}", peer.sha256()));
-    if details.cert {
-        parts.push(format!("Cert=\"{}\"", peer.pem_url_encoded()));
-    }
-    if details.chain {
-        parts.push(format!("Chain=\"{}\"", peer.chain_pem_url_encoded()));
-    }
-    if details.subject {
-        // A quote inside would end the value early for whoever parses it.
-        parts.push(format!("Subject=\"{}\"", peer.subject.replace('\\', "\\\\").replace('"', "\\\"")));
-    }
-    if details.uri {
-        match &peer.uris[..] {
-            [] => parts.push("URI=".into()),
-            uris => parts.extend(uris.iter().map(|uri| format!("URI={uri}"))),
-        }
-    }
-    if details.dns {
-        parts.extend(peer.dns.iter().map(|dns| format!("DNS={dns}")));
-    }
-    HeaderValue::from_str(&parts.join(";")).ok()
+    let cert = details.cert.then(|| peer.pem_url_encoded());
+    let chain = details.chain.then(|| peer.chain_pem_url_encoded());
+    let hop = client_cert::Hop {
+        by: downstream.local_uri.as_deref(),
+        hash: peer.sha256(),
+        cert: cert.as_deref(),
+        chain: chain.as_deref(),
+        subject: details.subject.then_some(&peer.subject),
+        uris: details.uri.then_some(&peer.uris),
+        dns: if details.dns { &peer.dns } else { &[] },
+    };
+    Some(hop.element())
 }
 
 fn request_id(hcm: &HttpConnectionManager, headers: &mut HeaderMap, marks: HeaderMarks) {

@@ -82,8 +82,8 @@ impl Ctx<'_> {
             max_connections_to_accept_per_socket_event: _,
             bind_to_port,
             enable_mptcp,
+            ignore_global_conn_limit,
             // There is no overload manager whose limits it could be exempt from.
-            ignore_global_conn_limit: _,
             bypass_overload_manager: _,
             tcp_keepalive,
             listener_specifier,
@@ -145,6 +145,7 @@ impl Ctx<'_> {
             access_logs: self.access_logs(access_log, &path),
             fingerprint,
             max_connections: None,
+            exempt: *ignore_global_conn_limit,
         })
     }
 

@@ -141,6 +141,9 @@ const TABLE: &[(&str, [&str; 3])] = &[
     ("/a/%2e%2e;/b", ["/b", "/b", "/b"]),
     ("/%%341", ["/%%341", "/%%341", "/%%341"]),
     ("/%4%31", ["/%4%31", "/%4%31", "/%4%31"]),
+    // Found by fuzzing: an escape made of the quote stands behind the stray sign.
+    ("/%\"%4ec", ["/%%22Nc", "/%%22Nc", "/%%22Nc"]),
+    ("/%%22%4ec", ["/%%22Nc", "/%%22Nc", "/%%22Nc"]),
 ];
 
 fn show(raw: &str, how: &PathNormalization) -> String {
