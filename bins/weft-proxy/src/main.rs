@@ -14,6 +14,7 @@ mod dns;
 mod drain;
 mod engine;
 mod files;
+mod health;
 mod held;
 mod http;
 mod identity;

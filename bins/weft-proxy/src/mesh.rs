@@ -8,6 +8,7 @@ use crate::drain::{self, Times};
 use crate::engine::envoy;
 use crate::engine::weft::{self, Needs, WeftLive};
 use crate::files;
+use crate::health;
 use crate::identity;
 use crate::metrics::{Metrics, Source};
 use crate::plane::{Naming, Plane};
@@ -118,6 +119,9 @@ fn start_xds(settings: &AgentSettings, node: &Node, plane: &Plane, block: ReadyB
     let (client, updates) = weft_xds_client::start(config, Arc::new(connect));
     let subscriptions = Subscriptions { name_table: settings.dns_capture };
     let server = settings.discovery_address.clone();
+    if let Some(probe) = &settings.readiness_probe {
+        tokio::spawn(health::follow(probe.clone(), client.clone()));
+    }
     tokio::spawn(xds::follow(client, updates, plane.clone(), block, server, subscriptions));
 }
 
@@ -180,7 +184,7 @@ fn local_workload(settings: &AgentSettings, node: &Node) -> LocalWorkload {
             .trim_end_matches('/')
             .to_owned(),
     };
-    LocalWorkload { metadata, node_id: node.id.clone() }
+    LocalWorkload { metadata, node_id: node.id.clone(), node_cluster: node.cluster.clone() }
 }
 
 /// A line every few seconds while the proxy is not ready, and one when it is.

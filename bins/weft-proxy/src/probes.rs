@@ -44,7 +44,7 @@ struct Inner {
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Prober {
+pub(crate) struct Prober {
     http_get: Option<HttpGet>,
     tcp_socket: Option<TcpSocket>,
     grpc: Option<Grpc>,
@@ -121,7 +121,11 @@ impl Probes {
 }
 
 impl Prober {
-    async fn ask(&self, destination: IpAddr, asked: &Asked) -> Result<StatusCode, String> {
+    /// Asks the application.
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    pub(crate) async fn ask(&self, destination: IpAddr, asked: &Asked) -> Result<StatusCode, String> {
         if let Some(get) = &self.http_get {
             return get.ask(destination, asked).await;
         }

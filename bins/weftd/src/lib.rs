@@ -4,10 +4,11 @@
 //!
 //! Reading order: [`settings`], `source` (which objects are read), `mesh` (mesh config), `model` (objects → snapshots),
 //! `identity` (the parts of it: `authority`, `registration`, `auth`, `federation`, `secret_access`), `transport` and `idle` (the TLS port);
-//! `leader` (who of several writes), `root_cert`, `dns_certs`, `status`, `conditions` and `events` (what is written back);
+//! `auto_registration` (workloads that are no pods); `leader` (who of several writes), `root_cert`, `dns_certs`, `status`, `conditions` and `events` (what is written back);
 //! `webhook` (pods and objects before they are stored).
 
 mod auth;
+mod auto_registration;
 mod authority;
 mod conditions;
 mod dns_certs;
@@ -113,6 +114,12 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let (told, meshes) = watch::channel(mesh.config.clone());
     let identity = identity::begin(&client, &settings, meshes).await?;
     callers.store(Arc::new(Some(identity.callers.clone())));
+
+    let (registrar, reports) = auto_registration::Registrar::new(client.clone(), source.cache().clone(), &settings);
+    if settings.auto_registration {
+        ads.set_observer(registrar.clone());
+        background.spawn(done(registrar.run(reports)));
+    }
 
     blocked.set_reason("the first snapshot");
     let (latest, mut snapshots) = watch::channel(Arc::<MeshSnapshot>::default());

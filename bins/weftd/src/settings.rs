@@ -78,6 +78,12 @@ pub struct Settings {
     /// How long the replica that writes may be silent before another one takes over; whole seconds.
     #[arg(long, default_value = "15s", value_parser = weft_core::duration::parse)]
     pub lease_duration: Duration,
+    /// Proxies that name a WorkloadGroup get a WorkloadEntry.
+    #[arg(long, env = "PILOT_ENABLE_WORKLOAD_ENTRY_AUTOREGISTRATION", default_value_t = true, action = clap::ArgAction::Set)]
+    pub auto_registration: bool,
+    /// Time after which the entry of a proxy that went away goes too.
+    #[arg(long, env = "PILOT_WORKLOAD_ENTRY_GRACE_PERIOD", default_value = "10s", value_parser = weft_core::duration::parse)]
+    pub workload_entry_grace: Duration,
     /// Write warnings to the status of the objects they are about.
     #[arg(long, env = "PILOT_ENABLE_STATUS", default_value_t = true, action = clap::ArgAction::Set)]
     pub write_status: bool,

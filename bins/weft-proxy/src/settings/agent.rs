@@ -1,6 +1,7 @@
 //! All that a mesh proxy is told, put together. Each field says where it comes from.
 
 use super::environment::{Environment, downward_file};
+use crate::health::ReadinessProbe;
 use super::proxy_config::{ProxyConfig, duration};
 use crate::cli::{Engine, MeshArgs, log_filter};
 use std::collections::BTreeMap;
@@ -104,6 +105,8 @@ pub struct AgentSettings {
     pub log_json: bool,
     /// Proxy config, as it was given, for the node's metadata.
     pub proxy_config_text: Option<String>,
+    /// How a workload that registers itself is asked whether it takes traffic.
+    pub readiness_probe: Option<ReadinessProbe>,
     /// Variables.
     pub environment: Environment,
 }
@@ -197,6 +200,7 @@ impl AgentSettings {
             log_filter: log_levels(args),
             log_json: args.log_as_json,
             proxy_config_text,
+            readiness_probe: proxy_config.readiness_probe,
             discovery_address,
             namespace,
             labels,

@@ -58,6 +58,7 @@ fn metadata(settings: &AgentSettings) -> Result<Map<String, Value>, String> {
         node_name: env("NODE_NAME"),
         dns_capture: if settings.dns_capture { "true".into() } else { String::new() },
         app_containers: env("APP_CONTAINERS"),
+        auto_register_group: env("AUTO_REGISTER_GROUP"),
         // An Envoy would not understand our extension messages.
         weft: if settings.engine == Engine::Weft { EXTENSIONS.into() } else { String::new() },
     };

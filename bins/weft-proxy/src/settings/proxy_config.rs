@@ -1,6 +1,7 @@
 //! The `ProxyConfig` object that reaches the proxy in `PROXY_CONFIG` and in the annotation `proxy.istio.io/config`: the
 //! fields that the agent itself acts on. Others are the control plane's business and are passed over.
 
+use crate::health::ReadinessProbe;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -27,6 +28,8 @@ pub struct ProxyConfig {
     pub proxy_metadata: BTreeMap<String, String>,
     /// Further roots to trust, PEM.
     pub ca_certificates_pem: Vec<String>,
+    /// How a workload that registers itself is asked whether it takes traffic.
+    pub readiness_probe: Option<ReadinessProbe>,
 }
 
 impl ProxyConfig {
@@ -55,6 +58,7 @@ impl ProxyConfig {
             proxy_admin_port: over.proxy_admin_port.or(self.proxy_admin_port),
             proxy_metadata: self.proxy_metadata,
             ca_certificates_pem: self.ca_certificates_pem,
+            readiness_probe: over.readiness_probe.or(self.readiness_probe),
         }
     }
 }

@@ -14,5 +14,7 @@ pub const ENDPOINT: &str = "type.googleapis.com/envoy.config.endpoint.v3.Cluster
 pub const SECRET: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
 /// The DNS name table
 pub const NAME_TABLE: &str = "type.googleapis.com/istio.networking.nds.v1.NameTable";
+/// What a proxy says of the health of its workload: in requests alone, the error is what is wrong.
+pub const HEALTH_INFORMATION: &str = "type.googleapis.com/istio.v1.HealthInformation";
 /// A configuration of one filter, by extension config discovery
 pub const EXTENSION_CONFIG: &str = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";

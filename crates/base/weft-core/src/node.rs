@@ -102,6 +102,8 @@ pub struct NodeMetadata {
     pub dns_capture: String,
     /// Ports of the application's containers, JSON.
     pub app_containers: String,
+    /// WorkloadGroup that the workload registers itself with.
+    pub auto_register_group: String,
     /// Set by weft-proxy alone: the version of its extension messages (VHDS by wildcard, telemetry). Empty = plain Envoy.
     pub weft: String,
 }

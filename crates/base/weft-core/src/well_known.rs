@@ -61,6 +61,8 @@ pub mod annotation {
     pub const TEMPLATES: &str = "inject.istio.io/templates";
     /// Namespaces a Service is visible in.
     pub const EXPORT_TO: &str = "networking.istio.io/exportTo";
+    /// On workload entries that a probe is asked for: they take traffic when their status says `Healthy`.
+    pub const HEALTH_CHECKED: &str = "proxy.istio.io/health-checks-enabled";
     /// Per-pod ProxyConfig, YAML.
     pub const PROXY_CONFIG: &str = "proxy.istio.io/config";
     /// `weft` (default) or `envoy`.

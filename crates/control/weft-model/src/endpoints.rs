@@ -88,7 +88,11 @@ fn endpoints_of(service: &Service, port: &ServicePort, sources: &Sources<'_>) ->
     match (service.registry, &service.external_name) {
         (Some(Registry::External), _) => sources.backends.endpoints(service, port, sources.workloads),
         (_, Some(name)) => vec![external_name(name, port.number)],
-        _ => from_slices(service, port, sources),
+        _ => {
+            let mut out = from_slices(service, port, sources);
+            out.extend(sources.backends.of_kubernetes(service, port, sources.workloads));
+            out
+        }
     }
 }
 

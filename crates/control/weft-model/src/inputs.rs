@@ -17,6 +17,7 @@ pub const KINDS: &[(&str, &str)] = &[
     ("discovery.k8s.io", "EndpointSlice"),
     ("networking.istio.io", "ServiceEntry"),
     ("networking.istio.io", "WorkloadEntry"),
+    ("networking.istio.io", "WorkloadGroup"),
     ("networking.istio.io", "VirtualService"),
     ("networking.istio.io", "DestinationRule"),
     ("networking.istio.io", "Gateway"),

@@ -4,6 +4,7 @@ use crate::endpoints::Table;
 use crate::gateway_api::{Translated, read};
 use crate::kubernetes as k8s;
 use crate::parsed::{Kind, Reader};
+use crate::service_entries::{self, Declared};
 use crate::virtual_services::Resolved;
 use crate::workloads::Workloads;
 use crate::{Inputs, Service, Warning};
@@ -67,7 +68,7 @@ kinds! {
     slices: "discovery.k8s.io", "EndpointSlice" => k8s::Slice = k8s::ENDPOINT_SLICE;
     secrets: "", "Secret" => Option<crate::Credential> = k8s::SECRET;
     service_entries: "networking.istio.io", "ServiceEntry" => istio::ServiceEntry = spec_reader();
-    workload_entries: "networking.istio.io", "WorkloadEntry" => istio::WorkloadEntry = spec_reader();
+    workload_entries: "networking.istio.io", "WorkloadEntry" => Declared = service_entries::WORKLOAD_ENTRY;
     virtual_services: "networking.istio.io", "VirtualService" => istio::VirtualService = spec_reader();
     destination_rules: "networking.istio.io", "DestinationRule" => istio::DestinationRule = spec_reader();
     gateways: "networking.istio.io", "Gateway" => istio::Gateway = spec_reader();

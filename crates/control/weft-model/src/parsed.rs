@@ -228,7 +228,9 @@ fn mesh_annotations(object: &Object) -> Labels {
 
 /// Whether some part of the mesh reads an annotation. (What the injector did is written there for people.)
 pub(crate) fn is_of_mesh(name: &str) -> bool {
-    if name == "sidecar.istio.io/status" {
+    let written =
+        ["sidecar.istio.io/status", "istio.io/connectedAt", "istio.io/disconnectedAt", "istio.io/workloadController"];
+    if written.contains(&name) {
         return false;
     }
     let domain = name.split_once('/').map_or("", |(domain, _)| domain);

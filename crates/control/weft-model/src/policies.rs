@@ -171,7 +171,27 @@ pub(crate) fn envoy_filters(
     for list in out.values_mut() {
         list.sort_by_key(|f| f.spec.priority);
     }
+    for object in objects {
+        for (i, patch) in object.spec.config_patches.iter().enumerate() {
+            let Some(message) = not_applied(patch.apply_to) else { continue };
+            let at = object.meta.provenance.at(format!("spec.configPatches[{i}].applyTo"));
+            warnings.push(Warning { at, code: "UnsupportedPatch", message: message.into() });
+        }
+    }
     out
+}
+
+/// Why patches of a kind do nothing; `None` when they are applied.
+fn not_applied(to: istio::ApplyTo) -> Option<&'static str> {
+    match to {
+        istio::ApplyTo::Bootstrap => Some(
+            "BOOTSTRAP is not applied: Weft's proxies start without a bootstrap from the control plane; use ProxyConfig, or the pod's annotations",
+        ),
+        istio::ApplyTo::ExtensionConfig => Some(
+            "EXTENSION_CONFIG is not applied: filters carry their configuration themselves; put it into an HTTP_FILTER or NETWORK_FILTER patch",
+        ),
+        _ => None,
+    }
 }
 
 /// Peer authentication by scope. Of several policies for a whole namespace, and for the mesh, the oldest counts.

@@ -1,7 +1,7 @@
 //! Services, endpoints and workloads that are declared by hand: service entries and workload entries.
 
 use crate::endpoints::{bare, of_workload, selected_by};
-use crate::parsed::{Parsed, reuse};
+use crate::parsed::{Parsed, Reader, reuse};
 use crate::services::{export_to, near};
 use crate::workloads::{self, Workloads};
 use crate::{
@@ -9,17 +9,46 @@ use crate::{
     StatusUpdate, Workload, hosts, protocol,
 };
 use ipnet::IpNet;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use weft_core::Strng;
+use weft_core::well_known::annotation::HEALTH_CHECKED;
 use weft_core::well_known::label;
-use weft_k8s_api::{ObjectKey, istio};
+use weft_k8s_api::{Object, ObjectKey, istio};
 
 type Entry = Arc<Parsed<istio::ServiceEntry>>;
-type WorkloadEntry = Arc<Parsed<istio::WorkloadEntry>>;
+type WorkloadEntry = Arc<Parsed<Declared>>;
+
+/// A workload entry, and whether its status says that it takes traffic.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Declared {
+    spec: istio::WorkloadEntry,
+    /// False when a probe was asked for and does not say `Healthy`.
+    healthy: bool,
+}
+
+impl std::ops::Deref for Declared {
+    type Target = istio::WorkloadEntry;
+
+    fn deref(&self) -> &istio::WorkloadEntry {
+        &self.spec
+    }
+}
+
+pub(crate) const WORKLOAD_ENTRY: Reader<Declared> = |object| {
+    let spec = crate::istio_spec(object)?;
+    let probed = object.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(HEALTH_CHECKED));
+    Ok(Declared { spec, healthy: !probed || says_healthy(object) })
+};
+
+/// Condition `Healthy` of the status: what the proxy beside the workload found by its probe.
+fn says_healthy(object: &Object) -> bool {
+    let conditions = object.body.get("status").and_then(|s| s.get("conditions")).and_then(Value::as_array);
+    conditions.into_iter().flatten().any(|c| c["type"] == "Healthy" && c["status"] == "True")
+}
 
 /// One service for each namespace and host. Entries of one namespace for one host are one service: the oldest decides
 /// how it is resolved, ports and addresses add up.
@@ -109,7 +138,7 @@ const AUTO_ADDRESSES: u32 = 256 * 254;
 /// Seed of the hash that gives a service its place; a constant, so that every control plane gives the same address.
 const AUTO_SEED: u64 = 0x5745_4654_4950;
 
-/// Gives an address to each service that has none and whose name can be resolved by the proxy's DNS: its place is a hash
+/// Gives addresses, one of 240.240.0.0/16 and one of 2001:2::/112, to each service that has none and whose name can be resolved by the proxy's DNS: its place is a hash
 /// of namespace and host; when that is taken, by an older service, the next free one.
 fn allocate_addresses(services: &mut [Service]) {
     let mut wanting: Vec<&mut Service> = services.iter_mut().filter(|s| wants_address(s)).collect();
@@ -124,7 +153,11 @@ fn allocate_addresses(services: &mut [Service]) {
         let free = (0..AUTO_ADDRESSES).map(|step| (first + step) % AUTO_ADDRESSES).find(|slot| taken.insert(*slot));
         let Some(slot) = free else { return };
         let (third, fourth) = ((slot / 254) as u8, (slot % 254 + 1) as u8);
-        service.auto_addresses = vec![IpAddr::V4(Ipv4Addr::new(240, 240, third, fourth))];
+        let low = u16::from_be_bytes([third, fourth]);
+        service.auto_addresses = vec![
+            IpAddr::V4(Ipv4Addr::new(240, 240, third, fourth)),
+            IpAddr::V6(Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, low)),
+        ];
     }
 }
 
@@ -193,6 +226,28 @@ impl Backends {
         out
     }
 
+    /// The workload entries that a Kubernetes service selects, at the port that it leads to.
+    pub fn of_kubernetes(&self, service: &Service, port: &ServicePort, workloads: &Workloads) -> Vec<Endpoint> {
+        let mut out = Vec::new();
+        for entry in self.entries.get(&service.namespace).into_iter().flatten() {
+            let labels = entry_labels(entry);
+            if !entry.spec.healthy || !selected_by(&service.selector, &labels) {
+                continue;
+            }
+            let named = entry.spec.ports.get(&port.name).or_else(|| entry.spec.ports.get(&port.target_port_name));
+            let named = named.and_then(|n| u16::try_from(*n).ok()).filter(|n| *n != 0);
+            let Some(number) = named.or(port.target_port) else { continue };
+            let Ok(ip) = entry.spec.address.parse::<IpAddr>() else { continue };
+            let address = EndpointAddress::Ip(ip, number);
+            let workload = workloads.by_name.get(&workloads::key(&service.namespace, &entry.meta.name));
+            out.push(match workload {
+                Some(workload) => Endpoint { weight: entry.spec.weight, ..of_workload(address, workload) },
+                None => self.declared(&entry.spec, &labels, &service.namespace, address),
+            });
+        }
+        out
+    }
+
     /// The endpoints of one port of such a service.
     pub fn endpoints(&self, service: &Service, port: &ServicePort, workloads: &Workloads) -> Vec<Endpoint> {
         let mut out = Vec::new();
@@ -225,7 +280,7 @@ impl Backends {
             }
         }
         for entry in self.entries.get(namespace).into_iter().flatten() {
-            if !selected_by(selector, &entry_labels(entry)) {
+            if !entry.spec.healthy || !selected_by(selector, &entry_labels(entry)) {
                 continue;
             }
             let Some(address) = address(&entry.spec, port) else { continue };
@@ -324,7 +379,7 @@ fn locality(spec: &istio::WorkloadEntry, labels: &Labels) -> String {
 }
 
 /// Labels of the workload: those of the spec, and those of the object that the spec does not set.
-fn entry_labels(entry: &Parsed<istio::WorkloadEntry>) -> Labels {
+fn entry_labels(entry: &Parsed<Declared>) -> Labels {
     let mut labels = (*entry.meta.labels).clone();
     labels.extend(entry.spec.labels.clone());
     labels
@@ -335,7 +390,7 @@ pub(crate) fn entry_workloads(entries: &[WorkloadEntry], settings: &Settings) ->
     entries.iter().filter_map(|entry| entry_workload(entry, settings)).collect()
 }
 
-fn entry_workload(entry: &Parsed<istio::WorkloadEntry>, settings: &Settings) -> Option<Workload> {
+fn entry_workload(entry: &Parsed<Declared>, settings: &Settings) -> Option<Workload> {
     let (meta, spec) = (&entry.meta, &*entry.spec);
     let ip: IpAddr = spec.address.parse().ok()?;
     let labels = entry_labels(entry);
@@ -358,7 +413,7 @@ fn entry_workload(entry: &Parsed<istio::WorkloadEntry>, settings: &Settings) -> 
         node: String::new(),
         locality: locality(spec, &labels),
         network: if spec.network.is_empty() { settings.network.clone() } else { spec.network.clone() },
-        ready: true,
+        ready: spec.healthy,
         container_ports: Vec::new(),
         annotations: meta.annotations.clone(),
         labels: Arc::new(labels),

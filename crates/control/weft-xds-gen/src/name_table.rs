@@ -46,7 +46,8 @@ fn addresses(view: View<'_>, service: &Service) -> Vec<String> {
         return own;
     }
     if !service.auto_addresses.is_empty() {
-        return service.auto_addresses.iter().map(ToString::to_string).collect();
+        let key = &view.scope.key;
+        return service.auto_addresses.iter().filter(|ip| key.speaks(ip)).map(ToString::to_string).collect();
     }
     let mut ips = Vec::new();
     if headless(service) {

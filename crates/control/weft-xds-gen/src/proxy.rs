@@ -1,8 +1,9 @@
 //! Who a proxy is, as far as its configuration depends on it.
 
+use crate::generate::Own;
 use crate::pb::core::Node;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use weft_core::node::{NodeId, NodeMetadata, NodeType};
 use weft_model::{Labels, MeshSnapshot, Workload};
 
@@ -25,6 +26,8 @@ pub struct ProxyView {
     pub network: String,
     /// Cluster of the node message: `<app>.<namespace>` by convention, the service name in traces.
     pub service_cluster: String,
+    /// What was made for this proxy alone.
+    pub(crate) own: Arc<Mutex<Own>>,
 }
 
 impl ProxyView {
@@ -49,6 +52,7 @@ impl ProxyView {
             locality,
             node: id,
             metadata,
+            own: Arc::default(),
         })
     }
 
@@ -109,6 +113,11 @@ impl ProxyView {
         all
     }
 
+    /// Whether there are addresses of both families.
+    pub fn dual(&self) -> bool {
+        self.addresses().iter().any(|ip| ip.is_ipv6() != self.node.ip.is_ipv6())
+    }
+
     /// Node that the workload runs on.
     pub fn node_name(&self) -> &str {
         let known = self.workload.as_ref().map(|w| w.node.as_str()).filter(|node| !node.is_empty());
@@ -128,6 +137,11 @@ impl ProxyView {
     /// Source address of connections from the proxy to its own workload: redirection leaves it alone.
     pub fn inbound_bind_address(&self) -> &'static str {
         if self.node.ip.is_ipv6() { "::6" } else { "127.0.0.6" }
+    }
+
+    /// The same of the other family, when there are addresses of both.
+    pub fn other_inbound_bind_address(&self) -> Option<&'static str> {
+        self.dual().then_some(if self.node.ip.is_ipv6() { "127.0.0.6" } else { "::6" })
     }
 
     /// Value of an annotation, from the workload or the proxy's own metadata.

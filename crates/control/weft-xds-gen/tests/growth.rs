@@ -1,4 +1,5 @@
-//! A gateway with thousands of routes takes one more at the cost of one: the model and the generator reuse all others.
+//! A gateway with thousands of routes takes one more at the cost of one: the model and the generator reuse all others. A pod
+//! of a headless service that comes or goes moves what is its own.
 //!
 //! Times are those of a debug build on a busy machine; the bounds only tell "one" from "all".
 
@@ -109,4 +110,81 @@ fn one_more_route_costs_one() {
             assert!(build + generate < LIMIT, "{name}: model {build:?}, resources {generate:?}");
         }
     }
+}
+
+/// Pods of the headless service that are there before.
+const PODS: usize = 300;
+
+const HEADLESS: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: db}
+spec: {clusterIP: None, selector: {app: db}, ports: [{name: tcp-db, port: 5432}, {name: http-admin, port: 8081}]}
+";
+
+fn pod(index: usize) -> Value {
+    let ip = format!("10.250.{}.{}", index / 250, index % 250 + 1);
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": format!("db-{index}"), "namespace": "default", "labels": {"app": "db"}},
+        "spec": {"serviceAccountName": "db", "containers": [{"name": "db"}, {"name": "istio-proxy"}]},
+        "status": {"phase": "Running", "podIP": ip, "conditions": [{"type": "Ready", "status": "True"}]},
+    })
+}
+
+fn slice(pods: usize) -> Value {
+    let endpoint = |index: usize| {
+        let ip = pod(index)["status"]["podIP"].clone();
+        let target = json!({"kind": "Pod", "name": format!("db-{index}"), "namespace": "default"});
+        json!({"addresses": [ip], "conditions": {"ready": true}, "targetRef": target})
+    };
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": "db-1", "namespace": "default", "labels": {"kubernetes.io/service-name": "db"}},
+        "ports": [{"name": "tcp-db", "port": 5432}, {"name": "http-admin", "port": 8081}],
+        "endpoints": (0..pods).map(endpoint).collect::<Vec<_>>(),
+    })
+}
+
+/// Names of the resources that a client with `before` is sent, and of those taken from it, to have `after`.
+fn moved(before: &weft_xds_gen::ProxyResources, after: &weft_xds_gen::ProxyResources) -> (Vec<String>, Vec<String>) {
+    let (mut sent, mut gone) = (Vec::new(), Vec::new());
+    for (old, new) in [
+        (&before.listeners, &after.listeners),
+        (&before.clusters, &after.clusters),
+        (&before.endpoints, &after.endpoints),
+        (&before.routes, &after.routes),
+        (&before.virtual_hosts, &after.virtual_hosts),
+    ] {
+        let same = |r: &Arc<weft_xds_gen::Resource>| old.get(&r.name).is_some_and(|o| o.any.value == r.any.value);
+        sent.extend(new.iter().filter(|r| !same(r)).map(|r| r.name.to_string()));
+        gone.extend(old.iter().filter(|r| new.get(&r.name).is_none()).map(|r| r.name.to_string()));
+    }
+    (sent, gone)
+}
+
+#[test]
+fn a_pod_of_a_headless_service_moves_what_is_its_own() {
+    let mut world = World::new();
+    world.add_sample("sleep/sleep.yaml").add(HEADLESS);
+    let base: Inputs = world.inputs();
+    let with = |pods: usize| {
+        let mut inputs = base.clone();
+        (0..pods).map(pod).chain([slice(pods)]).for_each(|value| {
+            inputs.push(Arc::new(serde_json::from_value::<Object>(value).unwrap()));
+        });
+        inputs
+    };
+    let cache = GenCache::default();
+    let first = weft_model::build(&with(PODS), None);
+    let proxy = common::proxy(&first, "sleep-0", true, &Value::Null);
+    let before = cache.generate(&first, &proxy);
+    assert!(before.listeners.iter().count() > PODS, "each pod has a listener");
+    let more = weft_model::build(&with(PODS + 1), Some(&first));
+    let after = cache.generate(&more, &proxy);
+    let own = format!("{}_5432", pod(PODS)["status"]["podIP"].as_str().unwrap());
+    assert_eq!(moved(&before, &after), (vec![own.clone()], vec![]), "one came");
+    let fewer = weft_model::build(&with(PODS), Some(&more));
+    let again = cache.generate(&fewer, &proxy);
+    assert_eq!(moved(&after, &again), (vec![], vec![own]), "one went");
 }

@@ -3,6 +3,7 @@
 use crate::auth::Caller;
 use crate::kind::Kind;
 use crate::offer::{self, Offer};
+use crate::presence::{Present, Watched};
 use crate::server::{Published, Shared};
 use crate::session::{Answer, Incoming, Push, Session};
 use crate::status::ProxyStatus;
@@ -16,6 +17,7 @@ use tonic::Status;
 use weft_core::Strng;
 use weft_model::{Credential, MeshSnapshot};
 use weft_proto::envoy::config::core::v3::Node;
+use weft_proto::type_url;
 use weft_xds_gen::{ProxyView, Resource};
 
 /// How long a client may take to take a response off the connection.
@@ -78,17 +80,20 @@ async fn run<V: Variant>(
     check_workload(&view, &caller, &published.snapshot)?;
     let status = shared.registry.add(&view, V::DELTA, remote);
     let _listed = Listed { shared: shared.clone(), id: status.id };
+    let present = Present { id: status.id, view: view.clone(), caller: caller.clone() };
+    let watched = Watched::begin(shared.observer.get(), present, &published.snapshot).await?;
     tracing::info!(proxy = status.name, delta = V::DELTA, weft = view.is_weft, "proxy connected");
     let mut connection = Connection::<V> {
         shared: shared.clone(),
         caller,
         view,
         status,
-        session: Session::new(V::DELTA),
+        session: Session::sharing(V::DELTA, shared.pools.clone()),
         offer: Arc::default(),
         packed: BTreeMap::new(),
         made_at: published.at,
         converging: false,
+        watched,
         sink: sink.clone(),
     };
     connection.renew(&published).await?;
@@ -174,6 +179,8 @@ struct Connection<V: Variant> {
     made_at: Instant,
     /// Something of that snapshot was sent and not all of it is acknowledged.
     converging: bool,
+    /// The observer of the proxy, when there is one.
+    watched: Option<Watched>,
     sink: Sink<V>,
 }
 
@@ -220,6 +227,10 @@ impl<V: Variant> Connection<V> {
     fn take(&mut self, request: Incoming) -> Result<(), Status> {
         if let Some(kind) = Kind::of(&request.type_url) {
             self.status.subscribed(kind);
+        }
+        if request.type_url == type_url::HEALTH_INFORMATION {
+            self.watched.iter().for_each(|watched| watched.health(request.error.clone()));
+            return Ok(());
         }
         let Some(answer) = self.session.receive(request)? else { return Ok(()) };
         self.status.answered(&answer);

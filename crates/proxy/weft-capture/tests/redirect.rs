@@ -47,6 +47,7 @@ fn inner() {
         return;
     }
     set_up_addresses();
+    let six = set_up_ipv6();
     let outbound = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 15001)).unwrap();
     let inbound = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 15006)).unwrap();
     let app = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 9080)).unwrap();
@@ -79,6 +80,9 @@ fn inner() {
     // An excluded port leaves the pod: here no route leads on, so it must not reach the proxy.
     assert_nothing_arrives(&outbound, 3306);
     dns_goes_to_the_proxy();
+    if six {
+        the_same_over_ipv6();
+    }
     // Removal undoes everything.
     weft_capture::remove().unwrap();
     assert_nothing_arrives(&outbound, 80);
@@ -98,6 +102,72 @@ fn set_up_addresses() {
     ] {
         assert!(Command::new(&ip).args(args.split(' ')).status().unwrap().success(), "ip {args}");
     }
+}
+
+/// Where a connection over IPv6 is accepted: from whom, and where it was meant to go.
+fn accepted_v6(listener: &TcpListener) -> (SocketAddr, Option<SocketAddr>) {
+    let (stream, peer) = listener.accept().unwrap();
+    let original = getsockopt(&stream, sockopt::Ip6tOriginalDst).ok().map(|raw| {
+        let address = std::net::Ipv6Addr::from(raw.sin6_addr.s6_addr);
+        SocketAddr::from((address, u16::from_be(raw.sin6_port)))
+    });
+    (peer, original)
+}
+
+fn dial_v6(to: &str, mark: Option<u32>, source: Option<&str>) -> (SocketAddr, TcpStream) {
+    let socket = Socket::new(Domain::IPV6, Type::STREAM, None).unwrap();
+    if let Some(mark) = mark {
+        setsockopt(&socket, sockopt::Mark, &mark).unwrap();
+    }
+    if let Some(source) = source {
+        socket.bind(&source.parse::<SocketAddr>().unwrap().into()).unwrap();
+    }
+    socket.connect_timeout(&to.parse::<SocketAddr>().unwrap().into(), BOUND).unwrap();
+    let stream = TcpStream::from(socket);
+    (stream.local_addr().unwrap(), stream)
+}
+
+fn listen_v6(port: u16) -> TcpListener {
+    let socket = Socket::new(Domain::IPV6, Type::STREAM, None).unwrap();
+    socket.set_only_v6(true).unwrap();
+    socket.bind(&SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port)).into()).unwrap();
+    socket.listen(16).unwrap();
+    socket.into()
+}
+
+/// Redirection, the original destination and the exemptions of IPv6.
+fn the_same_over_ipv6() {
+    let (outbound, inbound, app) = (listen_v6(15001), listen_v6(15006), listen_v6(9080));
+    let meant = |text: &str| Some(text.parse::<SocketAddr>().unwrap());
+    let (from, _kept) = dial_v6("[fd00:ffff::1]:80", None, None);
+    assert_eq!(accepted_v6(&outbound), (from, meant("[fd00:ffff::1]:80")));
+    let (from, _kept) = dial_v6("[::1]:9080", None, None);
+    assert_eq!(accepted_v6(&app).0, from);
+    let (from, _kept) = dial_v6("[fd00:244::9]:9080", None, None);
+    assert_eq!(accepted_v6(&app).0, from);
+    let (from, _kept) = dial_v6("[fd00:244::9]:9080", Some(MARK), None);
+    assert_eq!(accepted_v6(&inbound), (from, meant("[fd00:244::9]:9080")));
+    // The address is there since the rules were applied.
+    let (from, _kept) = dial_v6("[fd00:244::9]:9080", Some(MARK), Some("[::6]:0"));
+    assert_eq!(accepted_v6(&app).0, from);
+    println!("IPv6 is the same");
+}
+
+/// Addresses and a route; false, said, where the kernel has no IPv6.
+fn set_up_ipv6() -> bool {
+    if !std::path::Path::new("/proc/sys/net/ipv6").exists() {
+        eprintln!("skipped: the kernel has no IPv6");
+        return false;
+    }
+    let ip = weft_capture::find_tool("ip").expect("ip is installed where the tests run");
+    for args in [
+        "-6 addr add fd00:244::9/128 dev lo",
+        "-6 addr add fd00:1::1/64 dev out0 nodad",
+        "-6 route add default dev out0",
+    ] {
+        assert!(Command::new(&ip).args(args.split(' ')).status().unwrap().success(), "ip {args}");
+    }
+    true
 }
 
 fn dial(to: Ipv4Addr, port: u16, mark: Option<u32>, source: Option<Ipv4Addr>) -> (SocketAddr, TcpStream) {

@@ -179,7 +179,7 @@ async fn tcp(address: SocketAddr, plan: &Plan<'_>) -> io::Result<TcpStream> {
         }
         socket2::SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
     }
-    if let Some(source) = source_for(cluster.source_address, address.ip()) {
+    if let Some(source) = source_for(cluster.source_address, &cluster.more_source_addresses, address.ip()) {
         // Without this each connection would hold a local port of its own, whatever its destination.
         setsockopt(&socket, IpBindAddressNoPort, &true).map_err(io::Error::from)?;
         socket.bind(SocketAddr::new(source, 0))?;
@@ -187,9 +187,10 @@ async fn tcp(address: SocketAddr, plan: &Plan<'_>) -> io::Result<TcpStream> {
     socket.connect(address).await
 }
 
-/// The source address, when it is of the destination's family.
-fn source_for(configured: Option<IpAddr>, destination: IpAddr) -> Option<IpAddr> {
-    configured.filter(|source| source.is_ipv4() == destination.is_ipv4())
+/// The source address of the destination's family, when one is configured.
+fn source_for(configured: Option<IpAddr>, more: &[IpAddr], destination: IpAddr) -> Option<IpAddr> {
+    let mut all = configured.into_iter().chain(more.iter().copied());
+    all.find(|source| source.is_ipv4() == destination.is_ipv4())
 }
 
 /// `Connection refused`, without Rust's `(os error 111)`.
@@ -242,7 +243,9 @@ mod tests {
     #[test]
     fn source_of_the_same_family_only() {
         let six = Some(IpAddr::from([127, 0, 0, 6]));
-        assert_eq!(source_for(six, IpAddr::from([10, 0, 0, 1])), six);
-        assert_eq!(source_for(six, "::1".parse().unwrap()), None);
+        let more = ["::6".parse().unwrap()];
+        assert_eq!(source_for(six, &[], IpAddr::from([10, 0, 0, 1])), six);
+        assert_eq!(source_for(six, &[], "::1".parse().unwrap()), None);
+        assert_eq!(source_for(six, &more, "::1".parse().unwrap()), Some(more[0]));
     }
 }

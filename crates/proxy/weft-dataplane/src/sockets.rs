@@ -40,14 +40,18 @@ pub(crate) fn listen(address: &ListenAddress, workers: usize, transparent: bool)
 }
 
 fn listen_tcp(address: SocketAddr, workers: usize, transparent: bool) -> io::Result<Vec<Listening>> {
+    // `::` takes IPv4 too, unless a listener has that by itself.
+    let mut only_v6 = false;
     // With SO_REUSEPORT two programs of one user would share the port without noticing: a socket without it finds out.
     if address.port() != 0 {
-        drop(bound(address, transparent, false)?);
+        let alone = bound(address, transparent, false, false);
+        only_v6 = address.is_ipv6() && alone.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::AddrInUse);
+        drop(if only_v6 { bound(address, transparent, false, true)? } else { alone? });
     }
     let mut sockets = Vec::with_capacity(workers);
     let mut address = address;
     for _ in 0..workers {
-        let socket = bound(address, transparent, true)?;
+        let socket = bound(address, transparent, true, only_v6)?;
         socket.listen(BACKLOG)?;
         let listener: TcpListener = socket.into();
         if address.port() == 0 {
@@ -59,7 +63,7 @@ fn listen_tcp(address: SocketAddr, workers: usize, transparent: bool) -> io::Res
     Ok(sockets)
 }
 
-fn bound(address: SocketAddr, transparent: bool, reuse_port: bool) -> io::Result<Socket> {
+fn bound(address: SocketAddr, transparent: bool, reuse_port: bool, only_v6: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.set_reuse_address(true)?;
@@ -67,8 +71,7 @@ fn bound(address: SocketAddr, transparent: bool, reuse_port: bool) -> io::Result
         socket.set_reuse_port(true)?;
     }
     if address.is_ipv6() {
-        // `::` takes IPv4 too, unless a listener of its own does; binding both would fail otherwise.
-        socket.set_only_v6(false)?;
+        socket.set_only_v6(only_v6)?;
     }
     if transparent {
         match address {
@@ -134,5 +137,22 @@ mod tests {
         assert_eq!(listen(&taken, 1, false).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(first);
         assert!(listen(&taken, 1, false).is_ok());
+    }
+
+    #[test]
+    fn both_families_on_one_port() {
+        if std::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_err() {
+            eprintln!("skipped: the kernel has no IPv6");
+            return;
+        }
+        let free = std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap().local_addr().unwrap().port();
+        let at = |ip: std::net::IpAddr| ListenAddress::Tcp(SocketAddr::new(ip, free));
+        let (v4, v6) = (at(Ipv4Addr::UNSPECIFIED.into()), at(Ipv6Addr::UNSPECIFIED.into()));
+        let _first = listen(&v4, 2, false).unwrap();
+        let _second = listen(&v6, 2, false).unwrap();
+        assert_eq!(listen(&v6, 1, false).unwrap_err().kind(), io::ErrorKind::AddrInUse, "not taken twice");
+        for ip in [std::net::IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()] {
+            std::net::TcpStream::connect((ip, free)).unwrap();
+        }
     }
 }

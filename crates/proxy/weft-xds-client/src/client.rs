@@ -2,7 +2,7 @@
 
 use crate::connect::Connect;
 use crate::state::States;
-use crate::types::{Config, ConnectionState, Interest, Mode, Outcome, Resource, ResourceUpdate};
+use crate::types::{Config, ConnectionState, Health, Interest, Mode, Outcome, Resource, ResourceUpdate};
 use crate::{delta, sotw};
 use hyper_util::rt::TokioIo;
 use std::collections::BTreeMap;
@@ -33,6 +33,7 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from
 #[derive(Debug, Clone)]
 pub struct Client {
     interests: Arc<watch::Sender<BTreeMap<String, Interest>>>,
+    health: Arc<watch::Sender<Option<Health>>>,
     state: watch::Receiver<ConnectionState>,
 }
 
@@ -44,6 +45,15 @@ impl Client {
             if changed {
                 all.insert(type_url.to_string(), interest);
             }
+            changed
+        });
+    }
+
+    /// Says how the workload is: now, when it changes, and at the start of each stream from now on.
+    pub fn report(&self, health: Health) {
+        self.health.send_if_modified(|known| {
+            let changed = known.as_ref() != Some(&health);
+            *known = Some(health);
             changed
         });
     }
@@ -60,9 +70,11 @@ pub fn start(config: Config, connector: Arc<dyn Connect>) -> (Client, mpsc::Rece
     let initial = ConnectionState { connected: false, attempts: 0, last_error: None, since: Instant::now() };
     let (state_sender, state) = watch::channel(initial);
     let (interests, wanted) = watch::channel(BTreeMap::new());
-    let session = Session { config, connector, updates, state: state_sender, wanted, states: States::default() };
+    let (health, known_health) = watch::channel(None);
+    let session =
+        Session { config, connector, updates, state: state_sender, wanted, known_health, states: States::default() };
     tokio::spawn(session.run());
-    (Client { interests: Arc::new(interests), state }, receiver)
+    (Client { interests: Arc::new(interests), health: Arc::new(health), state }, receiver)
 }
 
 struct Session {
@@ -71,6 +83,7 @@ struct Session {
     updates: mpsc::Sender<ResourceUpdate>,
     state: watch::Sender<ConnectionState>,
     wanted: watch::Receiver<BTreeMap<String, Interest>>,
+    known_health: watch::Receiver<Option<Health>>,
     states: States,
 }
 
@@ -146,6 +159,10 @@ impl Session {
         }
     }
 
+    fn health(&mut self) -> Option<Health> {
+        self.known_health.borrow_and_update().clone()
+    }
+
     async fn channel(&self) -> Result<Channel, Ended> {
         let connector = Arc::clone(&self.connector);
         let service = tower::service_fn(move |_| {
@@ -200,6 +217,7 @@ impl Session {
             requests.send(request).map_err(|_| Ended::Failed("the stream is closed".into()))
         };
         delta::opening(&self.states).into_iter().try_for_each(&mut send)?;
+        self.health().map(delta::health).map_or(Ok(()), &mut send)?;
         let request = self.request(UnboundedReceiverStream::new(outgoing))?;
         let mut responses = client.delta_aggregated_resources(request).await?.into_inner();
         loop {
@@ -210,6 +228,9 @@ impl Session {
                     for (type_url, interest) in wanted {
                         delta::change(&mut self.states, &type_url, interest).map_or(Ok(()), &mut send)?;
                     }
+                }
+                Ok(()) = self.known_health.changed() => {
+                    self.health().map(delta::health).map_or(Ok(()), &mut send)?;
                 }
                 response = responses.message() => {
                     let Some(response) = response? else { return Ok(()) };
@@ -250,6 +271,7 @@ impl Session {
             requests.send(request).map_err(|_| Ended::Failed("the stream is closed".into()))
         };
         sotw::opening(&self.states).into_iter().try_for_each(&mut send)?;
+        self.health().map(sotw::health).map_or(Ok(()), &mut send)?;
         let request = self.request(UnboundedReceiverStream::new(outgoing))?;
         let mut responses = client.stream_aggregated_resources(request).await?.into_inner();
         loop {
@@ -260,6 +282,9 @@ impl Session {
                     for (type_url, interest) in wanted {
                         sotw::change(&mut self.states, &type_url, interest).map_or(Ok(()), &mut send)?;
                     }
+                }
+                Ok(()) = self.known_health.changed() => {
+                    self.health().map(sotw::health).map_or(Ok(()), &mut send)?;
                 }
                 response = responses.message() => {
                     let Some(response) = response? else { return Ok(()) };

@@ -1,10 +1,11 @@
 //! The delta protocol, as functions of the state.
 
 use crate::state::{States, TypeState};
-use crate::types::{Interest, Outcome, Resource};
+use crate::types::{Health, Interest, Outcome, Resource};
 use prost_types::Any;
 use weft_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use weft_proto::google::rpc::Status;
+use weft_proto::type_url;
 
 /// gRPC status INVALID_ARGUMENT, as Envoy puts it into a NACK.
 const INVALID_ARGUMENT: i32 = 3;
@@ -39,6 +40,15 @@ pub(crate) fn change(states: &mut States, type_url: &str, interest: Interest) ->
         resource_names_unsubscribe: unsubscribe,
         ..Default::default()
     })
+}
+
+/// The request that says how the workload is. It has no answer.
+pub(crate) fn health(health: Health) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest {
+        type_url: type_url::HEALTH_INFORMATION.into(),
+        error_detail: health.into_error(),
+        ..Default::default()
+    }
 }
 
 /// What a response brings.

@@ -16,4 +16,4 @@ pub mod types;
 
 pub use client::{Client, start};
 pub use connect::{BoxedIo, Connect, TcpConnect, UnixConnect};
-pub use types::{Config, ConnectionState, Interest, Mode, Outcome, Resource, ResourceUpdate};
+pub use types::{Config, ConnectionState, Health, Interest, Mode, Outcome, Resource, ResourceUpdate};

@@ -1,7 +1,7 @@
 //! The state-of-the-world protocol, as functions of the state.
 
 use crate::state::{States, TypeState};
-use crate::types::{Interest, Outcome, Resource};
+use crate::types::{Health, Interest, Outcome, Resource};
 use prost::Message as _;
 use prost_types::Any;
 use weft_proto::envoy::config::cluster::v3::Cluster;
@@ -36,6 +36,15 @@ pub(crate) fn change(states: &mut States, type_url: &str, interest: Interest) ->
     let state = states.get_mut(type_url);
     let (subscribe, unsubscribe) = state.change_interest(interest);
     (!subscribe.is_empty() || !unsubscribe.is_empty()).then(|| request(type_url, state))
+}
+
+/// The request that says how the workload is. It has no answer.
+pub(crate) fn health(health: Health) -> DiscoveryRequest {
+    DiscoveryRequest {
+        type_url: type_url::HEALTH_INFORMATION.into(),
+        error_detail: health.into_error(),
+        ..Default::default()
+    }
 }
 
 /// What a response brings. Listeners and clusters that it leaves out are gone; of other types nothing can be concluded.

@@ -58,6 +58,28 @@ impl Interest {
     }
 }
 
+/// How the workload is: well, or what is wrong with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// It takes traffic.
+    Well,
+    /// It does not; the reason.
+    Unwell(String),
+}
+
+impl Health {
+    /// As requests carry it: the error of one that is unwell.
+    pub(crate) fn into_error(self) -> Option<weft_proto::google::rpc::Status> {
+        match self {
+            Health::Well => None,
+            // gRPC status INTERNAL, as Istio's agent has it.
+            Health::Unwell(message) => {
+                Some(weft_proto::google::rpc::Status { code: 13, message, ..Default::default() })
+            }
+        }
+    }
+}
+
 /// A resource as it came.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Resource {

@@ -1,14 +1,23 @@
 //! TLS from clients to services (`BackendTLSPolicy`), as destination rules.
 
 use super::Problem;
+use super::listeners::CONTROLLERS;
+use super::status::{StatusUpdate, conditions, finding};
 use crate::kubernetes::ServiceSpec;
 use crate::parsed::{Meta, Parsed};
 use crate::{Credential, Service};
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use weft_core::{Provenance, Strng};
+use weft_k8s_api::ObjectKey;
 use weft_k8s_api::gateway_api as api;
 use weft_k8s_api::istio::{self, ClientTlsMode, ClientTlsSettings, PortSelector, PortTrafficPolicy, TrafficPolicy};
+
+/// The field that names the authorities.
+const CA_FIELD: &str = "caCertificateRefs";
+/// Most entries of a policy's status (the API's bound of `status.ancestors`).
+const MAX_ANCESTORS: usize = 16;
 
 type Policy = Arc<Parsed<api::BackendTlsPolicy>>;
 
@@ -19,6 +28,8 @@ pub(crate) struct BackendTls {
     pub rules: Vec<Arc<Parsed<istio::DestinationRule>>>,
     /// What is wrong with which policy.
     pub problems: Vec<(Provenance, Problem)>,
+    /// What is said of each policy.
+    pub statuses: Vec<StatusUpdate>,
 }
 
 /// Reads all policies. Of two for one port of a service the older counts.
@@ -36,25 +47,69 @@ pub(crate) fn rules(
         let settings = match settings(policy, authorities, secrets) {
             Ok(settings) => settings,
             Err(problem) => {
+                out.statuses.push(status(policy, &vec![Err(problem.clone()); policy.spec.target_refs.len()]));
                 out.problems.push((policy.meta.provenance.clone(), problem));
                 continue;
             }
         };
+        let mut outcomes: Vec<Result<(), Problem>> = Vec::new();
         for (i, to) in policy.spec.target_refs.iter().enumerate() {
             let at = policy.meta.provenance.at(format!("spec.targetRefs[{i}]"));
-            match target(policy, to, kubernetes, services, domain) {
+            let outcome = match target(policy, to, kubernetes, services, domain) {
                 Ok((host, port)) if taken.insert((host.clone(), port)) => {
                     out.rules.push(Arc::new(rule(policy, &host, port, settings.clone())));
+                    Ok(())
                 }
                 Ok((host, _)) => {
                     let message = format!("an older BackendTLSPolicy is already for {host}");
-                    out.problems.push((at, Problem::new("Conflicted", message)));
+                    Err(Problem::new("Conflicted", message))
                 }
-                Err(problem) => out.problems.push((at, problem)),
-            }
+                Err(problem) => Err(problem),
+            };
+            out.problems.extend(outcome.as_ref().err().map(|problem| (at, problem.clone())));
+            outcomes.push(outcome);
         }
+        out.statuses.push(status(policy, &outcomes));
     }
     out
+}
+
+/// For each target whether the policy is in force there, and whether its authorities were found.
+fn status(policy: &Policy, outcomes: &[Result<(), Problem>]) -> StatusUpdate {
+    let meta = &policy.meta;
+    let of_authorities = ["InvalidCACertificateRef", "InvalidKind"];
+    let one = |(to, outcome): (&api::PolicyTarget, &Result<(), Problem>)| {
+        let problem = outcome.as_ref().err();
+        let unresolved = problem.filter(|p| of_authorities.contains(&p.reason) && p.message.starts_with(CA_FIELD));
+        // A policy whose authorities are missing is not in force: nothing would be verified by it.
+        let refused = problem.map(|p| match unresolved {
+            Some(p) => Problem::new("NoValidCACertificate", p.message.clone()),
+            None => p.clone(),
+        });
+        let found = [
+            finding("Accepted", ("Accepted", "policy is in force"), refused.as_ref()),
+            finding("ResolvedRefs", ("ResolvedRefs", "all references are resolved"), unresolved),
+        ];
+        let mut ancestor = json!({"group": to.group, "kind": to.kind, "name": to.name, "namespace": meta.namespace});
+        if let Some(section) = &to.section_name {
+            ancestor["sectionName"] = json!(section);
+        }
+        json!({
+            "ancestorRef": ancestor, "controllerName": CONTROLLERS[0],
+            "conditions": conditions(&found, meta.generation),
+        })
+    };
+    let ancestors: Vec<Value> = policy.spec.target_refs.iter().zip(outcomes).take(MAX_ANCESTORS).map(one).collect();
+    StatusUpdate {
+        object: ObjectKey {
+            group: api::GROUP.into(),
+            kind: "BackendTLSPolicy".into(),
+            namespace: meta.namespace.clone(),
+            name: meta.name.clone(),
+        },
+        generation: meta.generation,
+        status: json!({"ancestors": ancestors}),
+    }
 }
 
 fn target(
@@ -106,12 +161,12 @@ fn settings(
         "ConfigMap" => ("configmap", authorities.get(&key)),
         "Secret" => ("kubernetes-gateway", secrets.get(&key)),
         other => {
-            let message = format!("caCertificateRefs: kind {other:?} is not supported; use a ConfigMap");
+            let message = format!("{CA_FIELD}: kind {other:?} is not supported; use a ConfigMap");
             return Err(Problem::new("InvalidKind", message));
         }
     };
     if found.is_none_or(|c| c.ca.is_none()) {
-        let message = format!("{} {}/{} does not exist, or has no ca.crt", to.kind, key.0, key.1);
+        let message = format!("{CA_FIELD}: {} {}/{} does not exist, or has no ca.crt", to.kind, key.0, key.1);
         return Err(Problem::new("InvalidCACertificateRef", message));
     }
     out.credential_name = format!("{scheme}://{}/{}", key.0, key.1);

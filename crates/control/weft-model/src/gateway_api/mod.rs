@@ -211,6 +211,7 @@ impl Source<'_> {
             self.secrets,
         );
         out.destination_rules = tls.rules;
+        out.statuses.extend(tls.statuses.into_iter().map(Arc::new));
         out.warnings.extend(tls.problems.iter().map(|(at, problem)| status::warning(at, "", problem)));
     }
 }

@@ -95,6 +95,8 @@ pub(crate) struct HttpRule {
     pub backends: Vec<api::HttpBackendRef>,
     pub timeouts: Option<api::HttpRouteTimeouts>,
     pub retry: Option<api::HttpRouteRetry>,
+    /// It asks for sessions that stay with a backend.
+    pub sessions: bool,
 }
 
 /// One rule for connections.
@@ -206,6 +208,7 @@ pub(crate) const HTTP_ROUTE: Reader<RouteSpec> = |object| {
         backends: r.backend_refs,
         timeouts: r.timeouts,
         retry: r.retry,
+        sessions: r.session_persistence.is_some(),
     };
     Ok(RouteSpec {
         kind: RouteKind::Http,
@@ -224,6 +227,7 @@ pub(crate) const GRPC_ROUTE: Reader<RouteSpec> = |object| {
         matches: r.matches.iter().map(grpc_match).collect(),
         filters: r.filters,
         backends: r.backend_refs,
+        sessions: r.session_persistence.is_some(),
         ..HttpRule::default()
     };
     Ok(RouteSpec {

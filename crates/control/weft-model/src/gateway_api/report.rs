@@ -165,6 +165,9 @@ fn of_route(
     let mut warnings = Vec::new();
     let route = &attached.route;
     let (meta, old) = (&route.meta, route.spec.old);
+    if let Some(problem) = &rules.partly {
+        warnings.push(warning(&meta.provenance, "", problem));
+    }
     if let Some(problem) = &rules.unresolved {
         warnings.push(warning(&meta.provenance, "", problem));
     }
@@ -177,7 +180,9 @@ fn of_route(
             warnings.push(warning(&meta.provenance, "", problem));
         }
         let accepted = finding(kind, (kind, "route is accepted"), refused);
-        let shown = conditions(&[accepted, resolved.clone()], meta.generation);
+        let mut shown = vec![accepted, resolved.clone()];
+        shown.extend(partly(rules));
+        let shown = conditions(&shown, meta.generation);
         let parent = &outcome.parent;
         parents.push(if old {
             let reference = json!({"name": parent.name, "namespace": parent.namespace});
@@ -194,6 +199,11 @@ fn of_route(
         status: json!({list: parents}),
     };
     Report { status: Arc::new(status), warnings }
+}
+
+/// Condition `PartiallyInvalid`, on routes of which a part is left out alone.
+fn partly(rules: &Converted) -> Option<Finding> {
+    rules.partly.as_ref().map(|problem| Finding { status: true, ..Finding::bad("PartiallyInvalid", problem) })
 }
 
 /// The controller that the Gateway's class names.
@@ -221,7 +231,7 @@ fn mesh_parents(source: &Source<'_>, route: &Parsed<RouteSpec>, rules: &Converte
         let resolved = finding("ResolvedRefs", good, rules.unresolved.as_ref());
         json!({
             "controllerName": CONTROLLERS[0], "parentRef": parent,
-            "conditions": conditions(&[accepted, resolved], generation),
+            "conditions": conditions(&[accepted, resolved].into_iter().chain(partly(rules)).collect::<Vec<_>>(), generation),
         })
     };
     parents.iter().filter(|p| is_mesh(p)).map(one).collect()

@@ -26,6 +26,8 @@ pub(crate) struct Converted {
     pub refused: Option<Problem>,
     /// Backends that cannot be used.
     pub unresolved: Option<Problem>,
+    /// What is left out of a rule that is in force.
+    pub partly: Option<Problem>,
 }
 
 /// Name of a route: kind, namespace, name.
@@ -40,13 +42,16 @@ pub(crate) fn key(route: &Parsed<RouteSpec>) -> RouteKey {
 pub(crate) fn convert(references: &References<'_>, route: &Parsed<RouteSpec>) -> Converted {
     let group = if route.spec.old { api::v1alpha1::GROUP } else { api::GROUP };
     let from = Referrer { group, kind: route.spec.kind.name(), namespace: &route.meta.namespace };
-    let mut out = Converted { http: Vec::new(), l4: Vec::new(), refused: None, unresolved: None };
+    let mut out = Converted { http: Vec::new(), l4: Vec::new(), refused: None, unresolved: None, partly: None };
     for (index, rule) in route.spec.http.iter().enumerate() {
         let name = match rule.name.as_str() {
             "" => format!("{}.{}.{index}", route.meta.namespace, route.meta.name),
             name => name.to_string(),
         };
         let origin = route.meta.provenance.at(format!("spec.rules[{index}]"));
+        if rule.sessions {
+            out.partly.get_or_insert_with(|| without_sessions().at(&origin.path));
+        }
         let rules = match http::rule(references, from, name.clone(), rule) {
             Ok(converted) => {
                 out.unresolved = out.unresolved.take().or(converted.unresolved);
@@ -76,6 +81,12 @@ pub(crate) fn convert(references: &References<'_>, route: &Parsed<RouteSpec>) ->
         out.l4.push((rule.names.clone(), destinations));
     }
     out
+}
+
+fn without_sessions() -> Problem {
+    let message = "Fall Back: sessionPersistence is not supported, the rule works without it; a DestinationRule with \
+                   trafficPolicy.loadBalancer.consistentHash.httpCookie keeps a client with its backend";
+    Problem::new("UnsupportedValue", message.into())
 }
 
 /// What virtual services are kept by from build to build: the listener (or `mesh`) and the host, for connections the route.

@@ -64,8 +64,8 @@ impl StatusUpdate {
         for (name, wanted) in self.status.as_object().into_iter().flatten() {
             let before = next.get(name).cloned().unwrap_or(Value::Null);
             let value = match name.as_str() {
-                "parents" => parents(wanted, &before, now),
-                "gateways" | "ancestors" => entries(wanted, &before, now),
+                "parents" | "ancestors" => parents(wanted, &before, now),
+                "gateways" => entries(wanted, &before, now),
                 "listeners" => entries(wanted, &before, now),
                 "conditions" => merge_conditions(wanted, &before, now),
                 _ => wanted.clone(),

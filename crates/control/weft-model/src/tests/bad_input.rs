@@ -245,3 +245,67 @@ spec:
     assert!(message(&mesh, "Gateway", "nobody").contains("selects no workload"));
     assert!(mesh.virtual_services.iter().all(|vs| Arc::strong_count(vs) > 0) && mesh.virtual_services.len() == 5);
 }
+
+#[test]
+fn what_is_not_supported_is_told_and_the_rest_works() {
+    let mesh = mesh(
+        r#"
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: default}
+spec: {clusterIP: 10.96.0.9, ports: [{name: http, port: 80}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: edge, namespace: default, generation: 1}
+spec: {gatewayClassName: istio, listeners: [{name: http, port: 80, protocol: HTTP}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: sticky, namespace: default, generation: 1}
+spec:
+  parentRefs: [{name: edge}]
+  rules: [{backendRefs: [{name: web, port: 80}], sessionPersistence: {sessionName: s, type: Cookie}}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: BackendTLSPolicy
+metadata: {name: good, namespace: default, generation: 3}
+spec:
+  targetRefs: [{group: "", kind: Service, name: web}, {group: "", kind: Service, name: none}]
+  validation: {hostname: web.example.com, wellKnownCACertificates: System}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: BackendTLSPolicy
+metadata: {name: no-authority, namespace: default, generation: 1}
+spec:
+  targetRefs: [{group: "", kind: Service, name: web}]
+  validation: {hostname: web.example.com, caCertificateRefs: [{group: "", kind: ConfigMap, name: none}]}
+---
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: {name: boot, namespace: default}
+spec:
+  configPatches:
+  - {applyTo: BOOTSTRAP, patch: {operation: MERGE, value: {stats_flush_interval: 1s}}}
+  - {applyTo: EXTENSION_CONFIG, patch: {operation: ADD, value: {name: x}}}
+"#,
+    );
+    let of = |name: &str| mesh.statuses.iter().find(|s| s.object.name == name).unwrap().status.clone();
+    let told = |conditions: &serde_json::Value| {
+        let one = |c: &serde_json::Value| format!("{}={} {}", c["type"], c["status"], c["reason"]).replace('"', "");
+        conditions.as_array().unwrap().iter().map(one).collect::<Vec<_>>()
+    };
+    let sticky = &of("sticky")["parents"][0];
+    let want = ["Accepted=True Accepted", "ResolvedRefs=True ResolvedRefs", "PartiallyInvalid=True UnsupportedValue"];
+    assert_eq!(told(&sticky["conditions"]), want, "{sticky}");
+    assert!(sticky.to_string().contains("spec.rules[0]: Fall Back: sessionPersistence is not supported"), "{sticky}");
+    assert_eq!(mesh.virtual_services[0].spec.http[0].route.len(), 1, "the rule is in force");
+    let good = of("good");
+    assert_eq!(told(&good["ancestors"][0]["conditions"]), ["Accepted=True Accepted", "ResolvedRefs=True ResolvedRefs"]);
+    assert_eq!(good["ancestors"][0]["conditions"][0]["observedGeneration"], 3);
+    assert_eq!(told(&good["ancestors"][1]["conditions"])[0], "Accepted=False TargetNotFound");
+    let want = ["Accepted=False NoValidCACertificate", "ResolvedRefs=False InvalidCACertificateRef"];
+    assert_eq!(told(&of("no-authority")["ancestors"][0]["conditions"]), want);
+    let patches = ["UnsupportedPatch spec.configPatches[0].applyTo", "UnsupportedPatch spec.configPatches[1].applyTo"];
+    assert_eq!(warnings_of(&mesh, "EnvoyFilter", "boot"), patches);
+}

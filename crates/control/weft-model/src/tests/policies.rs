@@ -192,3 +192,28 @@ fn secrets_become_credentials() {
         assert_eq!(warnings_of(&mesh, "Secret", wrong), ["IST0106 "]);
     }
 }
+
+/// What such a policy guards is denied; its status says why.
+#[test]
+fn a_policy_that_names_an_unknown_provider_says_so() {
+    let policy = |name: &str, action: &str, provider: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {name}}}\nspec: {{action: {action}, rules: [{{}}]{provider}}}\n---\n"
+        )
+    };
+    let mesh = mesh(
+        &[
+            policy("unknown", "CUSTOM", ", provider: {name: nobody}"),
+            policy("unnamed", "CUSTOM", ", provider: {name: ''}"),
+            policy("regex", "CUSTOM", ", provider: {name: '.*'}"),
+            policy("plain", "DENY", ""),
+        ]
+        .concat(),
+    );
+    for (name, path) in [("unknown", "spec.provider.name"), ("regex", "spec.provider.name")] {
+        let said = warnings_of(&mesh, "AuthorizationPolicy", name);
+        assert!(said.len() == 1 && said[0].ends_with(path), "{name}: {said:?}");
+    }
+    assert!(!warnings_of(&mesh, "AuthorizationPolicy", "unnamed").is_empty());
+    assert_eq!(warnings_of(&mesh, "AuthorizationPolicy", "plain"), Vec::<String>::new());
+}

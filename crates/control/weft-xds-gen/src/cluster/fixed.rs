@@ -1,9 +1,11 @@
 //! Clusters of fixed name, and those whose endpoint is the host of each request.
 
 use super::{Draft, Target};
+use crate::ProxyView;
 use crate::pb::cluster::{CircuitBreakers, Cluster, cluster as c};
 use crate::pb::{self, core};
 use crate::resource::{Resource, Resources, by_name};
+use crate::scope::ScopeKey;
 use c::{ClusterDiscoveryType, DiscoveryType, DnsLookupFamily, LbPolicy};
 use weft_core::names;
 use weft_k8s_api::istio::MeshConfig;
@@ -45,27 +47,40 @@ fn passthrough(mesh: &MeshConfig, name: &str) -> Cluster {
 }
 
 /// Goes on to the workload at the port that was dialled, from an address whose connections are not captured again.
-pub(crate) fn inbound_passthrough(mesh: &MeshConfig, source: &str) -> Cluster {
-    Cluster { upstream_bind_config: Some(bind_from(source)), ..passthrough(mesh, names::INBOUND_PASSTHROUGH_CLUSTER) }
+pub(crate) fn inbound_passthrough(mesh: &MeshConfig, proxy: &ProxyView) -> Cluster {
+    let source = Some(bind_for_workload(proxy));
+    Cluster { upstream_bind_config: source, ..passthrough(mesh, names::INBOUND_PASSTHROUGH_CLUSTER) }
 }
 
-/// Connections come from `source`, any port.
-pub(crate) fn bind_from(source: &str) -> core::BindConfig {
-    core::BindConfig { source_address: Some(pb::address::socket_address(source, 0)), ..Default::default() }
+/// Connections to the proxy's own workload: from an address that is not captured, of the family that is dialled.
+pub(crate) fn bind_for_workload(proxy: &ProxyView) -> core::BindConfig {
+    let more = |source: &str| core::ExtraSourceAddress {
+        address: Some(pb::address::socket_address(source, 0)),
+        ..Default::default()
+    };
+    core::BindConfig {
+        source_address: Some(pb::address::socket_address(proxy.inbound_bind_address(), 0)),
+        extra_source_addresses: proxy.other_inbound_bind_address().map(more).into_iter().collect(),
+        ..Default::default()
+    }
 }
 
-/// Which addresses of a name are used: those of the proxy's own family.
-pub(crate) fn lookup_family(ipv6: bool) -> DnsLookupFamily {
-    if ipv6 { DnsLookupFamily::V6Only } else { DnsLookupFamily::V4Only }
+/// Which addresses of a name are used: those of the proxy's own families, IPv4 first where it has both.
+pub(crate) fn lookup_family(ipv6: bool, dual: bool) -> DnsLookupFamily {
+    match (dual, ipv6) {
+        (true, _) => DnsLookupFamily::V4Preferred,
+        (false, true) => DnsLookupFamily::V6Only,
+        (false, false) => DnsLookupFamily::V4Only,
+    }
 }
 
 /// The endpoint is the host of each request, or the SNI of each connection (`resolution: DYNAMIC_DNS`).
-pub(super) fn dynamic_forward(draft: &mut Draft, target: &Target<'_>) {
+pub(super) fn dynamic_forward(draft: &mut Draft, target: &Target<'_>, key: &ScopeKey) {
     let config = ClusterConfig {
         // SNI and SAN checks are set up by the destination rule's TLS, not by this cluster type.
         allow_insecure_cluster_options: true,
         cluster_implementation_specifier: Some(cluster_config::ClusterImplementationSpecifier::DnsCacheConfig(
-            dns_cache(&target.service.host, false),
+            dns_cache(&target.service.host, key.ipv6, key.dual),
         )),
         ..Default::default()
     };
@@ -77,10 +92,10 @@ pub(super) fn dynamic_forward(draft: &mut Draft, target: &Target<'_>) {
 }
 
 /// The cache of resolved names that cluster and filter of one service share.
-pub(crate) fn dns_cache(host: &str, ipv6: bool) -> DnsCacheConfig {
+pub(crate) fn dns_cache(host: &str, ipv6: bool, dual: bool) -> DnsCacheConfig {
     DnsCacheConfig {
         name: format!("{}_dfp_dns_cache", host.replace('*', "wildcard")),
-        dns_lookup_family: lookup_family(ipv6) as i32,
+        dns_lookup_family: lookup_family(ipv6, dual) as i32,
         ..Default::default()
     }
 }

@@ -62,10 +62,9 @@ impl InboundPort {
 
 /// All of the workload's clusters, and the one for ports that no service leads to.
 pub(crate) fn clusters(snapshot: &MeshSnapshot, proxy: &ProxyView, ports: &[InboundPort]) -> Resources {
-    let source = proxy.inbound_bind_address();
     let mut clusters: Vec<_> = ports.iter().map(|port| cluster(snapshot, proxy, port)).collect();
     if proxy.intercepts() {
-        clusters.push(fixed::inbound_passthrough(&snapshot.mesh, source));
+        clusters.push(fixed::inbound_passthrough(&snapshot.mesh, proxy));
     }
     by_name(clusters.iter().map(|c| Resource::new(c.name.as_str(), c)))
 }
@@ -89,7 +88,7 @@ fn cluster(snapshot: &MeshSnapshot, proxy: &ProxyView, port: &InboundPort) -> cr
             // The address dialled is the workload's own: a source that is not captured keeps this from looping.
             draft.set_type(DiscoveryType::OriginalDst);
             draft.cluster.lb_policy = LbPolicy::ClusterProvided as i32;
-            draft.cluster.upstream_bind_config = Some(fixed::bind_from(proxy.inbound_bind_address()));
+            draft.cluster.upstream_bind_config = Some(fixed::bind_for_workload(proxy));
         }
     }
     protocol::set_for_port(&mut draft, port.protocol);

@@ -143,7 +143,7 @@ fn build(view: View<'_>, target: Target<'_>, mode: Mode) -> Option<Cluster> {
     };
     let mut draft = Draft::new(name);
     if target.service.resolution == Resolution::DynamicDns {
-        fixed::dynamic_forward(&mut draft, &target);
+        fixed::dynamic_forward(&mut draft, &target, &view.scope.key);
     } else {
         discover(view, &mut draft, &target)?;
     }
@@ -196,7 +196,7 @@ fn discover(view: View<'_>, draft: &mut Draft, target: &Target<'_>) -> Option<()
 fn resolve_by_dns(view: View<'_>, draft: &mut Draft) {
     draft.cluster.dns_refresh_rate = view.mesh().dns_refresh_rate.map(|d| pb::duration(d.get()));
     draft.cluster.respect_dns_ttl = true;
-    draft.cluster.dns_lookup_family = fixed::lookup_family(view.scope.key.ipv6) as i32;
+    draft.cluster.dns_lookup_family = fixed::lookup_family(view.scope.key.ipv6, view.scope.key.dual) as i32;
 }
 
 /// How the endpoints of a target are found.

@@ -201,6 +201,7 @@ mod tests {
             gateway: false,
             weft: false,
             ipv6: false,
+            dual: false,
             dns_capture: false,
             network: String::new(),
             locality: locality.into(),

@@ -69,6 +69,7 @@ impl GatewayMaker<'_> {
                 Some(path) => address::pipe(path),
                 None => address::socket(bind, port.port),
             }),
+            additional_addresses: address::other_family(bind, port.port, self.maker.view.scope.key.dual),
             traffic_direction: TrafficDirection::Outbound as i32,
             listener_filters: filters,
             listener_filters_timeout: Some(pb::zero()),

@@ -34,6 +34,7 @@ impl Maker<'_> {
         Listener {
             name: NAME.into(),
             address: Some(address::socket(self.view.scope.key.wildcard(), port)),
+            additional_addresses: address::other_family(self.view.scope.key.wildcard(), port, self.view.scope.key.dual),
             use_original_dst: Some(true),
             transparent: transparent.then_some(true),
             traffic_direction: TrafficDirection::Outbound as i32,

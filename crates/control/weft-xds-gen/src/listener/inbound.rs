@@ -147,6 +147,7 @@ impl Inbound<'_> {
         Listener {
             name,
             address: Some(address::socket(bind, port)),
+            additional_addresses: address::other_family(bind, port, self.proxy.dual()),
             transparent: (captured && self.proxy.transparent()).then_some(true),
             traffic_direction: TrafficDirection::Inbound as i32,
             listener_filters: filters,

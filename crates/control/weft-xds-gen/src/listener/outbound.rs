@@ -99,7 +99,7 @@ fn binding(listener: Option<&IstioEgressListener>, intercepts: bool, ipv6: bool)
 
 impl Build<'_> {
     fn egress(&mut self, egress: &Egress, port: Option<u16>, binding: &Binding) {
-        for service in &egress.services {
+        for service in egress.services.iter() {
             for service_port in service.ports.iter().filter(|p| p.protocol != Protocol::Udp) {
                 if port.is_some_and(|port| port != service_port.number) {
                     continue;
@@ -248,7 +248,8 @@ fn addresses(build: &Build<'_>, service: &Service) -> Vec<IpNet> {
     if !service.addresses.is_empty() || !build.maker.view.scope.key.dns_capture {
         return service.addresses.clone();
     }
-    service.auto_addresses.iter().map(|ip| IpNet::from(*ip)).collect()
+    let key = &build.maker.view.scope.key;
+    service.auto_addresses.iter().filter(|ip| key.speaks(ip)).map(|ip| IpNet::from(*ip)).collect()
 }
 
 /// Protocols in which the server speaks first cannot share a port with ones that are told by the client's first bytes.
@@ -300,7 +301,7 @@ pub(crate) fn own_name(service: &Service) -> Vec<Strng> {
 
 /// Resolves the host of a request before it is forwarded to it.
 pub(crate) fn dynamic_forward(maker: Maker<'_>, host: &str) -> pb::hcm::HttpFilter {
-    let cache = crate::cluster::fixed::dns_cache(host, maker.view.scope.key.ipv6);
+    let cache = crate::cluster::fixed::dns_cache(host, maker.view.scope.key.ipv6, maker.view.scope.key.dual);
     let config = http_dfp::FilterConfig {
         implementation_specifier: Some(http_dfp::filter_config::ImplementationSpecifier::DnsCacheConfig(cache)),
         ..Default::default()
@@ -310,7 +311,7 @@ pub(crate) fn dynamic_forward(maker: Maker<'_>, host: &str) -> pb::hcm::HttpFilt
 
 /// Resolves the server name of a TLS connection before it is forwarded to it.
 pub(super) fn sni_forward(maker: Maker<'_>, host: &str, port: u16) -> pb::listener::Filter {
-    let cache = crate::cluster::fixed::dns_cache(host, maker.view.scope.key.ipv6);
+    let cache = crate::cluster::fixed::dns_cache(host, maker.view.scope.key.ipv6, maker.view.scope.key.dual);
     let config = sni_dfp::FilterConfig {
         dns_cache_config: Some(cache),
         port_specifier: Some(sni_dfp::filter_config::PortSpecifier::PortValue(port.into())),
@@ -347,6 +348,7 @@ fn message(maker: Maker<'_>, entry: Entry) -> Listener {
             Some(path) => address::pipe(path),
             None => address::socket(&entry.bind, entry.port),
         }),
+        additional_addresses: address::other_family(&entry.bind, entry.port, maker.view.scope.key.dual),
         bind_to_port: (!entry.bind_to_port).then_some(false),
         traffic_direction: TrafficDirection::Outbound as i32,
         listener_filters: filters,

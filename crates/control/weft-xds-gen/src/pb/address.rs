@@ -1,6 +1,6 @@
 //! Addresses and address ranges.
 
-use super::core;
+use super::{core, listener};
 use ipnet::IpNet;
 use std::net::IpAddr;
 
@@ -16,6 +16,17 @@ pub(crate) fn socket_address(address: &str, port: u16) -> core::SocketAddress {
         port_specifier: Some(core::socket_address::PortSpecifier::PortValue(port.into())),
         ..Default::default()
     }
+}
+
+/// The second address of a listener that takes connections of both families: that which stands for all of the other one.
+pub(crate) fn other_family(bind: &str, port: u16, dual: bool) -> Vec<listener::AdditionalAddress> {
+    let other = match bind {
+        "0.0.0.0" => "::",
+        "::" => "0.0.0.0",
+        _ => return Vec::new(),
+    };
+    let address = || listener::AdditionalAddress { address: Some(socket(other, port)), ..Default::default() };
+    dual.then(address).into_iter().collect()
 }
 
 /// Unix domain socket.

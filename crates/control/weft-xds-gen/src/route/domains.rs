@@ -22,7 +22,7 @@ pub(super) fn of_service(service: &Service, key: &ScopeKey) -> (Vec<String>, Vec
 /// Addresses by which the service may be named.
 fn addresses(service: &Service, key: &ScopeKey) -> Vec<String> {
     let own = service.addresses.iter().filter(|net| is_host(net)).map(|net| net.addr().to_string());
-    let given = service.auto_addresses.iter().filter(|_| key.dns_capture).map(ToString::to_string);
+    let given = service.auto_addresses.iter().filter(|ip| key.dns_capture && key.speaks(ip)).map(ToString::to_string);
     own.chain(given).map(|ip| bracketed(&ip)).collect()
 }
 

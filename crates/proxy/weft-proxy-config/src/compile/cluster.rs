@@ -92,6 +92,7 @@ impl Ctx<'_> {
             slow_start: self.slow_start(message, &path),
             proxy_protocol: *proxy_protocol,
             source_address: self.source_address(message.upstream_bind_config.as_ref(), &path),
+            more_source_addresses: self.more_source_addresses(message.upstream_bind_config.as_ref(), &path),
             fingerprint,
         })
     }
@@ -496,6 +497,14 @@ impl Ctx<'_> {
         let source = bind?.source_address.as_ref()?;
         let path = path.field("upstream_bind_config");
         Some(self.socket_address(source, &path.field("source_address"))?.ip())
+    }
+
+    fn more_source_addresses(&mut self, bind: Option<&core::BindConfig>, path: &Path<'_>) -> Vec<IpAddr> {
+        let path = path.field("upstream_bind_config");
+        let path = path.field("extra_source_addresses");
+        let given = bind.map_or(&[][..], |bind| bind.extra_source_addresses.as_slice());
+        let addresses = given.iter().filter_map(|extra| extra.address.as_ref());
+        addresses.filter_map(|address| Some(self.socket_address(address, &path)?.ip())).collect()
     }
 
     /// Service facts from filter metadata `istio`: `services: [{host, name, namespace}]`, `external`.

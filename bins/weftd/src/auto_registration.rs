@@ -1,0 +1,367 @@
+//! Workloads that register themselves: a proxy that names a WorkloadGroup of its namespace (`AUTO_REGISTER_GROUP` in its
+//! metadata) gets a WorkloadEntry made from the group's template; what the proxy finds by the group's probe goes to the
+//! entry's condition `Healthy`; an entry whose proxy is gone goes after a grace period (Istio's pages "Virtual Machine
+//! Installation" and "WorkloadGroup").
+//!
+//! Entries carry the names of the group and of the instance of weftd that the proxy talks to: only that instance removes
+//! them, so a proxy that moves to another one keeps its entry.
+
+use crate::settings::Settings;
+use serde_json::{Map, Value, json};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tonic::Status;
+use weft_core::well_known::annotation::HEALTH_CHECKED;
+use weft_k8s_api::istio::{WorkloadEntry, WorkloadGroup};
+use weft_k8s_api::kinds::by_kind;
+use weft_k8s_api::{KindInfo, Object, ObjectKey};
+use weft_model::MeshSnapshot;
+use weft_store::client::WriteOptions;
+use weft_store::{ApiClient, Cache, ClientError, DeleteOptions, Preconditions};
+use weft_xds_server::auth::BoxFuture;
+use weft_xds_server::{Caller, Observer, Present};
+
+const GROUP: &str = "networking.istio.io";
+/// The group that an entry was made from.
+const REGISTERED_BY: &str = "istio.io/autoRegistrationGroup";
+/// The instance that the proxy talks to.
+const CONTROLLER: &str = "istio.io/workloadController";
+/// Since when.
+const CONNECTED_AT: &str = "istio.io/connectedAt";
+/// Longest name of an object (RFC 1123 subdomain).
+const MAX_NAME: usize = 253;
+/// Longest message of a condition, in characters.
+const MAX_MESSAGE: usize = 1024;
+/// Reports of health that wait to be written; more are dropped, the next one says it again.
+const QUEUE: usize = 1024;
+/// How often entries without a proxy are looked for.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// An entry of which this instance knows.
+#[derive(Debug, Default)]
+struct Known {
+    /// Streams of its proxies; more than one while a proxy connects again.
+    streams: Vec<u64>,
+    /// Since when it has none.
+    gone: Option<Instant>,
+}
+
+type Report = (ObjectKey, Option<String>);
+
+/// Makes, marks and removes entries.
+pub(crate) struct Registrar {
+    client: ApiClient,
+    cache: Arc<Cache>,
+    instance: String,
+    grace: Duration,
+    known: Mutex<HashMap<ObjectKey, Known>>,
+    reports: mpsc::Sender<Report>,
+}
+
+impl Registrar {
+    /// A registrar, and the reports that [`Self::run`] writes.
+    pub fn new(client: ApiClient, cache: Arc<Cache>, settings: &Settings) -> (Arc<Self>, mpsc::Receiver<Report>) {
+        let (reports, receiver) = mpsc::channel(QUEUE);
+        let (instance, grace) = (settings.pod_name.clone(), settings.workload_entry_grace);
+        (Arc::new(Self { client, cache, instance, grace, known: Mutex::default(), reports }), receiver)
+    }
+
+    /// Writes reports, and removes entries whose proxies are gone, for as long as the process lives.
+    pub async fn run(self: Arc<Self>, mut reports: mpsc::Receiver<Report>) {
+        let mut sweep = tokio::time::interval(SWEEP);
+        loop {
+            tokio::select! {
+                report = reports.recv() => {
+                    let Some((key, wrong)) = report else { return };
+                    if let Err(error) = self.write_health(&key, wrong.as_deref()).await {
+                        tracing::warn!("health of {key}: {error}");
+                    }
+                }
+                _ = sweep.tick() => self.remove_abandoned().await,
+            }
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<ObjectKey, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the entry of a proxy, or takes over the one it had.
+    async fn register(&self, proxy: &Present, snapshot: &MeshSnapshot, name: &str) -> Result<(), Status> {
+        let namespace = proxy.view.namespace();
+        let group = self.group(namespace, name)?;
+        let spec: WorkloadGroup = weft_k8s_api::parse_spec(&group).map_err(|problem| {
+            Status::failed_precondition(format!(
+                "WorkloadGroup {namespace}/{name}: {}: {}",
+                problem.path, problem.message
+            ))
+        })?;
+        permitted(proxy, &spec, snapshot)?;
+        let object = self.entry(proxy, &group, &spec);
+        let key = object.key();
+        self.write_entry(object).await.map_err(|error| Status::unavailable(format!("{key}: {error}")))?;
+        let mut known = self.known();
+        let entry = known.entry(key.clone()).or_default();
+        entry.streams.push(proxy.id);
+        entry.gone = None;
+        tracing::info!(proxy = %proxy.view.node, "{key} stands for the proxy, by WorkloadGroup {name}");
+        Ok(())
+    }
+
+    fn group(&self, namespace: &str, name: &str) -> Result<Arc<Object>, Status> {
+        let key = ObjectKey {
+            group: GROUP.into(),
+            kind: "WorkloadGroup".into(),
+            namespace: namespace.into(),
+            name: name.into(),
+        };
+        let missing =
+            || format!("WorkloadGroup {namespace}/{name} does not exist: create it, or correct AUTO_REGISTER_GROUP");
+        self.cache.get(&key).ok_or_else(|| Status::failed_precondition(missing()))
+    }
+
+    async fn write_entry(&self, object: Object) -> Result<(), ClientError> {
+        let kind = kind()?;
+        match self.client.create(&object, &WriteOptions::default()).await {
+            Err(ClientError::AlreadyExists(_)) => {}
+            other => return other.map(drop),
+        }
+        let held = self.client.get(kind, object.namespace(), object.name()).await?;
+        let ours = |o: &Object| annotation(o, REGISTERED_BY).map(str::to_string);
+        if ours(&held) != ours(&object) {
+            let text = format!("{} was not made by this group; delete it, or rename the group", held.key());
+            return Err(ClientError::AlreadyExists(text));
+        }
+        let patch = json!({
+            "metadata": {"labels": object.metadata.labels, "annotations": object.metadata.annotations},
+            "spec": object.body.get("spec"),
+        });
+        self.client.merge_patch(kind, object.namespace(), object.name(), &patch).await.map(drop)
+    }
+
+    /// The group's template with the address, network, locality and labels of the proxy.
+    fn entry(&self, proxy: &Present, group: &Object, spec: &WorkloadGroup) -> Object {
+        let view = &proxy.view;
+        let template = spec.template.clone().unwrap_or_default();
+        let meta = spec.metadata.clone().unwrap_or_default();
+        let first = |own: &str, other: &str| if own.is_empty() { other.to_string() } else { own.to_string() };
+        let mut labels = meta.labels.clone();
+        labels.extend(template.labels.clone());
+        labels.extend(view.labels.clone());
+        let entry = WorkloadEntry {
+            address: view.node.ip.to_string(),
+            labels: labels.clone(),
+            network: first(&view.metadata.network, &template.network),
+            locality: first(&view.locality, &template.locality),
+            ..template
+        };
+        let mut annotations = meta.annotations.clone();
+        annotations.insert(REGISTERED_BY.into(), group.name().into());
+        annotations.insert(CONTROLLER.into(), self.instance.clone());
+        annotations.insert(CONNECTED_AT.into(), format!("{:.0}", jiff::Timestamp::now()));
+        if spec.probe.is_some() {
+            annotations.insert(HEALTH_CHECKED.into(), "true".into());
+        }
+        let name = entry_name(group.name(), &entry.address, &entry.network);
+        let owner = json!([{
+            "apiVersion": group.api_version, "kind": "WorkloadGroup", "name": group.name(), "uid": group.metadata.uid,
+            "controller": true,
+        }]);
+        let mut object = Object {
+            api_version: "networking.istio.io/v1".into(),
+            kind: "WorkloadEntry".into(),
+            metadata: Default::default(),
+            body: Map::new(),
+        };
+        object.metadata.name = Some(name);
+        object.metadata.namespace = Some(group.namespace().into());
+        object.metadata.labels = Some(labels);
+        object.metadata.annotations = Some(annotations);
+        object.metadata.owner_references = serde_json::from_value(owner).ok();
+        object.body.insert("spec".into(), spec_of(&entry));
+        object
+    }
+
+    async fn write_health(&self, key: &ObjectKey, wrong: Option<&str>) -> Result<(), ClientError> {
+        let kind = kind()?;
+        let object = match self.client.get(kind, &key.namespace, &key.name).await {
+            Err(error) if error.is_not_found() => return Ok(()),
+            other => other?,
+        };
+        let held = object.body.get("status").and_then(|s| s.get("conditions")).and_then(Value::as_array);
+        let mut all = held.cloned().unwrap_or_default();
+        let old = all.iter().position(|c| c["type"] == "Healthy").map(|at| all.remove(at)).unwrap_or_default();
+        let now = json!(format!("{:.0}", jiff::Timestamp::now()));
+        let status = if wrong.is_none() { "True" } else { "False" };
+        let since = if old["status"] == status { old["lastTransitionTime"].clone() } else { Value::Null };
+        let message: String = wrong.unwrap_or_default().chars().take(MAX_MESSAGE).collect();
+        all.push(json!({
+            "type": "Healthy", "status": status, "message": message, "lastProbeTime": now,
+            "lastTransitionTime": if since.is_null() { now.clone() } else { since },
+        }));
+        let status = json!({"conditions": all});
+        self.client.patch_status_in(kind, object.version(), &key.namespace, &key.name, &status).await.map(drop)
+    }
+
+    /// Entries whose proxies have been away for longer than the grace period, also those that an earlier process of this
+    /// instance left behind.
+    async fn remove_abandoned(&self) {
+        let now = Instant::now();
+        for object in self.cache.list(GROUP, "WorkloadEntry") {
+            if annotation(&object, REGISTERED_BY).is_some() && annotation(&object, CONTROLLER) == Some(&self.instance) {
+                let mut known = self.known();
+                let entry = known.entry(object.key()).or_default();
+                if entry.streams.is_empty() {
+                    entry.gone.get_or_insert(now);
+                }
+            }
+        }
+        let late = |k: &Known| k.gone.is_some_and(|since| since.elapsed() >= self.grace);
+        let due: Vec<ObjectKey> = self.known().iter().filter(|(_, k)| late(k)).map(|(key, _)| key.clone()).collect();
+        for key in due {
+            match self.remove(&key).await {
+                Ok(()) => drop(self.known().remove(&key)),
+                Err(error) => tracing::warn!("{key} stays though its proxy is gone: {error}"),
+            }
+        }
+    }
+
+    async fn remove(&self, key: &ObjectKey) -> Result<(), ClientError> {
+        let kind = kind()?;
+        let object = match self.client.get(kind, &key.namespace, &key.name).await {
+            Err(error) if error.is_not_found() => return Ok(()),
+            other => other?,
+        };
+        let back = self.known().get(key).is_some_and(|known| !known.streams.is_empty());
+        if back || annotation(&object, CONTROLLER) != Some(&self.instance) {
+            return Ok(());
+        }
+        let revision = object.metadata.resource_version.clone();
+        let preconditions = Preconditions { resource_version: revision, ..Preconditions::default() };
+        let options = DeleteOptions { preconditions, ..DeleteOptions::default() };
+        match self.client.delete(kind, &key.namespace, &key.name, &options).await {
+            Err(error) if error.is_not_found() => Ok(()),
+            other => {
+                other?;
+                tracing::info!("{key} is removed: its proxy is gone");
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Observer for Registrar {
+    fn connected<'a>(&'a self, proxy: &'a Present, snapshot: &'a MeshSnapshot) -> BoxFuture<'a, Result<(), Status>> {
+        Box::pin(async move {
+            let group = proxy.view.metadata.auto_register_group.as_str();
+            if group.is_empty() {
+                return Ok(());
+            }
+            let done = self.register(proxy, snapshot, group).await;
+            if let Err(status) = &done {
+                tracing::warn!(proxy = %proxy.view.node, "not registered: {}", status.message());
+            }
+            done
+        })
+    }
+
+    fn health(&self, proxy: &Present, wrong: Option<String>) {
+        let known = self.known();
+        let Some(key) = known.iter().find(|(_, k)| k.streams.contains(&proxy.id)).map(|(key, _)| key.clone()) else {
+            return;
+        };
+        drop(known);
+        if self.reports.try_send((key, wrong)).is_err() {
+            tracing::warn!(proxy = %proxy.view.node, "too many reports of health at once; one is dropped");
+        }
+    }
+
+    fn disconnected(&self, proxy: &Present) {
+        for known in self.known().values_mut() {
+            known.streams.retain(|id| *id != proxy.id);
+            if known.streams.is_empty() {
+                known.gone.get_or_insert_with(Instant::now);
+            }
+        }
+    }
+}
+
+fn kind() -> Result<&'static KindInfo, ClientError> {
+    let missing = || ClientError::NotFound("the kind WorkloadEntry is not known".into());
+    by_kind(GROUP, "WorkloadEntry").ok_or_else(missing)
+}
+
+fn annotation<'o>(object: &'o Object, name: &str) -> Option<&'o str> {
+    object.metadata.annotations.as_ref()?.get(name).map(String::as_str)
+}
+
+/// Only who runs as the group's service account may stand for it, and never at the address of a pod.
+fn permitted(proxy: &Present, group: &WorkloadGroup, snapshot: &MeshSnapshot) -> Result<(), Status> {
+    let Caller::Account { service_account, .. } = &proxy.caller else {
+        return Err(Status::permission_denied("registration takes a proven identity: connect over TLS, with a token"));
+    };
+    let template = group.template.as_ref().map_or("", |t| t.service_account.as_str());
+    let wanted = if template.is_empty() { "default" } else { template };
+    if wanted != service_account {
+        return Err(Status::permission_denied(format!(
+            "the group is for service account {wanted}, but the caller is {service_account}"
+        )));
+    }
+    let ip = proxy.view.node.ip;
+    match snapshot.workloads.get(&ip).filter(|w| w.owner_kind != "WorkloadEntry") {
+        Some(pod) => {
+            Err(Status::permission_denied(format!("address {ip} is that of pod {}/{}", pod.namespace, pod.name)))
+        }
+        None => Ok(()),
+    }
+}
+
+/// `<group>-<address>-<network>`, cut at the front when it is too long.
+fn entry_name(group: &str, address: &str, network: &str) -> String {
+    let mut name = format!("{group}-{}", address.replace(':', "-"));
+    if !network.is_empty() {
+        name.push('-');
+        name.push_str(network);
+    }
+    let start = name.len().saturating_sub(MAX_NAME);
+    let start = (start..name.len()).find(|i| name.is_char_boundary(*i)).unwrap_or_default();
+    name[start..].trim_start_matches(['-', '.']).to_string()
+}
+
+fn spec_of(entry: &WorkloadEntry) -> Value {
+    let mut spec = Map::new();
+    let mut set = |name: &str, value: Value| {
+        let empty = value.as_str().is_some_and(str::is_empty) || value.as_object().is_some_and(Map::is_empty);
+        if !empty && value != json!(0) {
+            spec.insert(name.into(), value);
+        }
+    };
+    set("address", json!(entry.address));
+    set("ports", json!(entry.ports));
+    set("labels", json!(entry.labels));
+    set("network", json!(entry.network));
+    set("locality", json!(entry.locality));
+    set("weight", json!(entry.weight));
+    set("serviceAccount", json!(entry.service_account));
+    Value::Object(spec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for (group, address, network, want) in [
+            ("web", "10.0.0.1", "", "web-10.0.0.1"),
+            ("web", "10.0.0.1", "vms", "web-10.0.0.1-vms"),
+            ("web", "fd00::1", "n", "web-fd00--1-n"),
+        ] {
+            assert_eq!(entry_name(group, address, network), want);
+        }
+        let long = entry_name(&"g".repeat(260), "10.0.0.1", "n");
+        assert!(long.len() == MAX_NAME && long.ends_with("-10.0.0.1-n"), "{long}");
+    }
+}
