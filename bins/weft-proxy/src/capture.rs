@@ -36,7 +36,7 @@ pub struct CaptureArgs {
     /// Group ids of the proxy [default: those of its users]
     #[arg(short = 'g', long = "proxy-gid", default_value = "", value_name = "IDS")]
     gids: String,
-    /// REDIRECT, or NONE for no redirection of inbound traffic
+    /// REDIRECT, TPROXY to keep the client's address, or NONE for no redirection of inbound traffic
     #[arg(short = 'm', long = "istio-inbound-interception-mode", default_value = "REDIRECT", value_name = "MODE")]
     mode: String,
     /// Inbound ports to redirect: a list, * for all, nothing for none
@@ -99,6 +99,12 @@ pub struct CaptureArgs {
     /// Time for the check
     #[arg(long, default_value = "5s", value_parser = weft_core::duration::parse, value_name = "TIME")]
     probe_timeout: Duration,
+    /// Mark of -m TPROXY
+    #[arg(short = 't', long = "istio-inbound-tproxy-mark", default_value = "", value_name = "NUMBER")]
+    tproxy_mark: String,
+    /// Routing table of -m TPROXY
+    #[arg(short = 'r', long = "istio-inbound-tproxy-route-table", default_value = "", value_name = "NUMBER")]
+    tproxy_table: String,
     /// Accepted, without meaning here
     #[command(flatten)]
     _others: Others,
@@ -118,10 +124,6 @@ pub enum Program {
 struct Others {
     #[arg(short = 'e', long = "inbound-tunnel-port", hide = true)]
     tunnel_port: Option<u16>,
-    #[arg(short = 't', long = "istio-inbound-tproxy-mark", hide = true)]
-    tproxy_mark: Option<String>,
-    #[arg(short = 'r', long = "istio-inbound-tproxy-route-table", hide = true)]
-    tproxy_table: Option<String>,
     #[arg(long, hide = true)]
     force_apply: bool,
     #[arg(long, hide = true)]
@@ -195,6 +197,8 @@ impl CaptureArgs {
             uids: self.uids.clone(),
             gids: self.gids.clone(),
             mode: self.mode.clone(),
+            tproxy_mark: self.tproxy_mark.clone(),
+            tproxy_table: self.tproxy_table.clone(),
             inbound_ports: self.inbound_ports.clone(),
             exclude_inbound_ports: self.exclude_inbound_ports.clone(),
             outbound_ranges: self.outbound_ranges.clone(),

@@ -54,7 +54,8 @@ impl Denial {
 /// A hook. Is called for every creation and every change outside `status`.
 pub trait Admission: Send + Sync {
     /// Changes the object, or refuses it. Returns warnings for the user. A retry after a conflict calls it again with the
-    /// object as the user sent it.
+    /// object as the user sent it; after webhooks have changed the object it is called again with what they made. So twice
+    /// must be once.
     fn admit<'a>(
         &'a self,
         request: &'a AdmissionRequest<'a>,

@@ -260,6 +260,19 @@ impl ApiServer {
         if size > limit { Err(ApiError::too_large(limit)) } else { Ok(()) }
     }
 
+    /// Lets the hooks change an object. Returns their warnings.
+    async fn own_hooks(&self, request: &webhooks::Request<'_>, object: &mut Object) -> Result<Vec<String>, ApiError> {
+        let operation = if request.old.is_some() { Operation::Update } else { Operation::Create };
+        let (kind, dry_run, old) = (request.kind, request.dry_run, request.old);
+        let own = AdmissionRequest { operation, kind, user: &request.user.name, dry_run, old };
+        let mut warnings = Vec::new();
+        for hook in &self.options().admission {
+            let said = hook.admit(&own, object).await;
+            warnings.extend(said.map_err(|denial| denial.into_error(kind, object.name()))?);
+        }
+        Ok(warnings)
+    }
+
     /// Everything between reading an object and storing it.
     async fn prepare(
         &self,
@@ -278,16 +291,15 @@ impl ApiServer {
         }
         if request.sub.is_none() {
             defaults::fill(kind, object);
-            let operation = if request.old.is_some() { Operation::Update } else { Operation::Create };
-            let (dry_run, old) = (request.dry_run, request.old);
-            let own = AdmissionRequest { operation, kind, user: &request.user.name, dry_run, old };
-            for hook in &self.options().admission {
-                let said = hook.admit(&own, object).await;
-                warnings.extend(said.map_err(|d| d.into_error(kind, object.name()))?);
-            }
+            warnings.extend(self.own_hooks(request, object).await?);
         }
+        let before = object.clone();
         warnings.extend(webhooks::mutate(request, object).await?);
         if request.sub.is_none() {
+            // As in Kubernetes: what a webhook has added goes through the API server's own hooks too.
+            if *object != before {
+                self.own_hooks(request, object).await?;
+            }
             defaults::fill(kind, object);
             webhooks::check(kind, object)?;
             if custom::is_definition(kind) {

@@ -1,19 +1,20 @@
-//! What the lab does to objects before they are stored: pods get their node, their account's token and, where injection is
-//! on, their proxy; Services get their addresses. One place for requests from outside and for the lab's own controllers.
+//! What the lab does to objects before they are stored: pods get their node and their account's token, Services get their
+//! addresses. Proxies come from the control plane's webhook, as on a cluster.
 
+use crate::controllers::namespaces::{ROOT_CA, ROOT_CA_KEY};
 use crate::controllers::objects::list;
-use crate::controllers::{NODE, PodMaker};
-use crate::inject::{Context, decide, inject};
+use crate::controllers::scheduling::choose;
 use crate::network::addresses::AddressPool;
+use crate::pods::proxy::Engines;
+use crate::pods::state::PROXY_CONTAINER;
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 use weft_apiserver::{Admission, AdmissionRequest, Denial, Operation};
-use weft_core::well_known::ROOT_NAMESPACE;
-use weft_inject::{Injector, Values};
+use weft_core::well_known::annotation;
 use weft_k8s_api::{Object, ObjectKey};
-use weft_store::{MemoryStore, StoreError};
+use weft_store::MemoryStore;
 
 /// Volume and folder of the account's own token.
 const TOKEN_VOLUME: &str = "kube-api-access";
@@ -23,21 +24,17 @@ const TOKEN_FOLDER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 pub struct LabAdmission {
     store: MemoryStore,
     addresses: Mutex<AddressPool>,
-    envoy: Option<String>,
-    envoy_by_default: bool,
+    engines: Engines,
 }
 
 impl LabAdmission {
-    /// `envoy` is the path of a real Envoy, for pods that ask for it, or for all that do not ask for another.
-    pub fn new(store: MemoryStore, envoy: Option<String>, envoy_by_default: bool) -> Self {
-        Self { store, addresses: Mutex::new(AddressPool::services()), envoy, envoy_by_default }
+    /// `engines` are those that proxies can have here.
+    pub fn new(store: MemoryStore, engines: Engines) -> Self {
+        Self { store, addresses: Mutex::new(AddressPool::services()), engines }
     }
 
     fn pod(&self, pod: &mut Object) -> Result<(), Denial> {
-        let context = self.context(pod.namespace());
-        if let Some(revision) = decide(pod, &context) {
-            inject(pod, &context, &revision).map_err(|refusal| Denial::field(refusal.field, refusal.message))?;
-        }
+        self.check_engine(pod)?;
         let account = match pod.spec()["serviceAccountName"].as_str() {
             Some(name) if !name.is_empty() => name.to_string(),
             _ => "default".to_string(),
@@ -54,52 +51,27 @@ impl LabAdmission {
         if let Some(spec) = pod.body.get_mut("spec") {
             spec["serviceAccountName"] = account.clone().into();
             spec["serviceAccount"] = account.into();
-            spec["nodeName"] = NODE.into();
             if token {
                 mount_token(spec);
             }
         }
+        // A pod that no node fits is bound when one comes.
+        let node = choose(pod, &list(&self.store, "", "Node")).map(str::to_string);
+        if let (Some(node), Some(spec)) = (node, pod.body.get_mut("spec")) {
+            spec["nodeName"] = node.into();
+        }
         Ok(())
     }
 
-    fn context(&self, namespace: &str) -> Context {
-        let labels = self.store.find("", "Namespace", "", namespace).and_then(|n| n.metadata.labels.clone());
-        let services = list(&self.store, "", "Service");
-        let revisions = services.iter().filter(|service| service.namespace() == "istio-system");
-        Context {
-            injector: self.injector(),
-            namespace_labels: labels.unwrap_or_default(),
-            revisions: revisions.filter_map(|s| s.name().strip_prefix("istiod-").map(str::to_string)).collect(),
-            envoy: self.envoy.clone(),
-            envoy_by_default: self.envoy_by_default,
-            proxy_configs: self.proxy_configs(namespace),
+    /// Refuses a proxy that cannot be started here.
+    fn check_engine(&self, pod: &Object) -> Result<(), Denial> {
+        let all = ["initContainers", "containers"].map(|field| pod.spec()[field].as_array());
+        let proxy = all.into_iter().flatten().flatten().any(|container| container["name"] == PROXY_CONTAINER);
+        if proxy && self.engines.envoy.is_none() && self.engines.wants_envoy(pod.annotation(annotation::ENGINE)) {
+            let message = "the lab does not know where Envoy is; start it with: weft up --envoy /path/to/envoy";
+            return Err(Denial::field(format!("metadata.annotations[{}]", annotation::ENGINE), message));
         }
-    }
-
-    /// The injector as the ConfigMaps say; where they say what cannot be used, as a cluster without them has it.
-    fn injector(&self) -> Injector {
-        let text = |name: &str, key: &str| -> Option<String> {
-            let map = self.store.find("", "ConfigMap", ROOT_NAMESPACE, name)?;
-            map.body.get("data")?.get(key)?.as_str().map(str::to_string)
-        };
-        let (values, config) = (text("istio-sidecar-injector", "values"), text("istio-sidecar-injector", "config"));
-        let mesh = text("istio", "mesh");
-        let read = Injector::read(values.as_deref(), config.as_deref(), mesh.as_deref(), Values::default());
-        read.or_else(|error| {
-            tracing::warn!("ConfigMap istio-sidecar-injector or istio cannot be used: {error}");
-            Injector::read(None, None, mesh.as_deref(), Values::default())
-        })
-        .unwrap_or_default()
-    }
-
-    /// Those of the whole mesh, then those of the namespace.
-    fn proxy_configs(&self, namespace: &str) -> Vec<Value> {
-        let all = list(&self.store, "networking.istio.io", "ProxyConfig");
-        let of = |wanted: &str| -> Vec<Value> {
-            all.iter().filter(|config| config.namespace() == wanted).map(|config| config.spec().clone()).collect()
-        };
-        let own = if namespace == ROOT_NAMESPACE { Vec::new() } else { of(namespace) };
-        of(ROOT_NAMESPACE).into_iter().chain(own).collect()
+        Ok(())
     }
 
     fn service(&self, service: &mut Object, old: Option<&Object>, dry_run: bool) -> Result<(), Denial> {
@@ -182,6 +154,7 @@ impl LabAdmission {
     }
 }
 
+/// Gives every container the token. Twice is once: what a webhook adds gets it when it is there.
 fn mount_token(spec: &mut Value) {
     let mounted = |container: &Value| {
         let mounts = container["volumeMounts"].as_array().into_iter().flatten();
@@ -197,9 +170,13 @@ fn mount_token(spec: &mut Value) {
         }
     }
     let mut volumes = spec["volumes"].as_array().cloned().unwrap_or_default();
+    if volumes.iter().any(|volume| volume["name"] == TOKEN_VOLUME) {
+        return;
+    }
     let namespace = json!({"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}});
     volumes.push(json!({"name": TOKEN_VOLUME, "projected": {"sources": [
         {"serviceAccountToken": {"path": "token", "expirationSeconds": 3607}},
+        {"configMap": {"name": ROOT_CA, "items": [{"key": ROOT_CA_KEY, "path": ROOT_CA_KEY}]}},
         {"downwardAPI": {"items": [namespace]}},
     ]}}));
     spec["volumes"] = volumes.into();
@@ -215,39 +192,11 @@ impl Admission for LabAdmission {
     }
 }
 
-/// The controllers' way to create pods: the same hooks and defaults as for a request.
-pub struct LabPods {
-    /// The hooks.
-    pub admission: Arc<LabAdmission>,
-}
-
-impl PodMaker for LabPods {
-    fn create(&self, mut pod: Object) -> Result<Arc<Object>, Box<StoreError>> {
-        let refused = |denial: Denial| {
-            let (field, message) = match denial {
-                Denial::Forbidden(message) => ("spec".to_string(), message),
-                Denial::Invalid(fields) => {
-                    let first = fields.into_iter().next();
-                    first.map(|error| (error.field, error.message)).unwrap_or_default()
-                }
-            };
-            Box::new(StoreError::Invalid { key: Box::new(pod.key()), field, message })
-        };
-        let Some(kind) = weft_k8s_api::kinds::by_kind("", "Pod") else {
-            return Err(refused(Denial::Forbidden("pods are not a known kind".into())));
-        };
-        let mut made = pod.clone();
-        weft_apiserver::defaults::fill(kind, &mut made);
-        self.admission.pod(&mut made).map_err(refused)?;
-        made.body.insert("status".into(), json!({"phase": "Pending"}));
-        pod = made;
-        self.admission.store.create(pod).map_err(Box::new)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::controllers::NODE;
+    use crate::controllers::namespaces::node;
     use weft_k8s_api::kinds::by_kind;
     use weft_store::StoreOptions;
 
@@ -263,7 +212,7 @@ mod tests {
 
     fn admission() -> LabAdmission {
         let options = StoreOptions { require_namespaces: false, ..StoreOptions::default() };
-        LabAdmission::new(MemoryStore::with_options(options), None, false)
+        LabAdmission::new(MemoryStore::with_options(options), Engines::default())
     }
 
     #[test]
@@ -296,18 +245,30 @@ mod tests {
 
     #[test]
     fn pods_get_node_account_and_token() {
-        let lab = Arc::new(admission());
-        let maker = LabPods { admission: Arc::clone(&lab) };
+        let lab = admission();
         let pod = |account: &str| {
             object(
                 json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": format!("p{account}"), "namespace": "n"},
                           "spec": {"serviceAccountName": account, "containers": [{"name": "a", "image": "x"}]}}),
             )
         };
-        let made = maker.create(pod("")).unwrap();
+        let mut made = pod("");
+        lab.pod(&mut made).unwrap();
+        assert!(made.spec()["nodeName"].is_null(), "there is no node");
+        lab.store.create(node()).unwrap();
+        lab.pod(&mut made).unwrap();
         assert_eq!((&made.spec()["nodeName"], &made.spec()["serviceAccountName"]), (&json!(NODE), &json!("default")));
         assert_eq!(made.spec()["containers"][0]["volumeMounts"][0]["mountPath"], TOKEN_FOLDER);
-        let error = maker.create(pod("none")).unwrap_err();
-        assert!(error.to_string().contains("service account n/none"), "{error}");
+        // A webhook adds a container: that one gets the token too, and nothing is there twice.
+        made.body["spec"]["containers"].as_array_mut().unwrap().push(json!({"name": PROXY_CONTAINER, "image": "y"}));
+        lab.pod(&mut made).unwrap();
+        let spec = made.spec();
+        let mounts = |at: usize| spec["containers"][at]["volumeMounts"].as_array().unwrap().len();
+        assert_eq!((mounts(0), mounts(1), spec["volumes"].as_array().unwrap().len()), (1, 1, 1));
+        let error = lab.pod(&mut pod("none")).unwrap_err();
+        assert!(format!("{error:?}").contains("service account n/none"), "{error:?}");
+        made.metadata.annotations = Some([(annotation::ENGINE.to_string(), "envoy".to_string())].into());
+        let error = lab.pod(&mut made).unwrap_err();
+        assert!(format!("{error:?}").contains("--envoy"), "{error:?}");
     }
 }

@@ -1,17 +1,19 @@
 //! The lab itself, as process 1 of its namespaces: network, store, API server, controllers, node and forwarded ports, put
 //! together in the order in which each needs the other.
 
-use crate::admission::{LabAdmission, LabPods};
+use crate::admission::LabAdmission;
 use crate::config::LabConfig;
-use crate::controllers::{self, objects};
+use crate::controllers::{self, Surroundings, objects};
 use crate::event::{Event, PodLine};
 use crate::init;
+use crate::making::LabPods;
 use crate::manifests::Applier;
 use crate::network::addresses::AddressPool;
 use crate::network::dns::{self, Zone};
 use crate::network::links::Links;
 use crate::network::{API_PORT, GATEWAY, services, view};
 use crate::outside::{self, Outside};
+use crate::pods::proxy::Engines;
 use crate::pods::volumes::TokenIssuer;
 use crate::pods::{ImageTable, Node};
 use serde::{Deserialize, Serialize};
@@ -115,15 +117,16 @@ async fn run(options: LabOptions) -> Result<(), String> {
     serve_network(store.clone()).await.map_err(|error| text(&error))?;
     step("the network is up");
 
-    let envoy = options.envoy.as_ref().map(|path| path.display().to_string());
-    let admission = Arc::new(LabAdmission::new(store.clone(), envoy, options.envoy_by_default));
     let tokens = Arc::new(Tokens::default());
     let node = Arc::new(node(&options, store.clone(), links, Arc::clone(&tokens), run_folder)?);
-    let server = serve_api(&options, &store, Arc::clone(&admission), Arc::clone(&node) as Arc<dyn PodBackend>).await?;
+    let admission = Arc::new(LabAdmission::new(store.clone(), node.engines.clone()));
+    let (server, root_ca) = serve_api(&options, &store, admission, Arc::clone(&node) as Arc<dyn PodBackend>).await?;
     let _ = tokens.0.set(server.clone());
     step("the API is up");
 
-    tokio::spawn(controllers::run(store.clone(), Arc::new(LabPods { admission }), published_names(&options)));
+    let maker = Arc::new(LabPods::new(server.clone()));
+    let around = Surroundings { published: published_names(&options), root_ca: Some(root_ca) };
+    tokio::spawn(controllers::run(store.clone(), maker, around));
     tokio::spawn(Arc::clone(&node).run());
     tokio::spawn(tell_of_pods(store.clone()));
     for published in &options.published {
@@ -203,6 +206,10 @@ fn node(
         outside_addresses: Mutex::new(AddressPool::outside()),
         outside: Outside::new(&run_folder).map_err(|error| format!("the world outside: {error}"))?,
         images: ImageTable::new(config, options.programs.clone()),
+        engines: Engines {
+            envoy: options.envoy.as_ref().map(|path| path.display().to_string()),
+            envoy_by_default: options.envoy_by_default,
+        },
         tokens,
         mount_point: run_folder.join("root"),
         run_folder,
@@ -211,12 +218,13 @@ fn node(
     })
 }
 
+/// Serves the API on both sides of the lab; returns the server, and the authority by which it is known (PEM).
 async fn serve_api(
     options: &LabOptions,
     store: &MemoryStore,
     admission: Arc<LabAdmission>,
     pods: Arc<dyn PodBackend>,
-) -> Result<ApiServer, String> {
+) -> Result<(ApiServer, String), String> {
     let failed = |error: &dyn std::fmt::Display| format!("the API server: {error}");
     let names = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"];
     let addresses = [IpAddr::from(Ipv4Addr::LOCALHOST), GATEWAY.into(), crate::network::API_SERVICE.into()];
@@ -240,7 +248,7 @@ async fn serve_api(
     let url = format!("https://127.0.0.1:{}", options.api_port);
     let text = kubeconfig("weft-lab", &url, Some(&certificate.ca_pem), &options.admin_token, "default");
     write_secret(&options.kubeconfig, &text).map_err(|error| failed(&error))?;
-    Ok(server)
+    Ok((server, certificate.ca_pem))
 }
 
 /// Writes a file that only its owner can read, whole or not at all.
@@ -343,7 +351,9 @@ async fn tell_of_pods(store: MemoryStore) {
     let mut told = Vec::new();
     loop {
         changed.mark_unchanged();
-        let pods: Vec<PodLine> = objects::list(&store, "", "Pod").iter().map(|pod| pod_line(pod)).collect();
+        let all = objects::list(&store, "", "Pod");
+        let mut pods: Vec<PodLine> = all.iter().map(|pod| pod_line(pod)).collect();
+        pods.extend(objects::list(&store, "apps", "Deployment").iter().filter_map(|d| missing(&store, d, &all)));
         if pods != told {
             Event::Pods { pods: pods.clone() }.tell();
             told = pods;
@@ -353,6 +363,26 @@ async fn tell_of_pods(store: MemoryStore) {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// A line for the pods that a Deployment is to have and that are not made yet: they wait for the control plane.
+fn missing(store: &MemoryStore, deployment: &Object, pods: &[Arc<Object>]) -> Option<PodLine> {
+    let sets = objects::list(store, "apps", "ReplicaSet");
+    let own: Vec<_> = sets.iter().filter(|set| objects::is_controlled_by(set, deployment)).collect();
+    let of_own = |pod: &&Arc<Object>| own.iter().any(|set| objects::is_controlled_by(pod, set));
+    let there = i64::try_from(pods.iter().filter(of_own).count()).unwrap_or(i64::MAX);
+    let wanted = objects::spec_number(deployment, "replicas", 1);
+    let conditions = deployment.body.get("status").and_then(|status| status["conditions"].as_array());
+    let failure = conditions.into_iter().flatten().find(|condition| condition["type"] == "ReplicaFailure");
+    (there < wanted && !objects::is_deleting(deployment)).then(|| PodLine {
+        namespace: deployment.namespace().into(),
+        name: format!("{}-…", deployment.name()),
+        ready: 0,
+        containers: 1,
+        address: String::new(),
+        status: if failure.is_some() { "FailedCreate" } else { "Waiting" }.into(),
+        message: failure.and_then(|failure| failure["message"].as_str()).unwrap_or_default().into(),
+    })
 }
 
 fn pod_line(pod: &Object) -> PodLine {

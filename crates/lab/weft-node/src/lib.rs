@@ -3,8 +3,8 @@
 //!
 //! Reading order. Outside the namespaces: [`host`] (one lab at a time, ports of the machine), [`init`] (how the lab gets its
 //! namespaces, and why nothing survives it), [`event`] (what it tells). Inside: [`lab`] (everything put together),
-//! [`config`], [`manifests`] (the objects it starts with), [`admission`] and [`inject`] (what is done to objects),
-//! [`controllers`], [`pods`], [`network`], [`outside`] (hosts beyond the cluster), and under them [`sandbox`] (namespaces, file trees, processes).
+//! [`config`], [`manifests`] (the objects it starts with), [`admission`] (what is done to objects),
+//! [`controllers`], [`making`] (their pods), [`pods`], [`network`], [`outside`] (hosts beyond the cluster), and under them [`sandbox`] (namespaces, file trees, processes).
 //!
 //! Not here: the API server (`weft-apiserver`), the redirection rules (`weft-capture`), and the commands `weft up` and
 //! `weft down`, which talk to the user.
@@ -15,9 +15,9 @@ pub mod controllers;
 pub mod event;
 pub mod host;
 pub mod init;
-pub mod inject;
 pub mod kept;
 pub mod lab;
+pub mod making;
 pub mod manifests;
 pub mod network;
 pub mod outside;

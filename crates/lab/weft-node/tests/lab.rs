@@ -150,7 +150,8 @@ async fn a_rollout_loses_no_request() {
     stop.store(true, Ordering::Relaxed);
     asking.join().unwrap();
     assert!(outside::ask(&format!("http://127.0.0.1:{}/", lab.port)).unwrap().starts_with("two"));
-    assert!(asked.load(Ordering::Relaxed) > 100);
+    // Enough to have met every pod, also on a machine that does ten other things.
+    assert!(asked.load(Ordering::Relaxed) > 20);
     assert_eq!(failed.load(Ordering::Relaxed), 0, "of {}", asked.load(Ordering::Relaxed));
 }
 
@@ -227,6 +228,9 @@ async fn volumes_and_environment() {
         .await;
     let ip = lab.get("", "Pod", "reader").await.body["status"]["podIP"].as_str().unwrap().to_string();
     assert_eq!(text, format!("one {ip}\nonemade\ndefault"));
+    // What client libraries look for in a pod: the API server's authority beside the token.
+    let (_, text) = lab.run("reader", &["cat", "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"]).await;
+    assert!(text.starts_with("-----BEGIN CERTIFICATE-----"), "{text}");
     let mut changed = map;
     changed["data"]["k"] = "two".into();
     lab.apply(&[changed]).await;
@@ -258,14 +262,17 @@ async fn stateful_pods_have_names() {
 /// With a proxy of the test's own, which passes everything on and says what.
 async fn injected_pods_talk_through_their_proxy() {
     let lab = Lab::start().await;
-    let injected = |mut object: Value, path: &str| {
-        object.pointer_mut(path).unwrap()["labels"]["sidecar.istio.io/inject"] = "true".into();
-        object
+    // There is no control plane whose webhook could do it: injected as by `weft kube-inject`.
+    let injected = |pod: &Value| {
+        let request = weft_inject::Request { pod: pod.clone(), namespace: "default", ..Default::default() };
+        weft_inject::Injector::default().inject(&request).unwrap()
     };
-    let web = injected(web("hello", 1), "/spec/template/metadata");
-    let mut client = injected(client(), "/metadata");
+    let mut web = web("hello", 1);
+    let template = injected(&web["spec"]["template"]);
+    web["spec"]["template"] = json!({"metadata": template["metadata"], "spec": template["spec"]});
+    let mut client = client();
     client["metadata"]["annotations"] = json!({"traffic.sidecar.istio.io/excludeOutboundPorts": "8080"});
-    lab.apply(&[web, web_service(), client]).await;
+    lab.apply(&[web, web_service(), injected(&client)]).await;
     eventually("the pod says what its proxy lacks", async || {
         let status = lab.get("", "Pod", "client").await.body["status"]["containerStatuses"][0]["state"].clone();
         status["waiting"]["message"].as_str().is_some_and(|text| text.contains("istio-ca-root-cert"))

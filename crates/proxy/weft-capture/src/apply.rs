@@ -1,6 +1,6 @@
 //! Runs `nft`, or where it is missing `iptables`, in the network namespace of the calling thread.
 
-use crate::config::CaptureConfig;
+use crate::config::{CaptureConfig, InboundMode};
 use crate::{legacy, rules};
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -65,6 +65,8 @@ impl Backend {
 /// # Errors
 /// When the program is missing or refuses.
 pub fn apply_with(backend: Backend, config: &CaptureConfig) -> Result<(), CaptureError> {
+    add_inbound_source();
+    route(config)?;
     match backend {
         Backend::Nftables => run_nft(&rules::render(config)),
         Backend::Iptables => {
@@ -90,6 +92,7 @@ pub fn remove_with(backend: Backend) -> Result<(), CaptureError> {
     match backend {
         Backend::Nftables => remove(),
         Backend::Iptables => {
+            unroute();
             for (tool, arguments) in legacy::removal() {
                 match run(tool, &arguments, "") {
                     // What is not there cannot be removed.
@@ -108,7 +111,45 @@ pub fn remove_with(backend: Backend) -> Result<(), CaptureError> {
 /// # Errors
 /// When `nft` is missing or refuses; then nothing has changed.
 pub fn apply(config: &CaptureConfig) -> Result<(), CaptureError> {
-    run_nft(&rules::render(config))
+    apply_with(Backend::Nftables, config)
+}
+
+/// For `TPROXY`: packets with the mark are for this machine, whatever their destination. Rules and routes of an earlier
+/// set-up are found and kept.
+fn route(config: &CaptureConfig) -> Result<(), CaptureError> {
+    let InboundMode::Tproxy { mark, table } = config.inbound_mode else { return Ok(()) };
+    let (mark, table) = (mark.to_string(), table.to_string());
+    for (family, all) in [("-4", "0.0.0.0/0"), ("-6", "::/0")] {
+        if family == "-6" && !std::path::Path::new("/proc/sys/net/ipv6").exists() {
+            continue;
+        }
+        // Twice the same rule would be there twice.
+        let _ = run("ip", &[family, "rule", "del", "fwmark", &mark, "lookup", &table], "");
+        run("ip", &[family, "rule", "add", "fwmark", &mark, "lookup", &table], "")?;
+        run("ip", &[family, "route", "replace", "local", all, "dev", "lo", "table", &table], "")?;
+    }
+    Ok(())
+}
+
+/// Removes what [`route`] has made with Istio's numbers; no error where there is nothing.
+fn unroute() {
+    let InboundMode::Tproxy { mark, table } = InboundMode::TPROXY else { return };
+    let (mark, table) = (mark.to_string(), table.to_string());
+    for family in ["-4", "-6"] {
+        // What is not there cannot be removed; and without `ip` nothing was made.
+        let _ = run("ip", &[family, "rule", "del", "fwmark", &mark, "lookup", &table], "");
+        let _ = run("ip", &[family, "route", "flush", "table", &table], "");
+    }
+}
+
+/// Gives the pod the address from which the proxy calls its application over IPv6; all of 127.0.0.0/8 is there by itself.
+/// Without it such calls fail, and nothing else does.
+fn add_inbound_source() {
+    let disabled = std::fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6");
+    if disabled.is_ok_and(|text| text.trim() == "0") {
+        // It may be there already.
+        let _ = run("ip", &["-6", "address", "add", rules::INBOUND_SOURCE_V6, "dev", "lo"], "");
+    }
 }
 
 /// Removes the rules from the calling thread's network namespace; no error where there are none.
@@ -116,6 +157,7 @@ pub fn apply(config: &CaptureConfig) -> Result<(), CaptureError> {
 /// # Errors
 /// When `nft` is missing or refuses.
 pub fn remove() -> Result<(), CaptureError> {
+    unroute();
     run_nft(&rules::render_removal())
 }
 

@@ -1,7 +1,7 @@
 //! The options of the container that sets up redirection, as texts: those of Istio's `istio-iptables`, by their meaning.
 
 use crate::annotations::{interface_list, no_star, port_list, range_list};
-use crate::config::{CaptureConfig, DnsCapture, OutboundRanges, Ports, ProxyOwner};
+use crate::config::{CaptureConfig, DnsCapture, InboundMode, OutboundRanges, Ports, ProxyOwner};
 use std::net::IpAddr;
 use weft_core::well_known::{PROXY_UID, port};
 
@@ -16,8 +16,12 @@ pub struct Arguments {
     pub uids: String,
     /// `-g`: group ids of the proxy, comma-separated; empty = those of `-u`.
     pub gids: String,
-    /// `-m`: `REDIRECT`, or `NONE` for no redirection of inbound traffic.
+    /// `-m`: `REDIRECT`, `TPROXY` to keep the client's address, or `NONE` for no redirection of inbound traffic.
     pub mode: String,
+    /// `-t`: the mark of `TPROXY`; empty = 1337.
+    pub tproxy_mark: String,
+    /// `-r`: the routing table of `TPROXY`; empty = 133.
+    pub tproxy_table: String,
     /// `-b`: inbound ports, `*` for all, empty for none.
     pub inbound_ports: String,
     /// `-d`: inbound ports that are not redirected.
@@ -49,6 +53,8 @@ impl Default for Arguments {
             uids: PROXY_UID.to_string(),
             gids: none(),
             mode: "REDIRECT".into(),
+            tproxy_mark: none(),
+            tproxy_table: none(),
             inbound_ports: none(),
             exclude_inbound_ports: none(),
             outbound_ranges: none(),
@@ -74,15 +80,11 @@ impl Arguments {
             None => Ports::All,
             Some(ports) => Ports::Only(ports),
         };
-        let inbound = match self.mode.as_str() {
-            "" | "REDIRECT" => inbound,
-            "NONE" => Ports::Only(Vec::new()),
-            "TPROXY" => {
-                return Err(
-                    "-m TPROXY is not supported; use REDIRECT (annotation sidecar.istio.io/interceptionMode)".into()
-                );
-            }
-            other => return Err(format!("-m {other:?} is not known; use REDIRECT or NONE")),
+        let (inbound, inbound_mode) = match self.mode.as_str() {
+            "" | "REDIRECT" => (inbound, InboundMode::Redirect),
+            "NONE" => (Ports::Only(Vec::new()), InboundMode::Redirect),
+            "TPROXY" => (inbound, self.tproxy()?),
+            other => return Err(format!("-m {other:?} is not known; use REDIRECT, TPROXY or NONE")),
         };
         let uids = ids("-u", &self.uids)?;
         let gids = if self.gids.trim().is_empty() { uids.clone() } else { ids("-g", &self.gids)? };
@@ -94,12 +96,31 @@ impl Arguments {
             exclude_outbound: no_star("-x", range_list("-x", &self.exclude_outbound_ranges)?)?,
             include_outbound_ports: listed("-q", &self.outbound_ports)?,
             exclude_outbound_ports: listed("-o", &self.exclude_outbound_ports)?,
+            inbound_mode,
             inbound,
             exclude_inbound_ports: listed("-d", &self.exclude_inbound_ports)?,
             exclude_interfaces: interface_list("-c", &self.exclude_interfaces)?,
             virtual_interfaces: interface_list("-k", &self.virtual_interfaces)?,
             dns: self.dns.then(|| DnsCapture { servers: self.dns_servers.clone(), ..DnsCapture::default() }),
         })
+    }
+}
+
+impl Arguments {
+    fn tproxy(&self) -> Result<InboundMode, String> {
+        let InboundMode::Tproxy { mark, table } = InboundMode::TPROXY else { return Ok(InboundMode::TPROXY) };
+        let number = |name: &str, text: &str, usual: u32| match text.trim() {
+            "" => Ok(usual),
+            text => match text.parse::<u32>() {
+                Ok(number) if number > 0 => Ok(number),
+                _ => Err(format!("{name}: {text:?} is not a number from 1")),
+            },
+        };
+        let (mark, table) = (number("-t", &self.tproxy_mark, mark)?, number("-r", &self.tproxy_table, table)?);
+        if (253..=255).contains(&table) {
+            return Err(format!("-r {table} is a table of the kernel's own; use another one, such as 133"));
+        }
+        Ok(InboundMode::Tproxy { mark, table })
     }
 }
 
@@ -146,8 +167,9 @@ mod tests {
             arguments.config()
         };
         for (config, said) in [
-            (of(|a| a.mode = "TPROXY".into()), "REDIRECT"),
             (of(|a| a.mode = "MAGIC".into()), "MAGIC"),
+            (of(|a| (a.mode, a.tproxy_mark) = ("TPROXY".into(), "0".into())), "-t"),
+            (of(|a| (a.mode, a.tproxy_table) = ("TPROXY".into(), "254".into())), "-r 254"),
             (of(|a| a.uids = "0".into()), "root"),
             (of(|a| a.uids = String::new()), "nobody"),
             (of(|a| a.outbound_ranges = "10.0.0.0/99".into()), "-i"),
@@ -158,6 +180,8 @@ mod tests {
             let error = config.unwrap_err();
             assert!(error.contains(said), "{error}");
         }
+        let transparent = of(|a| (a.mode, a.inbound_ports) = ("TPROXY".into(), "*".into())).unwrap();
+        assert_eq!((transparent.inbound, transparent.inbound_mode), (Ports::All, InboundMode::TPROXY));
         assert_eq!(
             of(|a| {
                 a.mode = "NONE".into();

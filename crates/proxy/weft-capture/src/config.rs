@@ -63,6 +63,27 @@ impl Default for DnsCapture {
     }
 }
 
+/// How the proxy gets what the pod receives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum InboundMode {
+    /// The destination is rewritten (`REDIRECT`): the application sees the proxy's address. The default.
+    #[default]
+    Redirect,
+    /// Packets are handed over as they are (`TPROXY`): with transparent sockets the proxy can call the application from the
+    /// client's own address. Needs `CAP_NET_ADMIN` for the proxy.
+    Tproxy {
+        /// Mark of packets that stay on this machine, and of the proxy's calls from others' addresses; default 1337.
+        mark: u32,
+        /// Routing table that keeps them here; default 133.
+        table: u32,
+    },
+}
+
+impl InboundMode {
+    /// `TPROXY` with the numbers that Istio uses.
+    pub const TPROXY: Self = Self::Tproxy { mark: PROXY_UID, table: 133 };
+}
+
 /// The whole redirection of one pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CaptureConfig {
@@ -80,6 +101,8 @@ pub struct CaptureConfig {
     pub include_outbound_ports: Vec<u16>,
     /// Destination ports never redirected.
     pub exclude_outbound_ports: Vec<u16>,
+    /// How the proxy gets what the pod receives.
+    pub inbound_mode: InboundMode,
     /// Local ports redirected to the proxy.
     pub inbound: Ports,
     /// Local ports never redirected, beside the proxy's own 15020, 15021 and 15090.
@@ -102,6 +125,7 @@ impl Default for CaptureConfig {
             exclude_outbound: Vec::new(),
             include_outbound_ports: Vec::new(),
             exclude_outbound_ports: Vec::new(),
+            inbound_mode: InboundMode::Redirect,
             inbound: Ports::All,
             exclude_inbound_ports: Vec::new(),
             exclude_interfaces: Vec::new(),

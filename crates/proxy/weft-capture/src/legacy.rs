@@ -1,12 +1,14 @@
 //! The rules for iptables, where nft is missing: the same exemptions in the same order as in [`crate::rules`], in chains named
 //! as Istio names them, so that what is written about those holds.
 
-use crate::config::{CaptureConfig, OutboundRanges, Ports, ProxyOwner, TUNNEL_PORT};
+use crate::config::{CaptureConfig, InboundMode, OutboundRanges, Ports, ProxyOwner, TUNNEL_PORT};
 use crate::rules::PROXY_PORTS;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
 const CHAINS: [&str; 4] = ["ISTIO_INBOUND", "ISTIO_REDIRECT", "ISTIO_IN_REDIRECT", "ISTIO_OUTPUT"];
+/// Chains of table `mangle`, for `TPROXY`.
+const MANGLE: [&str; 4] = ["ISTIO_DIVERT", "ISTIO_TPROXY", "ISTIO_INBOUND", "ISTIO_OUTPUT"];
 
 /// What differs between IPv4 and IPv6.
 struct Family {
@@ -31,7 +33,18 @@ pub fn render(config: &CaptureConfig) -> [String; 2] {
         for rule in rules(config, &family) {
             let _ = writeln!(text, "-A {rule}");
         }
-        text + "COMMIT\n"
+        text += "COMMIT\n";
+        if let InboundMode::Tproxy { mark, .. } = config.inbound_mode {
+            text += "*mangle\n";
+            for chain in MANGLE {
+                let _ = writeln!(text, ":{chain} - [0:0]");
+            }
+            for rule in transparent(config, &family, mark) {
+                let _ = writeln!(text, "-A {rule}");
+            }
+            text += "COMMIT\n";
+        }
+        text
     })
 }
 
@@ -46,6 +59,13 @@ pub fn removal() -> Vec<(&'static str, Vec<&'static str>)> {
         add(&["-D", "OUTPUT", "-j", "ISTIO_OUTPUT"]);
         CHAINS.iter().for_each(|chain| add(&["-F", chain]));
         CHAINS.iter().for_each(|chain| add(&["-X", chain]));
+        let mut mangle = |arguments: &[&'static str]| {
+            commands.push((tool, ["-t", "mangle"].iter().chain(arguments).copied().collect::<Vec<_>>()));
+        };
+        mangle(&["-D", "PREROUTING", "-j", "ISTIO_INBOUND"]);
+        mangle(&["-D", "OUTPUT", "-j", "ISTIO_OUTPUT"]);
+        MANGLE.iter().for_each(|chain| mangle(&["-F", chain]));
+        MANGLE.iter().for_each(|chain| mangle(&["-X", chain]));
     }
     commands
 }
@@ -58,8 +78,38 @@ fn rules(config: &CaptureConfig, family: &Family) -> Vec<String> {
         "OUTPUT -j ISTIO_OUTPUT".into(),
     ];
     let mut chain = |name: &str, more: Vec<String>| rules.extend(more.iter().map(|rule| format!("{name} {rule}")));
-    chain("ISTIO_INBOUND", inbound(config, family));
+    if config.inbound_mode == InboundMode::Redirect {
+        chain("ISTIO_INBOUND", inbound(config, family));
+    }
     chain("ISTIO_OUTPUT", outbound(config, family));
+    rules
+}
+
+/// The rules of table `mangle`; see [`crate::rules`].
+fn transparent(config: &CaptureConfig, family: &Family, mark: u32) -> Vec<String> {
+    let mut rules = vec![
+        format!("ISTIO_DIVERT -j MARK --set-mark {mark}"),
+        "ISTIO_DIVERT -j ACCEPT".into(),
+        format!("ISTIO_TPROXY -p tcp -j TPROXY --on-port {} --tproxy-mark {mark}/0xffffffff", config.inbound_port),
+        "PREROUTING -j ISTIO_INBOUND".into(),
+        "OUTPUT -j ISTIO_OUTPUT".into(),
+        format!(
+            "ISTIO_INBOUND -i lo -p tcp -m mark --mark {mark} -m conntrack --ctdir ORIGINAL -j CONNMARK --save-mark"
+        ),
+        format!("ISTIO_INBOUND -i lo -p tcp -m mark --mark {mark} -m conntrack --ctdir ORIGINAL -j RETURN"),
+    ];
+    rules.extend(config.exclude_interfaces.iter().map(|name| format!("ISTIO_INBOUND -i {name} -j RETURN")));
+    rules.extend(config.virtual_interfaces.iter().map(|name| format!("ISTIO_INBOUND -i {name} -j RETURN")));
+    rules.push("ISTIO_INBOUND -p tcp -m socket --transparent -j ISTIO_DIVERT".into());
+    rules.push("ISTIO_INBOUND -i lo -j RETURN".into());
+    rules.push("ISTIO_INBOUND -m conntrack --ctdir REPLY -j RETURN".into());
+    let redirected = CaptureConfig { exclude_interfaces: Vec::new(), virtual_interfaces: Vec::new(), ..config.clone() };
+    let by_port = inbound(&redirected, family);
+    rules.extend(
+        by_port.iter().map(|rule| format!("ISTIO_INBOUND {}", rule.replace("ISTIO_IN_REDIRECT", "ISTIO_TPROXY"))),
+    );
+    let answers = format!("-p tcp -m conntrack --ctdir REPLY -m connmark --mark {mark} -j CONNMARK --restore-mark");
+    rules.push(format!("ISTIO_OUTPUT {answers}"));
     rules
 }
 
@@ -103,6 +153,14 @@ fn outbound(config: &CaptureConfig, family: &Family) -> Vec<String> {
     rules.extend(dns(config, family, &owners));
     rules.extend(config.exclude_outbound_ports.iter().map(|port| format!("-p tcp --dport {port} -j RETURN")));
     rules.push(format!("-o lo -s {} -j RETURN", family.inbound_source));
+    // What a transparent proxy sends from a client's address is for the application; see `rules`.
+    match (config.inbound_mode, &config.owner) {
+        (InboundMode::Redirect, _) => {}
+        (InboundMode::Tproxy { mark, .. }, ProxyOwner::Mark(own)) if mark == *own => {
+            rules.push(format!("-o lo -m mark --mark {mark} -m addrtype ! --src-type LOCAL -j RETURN"));
+        }
+        (InboundMode::Tproxy { mark, .. }, _) => rules.push(format!("-o lo -m mark --mark {mark} -j RETURN")),
+    }
     for owner in &owners {
         // The proxy's call of its own pod is received as if it came from another one.
         let not_self = format!("-o lo ! -d {} -p tcp ! --dport {TUNNEL_PORT}", family.loopback);
@@ -190,6 +248,22 @@ mod tests {
         }
         assert!(v6.contains("-d fd00::/8 -p tcp") && !v6.contains("10.0.0.0"), "{v6}");
         assert!(v6.contains("-s ::6/128"), "{v6}");
+    }
+
+    #[test]
+    fn transparent_rules_are_in_a_table_of_their_own() {
+        let config = CaptureConfig { inbound_mode: InboundMode::TPROXY, ..CaptureConfig::default() };
+        let [v4, _] = render(&config);
+        let (nat, mangle) = v4.split_once("*mangle\n").unwrap();
+        assert!(!nat.contains("-A ISTIO_INBOUND") && nat.contains("-o lo -m mark --mark 1337 -j RETURN"), "{nat}");
+        for rule in [
+            "-A ISTIO_TPROXY -p tcp -j TPROXY --on-port 15006 --tproxy-mark 1337/0xffffffff\n",
+            "-A ISTIO_INBOUND -p tcp --dport 15021 -j RETURN\n",
+            "-A ISTIO_INBOUND -p tcp -j ISTIO_TPROXY\n",
+            "--ctdir REPLY -m connmark --mark 1337 -j CONNMARK --restore-mark\nCOMMIT\n",
+        ] {
+            assert!(mangle.contains(rule), "{rule} not in\n{mangle}");
+        }
     }
 
     #[test]

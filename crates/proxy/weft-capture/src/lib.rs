@@ -14,5 +14,5 @@ pub mod rules;
 
 pub use apply::{Backend, CaptureError, apply, apply_with, find_tool, remove, remove_with};
 pub use arguments::Arguments;
-pub use config::{CaptureConfig, DnsCapture, OutboundRanges, Ports, ProxyOwner};
+pub use config::{CaptureConfig, DnsCapture, InboundMode, OutboundRanges, Ports, ProxyOwner};
 pub use rules::render;

@@ -1,7 +1,7 @@
 //! The rule text. Order and exemptions follow Istio's redirection rules; one table holds all of it, so that removing the
 //! table removes everything.
 
-use crate::config::{CaptureConfig, OutboundRanges, Ports, ProxyOwner, TUNNEL_PORT};
+use crate::config::{CaptureConfig, InboundMode, OutboundRanges, Ports, ProxyOwner, TUNNEL_PORT};
 use ipnet::IpNet;
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -16,6 +16,9 @@ pub(crate) const PROXY_PORTS: [u16; 4] = [TUNNEL_PORT, port::MERGED_METRICS, por
 /// Address from which the proxy calls its own application (Istio's inbound passthrough source).
 const INBOUND_SOURCE: [&str; 2] = ["ip saddr 127.0.0.6", "ip6 saddr ::6"];
 
+/// That of IPv6, as `ip` takes it.
+pub(crate) const INBOUND_SOURCE_V6: &str = "::6/128";
+
 /// The rules for `nft -f -`: replaces an earlier set, all or nothing.
 pub fn render(config: &CaptureConfig) -> String {
     let mut text = render_removal();
@@ -24,11 +27,24 @@ pub fn render(config: &CaptureConfig) -> String {
     };
     line(0, &format!("table inet {TABLE} {{"));
     // Hook priorities are numbers: nft 1.0.6 refuses the name `dstnat` in an output chain.
+    if let InboundMode::Tproxy { mark, .. } = config.inbound_mode {
+        line(1, "chain tproxy_prerouting {");
+        line(2, "type filter hook prerouting priority -150; policy accept;");
+        transparent(config, mark).iter().for_each(|rule| line(2, rule));
+        line(1, "}");
+        // Answers of the application to a client's address go back to the proxy, which called from it.
+        line(1, "chain tproxy_output {");
+        line(2, "type route hook output priority -150; policy accept;");
+        line(2, &format!("meta l4proto tcp ct direction reply ct mark {mark} meta mark set {mark}"));
+        line(1, "}");
+    }
     line(1, "chain prerouting {");
     line(2, "type nat hook prerouting priority -100; policy accept;");
     interfaces(config, "iifname").iter().for_each(|rule| line(2, rule));
     virtual_machines(config).iter().for_each(|rule| line(2, rule));
-    line(2, "meta l4proto tcp jump inbound");
+    if config.inbound_mode == InboundMode::Redirect {
+        line(2, "meta l4proto tcp jump inbound");
+    }
     line(1, "}");
     line(1, "chain inbound {");
     inbound(config).iter().for_each(|rule| line(2, rule));
@@ -57,6 +73,34 @@ pub fn render_removal() -> String {
 /// Interfaces that are left alone.
 fn interfaces(config: &CaptureConfig, direction: &str) -> Vec<String> {
     names(&config.exclude_interfaces).map(|names| format!("{direction} {names} return")).into_iter().collect()
+}
+
+/// Hands what comes in to the proxy's transparent socket, its addresses as they are. Packets on loopback with the mark are the
+/// proxy's own calls from a client's address, and the answers to them.
+fn transparent(config: &CaptureConfig, mark: u32) -> Vec<String> {
+    let hand_over = |port: u16| format!("meta l4proto tcp tproxy to :{port} meta mark set {mark} accept");
+    let mut rules = vec![format!("iifname \"lo\" meta mark {mark} ct direction original ct mark set {mark} return")];
+    rules.extend(interfaces(config, "iifname"));
+    rules.extend(names(&config.virtual_interfaces).map(|names| format!("iifname {names} return")));
+    // A connection that the proxy has already: to the socket that has it.
+    rules.push(format!("meta l4proto tcp socket transparent 1 meta mark set {mark} accept"));
+    rules.push("iifname \"lo\" return".into());
+    let spared = PROXY_PORTS.iter().chain(&config.exclude_inbound_ports).copied().collect::<Vec<_>>();
+    // Answers to what the pod has sent are no connections to it.
+    rules.push("ct direction reply return".into());
+    match &config.inbound {
+        Ports::All => {
+            rules.push(format!("tcp dport {} return", set(&spared)));
+            rules.push(hand_over(config.inbound_port));
+        }
+        Ports::Only(ports) => {
+            let ports = ports.iter().filter(|p| !spared.contains(p)).copied().collect::<Vec<_>>();
+            if !ports.is_empty() {
+                rules.push(format!("tcp dport {} {}", set(&ports), hand_over(config.inbound_port)));
+            }
+        }
+    }
+    rules
 }
 
 /// A virtual machine sends by an interface of the pod: that is outbound, and nothing else of it is redirected.
@@ -128,6 +172,18 @@ fn from_proxy(config: &CaptureConfig) -> Vec<String> {
         .collect()
 }
 
+/// What a transparent proxy sends from a client's address is for the application, and goes there.
+fn from_clients(config: &CaptureConfig) -> Option<String> {
+    match (config.inbound_mode, &config.owner) {
+        (InboundMode::Redirect, _) => None,
+        // All of the proxy's sockets have that mark: the address tells.
+        (InboundMode::Tproxy { mark, .. }, ProxyOwner::Mark(own)) if mark == *own => {
+            Some(format!("oifname \"lo\" meta mark {mark} fib saddr type != local return"))
+        }
+        (InboundMode::Tproxy { mark, .. }, _) => Some(format!("oifname \"lo\" meta mark {mark} return")),
+    }
+}
+
 fn outbound(config: &CaptureConfig) -> Vec<String> {
     let redirect = redirect_to(config.outbound_port);
     let mut rules = Vec::new();
@@ -135,6 +191,7 @@ fn outbound(config: &CaptureConfig) -> Vec<String> {
         rules.push(format!("tcp dport {} return", set(&config.exclude_outbound_ports)));
     }
     rules.extend(INBOUND_SOURCE.iter().map(|source| format!("oifname \"lo\" {source} return")));
+    rules.extend(from_clients(config));
     rules.extend(owner_matches(&config.owner).iter().map(|owner| format!("{owner} goto from_proxy")));
     rules.push("oifname \"lo\" return".into());
     rules.push("ip daddr 127.0.0.1 return".into());
@@ -212,6 +269,29 @@ mod tests {
             rest = &rest[at + rule.len()..];
         }
         assert!(!text.contains("dport 53"));
+    }
+
+    #[test]
+    fn transparent_rules() {
+        let config = CaptureConfig {
+            inbound_mode: InboundMode::TPROXY,
+            inbound: Ports::Only(vec![9080]),
+            exclude_interfaces: vec!["eth1".into()],
+            ..CaptureConfig::default()
+        };
+        let text = render(&config);
+        for rule in [
+            "type filter hook prerouting priority -150",
+            "iifname \"lo\" meta mark 1337 ct direction original ct mark set 1337 return",
+            "iifname { \"eth1\" } return",
+            "tcp dport { 9080 } meta l4proto tcp tproxy to :15006 meta mark set 1337 accept",
+            "oifname \"lo\" meta mark 1337 return",
+            "type route hook output priority -150",
+            "ct direction reply ct mark 1337 meta mark set 1337",
+        ] {
+            assert!(text.contains(rule), "{rule} not in\n{text}");
+        }
+        assert!(!text.contains("jump inbound"), "{text}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! DaemonSets: one pod, because the lab is one node.
 
 use super::objects::{
-    delete, hash, is_active, is_controlled_by, is_deleting, is_ready, list, pod_from_template, report, write_status,
+    delete, hash, is_active, is_controlled_by, is_deleting, is_ready, list, pod_from_template, write_status,
 };
 use super::{Controller, PodMaker};
 use serde_json::json;
@@ -14,6 +14,7 @@ pub struct DaemonSets;
 
 impl Controller for DaemonSets {
     fn reconcile(&mut self, store: &MemoryStore, maker: &dyn PodMaker) {
+        let asked = maker.asked();
         let pods = list(store, "", "Pod");
         for set in list(store, "apps", "DaemonSet") {
             if is_deleting(&set) {
@@ -23,10 +24,10 @@ impl Controller for DaemonSets {
             let own: Vec<_> = pods.iter().filter(|pod| is_controlled_by(pod, &set)).collect();
             let active: Vec<_> = own.iter().filter(|pod| is_active(pod)).collect();
             // The old pod must be gone first: the two might want the same port of the node.
-            if own.is_empty() {
+            if own.is_empty() && asked.pods(&set) == 0 {
                 let mut pod = pod_from_template(&set, &set.spec()["template"], &[(REVISION, &revision)]);
                 pod.metadata.generate_name = Some(format!("{}-", set.name()));
-                report(&set, maker.create(pod));
+                maker.create(&set, pod);
             }
             let on_delete = set.spec()["updateStrategy"]["type"] == "OnDelete";
             for pod in &own {

@@ -4,6 +4,7 @@ use super::objects::{
     condition, delete, hash, is_active, is_controlled_by, is_deleting, list, owned, report, spec_number, status_number,
     string_map, without_zeros, write_status,
 };
+use super::replicaset::REPLICA_FAILURE;
 use super::{Controller, PodMaker};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -191,10 +192,16 @@ fn status(store: &MemoryStore, deployment: &Object, new: &Object, old: &[Arc<Obj
         "unavailableReplicas": (wanted.max(total) - available).max(0),
     });
     let mut status = without_zeros(status);
-    status["conditions"] = json!([
+    let mut conditions = vec![
         condition(deployment, "Available", enough, enough_reason, enough_text),
         condition(deployment, "Progressing", true, progress.0, &progress.1),
-    ]);
+    ];
+    let of_new = new.body.get("status").and_then(|status| status["conditions"].as_array());
+    if let Some(failure) = of_new.into_iter().flatten().find(|c| c["type"] == REPLICA_FAILURE) {
+        let why = failure["message"].as_str().unwrap_or_default();
+        conditions.push(condition(deployment, REPLICA_FAILURE, true, "FailedCreate", why));
+    }
+    status["conditions"] = conditions.into();
     write_status(store, deployment, status);
 }
 

@@ -1,6 +1,7 @@
 //! EndpointSlices and Endpoints of Services with a selector: which pods serve, and whether they are ready.
 
 use super::objects::{has_condition, is_controlled_by, is_deleting, list, owned, phase, report, string_map, uid};
+use super::scheduling::node_of;
 use super::{Controller, PodMaker};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -86,15 +87,18 @@ fn container_port(pod: &Object, name: &str) -> Option<i64> {
     ports.find(|port| port["name"] == name)?["containerPort"].as_i64()
 }
 
-fn endpoint(service: &Object, pod: &Object) -> Value {
+fn endpoint(store: &MemoryStore, service: &Object, pod: &Object) -> Value {
     let (ready, leaving) = (has_condition(pod, "Ready"), is_deleting(pod));
     let mut endpoint = json!({
         "addresses": [address(pod)],
         "conditions": {"ready": is_ready(service, pod), "serving": ready, "terminating": leaving},
-        "nodeName": super::NODE,
+        "nodeName": node_of(pod),
         "targetRef": {"kind": "Pod", "name": pod.name(), "namespace": pod.namespace(), "uid": uid(pod)},
-        "zone": super::ZONE,
     });
+    let node = store.find("", "Node", "", node_of(pod));
+    if let Some(zone) = node.as_ref().and_then(|node| node.label(label::ZONE)) {
+        endpoint["zone"] = zone.into();
+    }
     if pod.spec()["subdomain"] == service.name()
         && let Some(hostname) = pod.spec()["hostname"].as_str()
     {
@@ -111,7 +115,7 @@ fn write_slices(
 ) {
     let mut free: Vec<&Arc<Object>> = own.iter().filter(|slice| !is_deleting(slice)).collect();
     for (ports, pods) in groups.values() {
-        let mut endpoints: Vec<Value> = pods.iter().map(|pod| endpoint(service, pod)).collect();
+        let mut endpoints: Vec<Value> = pods.iter().map(|pod| endpoint(store, service, pod)).collect();
         endpoints.sort_by_key(|endpoint| endpoint["addresses"][0].as_str().unwrap_or_default().to_string());
         // The slice that has these ports already keeps them: a watcher sees pods come and go, not ports change.
         let same =
@@ -157,7 +161,7 @@ fn write_endpoints(store: &MemoryStore, service: &Object, members: &[&Object]) {
         let addresses = |pods: Vec<&Object>| -> Vec<Value> {
             let address = |pod: &&Object| {
                 let target = json!({"kind": "Pod", "name": pod.name(), "namespace": pod.namespace(), "uid": uid(pod)});
-                json!({"ip": address(pod), "nodeName": super::NODE, "targetRef": target})
+                json!({"ip": address(pod), "nodeName": node_of(pod), "targetRef": target})
             };
             pods.iter().map(address).collect()
         };

@@ -2,7 +2,7 @@
 
 use super::objects::{
     condition, delete, has_condition, is_active, is_controlled_by, is_deleting, list, now, phase, pod_from_template,
-    report, spec_number, uid, without_zeros, write_status,
+    spec_number, uid, without_zeros, write_status,
 };
 use super::{Controller, PodMaker};
 use serde_json::{Value, json};
@@ -15,6 +15,8 @@ pub struct Jobs;
 
 /// How a Job stands.
 struct Tally {
+    /// Pods that are on their way.
+    asked: usize,
     active: Vec<Arc<Object>>,
     succeeded: i64,
     failed: i64,
@@ -22,6 +24,7 @@ struct Tally {
 
 impl Controller for Jobs {
     fn reconcile(&mut self, store: &MemoryStore, maker: &dyn PodMaker) {
+        let asked = maker.asked();
         let pods = list(store, "", "Pod");
         for job in list(store, "batch", "Job") {
             if is_deleting(&job) {
@@ -34,6 +37,7 @@ impl Controller for Jobs {
             let own: Vec<_> = pods.iter().filter(|pod| is_controlled_by(pod, &job)).collect();
             let count = |wanted: &str| own.iter().filter(|pod| phase(pod) == wanted).count() as i64;
             let tally = Tally {
+                asked: asked.pods(&job),
                 active: own.iter().filter(|pod| is_active(pod)).map(|pod| Arc::clone(pod)).collect(),
                 succeeded: count("Succeeded"),
                 failed: count("Failed"),
@@ -68,11 +72,11 @@ fn advance(store: &MemoryStore, maker: &dyn PodMaker, job: &Object, tally: &Tall
         let message = "Job was active longer than specified deadline";
         return finish(store, job, tally, "Failed", "DeadlineExceeded", message);
     }
-    let mut active = tally.active.len() as i64;
+    let active = tally.active.len() as i64;
     let suspended = job.spec()["suspend"].as_bool().unwrap_or(false);
     let target = if suspended { 0 } else { parallel.min(wanted - tally.succeeded) };
-    while active < target && make(maker, job) {
-        active += 1;
+    for _ in active + tally.asked as i64..target {
+        make(maker, job);
     }
     let surplus = usize::try_from(active - target).unwrap_or(0);
     tally.active.iter().rev().take(surplus).for_each(|pod| delete(store, pod));
@@ -93,7 +97,7 @@ fn seconds_since(time: &str) -> Option<i64> {
     Some(jiff::Timestamp::now().as_second() - time.as_second())
 }
 
-fn make(maker: &dyn PodMaker, job: &Object) -> bool {
+fn make(maker: &dyn PodMaker, job: &Object) {
     let labels = [
         ("batch.kubernetes.io/job-name", job.name()),
         ("job-name", job.name()),
@@ -102,7 +106,7 @@ fn make(maker: &dyn PodMaker, job: &Object) -> bool {
     ];
     let mut pod = pod_from_template(job, &job.spec()["template"], &labels);
     pod.metadata.generate_name = Some(format!("{}-", job.name()));
-    report(job, maker.create(pod)).is_some()
+    maker.create(job, pod);
 }
 
 fn finish(store: &MemoryStore, job: &Object, tally: &Tally, kind: &str, reason: &str, message: &str) {

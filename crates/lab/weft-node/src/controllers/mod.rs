@@ -4,10 +4,12 @@
 //! Level-triggered on purpose: no event can be missed, because none is looked at. A pass over a lab of hundreds of objects
 //! costs about a millisecond.
 //!
-//! Reading order: [`objects`] (helpers), [`deployment`], [`replicaset`], [`statefulset`], [`daemonset`], [`job`],
-//! [`endpoints`], [`mirroring`], [`balancers`], [`namespaces`].
+//! Reading order: [`objects`] (helpers), [`deployment`], [`replicaset`], [`statefulset`], [`daemonset`], [`cronjob`], [`job`],
+//! [`endpoints`], [`mirroring`], [`balancers`], [`namespaces`],
+//! [`scheduling`].
 
 pub mod balancers;
+pub mod cronjob;
 pub mod daemonset;
 pub mod deployment;
 pub mod endpoints;
@@ -16,31 +18,55 @@ pub mod mirroring;
 pub mod namespaces;
 pub mod objects;
 pub mod replicaset;
+pub mod scheduling;
 pub mod statefulset;
 
+use self::objects::uid;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 use weft_k8s_api::Object;
-use weft_store::{MemoryStore, StoreError};
+use weft_store::MemoryStore;
 
-/// Name of the lab's node.
+/// Name of the node that every lab has.
 pub const NODE: &str = "weft-lab";
-/// Region of the lab's node.
+/// Its region.
 pub const REGION: &str = "lab";
-/// Zone of the lab's node.
+/// Its zone.
 pub const ZONE: &str = "lab-a";
 /// Changes that come together are handled together.
 const SETTLE: Duration = Duration::from_millis(3);
 /// A pass without any change, for what depends on time alone (deadlines of Jobs).
 const IDLE_PASS: Duration = Duration::from_secs(1);
 
-/// Creates pods the way a user's request does: with injection and defaults.
+/// Creates pods the way a user's request does: with defaults, hooks and webhooks.
 pub trait PodMaker: Send + Sync {
-    /// Creates a pod.
-    ///
-    /// # Errors
-    /// Those of the store.
-    fn create(&self, pod: Object) -> Result<Arc<Object>, Box<StoreError>>;
+    /// Asks for a pod of `owner`. It is there a moment later, or is refused: then `freed` tells when to ask again.
+    fn create(&self, owner: &Object, pod: Object);
+
+    /// What has been asked for and is not there yet. Read it before the pods: then a pod that comes meanwhile is counted
+    /// twice, and never not at all.
+    fn asked(&self) -> Asked;
+
+    /// Tells when a request has come to its end.
+    fn freed(&self) -> &Notify;
+}
+
+/// Pods asked for, and what was said of those that were refused, by the uid of their owner.
+#[derive(Debug, Clone, Default)]
+pub struct Asked(pub HashMap<String, (usize, Option<String>)>);
+
+impl Asked {
+    /// How many pods of `owner` are on their way.
+    pub fn pods(&self, owner: &Object) -> usize {
+        self.0.get(uid(owner)).map_or(0, |(count, _)| *count)
+    }
+
+    /// Why pods of `owner` have been refused for some time.
+    pub fn refusal(&self, owner: &Object) -> Option<String> {
+        self.0.get(uid(owner))?.1.clone()
+    }
 }
 
 /// One controller.
@@ -49,15 +75,26 @@ pub trait Controller: Send {
     fn reconcile(&mut self, store: &MemoryStore, maker: &dyn PodMaker);
 }
 
-/// All of them. `published` are the Services (namespace, name) that ports of the machine lead to.
-pub fn all(published: Vec<(String, String)>) -> Vec<Box<dyn Controller>> {
+/// What controllers are told of the lab.
+#[derive(Debug, Clone, Default)]
+pub struct Surroundings {
+    /// Services (namespace, name) that ports of the machine lead to.
+    pub published: Vec<(String, String)>,
+    /// The API server's authority, PEM.
+    pub root_ca: Option<String>,
+}
+
+/// All of them.
+pub fn all(around: Surroundings) -> Vec<Box<dyn Controller>> {
     vec![
-        Box::new(balancers::LoadBalancers { published }),
-        Box::new(namespaces::Namespaces),
+        Box::new(balancers::LoadBalancers { published: around.published }),
+        Box::new(namespaces::Namespaces { root_ca: around.root_ca }),
+        Box::new(scheduling::Scheduling),
         Box::new(deployment::Deployments),
         Box::new(replicaset::ReplicaSets),
         Box::new(statefulset::StatefulSets),
         Box::new(daemonset::DaemonSets),
+        Box::new(cronjob::CronJobs),
         Box::new(job::Jobs),
         Box::new(endpoints::Endpoints),
         Box::new(mirroring::Mirroring),
@@ -65,13 +102,19 @@ pub fn all(published: Vec<(String, String)>) -> Vec<Box<dyn Controller>> {
 }
 
 /// Runs the controllers until the task is dropped.
-pub async fn run(store: MemoryStore, maker: Arc<dyn PodMaker>, published: Vec<(String, String)>) {
-    let mut controllers = all(published);
+pub async fn run(store: MemoryStore, maker: Arc<dyn PodMaker>, around: Surroundings) {
+    let mut controllers = all(around);
     let mut changed = store.changed();
     loop {
         changed.mark_unchanged();
         controllers.iter_mut().for_each(|controller| controller.reconcile(&store, &*maker));
-        let _ = tokio::time::timeout(IDLE_PASS, changed.changed()).await;
+        let news = async {
+            tokio::select! {
+                changed = changed.changed() => changed.is_ok(),
+                () = maker.freed().notified() => true,
+            }
+        };
+        let _ = tokio::time::timeout(IDLE_PASS, news).await;
         tokio::time::sleep(SETTLE).await;
     }
 }

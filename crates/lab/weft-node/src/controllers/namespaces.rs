@@ -1,15 +1,44 @@
-//! What every namespace has: an active phase and a `default` ServiceAccount. And what a removed Service leaves behind: its
+//! What every namespace has: an active phase, a `default` ServiceAccount, and the authority by which pods know the API server.
+//! And what a removed Service leaves behind: its
 //! Endpoints.
 
 use super::objects::{is_deleting, list, now, write_status};
 use super::{Controller, PodMaker};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 use weft_k8s_api::Object;
 use weft_store::{DeleteOptions, MemoryStore};
 
+/// ConfigMap with the API server's authority, in every namespace; as on a cluster it is mounted beside the account's token.
+pub const ROOT_CA: &str = "kube-root-ca.crt";
+/// Its key, and the name of the file.
+pub const ROOT_CA_KEY: &str = "ca.crt";
+
 /// The controller.
-pub struct Namespaces;
+#[derive(Default)]
+pub struct Namespaces {
+    /// The API server's authority, PEM; none is published without.
+    pub root_ca: Option<String>,
+}
+
+impl Namespaces {
+    /// Publishes the authority; one of an earlier lab is overwritten.
+    fn publish(&self, store: &MemoryStore, namespace: &str) {
+        let Some(root_ca) = &self.root_ca else { return };
+        match store.find("", "ConfigMap", namespace, ROOT_CA) {
+            Some(map) if map.body.get("data").is_some_and(|data| data[ROOT_CA_KEY] == root_ca.as_str()) => {}
+            Some(map) => {
+                let data = json!({ROOT_CA_KEY: root_ca});
+                let _ = store.modify(&map.key(), |map| drop(map.body.insert("data".into(), data.clone())));
+            }
+            None => {
+                let mut map = plain("ConfigMap", namespace, ROOT_CA);
+                map.body.insert("data".into(), json!({ROOT_CA_KEY: root_ca}));
+                let _ = store.create(map);
+            }
+        }
+    }
+}
 
 impl Controller for Namespaces {
     fn reconcile(&mut self, store: &MemoryStore, _: &dyn PodMaker) {
@@ -23,6 +52,7 @@ impl Controller for Namespaces {
             if store.find("", "ServiceAccount", namespace.name(), "default").is_none() {
                 let _ = store.create(plain("ServiceAccount", namespace.name(), "default"));
             }
+            self.publish(store, namespace.name());
         }
         for endpoints in list(store, "", "Endpoints") {
             let service = store.find("", "Service", endpoints.namespace(), endpoints.name());
@@ -40,7 +70,7 @@ fn plain(kind: &str, namespace: &str, name: &str) -> Object {
     Object { api_version: "v1".into(), kind: kind.into(), metadata, body: Map::new() }
 }
 
-/// The lab's only node.
+/// The node that every lab has.
 pub fn node() -> Object {
     let labels = [
         ("kubernetes.io/hostname", super::NODE),
@@ -53,24 +83,26 @@ pub fn node() -> Object {
     let labels = labels.into_iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
     let metadata = ObjectMeta { name: Some(super::NODE.into()), labels: Some(labels), ..ObjectMeta::default() };
     let mut node = Object { api_version: "v1".into(), kind: "Node".into(), metadata, body: Map::new() };
+    node.body.insert("spec".into(), json!({"podCIDR": "10.244.0.0/16"}));
+    node.body.insert("status".into(), node_status(super::NODE));
+    node
+}
+
+/// Status of a node: this machine, ready, under that name.
+pub fn node_status(name: &str) -> Value {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let capacity = json!({"cpu": processors.to_string(), "pods": "250"});
-    node.body.insert("spec".into(), json!({"podCIDR": "10.244.0.0/16"}));
-    node.body.insert(
-        "status".into(),
-        json!({
+    json!({
             "capacity": capacity, "allocatable": capacity,
             "addresses": [{"type": "InternalIP", "address": crate::network::GATEWAY},
-                          {"type": "Hostname", "address": super::NODE}],
+                          {"type": "Hostname", "address": name}],
             "conditions": [{"type": "Ready", "status": "True", "reason": "LabReady", "message": "the lab runs",
                             "lastTransitionTime": now(), "lastHeartbeatTime": now()}],
             "nodeInfo": {"kubeletVersion": concat!("v1.32.0-weft.", env!("CARGO_PKG_VERSION")), "operatingSystem": "linux",
                          "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
                          "osImage": "Weft lab", "containerRuntimeVersion": "weft://0.1.0", "kernelVersion": kernel(),
                          "machineID": "", "systemUUID": "", "bootID": "", "kubeProxyVersion": ""},
-        }),
-    );
-    node
+    })
 }
 
 fn kernel() -> String {

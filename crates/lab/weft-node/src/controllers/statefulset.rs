@@ -1,8 +1,8 @@
 //! StatefulSets: pods with stable names and host names, made and replaced one after another.
 
 use super::objects::{
-    delete, hash, is_active, is_controlled_by, is_deleting, is_ready, list, owned, pod_from_template, report,
-    spec_number, string_map, write_status,
+    delete, hash, is_active, is_controlled_by, is_deleting, is_ready, list, owned, pod_from_template, spec_number,
+    string_map, write_status,
 };
 use super::{Controller, PodMaker};
 use serde_json::{Value, json};
@@ -18,6 +18,7 @@ pub struct StatefulSets;
 
 impl Controller for StatefulSets {
     fn reconcile(&mut self, store: &MemoryStore, maker: &dyn PodMaker) {
+        let asked = maker.asked();
         let pods = list(store, "", "Pod");
         for set in list(store, "apps", "StatefulSet") {
             if is_deleting(&set) {
@@ -29,7 +30,10 @@ impl Controller for StatefulSets {
                 .filter_map(|pod| Some((ordinal(pod)?, Arc::clone(pod))))
                 .collect();
             let revision = format!("{}-{}", set.name(), hash(&set.spec()["template"]));
-            advance(store, maker, &set, &own, &revision);
+            // One that is on its way has its name already.
+            if asked.pods(&set) == 0 {
+                advance(store, maker, &set, &own, &revision);
+            }
             status(store, &set, &own, &revision);
         }
     }
@@ -47,7 +51,8 @@ fn advance(store: &MemoryStore, maker: &dyn PodMaker, set: &Object, own: &BTreeM
     for number in 0..wanted {
         match own.get(&number) {
             None => {
-                if make(store, maker, set, number, revision).is_none() || !parallel {
+                make(store, maker, set, number, revision);
+                if !parallel {
                     return;
                 }
             }
@@ -79,7 +84,7 @@ fn advance(store: &MemoryStore, maker: &dyn PodMaker, set: &Object, own: &BTreeM
     }
 }
 
-fn make(store: &MemoryStore, maker: &dyn PodMaker, set: &Object, number: i64, revision: &str) -> Option<Arc<Object>> {
+fn make(store: &MemoryStore, maker: &dyn PodMaker, set: &Object, number: i64, revision: &str) {
     let name = format!("{}-{number}", set.name());
     let labels = [
         ("statefulset.kubernetes.io/pod-name", name.as_str()),
@@ -93,7 +98,7 @@ fn make(store: &MemoryStore, maker: &dyn PodMaker, set: &Object, number: i64, re
         claims(store, set, &name, spec);
     }
     pod.metadata.name = Some(name);
-    report(set, maker.create(pod))
+    maker.create(set, pod);
 }
 
 /// Gives the pod its own claims, which outlive it.

@@ -5,14 +5,32 @@ use super::*;
 use serde_json::{Value, json};
 use weft_store::DeleteOptions;
 
-struct Direct(MemoryStore);
+/// Pods are there at once; unless they are to be late: then they are only asked for.
+#[derive(Default)]
+struct Direct {
+    store: Option<MemoryStore>,
+    late: std::sync::Mutex<HashMap<String, (usize, Option<String>)>>,
+    freed: Notify,
+}
 
 impl PodMaker for Direct {
-    fn create(&self, mut pod: Object) -> Result<Arc<Object>, Box<StoreError>> {
+    fn create(&self, owner: &Object, mut pod: Object) {
+        let Some(store) = &self.store else {
+            self.late.lock().unwrap().entry(uid(owner).into()).or_insert((0, None)).0 += 1;
+            return;
+        };
         if let Some(spec) = pod.body.get_mut("spec") {
             spec["nodeName"] = NODE.into();
         }
-        self.0.create(pod).map_err(Box::new)
+        store.create(pod).unwrap();
+    }
+
+    fn asked(&self) -> Asked {
+        Asked(self.late.lock().unwrap().clone())
+    }
+
+    fn freed(&self) -> &Notify {
+        &self.freed
     }
 }
 
@@ -27,11 +45,14 @@ fn store() -> MemoryStore {
 }
 
 fn settle(store: &MemoryStore) {
-    let maker = Direct(store.clone());
-    let mut controllers = all(vec![]);
+    settle_with(store, &Direct { store: Some(store.clone()), ..Direct::default() });
+}
+
+fn settle_with(store: &MemoryStore, maker: &Direct) {
+    let mut controllers = all(Surroundings { root_ca: Some("PEM".into()), ..Surroundings::default() });
     for _ in 0..100 {
         let before = store.revision();
-        controllers.iter_mut().for_each(|controller| controller.reconcile(store, &maker));
+        controllers.iter_mut().for_each(|controller| controller.reconcile(store, maker));
         if store.revision() == before {
             return;
         }
@@ -209,6 +230,12 @@ fn daemons_run_once_and_namespaces_have_accounts() {
     let set = store.find("apps", "DaemonSet", "default", "d").unwrap();
     assert_eq!((status_number(&set, "numberReady"), spec_number(&set, "x", 5)), (1, 5));
     assert!(store.find("", "ServiceAccount", "default", "default").is_some());
+    let map = store.find("", "ConfigMap", "default", "kube-root-ca.crt").unwrap();
+    store
+        .modify(&map.key(), |map| drop(map.body.insert("data".into(), json!({"ca.crt": "of an earlier lab"}))))
+        .unwrap();
+    settle(&store);
+    assert_eq!(store.get(&map.key()).unwrap().body["data"]["ca.crt"], "PEM");
     assert_eq!(store.find("", "Namespace", "", "default").unwrap().body["status"]["phase"], "Active");
 }
 
@@ -237,4 +264,35 @@ fn endpoints_by_hand_become_slices() {
     store.modify(&made.key(), |old| drop(old.body.insert("subsets".into(), json!([])))).unwrap();
     settle(&store);
     assert!(slices().is_empty());
+}
+
+#[test]
+fn pods_on_their_way_are_not_asked_for_again() {
+    let store = store();
+    let template = json!({"metadata": {"labels": {"app": "x"}}, "spec": {"containers": []}});
+    let workload = |api: &str, kind: &str, more: Value| {
+        let mut spec = json!({"selector": {"matchLabels": {"app": kind}}, "template": template});
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        object(
+            json!({"apiVersion": api, "kind": kind, "metadata": {"name": "x", "namespace": "default"}, "spec": spec}),
+        )
+    };
+    let all = [
+        (workload("apps/v1", "ReplicaSet", json!({"replicas": 3})), 3),
+        (workload("apps/v1", "StatefulSet", json!({"replicas": 3})), 1),
+        (workload("apps/v1", "DaemonSet", json!({})), 1),
+        (workload("batch/v1", "Job", json!({"completions": 5, "parallelism": 2})), 2),
+    ];
+    let owners = all.map(|(owner, count)| (store.create(owner).unwrap(), count));
+    let maker = Direct::default();
+    (0..3).for_each(|_| settle_with(&store, &maker));
+    for (owner, count) in &owners {
+        assert_eq!(maker.asked().pods(owner), *count, "{}", owner.kind);
+    }
+    // What is refused for some time is a condition of the set, as on a cluster.
+    let set = &owners[0].0;
+    maker.late.lock().unwrap().insert(uid(set).into(), (3, Some("Error creating: no".into())));
+    settle_with(&store, &maker);
+    let condition = store.get(&set.key()).unwrap().body["status"]["conditions"][0].clone();
+    assert_eq!((&condition["type"], &condition["message"]), (&json!("ReplicaFailure"), &json!("Error creating: no")));
 }

@@ -150,7 +150,7 @@ async fn start(worker: &Arc<Worker>, container: &Container) -> Result<Target, St
     let started = Process::start(&sandbox, spec, &worker.node.mount_point, log, restart).await;
     let process = started.map_err(|error| StartFailure::Fails(error.to_string()))?;
     worker.running(&container.name, process.clone(), env.clone());
-    worker.event(false, "Started", &format!("Started container {}", container.name), Some(&container.name));
+    worker.tell_of_start(&container.name);
     let probed = container.startup_probe.is_some();
     let unready = probed || container.readiness_probe.is_some();
     worker.update(&container.name, |state| {

@@ -1,4 +1,4 @@
-//! Events of pods, as `kubectl describe` and `kubectl get events` show them. Bounded: the oldest are dropped.
+//! Events of pods and of what owns them, as `kubectl describe` and `kubectl get events` show them. Bounded: the oldest are dropped.
 
 use crate::controllers::NODE;
 use crate::controllers::objects::{hash, list, now, uid};
@@ -10,8 +10,8 @@ use weft_store::{DeleteOptions, MemoryStore};
 /// Events kept; when there are more, a quarter of them goes.
 const KEPT: usize = 1000;
 
-/// What happened to a pod or to one of its containers.
-pub struct PodEvent<'a> {
+/// What happened to a pod, to one of its containers, or to an object that owns pods.
+pub struct ObjectEvent<'a> {
     /// Something that the user should look at.
     pub warning: bool,
     /// One word.
@@ -23,12 +23,12 @@ pub struct PodEvent<'a> {
 }
 
 /// Records an event; one that was there before is counted.
-pub fn record(store: &MemoryStore, pod: &Object, event: &PodEvent<'_>) {
+pub fn record(store: &MemoryStore, about: &Object, event: &ObjectEvent<'_>) {
     let place = event.container.map(|name| format!("spec.containers{{{name}}}"));
-    let id = hash(&json!([uid(pod), event.reason, event.message, place]));
-    let name = format!("{}.{id}", pod.name());
+    let id = hash(&json!([uid(about), event.reason, event.message, place]));
+    let name = format!("{}.{id}", about.name());
     let time = now();
-    if let Some(known) = store.find("", "Event", pod.namespace(), &name) {
+    if let Some(known) = store.find("", "Event", about.namespace(), &name) {
         let _ = store.modify(&known.key(), |known| {
             let count = known.body.get("count").and_then(serde_json::Value::as_i64).unwrap_or(1) + 1;
             known.body.insert("count".into(), count.into());
@@ -37,10 +37,10 @@ pub fn record(store: &MemoryStore, pod: &Object, event: &PodEvent<'_>) {
         return;
     }
     drop_oldest(store);
-    let metadata = ObjectMeta { name: Some(name), namespace: Some(pod.namespace().into()), ..ObjectMeta::default() };
+    let metadata = ObjectMeta { name: Some(name), namespace: Some(about.namespace().into()), ..ObjectMeta::default() };
     let mut object = Object { api_version: "v1".into(), kind: "Event".into(), metadata, body: Map::new() };
-    let mut involved =
-        json!({"apiVersion": "v1", "kind": "Pod", "namespace": pod.namespace(), "name": pod.name(), "uid": uid(pod)});
+    let mut involved = json!({"apiVersion": about.api_version, "kind": about.kind, "namespace": about.namespace(),
+                              "name": about.name(), "uid": uid(about)});
     if let Some(place) = place {
         involved["fieldPath"] = place.into();
     }
@@ -56,7 +56,7 @@ pub fn record(store: &MemoryStore, pod: &Object, event: &PodEvent<'_>) {
     ] {
         object.body.insert(field.into(), value);
     }
-    // The pod's namespace may be going: then nobody will ask.
+    // Its namespace may be going: then nobody will ask.
     let _ = store.create(object);
 }
 
@@ -83,7 +83,7 @@ mod tests {
             "metadata": {"name": "p", "namespace": "n", "uid": "u"}}))
         .unwrap();
         let tell = |message: &str| {
-            record(&store, &pod, &PodEvent { warning: true, reason: "BackOff", message, container: Some("c") });
+            record(&store, &pod, &ObjectEvent { warning: true, reason: "BackOff", message, container: Some("c") });
         };
         tell("same");
         tell("same");

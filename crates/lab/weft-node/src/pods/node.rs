@@ -2,9 +2,10 @@
 //! server (logs, commands, ports).
 
 use super::images::ImageTable;
+use super::proxy::Engines;
 use super::volumes::TokenIssuer;
 use super::worker::Worker;
-use crate::controllers::NODE;
+use crate::controllers::scheduling::node_of;
 use crate::network::addresses::AddressPool;
 use crate::network::links::Links;
 use crate::outside::Outside;
@@ -29,6 +30,8 @@ pub struct Node {
     pub outside: Outside,
     /// Which program an image is.
     pub images: ImageTable,
+    /// Which programs proxies can be.
+    pub engines: Engines,
     /// Tokens of service accounts.
     pub tokens: Arc<dyn TokenIssuer>,
     /// The lab's tmpfs: volumes.
@@ -64,7 +67,7 @@ impl Node {
     }
 
     fn see(self: &Arc<Self>, pod: &Object) {
-        if pod.spec()["nodeName"] != NODE {
+        if node_of(pod).is_empty() {
             return;
         }
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();

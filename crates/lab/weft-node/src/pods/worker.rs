@@ -1,11 +1,10 @@
 //! One pod from the moment the node takes it over to its removal: network, volumes, containers in their order, status, end.
 
 use super::container::{Log, stop, supervise};
-use super::events::{self, PodEvent};
+use super::events::{self, ObjectEvent};
 use super::node::Node;
 use super::state::{CAPTURE_CONTAINER, ContainerState, Ended, Life, PROXY_CONTAINER, PodState, Role};
 use super::volumes::Volumes;
-use crate::controllers::NODE;
 use crate::controllers::objects::now;
 use crate::network::DNS_SERVICE;
 use crate::outside;
@@ -58,7 +57,7 @@ struct Patience {
 pub struct Worker {
     /// The node.
     pub node: Arc<Node>,
-    /// The pod as it was taken over; its containers do not change.
+    /// The pod as it was taken over, with what the lab adds; its containers do not change.
     pub spec: Pod,
     key: ObjectKey,
     uid: String,
@@ -83,7 +82,8 @@ impl Worker {
     /// # Errors
     /// When the object does not read as a pod.
     pub fn new(node: Arc<Node>, object: &Object) -> Result<Self, serde_json::Error> {
-        let spec: Pod = object.typed()?;
+        let mut spec: Pod = object.typed()?;
+        node.engines.fit(&mut spec);
         let uid = object.metadata.uid.clone().unwrap_or_default();
         let state = PodState::new(&spec);
         let logs = state.containers.iter().map(|c| (c.spec.name.clone(), Log::default())).collect();
@@ -156,8 +156,14 @@ impl Worker {
     /// Records an event of the pod, or of one of its containers.
     pub fn event(&self, warning: bool, reason: &str, message: &str, container: Option<&str>) {
         if let Some(pod) = self.node.store.get(&self.key) {
-            events::record(&self.node.store, &pod, &PodEvent { warning, reason, message, container });
+            events::record(&self.node.store, &pod, &ObjectEvent { warning, reason, message, container });
         }
+    }
+
+    /// Records that a container has been made and runs, in the kubelet's words.
+    pub fn tell_of_start(&self, name: &str) {
+        self.event(false, "Created", &format!("Created container: {name}"), Some(name));
+        self.event(false, "Started", &format!("Started container {name}"), Some(name));
     }
 
     /// Lets a container wait for this reason; the first time it is also an event.
@@ -274,7 +280,8 @@ impl Worker {
 
     /// The pod's life up to its natural end. Returns when its application has ended for good; a removed pod ends it too.
     async fn live(self: Arc<Self>) {
-        let assigned = format!("Successfully assigned {}/{} to {NODE}", self.namespace(), self.name());
+        let node = self.spec.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default();
+        let assigned = format!("Successfully assigned {}/{} to {node}", self.namespace(), self.name());
         self.event(false, "Scheduled", &assigned, None);
         if !self.prepare().await {
             return;
@@ -432,6 +439,7 @@ impl Worker {
             let name = container.name.clone();
             if name == CAPTURE_CONTAINER {
                 self.update(&name, |state| state.life = Life::Terminated(done()));
+                self.tell_of_start(&name);
                 continue;
             }
             if self.with(&name, |state| state.role) == Some(Role::Sidecar) {
