@@ -157,7 +157,9 @@ pub async fn follow(
                 let Some(update) = update else { return };
                 let seen = update.type_url.clone();
                 apply(update, &plane);
-                subscribe(&client, &plane);
+                if names_others(&seen) {
+                    subscribe(&client, &plane);
+                }
                 start.iter_mut().for_each(|start| start.saw(&seen));
             }
             changed = connection.changed() => if changed.is_err() { return },
@@ -194,6 +196,12 @@ fn apply(update: ResourceUpdate, plane: &Plane) {
 
 fn short(type_url: &str) -> &str {
     type_url.rsplit('.').next().unwrap_or(type_url)
+}
+
+/// Whether resources of the type name others, which have to be asked for. Most changes are of endpoints and virtual hosts, and
+/// must not cost a look at all clusters.
+fn names_others(type_url: &str) -> bool {
+    matches!(type_url, type_url::CLUSTER | type_url::LISTENER | type_url::ROUTE)
 }
 
 fn subscribe(client: &Client, plane: &Plane) {

@@ -4,6 +4,7 @@
 //! it depends on last changed. A part is made anew when its mark is another; what comes out equal stays the same `Arc`.
 
 use crate::cluster::{self, fixed, inbound};
+use crate::endpoint::Assignments;
 use crate::gateway::listener::GatewayMaker;
 use crate::gateway::{merge, route as route_of_gateway};
 use crate::listener::inbound::Inbound;
@@ -11,15 +12,17 @@ use crate::listener::outbound::{self, Outbound};
 use crate::listener::{Maker, ports};
 use crate::observe::{Observability, ObserveKey};
 use crate::proxy::ProxyView;
-use crate::resource::{ProxyResources, Resource, ResourceMap, Resources, reuse};
-use crate::route;
+use crate::resource::{ProxyResources, Resource, ResourceMap, Resources};
+use crate::route::{self, KeptRoutes};
 use crate::scope::{AskedFacts, Scope, ScopeKey, View};
+use crate::shared::{PartKey, Parts, Pool, lock};
 use crate::{endpoint, envoy_filter, name_table};
+use std::cell::LazyCell;
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use weft_core::Strng;
-use weft_model::{Labels, MeshSnapshot, Sections};
+use weft_model::{Labels, MeshSnapshot, Sections, VirtualService, Workload};
 
 /// Scopes that no proxy asked for in so many builds are dropped.
 const KEEP_BUILDS: u64 = 16;
@@ -41,6 +44,9 @@ pub struct GenCache {
     asked: Mutex<Option<(Mark, Arc<AskedFacts>)>>,
     scopes: Mutex<HashMap<ScopeKey, Arc<Mutex<Kept>>>>,
     patched: envoy_filter::Memo,
+    pool: Pool,
+    clusters: Parts<ClusterPart>,
+    endpoints: Parts<Assignments>,
 }
 
 /// Builds in which the sections that a part depends on last changed.
@@ -51,19 +57,37 @@ type Mark = Vec<u64>;
 struct Kept {
     last_used: u64,
     scope: Option<(Mark, Arc<Scope>)>,
-    clusters: Option<(Mark, SharedClusters)>,
-    endpoints: Option<(Mark, Arc<Resources>)>,
+    /// See [`Scope::print`].
+    print: Option<(Mark, Option<u64>)>,
+    /// Virtual services that outbound listeners are made of, and the build since which these are they.
+    l4_rules: Option<(Mark, (Rules, u64))>,
+    clusters: Option<(Mark, Arc<ClusterPart>)>,
+    endpoints: Option<(Mark, Arc<Assignments>)>,
     outbound: HashMap<OutboundKey, (Mark, Arc<Outbound>)>,
-    routes: Option<(Mark, SharedRoutes)>,
+    routes: Option<(Mark, Arc<KeptRoutes>)>,
     names: Option<(Mark, Arc<Resource>)>,
     gateways: HashMap<GatewayKey, (Mark, Arc<GatewayPart>)>,
 }
 
-/// Clusters, and the SDS names that they refer to and the control plane serves.
-type SharedClusters = (Arc<Resources>, Arc<Vec<Strng>>);
+type Rules = Arc<Vec<Arc<VirtualService>>>;
 
-/// Route configurations, and virtual hosts apart.
-type SharedRoutes = (Arc<Resources>, Arc<Resources>);
+/// Clusters, and the SDS names that they refer to and the control plane serves.
+#[derive(Debug, Default)]
+struct ClusterPart {
+    clusters: Arc<Resources>,
+    credentials: Vec<Strng>,
+}
+
+/// What is made for one proxy alone, kept with it.
+#[derive(Debug, Default)]
+pub(crate) struct Own(Option<(Mark, Option<Arc<Workload>>, OwnPart)>);
+
+/// Towards the workload.
+#[derive(Debug, Clone, Default)]
+struct OwnPart {
+    listeners: Resources,
+    clusters: Resources,
+}
 
 /// What outbound listeners depend on besides the scope.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -104,7 +128,7 @@ impl GenCache {
         let asked = self.asked(snapshot);
         let (kept, scope) = self.kept(snapshot, &proxy, &asked);
         let mut kept = lock(&kept);
-        let step = Step { view: View { snapshot, scope: &scope }, proxy: &proxy, asked: &asked };
+        let step = Step { view: View { snapshot, scope: &scope }, proxy: &proxy, asked: &asked, cache: self };
         let mut resources = if proxy.is_gateway() { step.gateway(&mut kept) } else { step.sidecar(&mut kept) };
         let bound = envoy_filter::bound(snapshot, &proxy);
         if !bound.is_empty() {
@@ -146,9 +170,13 @@ impl GenCache {
         let s = &snapshot.sections;
         // Gateways see all services, whatever virtual services say.
         let virtual_services = if key.gateway { 0 } else { s.virtual_services };
-        let mark = vec![s.mesh, s.services, virtual_services, s.sidecars, s.namespaces];
+        let mark = vec![virtual_services, s.mesh, s.services, s.sidecars, s.namespaces];
+        let only_rules = inside.scope.as_ref().is_some_and(|(known, _)| known.get(1..) == mark.get(1..));
         let scope = remember(&mut inside.scope, mark, |old| {
-            Arc::new(Scope::new(snapshot, key, &proxy.labels).since(snapshot.version, old.map(|scope| &**scope)))
+            let old = old.map(|scope| &**scope);
+            let patched = old.filter(|_| only_rules).and_then(|old| old.with_rules(snapshot, asked));
+            let whole = || Scope::new(snapshot, key, &proxy.labels).since(snapshot.version, old);
+            Arc::new(patched.unwrap_or_else(whole))
         });
         drop(inside);
         (kept, scope)
@@ -166,40 +194,76 @@ struct Step<'a> {
     view: View<'a>,
     proxy: &'a ProxyView,
     asked: &'a AskedFacts,
+    cache: &'a GenCache,
 }
 
 impl Step<'_> {
     fn sidecar(&self, kept: &mut Kept) -> ProxyResources {
-        let (snapshot, proxy) = (self.view.snapshot, self.proxy);
-        let observe_key = ObserveKey::new(snapshot, proxy);
-        let observe = Observability::new(self.view, proxy, &observe_key);
-        let maker = Maker { view: self.view, observe: &observe };
-
-        let served = ports::of(snapshot, proxy, self.view.scope.sidecar.as_deref());
-        let outbound = self.outbound(kept, observe_key, maker);
+        let observe_key = ObserveKey::new(self.view.snapshot, self.proxy);
+        // Most of the time nothing is made that reports.
+        let observe = LazyCell::new(|| Observability::new(self.view, self.proxy, &observe_key));
+        let outbound = self.outbound(kept, observe_key.clone(), || &*observe);
         let routes = self.routes(kept, &outbound);
-        let policies = snapshot.authorization_for(proxy.namespace(), &proxy.labels);
-        let tokens = snapshot.request_auth_for(proxy.namespace(), &proxy.labels);
-        let (clusters, credentials) = self.clusters(kept);
-        let inbound_listeners = Inbound { maker, proxy, ports: &served, policies, tokens }.listeners();
+        let clusters = self.clusters(kept);
+        let own = self.own(|| &*observe);
 
         ProxyResources {
-            listeners: ResourceMap::new(self.without_own(&outbound), inbound_listeners),
-            routes: ResourceMap::new(routes.0.clone(), Resources::new()),
-            virtual_hosts: ResourceMap::new(routes.1.clone(), Resources::new()),
-            clusters: ResourceMap::new(clusters, inbound::clusters(snapshot, proxy, &served)),
-            endpoints: ResourceMap::new(self.endpoints(kept), Resources::new()),
-            name_table: proxy.dns_capture().then(|| self.names(kept)),
-            credentials: credentials.to_vec(),
+            listeners: ResourceMap::new(self.without_own(&outbound), own.listeners),
+            routes: ResourceMap::new(routes.configurations.clone(), Resources::new()),
+            virtual_hosts: ResourceMap::new(routes.virtual_hosts.clone(), Resources::new()),
+            clusters: ResourceMap::new(clusters.clusters.clone(), own.clusters),
+            endpoints: ResourceMap::new(self.endpoints(kept).resources.clone(), Resources::new()),
+            name_table: self.proxy.dns_capture().then(|| self.names(kept)),
+            credentials: clusters.credentials.clone(),
             ..ProxyResources::default()
         }
+    }
+
+    /// Listeners and clusters towards the workload.
+    fn own<'o>(&self, observe: impl FnOnce() -> &'o Observability) -> OwnPart {
+        let (snapshot, proxy, s) = (self.view.snapshot, self.proxy, self.sections());
+        let tokens = snapshot.request_auth_for(proxy.namespace(), &proxy.labels);
+        let listed = self.asked.listed.contains(proxy.namespace());
+        let mark = vec![
+            s.mesh,
+            s.services,
+            s.sidecars,
+            s.namespaces,
+            s.security,
+            s.telemetry,
+            s.destination_rules,
+            if listed { s.endpoints } else { 0 },
+            // Routes may ask for claims of tokens.
+            if tokens.is_empty() { 0 } else { s.virtual_services },
+        ];
+        let mut own = lock(&proxy.own);
+        let same_workload = |known: &Option<Arc<Workload>>| match (known, &proxy.workload) {
+            (Some(known), Some(now)) => Arc::ptr_eq(known, now),
+            (None, None) => true,
+            _ => false,
+        };
+        if let Some((known, workload, part)) = &own.0
+            && *known == mark
+            && same_workload(workload)
+        {
+            return part.clone();
+        }
+        let maker = Maker { view: self.view, observe: observe() };
+        let served = ports::of(snapshot, proxy, self.view.scope.sidecar.as_deref());
+        let policies = snapshot.authorization_for(proxy.namespace(), &proxy.labels);
+        let part = OwnPart {
+            listeners: Inbound { maker, proxy, ports: &served, policies, tokens }.listeners(),
+            clusters: inbound::clusters(snapshot, proxy, &served),
+        };
+        own.0 = Some((mark, proxy.workload.clone(), part.clone()));
+        part
     }
 
     fn gateway(&self, kept: &mut Kept) -> ProxyResources {
         let part = self.gateway_part(kept);
         let endpoints = self.endpoints(kept);
-        let (clusters, of_clusters) = self.clusters(kept);
-        let mut credentials: Vec<Strng> = part.credentials.iter().chain(of_clusters.iter()).cloned().collect();
+        let clusters = self.clusters(kept);
+        let mut credentials: Vec<Strng> = part.credentials.iter().chain(&clusters.credentials).cloned().collect();
         credentials.sort();
         credentials.dedup();
         let sni = if part.sni_endpoints { endpoint::all(self.view, true) } else { Resources::new() };
@@ -207,8 +271,8 @@ impl Step<'_> {
             listeners: ResourceMap::new(part.listeners.clone(), Resources::new()),
             routes: ResourceMap::new(part.configurations.clone(), Resources::new()),
             virtual_hosts: ResourceMap::new(part.virtual_hosts.clone(), Resources::new()),
-            clusters: ResourceMap::new(clusters, part.sni_clusters.clone()),
-            endpoints: ResourceMap::new(endpoints, sni),
+            clusters: ResourceMap::new(clusters.clusters.clone(), part.sni_clusters.clone()),
+            endpoints: ResourceMap::new(endpoints.resources.clone(), sni),
             name_table: self.proxy.dns_capture().then(|| self.names(kept)),
             credentials,
             ..ProxyResources::default()
@@ -234,49 +298,95 @@ impl Step<'_> {
         if self.view.scope.holds_endpoints { self.sections().endpoints } else { 0 }
     }
 
-    fn clusters(&self, kept: &mut Kept) -> SharedClusters {
-        let endpoints = if self.asked.dialled { self.sections().endpoints } else { self.endpoints_inside() };
-        let mark = self.mark(&[self.sections().security, endpoints]);
-        remember(&mut kept.clusters, mark, |old| {
-            let mut all = cluster::outbound(self.view);
-            all.extend(fixed::outbound(self.view.mesh(), self.view.scope.key.gateway));
-            let none = SharedClusters::default();
-            (reuse(&old.unwrap_or(&none).0, all), Arc::new(cluster::credentials(self.view)))
-        })
-    }
-
-    fn endpoints(&self, kept: &mut Kept) -> Arc<Resources> {
-        let mark = self.mark(&[self.sections().security, self.sections().endpoints]);
-        remember(&mut kept.endpoints, mark, |old| {
-            reuse(old.unwrap_or(&Arc::default()), endpoint::all(self.view, false))
-        })
-    }
-
-    fn outbound(&self, kept: &mut Kept, observe: ObserveKey, maker: Maker<'_>) -> Arc<Outbound> {
+    /// As [`Self::mark`] for what depends on the services and destination rules seen, and on nothing else of the scope's own;
+    /// and whether others may share it, as they may unless a Sidecar makes the scope one of a kind.
+    fn common_mark(&self, kept: &mut Kept, more: &[u64]) -> (Mark, bool) {
         let s = self.sections();
-        let mark = self.mark(&[s.telemetry, s.virtual_services, self.endpoints_inside()]);
+        let seen = vec![self.view.scope.services_changed, s.mesh, s.services, s.destination_rules];
+        let print = remember(&mut kept.print, seen, |_| self.view.scope.print(self.view.snapshot));
+        let view = print.unwrap_or(self.view.scope.services_changed);
+        let mut mark = vec![s.mesh, s.services, view, s.sidecars, s.namespaces, s.destination_rules];
+        mark.extend(more);
+        (mark, print.is_some())
+    }
+
+    fn part_key(&self, mark: &Mark, shares: bool) -> Option<PartKey> {
+        shares.then(|| PartKey::new(&self.view.scope.key, mark))
+    }
+
+    fn clusters(&self, kept: &mut Kept) -> Arc<ClusterPart> {
+        let endpoints = if self.asked.dialled { self.sections().endpoints } else { self.endpoints_inside() };
+        let (mark, shares) = self.common_mark(kept, &[self.sections().security, endpoints]);
+        remember(&mut kept.clusters, mark.clone(), |old| {
+            let make = || {
+                let mut all = cluster::outbound(self.view);
+                all.extend(fixed::outbound(self.view.mesh(), self.view.scope.key.gateway));
+                let none = ClusterPart::default();
+                let clusters = self.cache.pool.reuse(&old.map_or(&none, |old| old).clusters, all);
+                Arc::new(ClusterPart { clusters, credentials: cluster::credentials(self.view) })
+            };
+            self.cache.clusters.get_or(self.part_key(&mark, shares), make)
+        })
+    }
+
+    fn endpoints(&self, kept: &mut Kept) -> Arc<Assignments> {
+        let (base, _) = self.common_mark(kept, &[self.sections().security]);
+        let (mark, shares) = self.common_mark(kept, &[self.sections().security, self.sections().endpoints]);
+        remember(&mut kept.endpoints, mark.clone(), |old| {
+            let old = old.map(|old| &**old);
+            let make = || Arc::new(endpoint::assignments(self.view, old, base, &self.cache.pool));
+            self.cache.endpoints.get_or(self.part_key(&mark, shares), make)
+        })
+    }
+
+    fn outbound<'o>(
+        &self,
+        kept: &mut Kept,
+        key: ObserveKey,
+        observe: impl FnOnce() -> &'o Observability,
+    ) -> Arc<Outbound> {
+        let s = self.sections();
+        let rules = self.l4_rules(kept);
+        let mark = self.mark(&[s.telemetry, rules, self.endpoints_inside()]);
         let (intercepts, transparent) = (self.proxy.intercepts(), self.proxy.transparent());
-        let key = OutboundKey { observe, intercepts, transparent };
-        remember_by(&mut kept.outbound, key, mark, |_| {
+        let key = OutboundKey { observe: key, intercepts, transparent };
+        remember_by(&mut kept.outbound, key, mark, |old| {
+            let maker = Maker { view: self.view, observe: observe() };
             let mut out = outbound::listeners(maker, intercepts);
             if intercepts {
                 let listener = maker.virtual_outbound(transparent);
                 let resource = Resource::new(listener.name.as_str(), &listener);
                 Arc::make_mut(&mut out.listeners).insert(resource.name.clone(), resource);
             }
+            let known = old.map(|old| old.listeners.clone()).unwrap_or_default();
+            out.listeners = self.cache.pool.reuse(&known, std::mem::take(Arc::make_mut(&mut out.listeners)));
             Arc::new(out)
         })
     }
 
-    fn routes(&self, kept: &mut Kept, outbound: &Outbound) -> SharedRoutes {
+    /// The build since which the virtual services that listeners are made of are what they are: those about TLS and TCP.
+    fn l4_rules(&self, kept: &mut Kept) -> u64 {
+        let mark = self.mark(&[self.sections().virtual_services]);
+        let (_, since) = remember(&mut kept.l4_rules, mark, |old| {
+            let all = self.view.scope.egress.iter().flat_map(|egress| egress.virtual_services.iter());
+            let made_of = all.filter(|vs| !vs.spec.tls.is_empty() || !vs.spec.tcp.is_empty());
+            let rules: Vec<_> = made_of.cloned().collect();
+            match old.filter(|(old, _)| old.iter().map(Arc::as_ptr).eq(rules.iter().map(Arc::as_ptr))) {
+                Some(same) => same.clone(),
+                None => (Arc::new(rules), self.view.snapshot.version),
+            }
+        });
+        since
+    }
+
+    fn routes(&self, kept: &mut Kept, outbound: &Outbound) -> Arc<KeptRoutes> {
         // The listeners' wish list depends on the services alone, whatever the workload reports.
         let intercepts = u64::from(self.proxy.intercepts());
-        let mark = self.mark(&[self.sections().virtual_services, self.endpoints_inside(), intercepts]);
+        let base = self.mark(&[self.endpoints_inside(), intercepts]);
+        let mark = [base.as_slice(), &[self.sections().virtual_services]].concat();
         remember(&mut kept.routes, mark, |old| {
-            let new = route::outbound(self.view, outbound.routes.iter().cloned());
-            let none = SharedRoutes::default();
-            let (configurations, virtual_hosts) = old.unwrap_or(&none);
-            (reuse(configurations, new.configurations), reuse(virtual_hosts, new.virtual_hosts))
+            let old = old.map(|old| &**old);
+            Arc::new(route::outbound(self.view, &outbound.routes, old, base, &self.cache.pool))
         })
     }
 
@@ -329,10 +439,10 @@ impl Step<'_> {
                 listeners: if same_listeners {
                     old.listeners.clone()
                 } else {
-                    reuse(&old.listeners, maker.listeners())
+                    self.cache.pool.reuse(&old.listeners, maker.listeners())
                 },
-                configurations: reuse(&old.configurations, routes.configurations),
-                virtual_hosts: reuse(&old.virtual_hosts, routes.virtual_hosts),
+                configurations: self.cache.pool.reuse(&old.configurations, routes.configurations),
+                virtual_hosts: self.cache.pool.reuse(&old.virtual_hosts, routes.virtual_hosts),
                 credentials: maker.credentials(),
                 sni_clusters: match automatic {
                     true if only_rules => old.sni_clusters.clone(),
@@ -377,9 +487,4 @@ fn remember_by<K: Eq + Hash, T: Clone>(
         slots.insert(key, slot);
     }
     value
-}
-
-/// A thread that died inside left a value that is whole: parts are set when they are finished.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -22,6 +22,7 @@ pub mod proxy;
 pub mod resource;
 mod route;
 pub mod scope;
+mod shared;
 mod traffic;
 
 pub use generate::{GenCache, generate, generate_endpoints};

@@ -129,16 +129,6 @@ pub fn by_name(resources: impl IntoIterator<Item = Arc<Resource>>) -> Resources 
     resources.into_iter().map(|r| (r.name.clone(), r)).collect()
 }
 
-/// Of `new` resources those that are the same in `old`, as the same `Arc`s.
-pub(crate) fn reuse(old: &Resources, mut new: Resources) -> Arc<Resources> {
-    for (name, resource) in &mut new {
-        if let Some(same) = old.get(name).filter(|known| known.hash == resource.hash) {
-            *resource = same.clone();
-        }
-    }
-    Arc::new(new)
-}
-
 /// Everything that is generated for one proxy.
 #[derive(Debug, Clone, Default)]
 pub struct ProxyResources {

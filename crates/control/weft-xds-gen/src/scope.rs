@@ -5,12 +5,15 @@
 //! different labels still share.
 
 use crate::proxy::ProxyView;
+use foldhash::quality::FixedState;
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use weft_core::Strng;
 use weft_k8s_api::istio::{self, OutboundTrafficPolicyMode as Mode};
 use weft_model::{
-    DestinationRule, Labels, MeshSnapshot, Near, Resolution, Service, ServicePort, Sidecar, VirtualService,
+    DestinationRule, ExportTo, Labels, MESH_GATEWAY, MeshSnapshot, Near, Resolution, Service, ServicePort, Sidecar,
+    VirtualService,
 };
 
 /// What the outbound configuration of a proxy depends on, besides the snapshot.
@@ -26,8 +29,10 @@ pub struct ScopeKey {
     pub gateway: bool,
     /// Understands Weft's extensions.
     pub weft: bool,
-    /// Addresses are IPv6.
+    /// Addresses are IPv6; of both families, the first is.
     pub ipv6: bool,
+    /// There are addresses of both families.
+    pub dual: bool,
     /// Answers DNS, so that addresses given by the mesh can be used.
     pub dns_capture: bool,
     /// Network of the proxy.
@@ -56,7 +61,7 @@ pub struct Scope {
     /// Build in which the services last changed.
     pub(crate) services_changed: u64,
     /// All services seen, by host.
-    services: BTreeMap<Strng, Arc<Service>>,
+    services: Arc<BTreeMap<Strng, Arc<Service>>>,
 }
 
 /// An outbound listener and what it may reach.
@@ -65,9 +70,9 @@ pub(crate) struct Egress {
     /// As the Sidecar says; `None` for the one that stands for all.
     pub listener: Option<istio::IstioEgressListener>,
     /// Services, oldest first.
-    pub services: Vec<Arc<Service>>,
+    pub services: Arc<Vec<Arc<Service>>>,
     /// Virtual services of the mesh gateway, oldest first.
-    pub virtual_services: Vec<Arc<VirtualService>>,
+    pub virtual_services: Arc<Vec<Arc<VirtualService>>>,
 }
 
 /// What happens to traffic to unknown hosts.
@@ -118,6 +123,7 @@ impl ScopeKey {
             gateway: proxy.is_gateway(),
             weft: proxy.is_weft,
             ipv6: proxy.node.ip.is_ipv6(),
+            dual: proxy.dual(),
             dns_capture: proxy.dns_capture(),
             network: proxy.network.clone(),
             locality: if asked.locality { proxy.locality.clone() } else { String::new() },
@@ -130,10 +136,15 @@ impl ScopeKey {
     pub(crate) fn wildcard(&self) -> &'static str {
         if self.ipv6 { "::" } else { "0.0.0.0" }
     }
+
+    /// Whether the proxy has addresses of the family of `ip`.
+    pub(crate) fn speaks(&self, ip: &std::net::IpAddr) -> bool {
+        self.dual || ip.is_ipv6() == self.ipv6
+    }
 }
 
 /// Which facts of a client the rules of a snapshot ask about.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct AskedFacts {
     /// Label names.
     pub labels: BTreeSet<String>,
@@ -143,6 +154,10 @@ pub struct AskedFacts {
     pub node: bool,
     /// Some rule sends requests on to whatever address they were for: such clusters depend on the endpoints.
     pub dialled: bool,
+    /// Namespaces with a service whose endpoints are listed and not selected: whom it leads to depends on them.
+    pub listed: BTreeSet<String>,
+    /// The virtual services of sidecars, oldest first, when all namespaces see all of them.
+    pub rules_of_all: Option<Arc<Vec<Arc<VirtualService>>>>,
 }
 
 impl AskedFacts {
@@ -169,6 +184,12 @@ impl AskedFacts {
         let services = || snapshot.services.values().flatten();
         asked.node |= services().any(|s| s.node_local || s.near == Some(Near::Node));
         asked.locality |= services().any(|s| s.near.is_some());
+        asked.listed.extend(services().filter(|s| s.selector.is_empty()).map(|s| s.namespace.clone()));
+        let of_mesh = |vs: &&Arc<VirtualService>| vs.gateways.iter().any(|g| g == MESH_GATEWAY);
+        let rules = || snapshot.virtual_services.iter().filter(of_mesh);
+        if rules().all(|vs| vs.export_to == ExportTo::All) {
+            asked.rules_of_all = Some(Arc::new(rules().cloned().collect()));
+        }
         asked
     }
 
@@ -203,7 +224,7 @@ impl Scope {
             sidecar_egress(snapshot, &key, labels)
         };
         let mut services: BTreeMap<Strng, Arc<Service>> = BTreeMap::new();
-        for service in egress.iter().flat_map(|e| &e.services) {
+        for service in egress.iter().flat_map(|e| e.services.iter()) {
             services
                 .entry(service.host.clone())
                 .and_modify(|known| add_ports(known, service))
@@ -212,7 +233,47 @@ impl Scope {
         let outbound = outbound_policy(snapshot, sidecar.as_deref());
         let holds = |r| matches!(r, Resolution::Dns | Resolution::DnsRoundRobin | Resolution::Passthrough);
         let holds_endpoints = services.values().any(|s| holds(s.resolution));
-        Self { key, sidecar, egress, outbound, holds_endpoints, services_changed: 0, services }
+        Self { key, sidecar, egress, outbound, holds_endpoints, services_changed: 0, services: Arc::new(services) }
+    }
+
+    /// The scope after a change of virtual services alone. Without a Sidecar these do not say which services are seen.
+    pub(crate) fn with_rules(&self, snapshot: &MeshSnapshot, asked: &AskedFacts) -> Option<Self> {
+        let [egress] = self.egress.as_slice() else { return None };
+        if self.sidecar.is_some() {
+            return None;
+        }
+        let seen_here = |vs: &&Arc<VirtualService>| {
+            vs.gateways.iter().any(|g| g == MESH_GATEWAY) && vs.export_to.visible_in(&self.key.namespace)
+        };
+        let virtual_services = asked
+            .rules_of_all
+            .clone()
+            .unwrap_or_else(|| Arc::new(snapshot.virtual_services.iter().filter(seen_here).cloned().collect()));
+        let egress = Egress { listener: None, services: egress.services.clone(), virtual_services };
+        Some(Self {
+            key: self.key.clone(),
+            sidecar: None,
+            egress: vec![egress],
+            outbound: self.outbound.clone(),
+            holds_endpoints: self.holds_endpoints,
+            services_changed: self.services_changed,
+            services: self.services.clone(),
+        })
+    }
+
+    /// Says which services and destination rules are seen: with equal numbers, proxies of one snapshot see the very same,
+    /// wherever they are. `None` where a Sidecar may have cut services to its own measure.
+    pub(crate) fn print(&self, snapshot: &MeshSnapshot) -> Option<u64> {
+        if self.sidecar.is_some() {
+            return None;
+        }
+        let view = View { snapshot, scope: self };
+        let mut hasher = FixedState::with_seed(11).build_hasher();
+        for service in self.services.values() {
+            hasher.write_usize(Arc::as_ptr(service).addr());
+            hasher.write_usize(view.rule(service).map_or(0, |rule| Arc::as_ptr(&rule).addr()));
+        }
+        Some(hasher.finish())
     }
 
     /// The scope of build `version`, after `old`: says since when its services are what they are.
@@ -250,8 +311,8 @@ fn sidecar_egress(snapshot: &MeshSnapshot, key: &ScopeKey, labels: &Labels) -> (
     let listener_at = |index: usize| seen.sidecar.as_ref().and_then(|s| s.spec.egress.get(index)).cloned();
     let egress = seen.egress.into_iter().map(|scope| Egress {
         listener: scope.listener.and_then(listener_at),
-        services: oldest_first(scope.services),
-        virtual_services: scope.virtual_services,
+        services: Arc::new(oldest_first(scope.services)),
+        virtual_services: Arc::new(scope.virtual_services),
     });
     let egress = egress.collect();
     (seen.sidecar, egress)
@@ -260,7 +321,7 @@ fn sidecar_egress(snapshot: &MeshSnapshot, key: &ScopeKey, labels: &Labels) -> (
 /// Gateways see all that is exported to them; virtual services bind to them by the gateway's name.
 fn gateway_egress(snapshot: &MeshSnapshot, key: &ScopeKey) -> Egress {
     let services = oldest_first(snapshot.services_visible_to(&key.namespace));
-    Egress { listener: None, services, virtual_services: Vec::new() }
+    Egress { listener: None, services: Arc::new(services), virtual_services: Arc::default() }
 }
 
 /// Where two services want one listener, the older has it.

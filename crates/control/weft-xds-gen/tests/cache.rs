@@ -205,16 +205,100 @@ fn scopes_nobody_asks_for_go() {
         snapshot = weft_model::build(&world.inputs(), Some(&snapshot));
         cache.generate(&snapshot, &sidecar(&snapshot, "productpage-v1-0"));
     }
-    let elsewhere = "
+    world.add(ELSEWHERE);
+    let snapshot = weft_model::build(&world.inputs(), Some(&snapshot));
+    cache.generate(&snapshot, &sidecar(&snapshot, "elsewhere/one-0"));
+    assert_eq!(cache.len(), 2, "the gateway's is gone");
+}
+
+const ELSEWHERE: &str = "
 apiVersion: apps/v1
 kind: Deployment
 metadata: {name: one, namespace: elsewhere}
 spec: {template: {metadata: {labels: {app: one}}, spec: {containers: [{name: one, image: one}]}}}
 ";
-    world.add(elsewhere);
-    let snapshot = weft_model::build(&world.inputs(), Some(&snapshot));
-    cache.generate(&snapshot, &sidecar(&snapshot, "elsewhere/one-0"));
-    assert_eq!(cache.len(), 2, "the gateway's is gone");
+
+/// Namespaces differ in the short names of their own services, and in what is exported to them.
+#[test]
+fn namespaces_share_what_is_equal() {
+    let mut world = bookinfo();
+    world.add(ELSEWHERE).add(
+        "
+apiVersion: v1
+kind: Service
+metadata: {name: secret, namespace: elsewhere, annotations: {networking.istio.io/exportTo: '.'}}
+spec: {selector: {app: one}, ports: [{name: http, port: 9080}]}
+",
+    );
+    let without = world.objects.pop().unwrap();
+    let cache = GenCache::default();
+    let before = world.snapshot();
+    let both = |snapshot: &MeshSnapshot| {
+        let of = |pod| cache.generate(snapshot, &common::proxy(snapshot, pod, true, &Value::Null));
+        (of("reviews-v1-0"), of("elsewhere/one-0"))
+    };
+    let (here, there) = both(&before);
+    assert_eq!(cache.len(), 2);
+    assert!(same(&here.clusters, &there.clusters) && same(&here.endpoints, &there.endpoints));
+    let reviews = "9080/reviews.default.svc.cluster.local:9080";
+    assert_ne!(here.virtual_hosts.get(reviews).unwrap().hash, there.virtual_hosts.get(reviews).unwrap().hash);
+    assert!(Arc::ptr_eq(here.routes.get("9080").unwrap(), there.routes.get("9080").unwrap()));
+
+    world.objects.push(without);
+    let after = weft_model::build(&world.inputs(), Some(&before));
+    let (here, there) = both(&after);
+    assert!(!same(&here.clusters, &there.clusters) && !same(&here.endpoints, &there.endpoints));
+    assert!(Arc::ptr_eq(here.clusters.get(REVIEWS).unwrap(), there.clusters.get(REVIEWS).unwrap()));
+    let secret = "outbound|9080||secret.elsewhere.svc.cluster.local";
+    assert!(here.clusters.get(secret).is_none() && there.clusters.get(secret).is_some());
+}
+
+/// One virtual service of several changes: its routes, then what it is for.
+#[test]
+fn a_changed_rule_moves_its_own_virtual_host() {
+    let rule = |host: &str, http: Value| {
+        json!({"apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": {"name": host},
+               "spec": {"hosts": [host], "http": [http]}})
+    };
+    let to = |host: &str, timeout: &str| json!({"route": [{"destination": {"host": host}}], "timeout": timeout});
+    for weft in [true, false] {
+        let mut world = bookinfo();
+        for host in ["reviews", "ratings", "details"] {
+            world.add_object(rule(host, to(host, "1s")));
+        }
+        let cache = GenCache::default();
+        let mut snapshot = world.snapshot();
+        let proxy = |snapshot: &MeshSnapshot| common::proxy(snapshot, "productpage-v1-0", weft, &Value::Null);
+        let mut old = cache.generate(&snapshot, &proxy(&snapshot));
+        let place = world.objects.iter().position(|o| o.name() == "ratings" && o.kind == "VirtualService").unwrap();
+        let host = "9080/ratings.default.svc.cluster.local:9080";
+        let own = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        for (spec, want) in [
+            (json!({"hosts": ["ratings"], "http": [to("ratings", "2s")]}), Some(own(&[host]))),
+            (json!({"hosts": ["ratings"], "http": [to("reviews", "2s"), to("ratings", "3s")]}), Some(own(&[host]))),
+            (json!({"hosts": ["ratings"], "http": [to("reviews", "2s"), to("ratings", "3s")]}), Some(own(&[]))),
+            // For other hosts, for none of these clients, and back again.
+            (json!({"hosts": ["reviews"], "http": [to("ratings", "2s")]}), None),
+            (
+                json!({"hosts": ["ratings"], "http": [{"match": [{"port": 1}], "route": to("ratings", "1s")["route"]}]}),
+                None,
+            ),
+            (json!({"hosts": ["ratings"], "http": [to("ratings", "1s")]}), None),
+        ] {
+            world.objects[place].body["spec"] = spec;
+            snapshot = weft_model::build(&world.inputs(), Some(&snapshot));
+            let new = cache.generate(&snapshot, &proxy(&snapshot));
+            assert_eq!(contents(&new), contents(&generate(&snapshot, &proxy(&snapshot))));
+            assert!(same(&old.clusters, &new.clusters) && same(&old.listeners, &new.listeners));
+            if let Some(want) = want {
+                let configuration = if want.is_empty() { own(&[]) } else { own(&["9080"]) };
+                let (hosts, routes) = if weft { (want, own(&[])) } else { (own(&[]), configuration) };
+                assert_eq!(changed(&old.virtual_hosts, &new.virtual_hosts), hosts);
+                assert_eq!(changed(&old.routes, &new.routes), routes);
+            }
+            old = new;
+        }
+    }
 }
 
 /// Every object of every golden world goes and comes back, one at a time; what the cache says is always what would be made

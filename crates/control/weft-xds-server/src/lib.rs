@@ -2,7 +2,8 @@
 //! Knows streams, subscriptions and answers; what is in the resources is the generator's affair.
 //!
 //! Reading order: [`kind`] (types and their order), [`auth`] (who calls), `offer` (what a proxy may have), [`session`] (the
-//! protocol, without I/O), `connection` (one stream), [`server`] (all of them), [`status`] and [`metrics`] (what is known of
+//! protocol, without I/O), `sent` and `share` (its memory), `connection` (one stream), [`presence`] (who is told of it),
+//! `wire` (how it is written), [`server`] (all of them), [`status`] and [`metrics`] (what is known of
 //! them), [`debug`] (the monitoring port).
 
 pub mod auth;
@@ -13,11 +14,16 @@ pub mod kind;
 pub mod metrics;
 mod offer;
 mod places;
+pub mod presence;
+mod sent;
 pub mod server;
 pub mod session;
+mod share;
 pub mod status;
+mod wire;
 
 pub use auth::{Authenticator, Caller, NoAuthentication};
 pub use kind::{KINDS, Kind};
 pub use offer::Offer;
+pub use presence::{Observer, Present};
 pub use server::{AdsServer, AdsService, Generate, Options, RemoteAddr, SecretAccess};

@@ -4,25 +4,40 @@ use crate::auth::{Authenticator, BoxFuture};
 use crate::connection::{Sink, Variant, serve};
 use crate::metrics::Metrics;
 use crate::places::Places;
+use crate::presence::Observer;
 use crate::session::{Incoming, Names, Push};
+use crate::share::Pools;
 use crate::status::Registry;
+use crate::wire::{DeltaBody, DeltaResponse};
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::body::Body;
+use tonic::codec::Codec;
+use tonic::codegen::Service;
+use tonic::metadata::MetadataMap;
+use tonic::server::NamedService;
 use tonic::{Request, Response, Status, Streaming};
+use tonic_prost::ProstCodec;
 use weft_model::MeshSnapshot;
 use weft_proto::envoy::service::discovery::v3::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
 use weft_proto::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
 use weft_xds_gen::{GenCache, ProxyResources, ProxyView};
 
 /// Responses of one stream that wait to be written to the connection. Behind them the stream itself waits.
 const QUEUE: usize = 16;
+/// Path of the delta method.
+const DELTA_PATH: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+/// Media type of answers.
+const GRPC_CONTENT_TYPE: http::HeaderValue = http::HeaderValue::from_static("application/grpc");
 /// Largest request, in bytes.
 const MAX_REQUEST_BYTES: usize = 16 * 1024 * 1024;
 
@@ -82,8 +97,10 @@ pub(crate) struct Shared {
     pub registry: Registry,
     pub metrics: Metrics,
     pub generating: Semaphore,
+    pub pools: Arc<Pools>,
     places: Arc<Places>,
     pub secret_access: OnceLock<SecretAccess>,
+    pub observer: OnceLock<Arc<dyn Observer>>,
 }
 
 /// The server of all proxies. A clone shares all state.
@@ -103,8 +120,10 @@ impl AdsServer {
             registry: Registry::default(),
             metrics: Metrics::default(),
             generating: Semaphore::new(processors),
+            pools: Arc::default(),
             places: Places::new(options.max_streams),
             secret_access: OnceLock::new(),
+            observer: OnceLock::new(),
             options,
         };
         Self { shared: Arc::new(shared) }
@@ -115,6 +134,12 @@ impl AdsServer {
     pub fn set_secret_access(&self, access: SecretAccess) {
         // The one that was set first stays.
         let _ = self.shared.secret_access.set(access);
+    }
+
+    /// Tells `observer` of proxies that come and go. Set once; later calls change nothing.
+    pub fn set_observer(&self, observer: Arc<dyn Observer>) {
+        // The one that was set first stays.
+        let _ = self.shared.observer.set(observer);
     }
 
     /// Serves this snapshot from now on. A proxy that is still busy with an older one skips those between.
@@ -144,25 +169,56 @@ impl AdsServer {
     }
 
     /// The gRPC service, for callers that `authenticator` knows.
-    pub fn service(&self, authenticator: Arc<dyn Authenticator>) -> AggregatedDiscoveryServiceServer<AdsService> {
-        AggregatedDiscoveryServiceServer::new(AdsService { shared: self.shared.clone(), authenticator })
+    pub fn service(&self, authenticator: Arc<dyn Authenticator>) -> AdsService {
+        let streams = Streams { shared: self.shared.clone(), authenticator };
+        let by_tonic = AggregatedDiscoveryServiceServer::new(streams.clone())
             .max_decoding_message_size(MAX_REQUEST_BYTES)
-            .max_encoding_message_size(usize::MAX)
+            .max_encoding_message_size(usize::MAX);
+        AdsService { streams, by_tonic }
     }
 }
 
-/// The gRPC service on one port.
+/// The gRPC service on one port: the delta method writes its own body ([`crate::wire`]).
 #[derive(Clone)]
 pub struct AdsService {
+    streams: Streams,
+    by_tonic: AggregatedDiscoveryServiceServer<Streams>,
+}
+
+impl NamedService for AdsService {
+    const NAME: &'static str = <AggregatedDiscoveryServiceServer<Streams> as NamedService>::NAME;
+}
+
+impl Service<http::Request<Body>> for AdsService {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<http::Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        if request.uri().path() != DELTA_PATH {
+            return Box::pin(self.by_tonic.call(request));
+        }
+        let streams = self.streams.clone();
+        Box::pin(async move { Ok(streams.delta(request).await.unwrap_or_else(|status| status.into_http())) })
+    }
+}
+
+/// Opens streams.
+#[derive(Clone)]
+struct Streams {
     shared: Arc<Shared>,
     authenticator: Arc<dyn Authenticator>,
 }
 
-impl AdsService {
+impl Streams {
     async fn open<V: Variant>(
         &self,
         request: Request<Streaming<V::Request>>,
-    ) -> Result<Response<ReceiverStream<Result<V::Response, Status>>>, Status> {
+    ) -> Result<mpsc::Receiver<Result<V::Response, Status>>, Status> {
         let caller = self.authenticator.authenticate(request.metadata(), request.extensions()).await?;
         // Only now: strangers whose tokens are being reviewed must not take the places of proxies.
         let place = self.shared.places.take(&caller).map_err(Status::resource_exhausted)?;
@@ -174,7 +230,19 @@ impl AdsService {
             serve::<V>(shared, caller, remote, requests, sink).await;
             drop(place);
         });
-        Ok(Response::new(ReceiverStream::new(responses)))
+        Ok(responses)
+    }
+
+    /// The delta method, from the HTTP request to the response whose body goes on.
+    async fn delta(&self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
+        let (parts, body) = request.into_parts();
+        let decoder = ProstCodec::<(), DeltaDiscoveryRequest>::default().decoder();
+        let requests = Streaming::new_request(decoder, body, None, Some(MAX_REQUEST_BYTES));
+        let metadata = MetadataMap::from_headers(parts.headers);
+        let responses = self.open::<Delta>(Request::from_parts(metadata, parts.extensions, requests)).await?;
+        let mut response = http::Response::new(Body::new(DeltaBody::new(responses)));
+        response.headers_mut().insert(http::header::CONTENT_TYPE, GRPC_CONTENT_TYPE);
+        Ok(response)
     }
 }
 
@@ -188,23 +256,23 @@ fn remote<T>(request: &Request<T>) -> Option<SocketAddr> {
 pub struct RemoteAddr(pub SocketAddr);
 
 #[tonic::async_trait]
-impl AggregatedDiscoveryService for AdsService {
+impl AggregatedDiscoveryService for Streams {
     type StreamAggregatedResourcesStream = ReceiverStream<Result<DiscoveryResponse, Status>>;
 
     async fn stream_aggregated_resources(
         &self,
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        self.open::<Sotw>(request).await
+        Ok(Response::new(ReceiverStream::new(self.open::<Sotw>(request).await?)))
     }
 
     type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
 
     async fn delta_aggregated_resources(
         &self,
-        request: Request<Streaming<DeltaDiscoveryRequest>>,
+        _: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        self.open::<Delta>(request).await
+        Err(Status::internal("the delta method is served beside this"))
     }
 }
 
@@ -242,7 +310,7 @@ struct Delta;
 
 impl Variant for Delta {
     type Request = DeltaDiscoveryRequest;
-    type Response = DeltaDiscoveryResponse;
+    type Response = DeltaResponse;
     const DELTA: bool = true;
 
     fn incoming(request: DeltaDiscoveryRequest) -> Incoming {
@@ -259,20 +327,7 @@ impl Variant for Delta {
         }
     }
 
-    fn response(push: Push, version: String) -> DeltaDiscoveryResponse {
-        let resource = |r: &Arc<weft_xds_gen::Resource>| Resource {
-            name: r.name.to_string(),
-            version: format!("{:x}", r.hash),
-            resource: Some(r.any.clone()),
-            ..Default::default()
-        };
-        DeltaDiscoveryResponse {
-            system_version_info: version,
-            type_url: push.kind.type_url().into(),
-            nonce: push.nonce,
-            resources: push.resources.iter().map(resource).collect(),
-            removed_resources: push.removed,
-            ..Default::default()
-        }
+    fn response(push: Push, version: String) -> DeltaResponse {
+        DeltaResponse { push, version }
     }
 }

@@ -9,7 +9,9 @@
 
 use crate::kind::{KINDS, Kind};
 use crate::offer::Offer;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use crate::sent::Sent;
+use crate::share::{NameSet, Pools};
+use std::collections::{BTreeSet, HashSet};
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -100,6 +102,7 @@ pub struct Session {
     delta: bool,
     next_nonce: u64,
     types: [TypeState; KINDS.len()],
+    pools: Arc<Pools>,
 }
 
 #[derive(Debug, Default)]
@@ -107,11 +110,13 @@ struct TypeState {
     /// The client asked for this type at least once.
     subscribed: bool,
     all: bool,
-    names: BTreeSet<String>,
+    names: NameSet,
+    /// Names subscribed to since the last comparison: nothing is known of them.
+    fresh: BTreeSet<Strng>,
     /// `<route>/` of subscriptions `<route>/*`.
     prefixes: BTreeSet<String>,
-    /// What the client has: name → hash.
-    sent: HashMap<Strng, u64>,
+    /// What the client has.
+    sent: Sent,
     /// Names that the client was told do not exist.
     absent: HashSet<String>,
     /// The push that is not answered yet.
@@ -122,8 +127,8 @@ struct TypeState {
     owed: bool,
     /// Names to be sent again though unchanged.
     again: HashSet<Strng>,
-    /// What was compared last with nothing left over: equal again means nothing to do.
-    settled: Option<ResourceMap>,
+    /// The last comparison left nothing over: with the same resources there is nothing to do.
+    settled: bool,
     /// Hash of what a state-of-the-world client was sent.
     world: Option<u64>,
 }
@@ -131,7 +136,12 @@ struct TypeState {
 impl Session {
     /// A new stream of the delta variant, or of the other.
     pub fn new(delta: bool) -> Self {
-        Self { delta, next_nonce: 1, types: Default::default() }
+        Self::sharing(delta, Arc::default())
+    }
+
+    /// A new stream that shares what can be shared with others of `pools`.
+    pub(crate) fn sharing(delta: bool, pools: Arc<Pools>) -> Self {
+        Self { delta, next_nonce: 1, types: Default::default(), pools }
     }
 
     /// Takes in a request. What follows from it comes out of [`Self::pushes`].
@@ -182,7 +192,7 @@ impl Session {
                 continue;
             }
             let found = if self.delta {
-                state.delta(offer.of(kind), kind, hold_removals)
+                state.delta(offer.of(kind), kind, hold_removals, &self.pools)
             } else {
                 state.world(offer.of(kind), kind)
             };
@@ -209,7 +219,7 @@ impl Session {
     fn routes_are_moving(&mut self, offer: &Offer) -> bool {
         [Kind::Listener, Kind::Route, Kind::VirtualHost].into_iter().any(|kind| {
             let state = &self.types[kind.index()];
-            state.subscribed && (state.waiting.is_some() || state.differs(offer.of(kind)))
+            state.subscribed && (state.waiting.is_some() || state.differs(offer.of(kind), &self.pools))
         })
     }
 
@@ -219,7 +229,7 @@ impl Session {
         for cluster in clusters {
             // Before it asks for endpoints on this stream, a client that connects again may still have those of the last one
             // and name them as kept: it needs them all the same.
-            if !endpoints.subscribed || endpoints.sent.contains_key(&cluster.name) {
+            if !endpoints.subscribed || endpoints.has(&cluster.name).is_some() {
                 endpoints.again.insert(cluster.name.clone());
             }
         }
@@ -259,6 +269,17 @@ fn reason(message: &str) -> String {
 
 type Found = Option<(Vec<Arc<Resource>>, Vec<String>)>;
 
+/// What a client has beside what it should have.
+#[derive(Debug, Default)]
+struct Compared {
+    /// It lacks these.
+    changed: Vec<Arc<Resource>>,
+    /// It has these, and they are no more.
+    gone: Vec<Strng>,
+    /// It asked for these, they do not exist, and it does not know.
+    missing: Vec<String>,
+}
+
 impl TypeState {
     /// Forgets a push that was not answered in time.
     fn give_up(&mut self, now: Instant) {
@@ -271,17 +292,22 @@ impl TypeState {
         let first = !self.subscribed;
         self.subscribed = true;
         let all = names.iter().any(|n| n == "*") || (names.is_empty() && kind.empty_means_all() && (first || self.all));
-        let names: BTreeSet<String> = names.into_iter().filter(|n| n != "*").collect();
-        let grew = first || (all && !self.all) || names.iter().any(|n| !self.names.contains(n));
+        let names: BTreeSet<Strng> = names.into_iter().filter(|n| n != "*").map(Strng::from).collect();
+        let new: Vec<&Strng> = names.iter().filter(|n| !self.names.contains(*n)).collect();
+        let grew = first || (all && !self.all) || !new.is_empty();
+        if all && !self.all {
+            self.write_down();
+        }
+        for name in new {
+            self.sent.forget(name);
+        }
         if !all {
-            self.sent.retain(|name, _| names.contains(&**name));
+            self.sent.retain(|name| names.contains(name));
         }
         self.owed |= grew;
-        if grew || names.len() != self.names.len() {
-            self.settled = None;
-        }
+        self.settled &= !grew && names.len() == self.names.len();
         self.all = all;
-        self.names = names;
+        self.names = Arc::new(names);
     }
 
     fn change_names(
@@ -295,14 +321,15 @@ impl TypeState {
         if !first && subscribe.is_empty() && unsubscribe.is_empty() {
             return;
         }
-        self.settled = None;
+        self.settled = false;
         if first {
             self.subscribed = true;
             self.owed = true;
             self.all = subscribe.is_empty() && kind.empty_means_all();
             // Versions are hashes: what the client kept and is still the same need not be sent.
+            let listed = self.sent.list(|_| false);
             for (name, version) in have {
-                self.sent.insert(name.into(), u64::from_str_radix(&version, 16).unwrap_or(0));
+                listed.insert(name.into(), u64::from_str_radix(&version, 16).unwrap_or(0));
             }
         }
         for name in unsubscribe {
@@ -316,9 +343,7 @@ impl TypeState {
             self.subscribe(kind, name, first);
         }
         if first && !self.all {
-            let (names, prefixes) = (&self.names, &self.prefixes);
-            self.sent
-                .retain(|name, _| names.contains(&**name) || prefixes.iter().any(|p| name.starts_with(p.as_str())));
+            self.keep_wanted();
         }
     }
 
@@ -326,19 +351,23 @@ impl TypeState {
         // A client that asks again for what it has may have dropped it (xDS protocol): it gets it again.
         self.owed = true;
         if name == "*" {
+            self.write_down();
             self.all = true;
             return;
         }
         match name.strip_suffix('*').filter(|prefix| kind == Kind::VirtualHost && prefix.ends_with('/')) {
             Some(prefix) => {
+                self.write_down();
                 self.prefixes.insert(prefix.to_string());
             }
             None => {
                 if !first {
-                    self.sent.remove(name.as_str());
+                    self.sent.forget(&name);
                 }
                 self.absent.remove(&name);
-                self.names.insert(name);
+                let name = Strng::from(name);
+                self.fresh.insert(name.clone());
+                Arc::make_mut(&mut self.names).insert(name);
             }
         }
     }
@@ -346,22 +375,43 @@ impl TypeState {
     fn unsubscribe(&mut self, name: &str) {
         if name == "*" {
             self.all = false;
-            let (names, prefixes) = (&self.names, &self.prefixes);
-            self.sent
-                .retain(|name, _| names.contains(&**name) || prefixes.iter().any(|p| name.starts_with(p.as_str())));
+            self.keep_wanted();
             return;
         }
         if let Some(prefix) = name.strip_suffix('*').filter(|prefix| self.prefixes.contains(*prefix)) {
             self.prefixes.remove(prefix);
-            let (names, all) = (&self.names, self.all);
-            self.sent.retain(|name, _| all || names.contains(&**name) || !name.starts_with(prefix));
+            self.keep_wanted();
             return;
         }
-        self.names.remove(name);
+        Arc::make_mut(&mut self.names).remove(name);
         self.absent.remove(name);
+        self.fresh.remove(name);
         if !self.wants_beyond_names(name) {
-            self.sent.remove(name);
+            self.sent.forget(name);
         }
+    }
+
+    /// Hash of what the client has by that name.
+    fn has(&self, name: &str) -> Option<u64> {
+        self.sent.get(name, self.wants(name))
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        self.names.contains(name) || self.wants_beyond_names(name)
+    }
+
+    /// What it has must not grow with what it wants from now on.
+    fn write_down(&mut self) {
+        let mut sent = std::mem::take(&mut self.sent);
+        sent.list(|name| self.wants(name));
+        self.sent = sent;
+    }
+
+    /// Forgets what is wanted no more.
+    fn keep_wanted(&mut self) {
+        let mut sent = std::mem::take(&mut self.sent);
+        sent.retain(|name| self.wants(name));
+        self.sent = sent;
     }
 
     fn wants_nothing(&self) -> bool {
@@ -389,40 +439,65 @@ impl TypeState {
     }
 
     /// True when the client does not have what it wants of `map`.
-    fn differs(&self, map: &ResourceMap) -> bool {
+    fn differs(&self, map: &ResourceMap, pools: &Pools) -> bool {
         if self.is_settled(map) {
             return false;
         }
-        self.wanted(map).any(|r| self.sent.get(&r.name) != Some(&r.hash))
-            || self.sent.keys().any(|name| map.get(name).is_none())
+        let found = self.compare(map, pools);
+        !found.changed.is_empty() || !found.gone.is_empty()
     }
 
     fn is_settled(&self, map: &ResourceMap) -> bool {
-        self.settled.as_ref().is_some_and(|old| same(old, map))
+        self.settled && self.sent.of().is_some_and(|(old, _)| same(old, map))
     }
 
-    fn delta(&mut self, map: &ResourceMap, kind: Kind, hold_removals: bool) -> Found {
+    /// What the client lacks of `map`, and what it has that is not there.
+    fn compare(&self, map: &ResourceMap, pools: &Pools) -> Compared {
+        let Some((old, not)) = self.sent.of() else { return self.compare_all(map) };
+        // Nothing differs but these, so that a small change costs little however much there is.
+        let shared = pools.difference(old.shared(), map.shared());
+        let own = old.own().keys().chain(map.own().keys());
+        let candidates: BTreeSet<&Strng> =
+            shared.iter().chain(own).chain(not).chain(&self.again).chain(&self.fresh).collect();
+        let mut found = Compared::default();
+        for name in candidates {
+            let wanted = self.wants(name);
+            let had = self.sent.get(name, wanted);
+            match map.get(name) {
+                Some(new) if wanted && (had != Some(new.hash) || self.again.contains(name)) => {
+                    found.changed.push(new.clone());
+                }
+                Some(_) => {}
+                None if had.is_some() => found.gone.push(name.clone()),
+                None if self.names.contains(name) && !self.absent.contains(&**name) => {
+                    found.missing.push(name.to_string());
+                }
+                None => {}
+            }
+        }
+        found
+    }
+
+    fn compare_all(&self, map: &ResourceMap) -> Compared {
+        let lacks = |r: &&Arc<Resource>| self.has(&r.name) != Some(r.hash) || self.again.contains(&r.name);
+        let unknown =
+            |n: &&Strng| map.get(n).is_none() && !self.absent.contains(&***n) && self.sent.get(n, true).is_none();
+        Compared {
+            changed: self.wanted(map).filter(lacks).cloned().collect(),
+            gone: self.sent.listed().filter(|name| map.get(name).is_none()).cloned().collect(),
+            missing: self.names.iter().filter(unknown).map(ToString::to_string).collect(),
+        }
+    }
+
+    fn delta(&mut self, map: &ResourceMap, kind: Kind, hold_removals: bool, pools: &Pools) -> Found {
         if !self.owed && self.again.is_empty() && self.is_settled(map) {
             return None;
         }
-        let changed: Vec<Arc<Resource>> = self
-            .wanted(map)
-            .filter(|r| self.sent.get(&r.name) != Some(&r.hash) || self.again.contains(&r.name))
-            .cloned()
-            .collect();
-        let gone: Vec<Strng> = self.sent.keys().filter(|name| map.get(name).is_none()).cloned().collect();
-        let unknown =
-            |n: &&String| map.get(n).is_none() && !self.absent.contains(*n) && !self.sent.contains_key(n.as_str());
-        let missing: Vec<String> = self.names.iter().filter(unknown).cloned().collect();
+        let Compared { changed, gone, missing } = self.compare(map, pools);
+        let held = hold_removals && !gone.is_empty();
         let mut removed: Vec<String> = Vec::new();
-        let mut held = false;
-        for name in gone {
-            if hold_removals {
-                held = true;
-                continue;
-            }
-            self.sent.remove(&name);
-            if self.names.contains(&*name) {
+        for name in gone.iter().filter(|_| !held) {
+            if self.names.contains(name) {
                 self.absent.insert(name.to_string());
             }
             // With its cluster a client forgets the endpoints by itself; their removal, before that of the cluster, would
@@ -433,15 +508,30 @@ impl TypeState {
         }
         removed.extend(missing.iter().cloned());
         self.absent.extend(missing);
-        for resource in &changed {
-            self.sent.insert(resource.name.clone(), resource.hash);
-            self.absent.remove(&*resource.name);
+        if !self.absent.is_empty() {
+            self.absent.retain(|name| map.get(name).is_none());
+        }
+        if held {
+            self.write_down();
+            let listed = self.sent.list(|_| true);
+            listed.extend(changed.iter().map(|resource| (resource.name.clone(), resource.hash)));
+        } else {
+            self.sent = Sent::all_of(map);
         }
         removed.sort();
-        self.again.clear();
-        self.settled = (!held).then(|| map.clone());
+        self.compared(!held, pools);
         let owed = std::mem::take(&mut self.owed);
         (owed || !changed.is_empty() || !removed.is_empty()).then_some((changed, removed))
+    }
+
+    /// Nothing is new any more.
+    fn compared(&mut self, settled: bool, pools: &Pools) {
+        // With them goes the room that they took.
+        (self.again, self.settled) = (HashSet::new(), settled);
+        if !self.fresh.is_empty() {
+            self.fresh = BTreeSet::new();
+            self.names = pools.names(std::mem::take(&mut self.names));
+        }
     }
 
     fn world(&mut self, map: &ResourceMap, kind: Kind) -> Found {
@@ -455,14 +545,13 @@ impl TypeState {
             if same && !self.owed { Vec::new() } else { wanted.clone() }
         } else {
             // Of these types a response may hold just what changed. What is owed is what the client has not been sent.
-            let unsent = |r: &&Arc<Resource>| self.sent.get(&r.name) != Some(&r.hash) || self.again.contains(&r.name);
+            let unsent = |r: &&Arc<Resource>| self.has(&r.name) != Some(r.hash) || self.again.contains(&r.name);
             wanted.iter().filter(unsent).cloned().collect()
         };
         let changed = self.world != Some(state);
-        self.sent = wanted.iter().map(|r| (r.name.clone(), r.hash)).collect();
+        self.sent = Sent::all_of(map);
         self.world = Some(state);
-        self.again.clear();
-        self.settled = Some(map.clone());
+        (self.again, self.settled) = (HashSet::new(), true);
         let owed = std::mem::take(&mut self.owed);
         // An empty response to a client that waits for names which do not exist (yet) would tell it nothing.
         let says_something = !resources.is_empty() || (kind.is_full_state() && (changed || owed));

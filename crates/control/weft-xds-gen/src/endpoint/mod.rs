@@ -10,11 +10,12 @@ use crate::pb::endpoint::{ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityL
 use crate::pb::{address, core, value};
 use crate::resource::{Resource, Resources, by_name};
 use crate::scope::View;
+use crate::shared::Pool;
 use crate::traffic;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use weft_core::names::ClusterName;
-use weft_model::{Endpoint as ModelEndpoint, EndpointAddress, Health, MtlsMode, Protocol, Workload};
+use weft_model::{Endpoint as ModelEndpoint, EndpointAddress, Health, MtlsMode, Protocol, Service, Workload};
 
 pub(crate) use locality::HOSTNAME_LABEL;
 
@@ -30,27 +31,91 @@ pub(crate) enum Addresses {
     All,
 }
 
+/// Load assignments of all clusters of the scope that are found by EDS, and what each was made of.
+#[derive(Debug, Default)]
+pub(crate) struct Assignments {
+    /// By name of the cluster.
+    pub resources: Arc<Resources>,
+    /// Mark of everything but the endpoints.
+    base: Vec<u64>,
+    made_of: Vec<Source>,
+}
+
+/// Endpoints of a port of a service, as they were.
+#[derive(Debug)]
+struct Source {
+    service: Arc<Service>,
+    port: u16,
+    endpoints: Option<Arc<Vec<ModelEndpoint>>>,
+}
+
+/// The load assignments of the scope. `base` says what all but the endpoints is; where it is what it was for `old`, only
+/// ports are looked at whose endpoints are others.
+pub(crate) fn assignments(view: View<'_>, old: Option<&Assignments>, base: Vec<u64>, pool: &Pool) -> Assignments {
+    let endpoints = |service: &Service, port| view.snapshot.endpoints_of(service, port).cloned();
+    if let Some(old) = old.filter(|old| old.base == base) {
+        let mut resources = (*old.resources).clone();
+        let now = |source: &Source| {
+            let Source { service, port, .. } = source;
+            let endpoints = endpoints(service, *port);
+            let same = match (&endpoints, &source.endpoints) {
+                (Some(new), Some(old)) => Arc::ptr_eq(new, old),
+                (None, None) => true,
+                _ => false,
+            };
+            if !same {
+                for new in of_port(view, service, *port, false) {
+                    let known = resources.get(&new.name).filter(|known| known.hash == new.hash);
+                    if known.is_none() {
+                        resources.insert(new.name.clone(), pool.shared(&new));
+                    }
+                }
+            }
+            Source { service: service.clone(), port: *port, endpoints }
+        };
+        let made_of = old.made_of.iter().map(now).collect();
+        return Assignments { resources: Arc::new(resources), base, made_of };
+    }
+    let ports = view.scope.services().flat_map(|service| carried(service).map(move |port| (service, port)));
+    let source = |(service, port): (&Arc<Service>, u16)| Source {
+        service: service.clone(),
+        port,
+        endpoints: endpoints(service, port),
+    };
+    let resources = pool.reuse(old.map_or(&Resources::new(), |old| &old.resources), all(view, false));
+    Assignments { resources, base, made_of: ports.map(source).collect() }
+}
+
 /// Load assignments of all clusters of the scope that are found by EDS.
 pub(crate) fn all(view: View<'_>, sni_dnat: bool) -> Resources {
+    let services = view.scope.services();
+    by_name(services.flat_map(|s| carried(s).flat_map(move |port| of_port(view, s, port, sni_dnat))))
+}
+
+/// Ports that are carried by streams.
+fn carried(service: &Service) -> impl Iterator<Item = u16> {
+    service.ports.iter().filter(|p| p.protocol != Protocol::Udp).map(|p| p.number)
+}
+
+/// Load assignments of the clusters of one port.
+fn of_port(view: View<'_>, service: &Service, number: u16, sni_dnat: bool) -> Vec<Arc<Resource>> {
+    let rule = view.rule(service);
     let mut found = Vec::new();
-    for service in view.scope.services() {
-        let rule = view.rule(service);
-        for port in service.ports.iter().filter(|p| p.protocol != Protocol::Udp) {
-            let subsets = rule.iter().flat_map(|r| r.spec.subsets.iter().map(|s| s.name.as_str()));
-            for subset in std::iter::once("").chain(subsets) {
-                let target = cluster::target(view, service, port, subset, rule.as_ref());
-                if cluster::discovery_type(view, &target) != DiscoveryType::Eds {
-                    continue;
-                }
-                let name = target.name();
-                found.push(resource(view, &target, name.to_string()));
-                if sni_dnat && !service.mesh_external {
-                    found.push(resource(view, &target, name.sni()));
-                }
+    for port in service.ports.iter().filter(|p| p.number == number && p.protocol != Protocol::Udp) {
+        let subsets = rule.iter().flat_map(|r| r.spec.subsets.iter().map(|s| s.name.as_str()));
+        for subset in std::iter::once("").chain(subsets) {
+            let target = cluster::target(view, service, port, subset, rule.as_ref());
+            if cluster::discovery_type(view, &target) != DiscoveryType::Eds {
+                continue;
+            }
+            let name = target.name();
+            found.push(resource(view, &target, name.to_string()));
+            if sni_dnat && !service.mesh_external {
+                found.push(resource(view, &target, name.sni()));
             }
         }
     }
-    by_name(found)
+    found
 }
 
 /// The load assignment of one cluster, by its name or by the SNI that stands for it; `None` when the scope has no such

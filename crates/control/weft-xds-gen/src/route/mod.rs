@@ -1,6 +1,6 @@
 //! Route configurations of sidecars, outbound.
 //!
-//! Reading order: this file (which configuration holds which virtual hosts), [`vhosts`] (services and virtual services to
+//! Reading order: this file (what configurations have in common), `outbound` (which holds which virtual hosts), [`vhosts`] (services and virtual services to
 //! virtual hosts), [`domains`] (the names a client may use for a service), [`convert`] (the rules of a virtual service),
 //! and its parts: [`matching`], [`action`], [`headers`], [`retry`], [`hash`], [`filters`]; last [`inbound`].
 
@@ -12,10 +12,12 @@ mod hash;
 mod headers;
 pub(crate) mod inbound;
 mod matching;
+mod outbound;
 mod retry;
 mod vhosts;
 
 pub(crate) use hash::by_source_ip;
+pub(crate) use outbound::{KeptRoutes, outbound};
 
 use crate::pb;
 use crate::pb::route::{
@@ -23,7 +25,7 @@ use crate::pb::route::{
     route::Action, route_action::ClusterSpecifier, route_match::PathSpecifier,
 };
 use crate::resource::{Resource, Resources, by_name};
-use crate::scope::{Egress, Scope, View};
+use crate::scope::{Egress, Scope};
 use std::sync::Arc;
 use weft_core::names;
 
@@ -63,14 +65,6 @@ pub(crate) struct Routes {
 
 impl Routes {
     /// Adds a configuration: whole, or as a shell whose virtual hosts come by VHDS.
-    pub fn add(&mut self, configuration: RouteConfiguration, vhds: bool) {
-        let mut shell = configuration;
-        let hosts = std::mem::take(&mut shell.virtual_hosts);
-        let packed: Vec<Arc<Resource>> = hosts.iter().map(|host| self.name_host(&shell.name, host)).collect();
-        self.add_packed(shell, &packed, vhds);
-    }
-
-    /// As [`Self::add`], with virtual hosts that are packed already.
     pub fn add_packed(&mut self, mut shell: RouteConfiguration, hosts: &[Arc<Resource>], vhds: bool) {
         let resource = if vhds {
             self.virtual_hosts.extend(by_name(hosts.iter().cloned()));
@@ -88,31 +82,6 @@ impl Routes {
     }
 }
 
-/// The route configurations that outbound listeners ask for.
-pub(crate) fn outbound(view: View<'_>, wanted: impl IntoIterator<Item = OutboundRoute>) -> Routes {
-    let mut routes = Routes::default();
-    for route in wanted {
-        routes.add(configuration(view, &route), view.scope.key.weft);
-    }
-    routes
-}
-
-fn configuration(view: View<'_>, route: &OutboundRoute) -> RouteConfiguration {
-    let virtual_hosts = match route {
-        OutboundRoute::Port(port) => {
-            let egress = egress_for(view.scope, *port);
-            let mut hosts = egress.map_or_else(Vec::new, |egress| vhosts::for_port(view, egress, *port));
-            hosts.push(catch_all(view.scope));
-            hosts
-        }
-        OutboundRoute::Sniffed(host, port) => egress_for(view.scope, *port)
-            .and_then(|egress| vhosts::for_service(view, egress, host, *port))
-            .into_iter()
-            .collect(),
-    };
-    shell(route.name(), virtual_hosts)
-}
-
 /// A configuration with the settings that all have.
 pub(crate) fn shell(name: String, virtual_hosts: Vec<VirtualHost>) -> RouteConfiguration {
     RouteConfiguration {
@@ -127,7 +96,7 @@ pub(crate) fn shell(name: String, virtual_hosts: Vec<VirtualHost>) -> RouteConfi
 }
 
 /// The Sidecar's listener for the port, else the one for all ports.
-fn egress_for(scope: &Scope, port: u16) -> Option<&Egress> {
+pub(super) fn egress_for(scope: &Scope, port: u16) -> Option<&Egress> {
     let of_port =
         |e: &&Egress| e.listener.as_ref().and_then(|l| l.port.as_ref()).is_some_and(|p| p.number == u32::from(port));
     let for_all = |e: &&Egress| e.listener.as_ref().is_none_or(|l| l.port.is_none());
@@ -135,7 +104,7 @@ fn egress_for(scope: &Scope, port: u16) -> Option<&Egress> {
 }
 
 /// What happens to requests for unknown hosts.
-fn catch_all(scope: &Scope) -> VirtualHost {
+pub(super) fn catch_all(scope: &Scope) -> VirtualHost {
     let (name, action) = if scope.outbound.allow_any {
         let cluster = match &scope.outbound.egress_proxy {
             Some(proxy) => convert::cluster_of(scope, proxy, 0),

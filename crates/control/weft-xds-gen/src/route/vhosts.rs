@@ -13,12 +13,23 @@ use weft_model::{MESH_GATEWAY, Service, VirtualService, hosts};
 
 /// A virtual service with the routes it has for this port and these clients.
 struct Rule<'a> {
+    /// Its place among those of the listener.
+    place: usize,
     vs: &'a Arc<VirtualService>,
     routes: Vec<Route>,
 }
 
+/// Virtual hosts of a route configuration, and what came of virtual services, by their places among the listener's.
+#[derive(Debug, Default)]
+pub(super) struct Made {
+    /// Each with the place of the virtual service that it comes from.
+    pub hosts: Vec<(VirtualHost, Option<usize>)>,
+    /// Places of those that have routes.
+    pub routed: Vec<usize>,
+}
+
 /// All virtual hosts of a port, by name.
-pub(super) fn for_port(view: View<'_>, egress: &Egress, port: u16) -> Vec<VirtualHost> {
+pub(super) fn for_port(view: View<'_>, egress: &Egress, port: u16) -> Made {
     let services = http_services(egress, port);
     let rules = rules_for(view, egress, port);
     let claims = claims(&rules, &services);
@@ -31,32 +42,36 @@ pub(super) fn for_port(view: View<'_>, egress: &Egress, port: u16) -> Vec<Virtua
     for (rule, claimed) in rules.iter().zip(claimed) {
         for host in hosts_without_service(view, rule, &services, port) {
             if !claimed.is_empty() || port == 80 {
-                out.extend(taken.host(&host, port, rule.routes.clone(), &rule.vs.provenance));
+                let host = taken.host(&host, port, rule.routes.clone(), &rule.vs.provenance);
+                out.extend(host.map(|host| (host, Some(rule.place))));
             }
         }
         for service in claimed {
-            out.extend(taken.service(view, service, port, rule.routes.clone(), &rule.vs.provenance));
+            let host = taken.service(view, service, port, rule.routes.clone(), &rule.vs.provenance);
+            out.extend(host.map(|host| (host, Some(rule.place))));
         }
     }
     for service in services.values().filter(|s| !claims.contains_key(&*s.host)) {
         let route = convert::default_route(view, service, port);
-        out.extend(taken.service(view, service, port, vec![route], &service.provenance));
+        let host = taken.service(view, service, port, vec![route], &service.provenance);
+        out.extend(host.map(|host| (host, None)));
     }
-    out.sort_by(|a, b| a.name.cmp(&b.name));
-    out
+    out.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
+    Made { hosts: out, routed: rules.iter().map(|rule| rule.place).collect() }
 }
 
 /// The virtual host of one service, for a configuration of its own: any host name is the service's.
-pub(super) fn for_service(view: View<'_>, egress: &Egress, host: &str, port: u16) -> Option<VirtualHost> {
+pub(super) fn for_service(view: View<'_>, egress: &Egress, host: &str, port: u16) -> Option<Made> {
     let services = http_services(egress, port);
     let service = services.get(host)?;
     let rules = rules_for(view, egress, port);
     let claim = claims(&rules, &services).get(host).copied();
-    let (routes, origin) = match claim.and_then(|index| rules.get(index)) {
-        Some(rule) => (rule.routes.clone(), &rule.vs.provenance),
-        None => (vec![convert::default_route(view, service, port)], &service.provenance),
+    let (routes, origin, place) = match claim.and_then(|index| rules.get(index)) {
+        Some(rule) => (rule.routes.clone(), &rule.vs.provenance, Some(rule.place)),
+        None => (vec![convert::default_route(view, service, port)], &service.provenance, None),
     };
-    Some(virtual_host(host_port(host, port), vec!["*".into()], routes, origin))
+    let host = virtual_host(host_port(host, port), vec!["*".into()], routes, origin);
+    Some(Made { hosts: vec![(host, place)], routed: rules.iter().map(|rule| rule.place).collect() })
 }
 
 /// Services that speak, or may speak, HTTP on the port, by host.
@@ -69,11 +84,16 @@ fn http_services(egress: &Egress, port: u16) -> BTreeMap<&str, Arc<Service>> {
 
 /// Virtual services that have a route for the port and these clients.
 fn rules_for<'a>(view: View<'_>, egress: &'a Egress, port: u16) -> Vec<Rule<'a>> {
-    let convert = |vs: &'a Arc<VirtualService>| {
-        let routes = Conversion { view, vs, port, gateway: MESH_GATEWAY, tls: false }.routes();
-        (!routes.is_empty()).then_some(Rule { vs, routes })
+    let convert = |(place, vs): (usize, &'a Arc<VirtualService>)| {
+        let routes = routes(view, vs, port);
+        (!routes.is_empty()).then_some(Rule { place, vs, routes })
     };
-    egress.virtual_services.iter().filter_map(convert).collect()
+    egress.virtual_services.iter().enumerate().filter_map(convert).collect()
+}
+
+/// The routes of a virtual service for a port and the clients of the view.
+pub(super) fn routes(view: View<'_>, vs: &Arc<VirtualService>, port: u16) -> Vec<Route> {
+    Conversion { view, vs, port, gateway: MESH_GATEWAY, tls: false }.routes()
 }
 
 /// Which rule each service goes by: the oldest that names it, else the oldest of the most specific wildcard.
@@ -163,7 +183,7 @@ impl Taken {
     }
 }
 
-fn virtual_host(name: String, domains: Vec<String>, routes: Vec<Route>, origin: &Provenance) -> VirtualHost {
+pub(super) fn virtual_host(name: String, domains: Vec<String>, routes: Vec<Route>, origin: &Provenance) -> VirtualHost {
     VirtualHost {
         name,
         domains,
