@@ -259,9 +259,9 @@ impl Side {
 /// address, and says `content-length: 0` where HTTP needs no length.
 fn plain(body: &str) -> String {
     let mut text = String::with_capacity(body.len());
-    // What addresses are internal is not asked here, and who is told the reason of a refused connection is a matter of taste.
+    // Who is told the reason of a refused connection is a matter of taste.
     let body = body.replace(", transport failure reason: delayed connect error: Connection refused", "");
-    for line in body.lines().filter(|line| !["content-length: 0", "x-envoy-internal: true"].contains(line)) {
+    for line in body.lines().filter(|line| *line != "content-length: 0") {
         match line.strip_prefix("x-forwarded-for: ") {
             Some(list) => {
                 let before = list.rsplit_once(',').map_or("", |(before, _)| before);

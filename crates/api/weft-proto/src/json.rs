@@ -73,8 +73,51 @@ pub fn from_json<M: Message + Name + Default>(value: &Value) -> Result<M, JsonEr
     let options = DeserializeOptions::new().deny_unknown_fields(true);
     let pool = pool();
     let schema = descriptor(&pool, &M::full_name())?;
-    let dynamic = DynamicMessage::deserialize_with_options(schema.clone(), value, &options)?;
+    let expanded = expanded(value);
+    let dynamic = DynamicMessage::deserialize_with_options(schema.clone(), &*expanded, &options)?;
     Ok(M::decode(crate::canonical::ordered(&dynamic.encode_to_vec(), &schema).as_slice())?)
+}
+
+/// The types that carry a message as plain JSON beside its type URL (`udpa.type.v1.TypedStruct` and its successor).
+const TYPED_STRUCTS: [&str; 2] =
+    ["type.googleapis.com/udpa.type.v1.TypedStruct", "type.googleapis.com/xds.type.v3.TypedStruct"];
+
+/// The value with the message in place of each `TypedStruct` that carries one.
+pub fn expanded(value: &Value) -> std::borrow::Cow<'_, Value> {
+    if !has_typed_struct(value) {
+        return std::borrow::Cow::Borrowed(value);
+    }
+    let mut value = value.clone();
+    expand(&mut value);
+    std::borrow::Cow::Owned(value)
+}
+
+fn is_typed_struct(value: &Value) -> bool {
+    value.get("@type").and_then(Value::as_str).is_some_and(|name| TYPED_STRUCTS.contains(&name))
+}
+
+fn has_typed_struct(value: &Value) -> bool {
+    match value {
+        Value::Object(map) => is_typed_struct(value) || map.values().any(has_typed_struct),
+        Value::Array(items) => items.iter().any(has_typed_struct),
+        _ => false,
+    }
+}
+
+fn expand(value: &mut Value) {
+    if is_typed_struct(value) {
+        let name = value.get("type_url").or_else(|| value.get("typeUrl")).cloned();
+        let inner = value.get("value").cloned().unwrap_or_else(|| Value::Object(serde_json::Map::new()));
+        if let (Some(name @ Value::String(_)), Value::Object(mut fields)) = (name, inner) {
+            fields.insert("@type".into(), name);
+            *value = Value::Object(fields);
+        }
+    }
+    match value {
+        Value::Object(map) => map.values_mut().for_each(expand),
+        Value::Array(items) => items.iter_mut().for_each(expand),
+        _ => {}
+    }
 }
 
 /// Reads YAML (or JSON, which is YAML) into a message: Envoy's bootstrap files.

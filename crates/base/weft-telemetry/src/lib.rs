@@ -8,4 +8,4 @@ pub mod stats;
 
 pub use format::{Command, Format, JsonFormat, Record};
 pub use log_writer::LogWriter;
-pub use stats::{Counter, Gauge, Histogram, Label, Registry, Shard};
+pub use stats::{Counter, Gauge, Histogram, Label, Registry, Report, Shard, Source};

@@ -102,6 +102,21 @@ pub fn pairs(registry: &Registry, keep: impl Fn(&str) -> bool) -> Vec<(String, i
     pairs
 }
 
+/// Groups of statistics inside a scope, which the dotted name sets apart.
+const GROUPS: [(&str, &str); 6] = [
+    ("circuit_breakers_default_", "circuit_breakers.default."),
+    ("circuit_breakers_high_", "circuit_breakers.high."),
+    ("outlier_detection_", "outlier_detection."),
+    ("health_check_", "health_check."),
+    ("ratelimit_", "ratelimit."),
+    ("ssl_", "ssl."),
+];
+
+fn grouped(rest: &str) -> String {
+    let found = GROUPS.iter().find_map(|(prefix, group)| Some((rest.strip_prefix(prefix)?, group)));
+    found.map_or_else(|| rest.to_string(), |(name, group)| format!("{group}{name}"))
+}
+
 /// Envoy's dotted name: the tag that Prometheus shows as a label stands inside the name.
 fn envoy_name(key: &Key) -> String {
     let label = |name: &str| key.labels.iter().find(|(n, _)| *n == name).map(|(_, v)| &**v);
@@ -116,9 +131,18 @@ fn envoy_name(key: &Key) -> String {
             return match class {
                 // upstream_rq_xx with class 2xx is upstream_rq_2xx; upstream_rq with code 200 is upstream_rq_200.
                 Some(code) => format!("{scope}.{value}.{}_{code}", rest.trim_end_matches("_xx")),
-                None => format!("{scope}.{value}.{rest}"),
+                None => format!("{scope}.{value}.{}", grouped(rest)),
             };
         }
+    }
+    // Here the prefix stands before the group, or behind it.
+    let limits = ("envoy_http_local_rate_limit_", "envoy_local_http_ratelimit_prefix");
+    if let (Some(rest), Some(prefix)) = (key.name.strip_prefix(limits.0), label(limits.1)) {
+        return format!("{prefix}.http_local_rate_limit.{rest}");
+    }
+    let limits = ("envoy_local_rate_limit_", "envoy_local_network_ratelimit_prefix");
+    if let (Some(rest), Some(prefix)) = (key.name.strip_prefix(limits.0), label(limits.1)) {
+        return format!("local_rate_limit.{prefix}.{rest}");
     }
     if let Some(rest) = key.name.strip_prefix("envoy_server_") {
         return format!("server.{rest}");

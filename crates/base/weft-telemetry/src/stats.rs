@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use weft_core::Strng;
 
 /// Upper bounds of histogram buckets, in milliseconds or bytes: Envoy's defaults.
@@ -43,6 +43,33 @@ pub const MAX_SERIES: usize = 100_000;
 #[derive(Debug, Clone, Default)]
 pub struct Registry {
     shards: Arc<Mutex<Vec<Arc<Mutex<Series>>>>>,
+    sources: Arc<Mutex<Vec<Weak<dyn Source>>>>,
+}
+
+/// Somebody who knows values that are made only when they are asked for.
+pub trait Source: std::fmt::Debug + Send + Sync {
+    /// Adds them to what is collected.
+    fn report(&self, report: &mut Report<'_>);
+}
+
+/// What has been collected, for a [`Source`] to read and to add to.
+#[derive(Debug)]
+pub struct Report<'a>(&'a mut std::collections::BTreeMap<Key, Value>);
+
+impl Report<'_> {
+    /// Adds a gauge.
+    pub fn gauge(&mut self, name: &'static str, labels: &[Label], value: i64) {
+        self.0.insert(Key { name, labels: labels.to_vec() }, Value::Gauge(value));
+    }
+
+    /// The counter or gauge of that name and those labels, summed up over the workers; 0 when there is none.
+    pub fn value(&self, name: &'static str, labels: &[Label]) -> i64 {
+        match self.0.get(&Key { name, labels: labels.to_vec() }) {
+            Some(Value::Gauge(n)) => *n,
+            Some(Value::Counter(n)) => i64::try_from(*n).unwrap_or(i64::MAX),
+            _ => 0,
+        }
+    }
 }
 
 /// One worker's metrics. Clone handles freely inside the worker; give each thread its own shard.
@@ -144,6 +171,11 @@ impl Registry {
         Shard { series }
     }
 
+    /// Asks `source` too whenever values are collected, for as long as it lives.
+    pub fn add_source(&self, source: Weak<dyn Source>) {
+        locked(&self.sources).push(source);
+    }
+
     /// Sets all counters and histograms to zero. A worker that counts at the same moment may win: the reset is best effort.
     pub fn reset(&self) {
         for shard in locked(&self.shards).iter() {
@@ -169,6 +201,8 @@ impl Registry {
                 all.entry(key.clone()).and_modify(|sum: &mut Value| sum.add(&value)).or_insert(value);
             }
         }
+        let sources: Vec<_> = locked(&self.sources).iter().filter_map(Weak::upgrade).collect();
+        sources.iter().for_each(|source| source.report(&mut Report(&mut all)));
         all
     }
 

@@ -5,10 +5,11 @@ use crate::connect::{self, Alpn, ConnectionFacts, Plan};
 use crate::dns::Resolver;
 use crate::error::UpstreamError;
 use crate::hosts::{Host, HostSet};
-use crate::limits::{Breaker, Limit};
-use crate::outlier::{Outcome, may_eject};
+use crate::limits::Breaker;
+use crate::outlier::{self, Cause, Outcome, may_eject};
 use crate::pool::{self, Lease, OpenGuard, Want};
 use crate::stats::ClusterStats;
+use crate::subsets::SubsetCache;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -18,7 +19,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use weft_codec::{Io, Reason};
 use weft_core::Strng;
-use weft_proxy_config::{Cluster, Discovery, EndpointAddress, EndpointSet, UpstreamTransport};
+use weft_proxy_config::{Cluster, Discovery, EndpointAddress, EndpointSet, OutlierDetection, UpstreamTransport};
+use weft_route::Priority;
 
 /// How long a first request waits for a name to be resolved.
 const RESOLVE_WAIT: Duration = Duration::from_secs(5);
@@ -45,11 +47,14 @@ pub struct LiveCluster {
     pub(crate) source: RefCell<Option<Arc<EndpointSet>>>,
     /// Hosts by destination, for clusters that have no list.
     pub(crate) destinations: RefCell<HashMap<EndpointAddress, Rc<Host>, foldhash::fast::RandomState>>,
+    pub(crate) subsets: SubsetCache,
     pub(crate) resolved: Cell<bool>,
     pub(crate) changed: Notify,
     ejected: Cell<usize>,
     next_sweep: Cell<Option<Instant>>,
     next_warm: Cell<Option<Instant>>,
+    /// When the interval ends over which rates are counted.
+    next_rates: Cell<Option<Instant>>,
     pub(crate) used: Cell<bool>,
     /// This worker reports gauges that must not be counted once per worker.
     pub(crate) primary: bool,
@@ -64,7 +69,7 @@ pub struct PickContext<'a> {
     pub avoid: &'a [Rc<Host>],
     /// How often to choose anew to avoid them.
     pub attempts: u32,
-    /// Labels an endpoint must have.
+    /// Labels that choose a subset, where the cluster has subsets.
     pub labels: &'a [(Strng, Strng)],
     /// The connection's original destination.
     pub destination: Option<SocketAddr>,
@@ -82,11 +87,13 @@ impl LiveCluster {
             hosts: RefCell::default(),
             source: RefCell::default(),
             destinations: RefCell::default(),
+            subsets: SubsetCache::default(),
             resolved: Cell::new(resolved),
             changed: Notify::new(),
             ejected: Cell::new(0),
             next_sweep: Cell::new(None),
             next_warm: Cell::new(None),
+            next_rates: Cell::new(None),
             used: Cell::new(true),
             primary,
         }
@@ -114,6 +121,7 @@ impl LiveCluster {
         before.retire_missing(&next);
         self.ejected.set(next.all.iter().filter(|h| h.outlier.is_ejected()).count());
         self.hosts.replace(next);
+        self.subsets.clear();
         self.source.replace(Some(endpoints.clone()));
         self.next_warm.set(None);
         self.report_membership();
@@ -164,10 +172,12 @@ impl LiveCluster {
         if self.config.slow_start.is_some() {
             self.warm_up(&hosts);
         }
-        let usable = hosts.usable(self.config.panic_threshold, self.config.locality_weighted);
-        let fits = |host: &Rc<Host>| {
-            !context.avoid.iter().any(|failed| Rc::ptr_eq(failed, host)) && has_labels(host, context.labels)
+        let hosts = match &self.config.subsets {
+            Some(config) => self.subsets.choose(config, &hosts, context.labels).ok_or_else(|| self.none_healthy())?,
+            None => hosts.clone(),
         };
+        let usable = hosts.usable(self.config.panic_threshold, self.config.locality_weighted);
+        let fits = |host: &Rc<Host>| !context.avoid.iter().any(|failed| Rc::ptr_eq(failed, host));
         let mut last = None;
         for attempt in 0..=context.attempts {
             let random = fastrand::u64(..);
@@ -179,11 +189,6 @@ impl LiveCluster {
                 return Ok(host.clone());
             }
             last = Some(host.clone());
-        }
-        if !context.labels.is_empty() {
-            let group = usable.group(fastrand::u64(..));
-            let labelled = group.and_then(|g| g.hosts().iter().find(|h| has_labels(h, context.labels)));
-            return labelled.cloned().ok_or_else(|| self.none_healthy());
         }
         last.ok_or_else(|| self.none_healthy())
     }
@@ -202,6 +207,7 @@ impl LiveCluster {
         }
         if changed {
             hosts.invalidate();
+            self.subsets.invalidate();
         }
     }
 
@@ -286,7 +292,7 @@ impl LiveCluster {
         sni: Option<&str>,
         client: Option<(SocketAddr, SocketAddr)>,
     ) -> Result<(Io, Rc<ConnectionFacts>, TcpGuard), UpstreamError> {
-        let Some(permit) = self.breaker.take(Limit::Connections) else {
+        let Some(permit) = self.breaker.connection(host, Priority::Default) else {
             self.stats.cx_overflow.inc();
             return Err(UpstreamError::unsent(Reason::Overflow));
         };
@@ -302,21 +308,65 @@ impl LiveCluster {
     pub fn report(&self, host: &Rc<Host>, outcome: Outcome) {
         let counts = &host.counts;
         crate::stats::bump(if outcome == Outcome::Success { &counts.rq_success } else { &counts.rq_error });
-        let Some(policy) = &self.config.outlier else { return };
-        if !host.outlier.note(policy, outcome) {
+        let Some(policy) = self.config.outlier.clone() else { return };
+        for cause in host.outlier.note(&policy, outcome) {
+            host.outlier.restart(cause);
+            self.detected(&policy, host, cause);
+        }
+        let now = Instant::now();
+        match self.next_rates.get() {
+            None => self.next_rates.set(Some(now + policy.interval)),
+            Some(end) if now >= end => {
+                self.next_rates.set(Some(now + policy.interval));
+                self.judge_rates(&policy);
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Compares the endpoints' rates of the interval that ends.
+    fn judge_rates(&self, policy: &OutlierDetection) {
+        let hosts = self.hosts.borrow().clone();
+        let (answers, locals): (Vec<_>, Vec<_>) = hosts.all.iter().map(|host| host.outlier.take_rates()).unzip();
+        for (rates, success, failure) in [
+            (&answers, Cause::SuccessRate, Cause::FailurePercentage),
+            (&locals, Cause::LocalSuccessRate, Cause::LocalFailurePercentage),
+        ] {
+            for at in outlier::below_the_others(&policy.success, rates) {
+                self.detected(policy, &hosts.all[at], success);
+            }
+            for at in outlier::failing(&policy.failure, rates) {
+                self.detected(policy, &hosts.all[at], failure);
+            }
+        }
+    }
+
+    /// Leaves an endpoint out, when the dice say so and not too many are out already.
+    fn detected(&self, policy: &OutlierDetection, host: &Rc<Host>, cause: Cause) {
+        if host.outlier.is_ejected() {
+            return;
+        }
+        self.stats.outlier.detected[cause as usize].inc();
+        let share = policy.enforcing[cause as usize];
+        if share < 100 && fastrand::u32(..100) >= share {
             return;
         }
         let total = self.hosts.borrow().all.len();
-        if may_eject(policy, self.ejected.get(), total) {
-            host.outlier.eject(policy, Instant::now());
-            self.ejected.set(self.ejected.get() + 1);
-            self.stats.ejections_total.inc();
-            self.stats.ejections_active.add(1);
-            self.hosts.borrow().invalidate();
-            self.report_membership();
-            self.next_sweep.set(Some(Instant::now() + policy.interval.min(Duration::from_secs(1))));
-            tracing::info!(cluster = %self.config.name, host = %host.name, "endpoint ejected after errors in a row");
+        if !may_eject(policy, self.ejected.get(), total) {
+            self.stats.outlier.overflow.inc();
+            return;
         }
+        let now = Instant::now();
+        host.outlier.eject(policy, now);
+        self.ejected.set(self.ejected.get() + 1);
+        self.stats.outlier.enforced[cause as usize].inc();
+        self.stats.outlier.total.inc();
+        self.stats.outlier.active.add(1);
+        self.hosts.borrow().invalidate();
+        self.subsets.invalidate();
+        self.report_membership();
+        self.next_sweep.set(Some(now + policy.interval.min(Duration::from_secs(1))));
+        tracing::info!(cluster = %self.config.name, host = %host.name, ?cause, "endpoint ejected");
     }
 
     /// Takes back ejected endpoints whose time is over.
@@ -330,8 +380,9 @@ impl LiveCluster {
         let back = hosts.all.iter().filter(|host| host.outlier.sweep(now)).count();
         if back > 0 {
             self.ejected.set(self.ejected.get().saturating_sub(back));
-            self.stats.ejections_active.add(-(back as i64));
+            self.stats.outlier.active.add(-(back as i64));
             hosts.invalidate();
+            self.subsets.invalidate();
             drop(hosts);
             self.report_membership();
         }
@@ -360,10 +411,6 @@ impl LiveCluster {
             host.pools.drain();
         }
     }
-}
-
-fn has_labels(host: &Host, labels: &[(Strng, Strng)]) -> bool {
-    labels.is_empty() || labels.iter().all(|label| host.metadata.borrow().labels.contains(label))
 }
 
 /// Counts a TCP connection until it ends.

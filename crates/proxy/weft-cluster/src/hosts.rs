@@ -5,11 +5,12 @@ use crate::lb::Group;
 use crate::outlier::OutlierState;
 use crate::pool::HostPools;
 use crate::stats::HostCounts;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Instant;
 use weft_core::Strng;
 use weft_proxy_config::{EndpointAddress, EndpointHealth, EndpointMetadata, EndpointSet, SlowStart};
@@ -48,6 +49,8 @@ pub struct Host {
     pub outlier: OutlierState,
     /// Counts.
     pub counts: HostCounts,
+    /// Connections of the whole process, where the cluster limits them.
+    pub connections: OnceCell<Arc<AtomicU32>>,
     /// Connections.
     pub pools: HostPools,
 }
@@ -75,6 +78,7 @@ impl Host {
             removed: Cell::new(false),
             outlier: OutlierState::default(),
             counts: HostCounts::default(),
+            connections: OnceCell::new(),
             pools: HostPools::default(),
         }
     }
@@ -187,6 +191,22 @@ impl HostSet {
             }
         }
         set
+    }
+
+    /// The hosts that are wanted, with their priorities and localities.
+    pub fn filtered(&self, wanted: impl Fn(&Host) -> bool) -> Self {
+        let keep = |hosts: &Vec<Rc<Host>>| hosts.iter().filter(|h| wanted(h)).cloned().collect::<Vec<_>>();
+        let level = |level: &Vec<LocalityHosts>| {
+            let localities = level.iter().map(|l| LocalityHosts { weight: l.weight, hosts: keep(&l.hosts) });
+            localities.filter(|l| !l.hosts.is_empty()).collect()
+        };
+        Self {
+            all: keep(&self.all),
+            levels: self.levels.iter().map(level).collect(),
+            drop: self.drop,
+            overprovisioning: self.overprovisioning,
+            usable: RefCell::default(),
+        }
     }
 
     /// Hosts of `self` that `next` does not have: their connections are closed as they become idle.

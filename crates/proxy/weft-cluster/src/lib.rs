@@ -3,7 +3,7 @@
 //! an answer (retries, timeouts) is the data plane's matter.
 //!
 //! Reading order: [`manager`] (name → live cluster), [`cluster`] (its live state), [`hosts`] (endpoints, priorities,
-//! localities), [`lb`] (the pick), [`outlier`], [`limits`] (circuit breakers), [`dns`], then [`pool`] (connections),
+//! localities), `subsets`, [`lb`] (the pick), [`outlier`], [`limits`] (circuit breakers), [`dns`], then [`pool`] (connections),
 //! [`connect`], [`error`], [`stats`].
 
 pub mod cluster;
@@ -18,6 +18,7 @@ pub mod outlier;
 pub mod pool;
 pub mod stats;
 pub mod status;
+mod subsets;
 
 pub use cluster::{LiveCluster, PickContext};
 pub use connect::ConnectionFacts;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use weft_core::Strng;
 use weft_proxy_config::{Cluster, Discovery, EndpointAddress, EndpointSet, ProxySnapshot};
-use weft_telemetry::Shard;
+use weft_telemetry::{Report, Shard, Source};
 
 /// How often a name's watcher looks whether its cluster still lives.
 const LIVENESS: Duration = Duration::from_secs(5);
@@ -46,6 +46,14 @@ impl ClusterShared {
         if breakers.get(name).is_some_and(|counts| Arc::strong_count(counts) == 1) {
             breakers.remove(name);
         }
+    }
+}
+
+/// The state of circuit breakers, as Envoy tells it.
+impl Source for ClusterShared {
+    fn report(&self, report: &mut Report<'_>) {
+        let breakers = self.breakers.lock().unwrap_or_else(PoisonError::into_inner);
+        breakers.values().for_each(|counts| counts.report(report));
     }
 }
 
@@ -116,6 +124,7 @@ impl ClusterManager {
                 (Rc::new(ClusterStats::new(&self.shard, name)), self.shared.counts(&config.name))
             }
         };
+        counts.describe(config.alt_stat_name.as_ref().unwrap_or(&config.name), &config.limits);
         let breaker = Breaker::new(counts, config.limits.clone());
         let live = Rc::new(LiveCluster::new(config.clone(), stats, breaker, self.primary));
         if let Some(earlier) = earlier {

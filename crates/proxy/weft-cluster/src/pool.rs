@@ -24,6 +24,7 @@ use tokio::sync::Notify;
 use weft_codec::{Io, LocalExec, ProxyBody, Reason};
 use weft_core::Strng;
 use weft_proxy_config::{ClientTls, ConnectionLimits, UpstreamProtocol, UpstreamTransport};
+use weft_route::Priority;
 
 /// Idle time of a connection unless the cluster says otherwise.
 const DEFAULT_IDLE: Duration = Duration::from_secs(3600);
@@ -49,6 +50,8 @@ pub struct Want<'a> {
     pub host: Option<&'a str>,
     /// The client and where it wanted to go, for clusters whose endpoints are told.
     pub client: Option<(SocketAddr, SocketAddr)>,
+    /// Which limits of the cluster hold.
+    pub priority: Priority,
 }
 
 /// All pools of an endpoint: one for each kind of transport that was asked for.
@@ -317,7 +320,7 @@ pub async fn acquire(cluster: &Rc<LiveCluster>, host: &Rc<Host>, want: Want<'_>)
     if let Some(lease) = pool.take(host, want, limits) {
         return Ok(lease);
     }
-    let _waiting = Waiting::start(cluster)?;
+    let _waiting = Waiting::start(cluster, want.priority)?;
     let mut failures = pool.failures.get();
     loop {
         if one_connection && pool.connecting_shared.get() {
@@ -326,11 +329,13 @@ pub async fn acquire(cluster: &Rc<LiveCluster>, host: &Rc<Host>, want: Want<'_>)
             if pool.failures.get() != failures {
                 failures = pool.failures.get();
                 if let Some(error) = pool.last_failure.borrow().clone() {
+                    cluster.stats.rq_pending_failure_eject.inc();
                     return Err(error);
                 }
             }
-        } else if let Some(permit) = connection_permit(cluster, &pool) {
-            return pool.connect(cluster, host, permit, one_connection).await;
+        } else if let Some(permit) = connection_permit(cluster, host, &pool, want.priority) {
+            let made = pool.connect(cluster, host, permit, one_connection).await;
+            return made.inspect_err(|_| cluster.stats.rq_pending_failure_eject.inc());
         } else {
             cluster.stats.cx_overflow.inc();
             pool.freed.notified().await;
@@ -342,10 +347,10 @@ pub async fn acquire(cluster: &Rc<LiveCluster>, host: &Rc<Host>, want: Want<'_>)
 }
 
 /// An endpoint without any connection gets one even beyond the limit.
-fn connection_permit(cluster: &LiveCluster, pool: &Pool) -> Option<Permit> {
-    let permit = cluster.breaker.take(Limit::Connections);
+fn connection_permit(cluster: &LiveCluster, host: &Host, pool: &Pool, priority: Priority) -> Option<Permit> {
+    let permit = cluster.breaker.connection(host, priority);
     if permit.is_none() && pool.open.get() == 0 {
-        return Some(cluster.breaker.force(Limit::Connections));
+        return Some(cluster.breaker.force_connection(host, priority));
     }
     permit
 }
@@ -357,8 +362,8 @@ struct Waiting {
 }
 
 impl Waiting {
-    fn start(cluster: &LiveCluster) -> Result<Self, UpstreamError> {
-        let Some(permit) = cluster.breaker.take(Limit::Pending) else {
+    fn start(cluster: &LiveCluster, priority: Priority) -> Result<Self, UpstreamError> {
+        let Some(permit) = cluster.breaker.take(Limit::Pending, priority) else {
             cluster.stats.rq_pending_overflow.inc();
             return Err(UpstreamError::unsent(Reason::Overflow));
         };

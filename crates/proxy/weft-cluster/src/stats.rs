@@ -1,5 +1,6 @@
 //! Counters of a cluster and of its endpoints, under Envoy's names. Made when the cluster is first used.
 
+use crate::outlier::Cause;
 use std::cell::Cell;
 use weft_core::Strng;
 use weft_telemetry::{Counter, Gauge, Shard};
@@ -17,6 +18,8 @@ pub struct ClusterStats {
     pub rq_pending_overflow: Counter,
     /// Requests that waited for a connection.
     pub rq_pending_total: Counter,
+    /// Requests whose connection could not be made.
+    pub rq_pending_failure_eject: Counter,
     /// Requests waiting now.
     pub rq_pending_active: Gauge,
     /// Timeouts of whole requests.
@@ -61,15 +64,47 @@ pub struct ClusterStats {
     pub membership_total: Gauge,
     /// Healthy endpoints.
     pub membership_healthy: Gauge,
-    /// Endpoints ejected now.
-    pub ejections_active: Gauge,
-    /// Ejections.
-    pub ejections_total: Counter,
+    /// Outlier detection.
+    pub outlier: OutlierStats,
     /// TLS handshakes that failed.
     pub ssl_connection_error: Counter,
     /// TLS handshakes.
     pub ssl_handshake: Counter,
 }
+
+/// Counters of outlier detection.
+#[derive(Debug)]
+pub struct OutlierStats {
+    /// Endpoints ejected now.
+    pub active: Gauge,
+    /// Ejections.
+    pub total: Counter,
+    /// Ejections not made because too many endpoints were out.
+    pub overflow: Counter,
+    /// What was found, by [`crate::outlier::Cause`].
+    pub detected: [Counter; Cause::COUNT],
+    /// What led to an ejection, by cause.
+    pub enforced: [Counter; Cause::COUNT],
+}
+
+const DETECTED: [&str; Cause::COUNT] = [
+    "envoy_cluster_outlier_detection_ejections_detected_consecutive_5xx",
+    "envoy_cluster_outlier_detection_ejections_detected_consecutive_gateway_failure",
+    "envoy_cluster_outlier_detection_ejections_detected_consecutive_local_origin_failure",
+    "envoy_cluster_outlier_detection_ejections_detected_success_rate",
+    "envoy_cluster_outlier_detection_ejections_detected_failure_percentage",
+    "envoy_cluster_outlier_detection_ejections_detected_local_origin_success_rate",
+    "envoy_cluster_outlier_detection_ejections_detected_local_origin_failure_percentage",
+];
+const ENFORCED: [&str; Cause::COUNT] = [
+    "envoy_cluster_outlier_detection_ejections_enforced_consecutive_5xx",
+    "envoy_cluster_outlier_detection_ejections_enforced_consecutive_gateway_failure",
+    "envoy_cluster_outlier_detection_ejections_enforced_consecutive_local_origin_failure",
+    "envoy_cluster_outlier_detection_ejections_enforced_success_rate",
+    "envoy_cluster_outlier_detection_ejections_enforced_failure_percentage",
+    "envoy_cluster_outlier_detection_ejections_enforced_local_origin_success_rate",
+    "envoy_cluster_outlier_detection_ejections_enforced_local_origin_failure_percentage",
+];
 
 impl ClusterStats {
     /// The counters of the cluster called `name`.
@@ -89,6 +124,7 @@ impl ClusterStats {
             rq_class: [class("1xx"), class("2xx"), class("3xx"), class("4xx"), class("5xx")],
             rq_pending_overflow: counter("envoy_cluster_upstream_rq_pending_overflow"),
             rq_pending_total: counter("envoy_cluster_upstream_rq_pending_total"),
+            rq_pending_failure_eject: counter("envoy_cluster_upstream_rq_pending_failure_eject"),
             rq_pending_active: gauge("envoy_cluster_upstream_rq_pending_active"),
             rq_timeout: counter("envoy_cluster_upstream_rq_timeout"),
             rq_per_try_timeout: counter("envoy_cluster_upstream_rq_per_try_timeout"),
@@ -111,8 +147,13 @@ impl ClusterStats {
             cx_destroy: counter("envoy_cluster_upstream_cx_destroy"),
             membership_total: gauge("envoy_cluster_membership_total"),
             membership_healthy: gauge("envoy_cluster_membership_healthy"),
-            ejections_active: gauge("envoy_cluster_outlier_detection_ejections_active"),
-            ejections_total: counter("envoy_cluster_outlier_detection_ejections_enforced_total"),
+            outlier: OutlierStats {
+                active: gauge("envoy_cluster_outlier_detection_ejections_active"),
+                total: counter("envoy_cluster_outlier_detection_ejections_enforced_total"),
+                overflow: counter("envoy_cluster_outlier_detection_ejections_overflow"),
+                detected: DETECTED.map(counter),
+                enforced: ENFORCED.map(counter),
+            },
             ssl_connection_error: counter("envoy_cluster_ssl_connection_error"),
             ssl_handshake: counter("envoy_cluster_ssl_handshake"),
         }

@@ -277,6 +277,8 @@ flags! {
     OM = 19,
     /// Dropped by the control plane's wish.
     DO = 20,
+    /// The rate limit service failed.
+    RLSE = 21,
 }
 
 impl Flags {

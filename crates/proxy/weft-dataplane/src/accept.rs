@@ -254,6 +254,11 @@ async fn admitted(
             NetworkFilter::ExtAuthz(ask) => {
                 http::authorize::connection_allowed(worker, downstream, &metadata, ask).await?;
             }
+            NetworkFilter::ConnectionRate(rate) if !rate.bucket.take(weft_filter::ratelimit::now()) => {
+                let label = [("envoy_local_network_ratelimit_prefix", rate.stat_prefix.clone())];
+                worker.shard.counter("envoy_local_rate_limit_rate_limited", &label).inc();
+                return Err("local_ratelimit_close_connection".into());
+            }
             _ => {}
         }
     }

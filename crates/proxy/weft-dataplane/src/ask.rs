@@ -9,6 +9,7 @@ use std::time::Duration;
 use weft_cluster::outlier::Outcome;
 use weft_cluster::{LiveCluster, PickContext, Want};
 use weft_codec::ProxyBody;
+use weft_route::Priority;
 
 /// An answer: head, body, trailers.
 pub(crate) struct Answer {
@@ -53,7 +54,14 @@ pub(crate) async fn ask(worker: &Rc<Worker>, how: Ask<'_>, request: Request<Byte
 async fn once(cluster: &Rc<LiveCluster>, how: &Ask<'_>, request: Request<Bytes>) -> Result<Answer, String> {
     cluster.ready().await;
     let endpoint = cluster.pick(&PickContext::default()).map_err(|error| error.reason.details().to_string())?;
-    let want = Want { http2: how.http2, fresh: false, careful: true, host: how.host.to_str().ok(), client: None };
+    let want = Want {
+        http2: how.http2,
+        fresh: false,
+        careful: true,
+        host: how.host.to_str().ok(),
+        client: None,
+        priority: Priority::Default,
+    };
     let failed = |why: String| {
         cluster.report(&endpoint, Outcome::LocalError);
         why

@@ -1,6 +1,8 @@
 //! A filter chain in use: what the configuration says, with everything that one worker needs to run it at hand. A
 //! connection holds the slot, not the chain: when the chain's filters change, requests on open connections obey the new ones.
 
+use crate::http::ratelimit::LocalStats;
+use crate::http::trace::{SharedTracer, Tracer};
 use crate::log::AccessLogs;
 use crate::worker::Worker;
 use http::HeaderValue;
@@ -46,6 +48,10 @@ pub(crate) struct HttpRuntime {
     pub via: Option<HeaderValue>,
     /// Settings of the standard metrics, when a filter asks for them.
     pub telemetry: Option<Arc<Telemetry>>,
+    /// Makes spans, when the configuration says where they go.
+    pub tracer: SharedTracer,
+    /// Counters of rate limits, by prefix.
+    local_limits: RefCell<Vec<(Strng, Rc<LocalStats>)>>,
 }
 
 /// Counters of a connection manager.
@@ -178,8 +184,21 @@ impl HttpRuntime {
             server: text(&hcm.server_name),
             via: text(&hcm.via),
             telemetry,
+            tracer: Tracer::new(worker, hcm).map(Rc::new),
+            local_limits: RefCell::default(),
             hcm: hcm.clone(),
         }
+    }
+
+    /// The counters of rate limits of that prefix.
+    pub fn local_limits(&self, shard: &Shard, prefix: &Strng) -> Rc<LocalStats> {
+        let mut known = self.local_limits.borrow_mut();
+        if let Some((_, stats)) = known.iter().find(|(name, _)| name == prefix) {
+            return stats.clone();
+        }
+        let stats = Rc::new(LocalStats::new(shard, prefix));
+        known.push((prefix.clone(), stats.clone()));
+        stats
     }
 }
 

@@ -9,14 +9,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use weft_cluster::{ClusterShared, ClusterStatus, Resolver};
 use weft_core::Strng;
 use weft_proxy_config::{ListenAddress, ProxySnapshot};
-use weft_telemetry::Registry;
+use weft_telemetry::{Registry, Source};
 
 /// How soon an address that could not be bound is tried again.
 const RETRY_BIND: Duration = Duration::from_secs(1);
@@ -77,7 +77,10 @@ impl DataPlane {
         options: Options,
     ) -> io::Result<Handle> {
         let resolver = Resolver::new(options.runtime.clone());
-        let shared = Shared::new(ClusterShared::new(resolver), options.registry.clone(), options.local, options.max_connections);
+        let clusters = ClusterShared::new(resolver);
+        let source: Weak<dyn Source> = Arc::<ClusterShared>::downgrade(&clusters);
+        options.registry.add_source(source);
+        let shared = Shared::new(clusters, options.registry.clone(), options.local, options.max_connections);
         let mut workers = Vec::new();
         let mut threads = Vec::new();
         for index in 0..options.concurrency.get() {

@@ -56,10 +56,14 @@ pub(crate) async fn open(
         careful: true,
         host: tunnel.target.split_once(':').map(|(name, _)| name),
         client: Some((downstream.source, downstream.destination)),
+        priority: weft_route::Priority::Default,
     };
     let mut lease = cluster.acquire(host, want).await?;
     let facts = lease.facts.clone();
     let (mut request, sender) = request(tunnel.post);
+    for (name, value) in &tunnel.headers {
+        request.headers_mut().append(name, value.clone());
+    }
     address(&mut request, &target, "http", lease.is_http2());
     cluster.stats.rq_total.inc();
     let mut response = lease.send(request).await.map_err(|failure| failure.error)?;

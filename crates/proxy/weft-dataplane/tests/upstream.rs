@@ -76,7 +76,8 @@ async fn timeouts() {
             {match: {prefix: "/own"}, route: {cluster: a, timeout: 0s}},
             {match: {prefix: "/"}, route: {cluster: a, timeout: 0.2s}}]"#,
     );
-    let proxy = Proxy::start(&http_bootstrap("", &routes, &[("a", slow.addr, "")])).await;
+    let inside = "use_remote_address: true, internal_address_config: {cidr_ranges: [{address_prefix: 127.0.0.0, prefix_len: 8}]},";
+    let proxy = Proxy::start(&http_bootstrap(inside, &routes, &[("a", slow.addr, "")])).await;
     for (path, headers, status, body) in [
         ("/slow", &[][..], 504, "upstream request timeout"),
         ("/fast", &[], 200, "ok"),

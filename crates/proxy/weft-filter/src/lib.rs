@@ -2,8 +2,8 @@
 //! it. Each filter is a function of what is known; the order in which they are asked stands in the connection manager's
 //! configuration and is walked by the data plane.
 //!
-//! Modules in the order in which a request usually meets them: [`limit`] (open connections), [`jwt`], [`rbac`], [`ext_authz`], [`cors`], [`fault`],
-//! [`peer`] (who is at the other end), [`metrics`] (the mesh's standard metrics).
+//! Modules in the order in which a request usually meets them: [`limit`] (open connections), [`jwt`], [`rbac`], [`ext_authz`], [`ratelimit`], [`cors`], [`fault`],
+//! [`peer`] (who is at the other end), [`metrics`] (the mesh's standard metrics), [`trace`] (spans).
 
 pub mod cors;
 pub mod ext_authz;
@@ -13,7 +13,9 @@ pub mod jwt;
 pub mod limit;
 pub mod metrics;
 pub mod peer;
+pub mod ratelimit;
 pub mod rbac;
+pub mod trace;
 
 pub use metrics::{Labels, Measured, MeshMetrics, Protocol, Security};
 pub use peer::{LocalWorkload, Parties, Party};

@@ -37,6 +37,8 @@ pub struct Cluster {
     pub panic_threshold: u8,
     /// Locality weights are used.
     pub locality_weighted: bool,
+    /// Labels of requests choose among the endpoints.
+    pub subsets: Option<Arc<Subsets>>,
     /// New endpoints get their share little by little.
     pub slow_start: Option<SlowStart>,
     /// Version of the PROXY protocol by which endpoints are told who the client is.
@@ -44,8 +46,43 @@ pub struct Cluster {
     /// Address to connect from (`upstream_bind_config`); Istio's inbound clusters use 127.0.0.6, which marks traffic that the
     /// proxy itself sends to its workload.
     pub source_address: Option<std::net::IpAddr>,
+    /// Others, for destinations of another family (`extra_source_addresses`).
+    pub more_source_addresses: Vec<std::net::IpAddr>,
     /// Hash of the message: equal hash, equal cluster — its pools are kept.
     pub fingerprint: u64,
+}
+
+/// Subsets of the endpoints, by labels.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Subsets {
+    /// What is used when labels choose nothing.
+    pub fallback: SubsetFallback,
+    /// Labels of the default subset, sorted.
+    pub default: Vec<(Strng, Strng)>,
+    /// Sets of keys by which subsets are made.
+    pub selectors: Vec<SubsetSelector>,
+}
+
+/// Keys by which subsets are made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SubsetSelector {
+    /// Sorted.
+    pub keys: Vec<Strng>,
+    /// In place of the cluster's fallback.
+    pub fallback: Option<SubsetFallback>,
+}
+
+/// What is used when labels choose nothing.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SubsetFallback {
+    /// No endpoint.
+    None,
+    /// Any endpoint.
+    Any,
+    /// The default subset.
+    Default,
+    /// What these of the keys choose.
+    Keys(Vec<Strng>),
 }
 
 /// The warm-up of new endpoints (`slow_start_config`).
@@ -66,6 +103,23 @@ pub struct RetryBudget {
     pub percent: f64,
     /// So many always.
     pub least: u32,
+}
+
+/// Limits of one routing priority.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Thresholds {
+    /// Open connections.
+    pub max_connections: u32,
+    /// Requests waiting for a connection.
+    pub max_pending: u32,
+    /// Requests under way.
+    pub max_requests: u32,
+    /// Retries under way.
+    pub max_retries: u32,
+    /// Takes the place of `max_retries`.
+    pub retry_budget: Option<RetryBudget>,
+    /// Statistics say how much is left.
+    pub track_remaining: bool,
 }
 
 /// How endpoints are found.
@@ -138,16 +192,12 @@ pub enum UpstreamProtocol {
 /// Limits towards a cluster.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ConnectionLimits {
-    /// Open connections.
-    pub max_connections: u32,
-    /// Requests waiting for a connection.
-    pub max_pending: u32,
-    /// Requests under way.
-    pub max_requests: u32,
-    /// Retries under way.
-    pub max_retries: u32,
-    /// Takes the place of `max_retries`.
-    pub retry_budget: Option<RetryBudget>,
+    /// Of requests of the default priority.
+    pub default: Thresholds,
+    /// Of requests of the high priority.
+    pub high: Thresholds,
+    /// Open connections to one endpoint; `u32::MAX` = no limit.
+    pub max_connections_per_host: u32,
     /// Requests on one connection; 0 = no limit.
     pub max_requests_per_connection: u32,
     /// Idle time of a connection; 1 h unless set.
@@ -169,6 +219,13 @@ pub struct OutlierDetection {
     pub consecutive_gateway: u32,
     /// Local errors in a row; 0 = off.
     pub consecutive_local: u32,
+    /// Share of detections that lead to an ejection, in percent: 5xx, gateway and local errors in a row, success rate,
+    /// failure percentage, and those two of local errors.
+    pub enforcing: [u32; 7],
+    /// Who succeeds less often than the others.
+    pub success: SuccessRule,
+    /// Who fails too often.
+    pub failure: FailureRule,
     /// Statuses that count as errors; `None`: 500 and above.
     pub statuses: Option<Vec<u16>>,
     /// Local errors are counted apart.
@@ -181,6 +238,30 @@ pub struct OutlierDetection {
     pub max_ejection: Duration,
     /// Share that may be ejected.
     pub max_ejection_percent: u32,
+    /// One endpoint may be ejected whatever that share is.
+    pub always_one: bool,
+}
+
+/// Ejection by success rate.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SuccessRule {
+    /// So many endpoints must have had enough requests.
+    pub min_hosts: u32,
+    /// Requests of an interval that are enough.
+    pub volume: u32,
+    /// Standard deviations below the mean.
+    pub factor: f64,
+}
+
+/// Ejection by the share of failures.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct FailureRule {
+    /// So many endpoints must have had enough requests.
+    pub min_hosts: u32,
+    /// Requests of an interval that are enough.
+    pub volume: u32,
+    /// Failures in percent.
+    pub threshold: f64,
 }
 
 /// Facts of a cluster for telemetry (filter metadata `istio`).

@@ -26,6 +26,8 @@ pub struct HttpConnectionManager {
     pub use_remote_address: bool,
     /// Trusted proxies in front, for `x-forwarded-for`.
     pub xff_trusted_hops: u32,
+    /// Clients that stand inside, by `internal_address_config`; none unless named.
+    pub internal_addresses: Vec<ipnet::IpNet>,
     /// Do not append to `x-forwarded-for`.
     pub skip_xff_append: bool,
     /// What to do with `x-forwarded-client-cert`.
@@ -166,6 +168,10 @@ pub enum HttpFilter {
     Rbac(Arc<Rbac>),
     /// An external authorizer.
     ExtAuthz(Arc<crate::ExtAuthz>),
+    /// Rate limits by buckets of this proxy.
+    LocalRateLimit(Arc<weft_route::LocalRateLimit>),
+    /// Rate limits that a service counts.
+    RateLimit(Arc<crate::RateLimitService>),
     /// Tokens.
     Jwt(Arc<crate::JwtAuthn>),
     /// The mesh's standard metrics.
@@ -215,23 +221,73 @@ pub struct Tracing {
     pub client_sampling: u32,
     /// Upper bound.
     pub overall_sampling: u32,
-    /// Where spans go.
-    pub provider: Option<TraceProvider>,
+    /// The decision travels in `x-request-id`, and one found there holds.
+    pub by_request_id: bool,
+    /// Where spans go; `None`: nothing is traced, and no header of a trace is touched.
+    pub provider: Option<Arc<TraceProvider>>,
     /// Longest path in a tag.
     pub max_path_length: usize,
-    /// Tags: name and format.
-    pub tags: Vec<(Strng, Strng)>,
-    /// A span for each upstream try.
+    /// Further tags.
+    pub tags: Vec<TraceTag>,
+    /// A span of its own for the upstream's side.
     pub spawn_upstream_span: bool,
+    /// Tell the upstream of the trace.
+    pub propagate: bool,
+}
+
+/// A tag of every span.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TraceTag {
+    /// Its name.
+    pub name: Strng,
+    /// Where its value comes from.
+    pub source: TagSource,
+    /// The value when there is none there; `None`: then there is no tag.
+    pub default: Option<Strng>,
+}
+
+/// Where a tag's value comes from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TagSource {
+    /// A format of access logs.
+    Format(Strng),
+    /// What a filter said of the request: its name, and keys, outermost first.
+    Metadata(Strng, Vec<Strng>),
 }
 
 /// Where spans go.
 #[derive(Debug, Clone)]
-pub enum TraceProvider {
-    /// Zipkin v2 JSON: cluster, path, host.
-    Zipkin(Strng, Strng, Strng),
-    /// OTLP over gRPC: cluster, service name.
-    OtlpGrpc(Strng, Strng),
-    /// OTLP over HTTP: cluster, URI, service name.
-    OtlpHttp(Strng, Strng, Strng),
+pub struct TraceProvider {
+    /// In which form.
+    pub protocol: TraceProtocol,
+    /// Cluster of the collector.
+    pub cluster: Strng,
+    /// Path of reports.
+    pub path: Strng,
+    /// Host that reports name.
+    pub host: Strng,
+    /// Headers of reports.
+    pub headers: Vec<(http::HeaderName, http::HeaderValue)>,
+    /// Time for one report.
+    pub timeout: Duration,
+    /// Name of the service in spans; empty: the node's cluster.
+    pub service: Strng,
+}
+
+/// Form of spans, and of the headers by which proxies tell each other of a trace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TraceProtocol {
+    /// Zipkin v2 JSON, B3 headers.
+    Zipkin {
+        /// A server's span has the id of its client's.
+        shared: bool,
+        /// New traces have ids of 128 bits, else of 64.
+        long_ids: bool,
+        /// W3C headers as well as B3.
+        w3c: bool,
+    },
+    /// OpenTelemetry over gRPC, W3C headers.
+    OtlpGrpc,
+    /// OpenTelemetry over HTTP, W3C headers.
+    OtlpHttp,
 }

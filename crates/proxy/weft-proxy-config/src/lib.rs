@@ -1,7 +1,7 @@
 //! From xDS messages to the immutable [`ProxySnapshot`] that the data plane runs on. Knows xDS; knows nothing of Istio's
 //! kinds, of sockets or of time.
 //!
-//! Reading order: [`snapshot`], [`listener`], [`http`], [`jwt`], [`jwks`], [`ext_authz`], [`cluster`], [`tls`] (what is compiled), then `compile`
+//! Reading order: [`snapshot`], [`listener`], [`http`], [`jwt`], [`jwks`], [`ext_authz`], [`ratelimit`], [`cluster`], [`tls`] (what is compiled), then `compile`
 //! (xDS → those, with an error that names each field it cannot use), `apply` (a change of resources → the next snapshot),
 //! `bootstrap` (Envoy's bootstrap file).
 
@@ -15,6 +15,7 @@ pub mod jwks;
 pub mod jwt;
 pub mod listener;
 pub mod matching;
+pub mod ratelimit;
 pub mod raw;
 pub mod snapshot;
 pub mod tls;
@@ -27,6 +28,7 @@ pub use http::*;
 pub use jwks::{Jwk, Jwks, JwksError};
 pub use jwt::*;
 pub use listener::*;
+pub use ratelimit::*;
 pub use raw::Raw;
 pub use snapshot::*;
 pub use tls::*;

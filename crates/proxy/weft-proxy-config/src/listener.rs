@@ -172,6 +172,8 @@ pub enum NetworkFilter {
     Rbac(Arc<Rbac>),
     /// An external authorizer.
     ExtAuthz(Arc<crate::ExtAuthz>),
+    /// Bounds new connections in time.
+    ConnectionRate(Arc<crate::ConnectionRate>),
     /// Bounds open connections of the chain.
     ConnectionLimit(u64),
     /// Metrics of connections.
@@ -219,6 +221,8 @@ pub struct Tunnel {
     pub target: Strng,
     /// By `POST` instead of `CONNECT`.
     pub post: bool,
+    /// Headers of the request for the tunnel.
+    pub headers: Vec<(http::HeaderName, http::HeaderValue)>,
 }
 
 /// Where a TCP proxy forwards to.

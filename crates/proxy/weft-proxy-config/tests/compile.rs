@@ -12,8 +12,8 @@ use weft_proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use weft_proto::envoy::config::listener::v3::Listener as ListenerMessage;
 use weft_proxy_config::{
     Codec, ConfigBuilder, Discovery, EscapedSlashes, ForwardClientCert, HttpConnectionManager, HttpFilter, LbPolicy,
-    Listener, LogFilter, LogFormat, LogSink, NetworkFilter, ServerHeader, TcpCluster, Terminal, TraceProvider,
-    UpstreamProtocol,
+    Listener, LogFilter, LogFormat, LogSink, NetworkFilter, ServerHeader, TagSource, TcpCluster, Terminal,
+    TraceProtocol, TraceTag, UpstreamProtocol,
 };
 
 const HCM: &str =
@@ -262,21 +262,36 @@ fn tracing() {
     let zipkin = "{name: z, typed_config: {'@type': type.googleapis.com/envoy.config.trace.v3.ZipkinConfig, collector_cluster: c, collector_endpoint: /api/v2/spans, collector_endpoint_version: HTTP_JSON}}";
     let m = manager(
         &format!(
-            ", tracing: {{random_sampling: {{value: 1.5}}, provider: {zipkin}, custom_tags: [{{tag: a, literal: {{value: '5%'}}}}, {{tag: b, request_header: {{name: x-b}}}}]}}"
+            ", tracing: {{random_sampling: {{value: 1.5}}, provider: {zipkin}, custom_tags: [{{tag: a, literal: {{value: '5%'}}}}, {{tag: b, request_header: {{name: x-b, default_value: none}}}}, {{tag: c, metadata: {{kind: {{request: {{}}}}, metadata_key: {{key: rbac, path: [{{key: dry}}, {{key: name}}]}}}}}}]}}"
         ),
         "",
     );
     let tracing = m.tracing.as_ref().unwrap();
     assert_eq!((tracing.random_sampling, tracing.overall_sampling, tracing.max_path_length), (15_000, 1_000_000, 256));
-    assert!(
-        matches!(&tracing.provider, Some(TraceProvider::Zipkin(c, path, host)) if (&**c, &**path, &**host) == ("c", "/api/v2/spans", "c"))
-    );
-    assert_eq!(tracing.tags, [("a".into(), "5%%".into()), ("b".into(), "%REQ(x-b)%".into())]);
+    let provider = tracing.provider.as_ref().unwrap();
+    assert_eq!((&*provider.cluster, &*provider.path, &*provider.host), ("c", "/api/v2/spans", "c"));
+    assert_eq!(provider.protocol, TraceProtocol::Zipkin { shared: true, long_ids: false, w3c: false });
+    assert!(tracing.by_request_id && tracing.propagate);
+    let format = |name: &str, format: &str, default: Option<&str>| TraceTag {
+        name: name.into(),
+        source: TagSource::Format(format.into()),
+        default: default.map(Into::into),
+    };
+    let key = ["dry".into(), "name".into()];
+    let metadata = TraceTag { name: "c".into(), source: TagSource::Metadata("rbac".into(), key.into()), default: None };
+    assert_eq!(tracing.tags, [format("a", "5%%", None), format("b", "%REQ(x-b)%", Some("none")), metadata]);
     let otlp = "{name: o, typed_config: {'@type': type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig, service_name: s, grpc_service: {envoy_grpc: {cluster_name: c}}}}";
     let m = manager(&format!(", tracing: {{provider: {otlp}}}"), "");
-    assert!(
-        matches!(&m.tracing.as_ref().unwrap().provider, Some(TraceProvider::OtlpGrpc(c, s)) if (&**c, &**s) == ("c", "s"))
+    let provider = m.tracing.as_ref().unwrap().provider.as_ref().unwrap();
+    assert_eq!((provider.protocol, &*provider.cluster, &*provider.service), (TraceProtocol::OtlpGrpc, "c", "s"));
+    let http = "{name: o, typed_config: {'@type': type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig, http_service: {http_uri: {uri: 'http://h:4318/v1/traces', cluster: c, timeout: 2s}, request_headers_to_add: [{header: {key: x-key, value: v}}]}}}";
+    let m = manager(&format!(", tracing: {{provider: {http}}}"), "");
+    let provider = m.tracing.as_ref().unwrap().provider.as_ref().unwrap();
+    assert_eq!(
+        (provider.protocol, &*provider.host, &*provider.path),
+        (TraceProtocol::OtlpHttp, "h:4318", "/v1/traces")
     );
+    assert_eq!((provider.timeout, provider.headers.len()), (Duration::from_secs(2), 1));
 }
 
 #[test]
@@ -413,7 +428,7 @@ fn refused_listeners() {
 
 #[test]
 fn bad_route_does_not_take_the_listener_down() {
-    let routes = "route_config: {name: r, virtual_hosts: [{name: h, domains: ['*'], routes: [{match: {prefix: /a}, route: {cluster: c, priority: HIGH}}, {match: {prefix: /}, route: {cluster: c}}]}]}";
+    let routes = "route_config: {name: r, virtual_hosts: [{name: h, domains: ['*'], routes: [{match: {prefix: /a}, route: {cluster: c, hedge_policy: {}}}, {match: {prefix: /}, route: {cluster: c}}]}]}";
     let filter =
         format!("{{name: h, typed_config: {{'@type': {HCM}, stat_prefix: h, {routes}, http_filters: [{ROUTER}]}}}}");
     let (listener, errors) = compile(&listener("", "", &filter));
@@ -421,7 +436,7 @@ fn bad_route_does_not_take_the_listener_down() {
     assert_eq!(
         errors,
         [
-            "listener l: filter_chains[0].filters[0].typed_config.route_config.virtual_hosts[0].routes[0].route.priority: is not supported by weft-proxy; remove the field"
+            "listener l: filter_chains[0].filters[0].typed_config.route_config.virtual_hosts[0].routes[0].route.hedge_policy: is not supported by weft-proxy; remove the field"
         ]
     );
 }
@@ -441,7 +456,7 @@ fn cluster_fields() {
         (c.connect_timeout, &c.lb, &c.protocol),
         (Duration::from_secs(5), &LbPolicy::RoundRobin, &UpstreamProtocol::Http1)
     );
-    assert_eq!((c.limits.max_connections, c.limits.max_retries, c.panic_threshold), (1024, 3, 50));
+    assert_eq!((c.limits.default.max_connections, c.limits.default.max_retries, c.panic_threshold), (1024, 3, 50));
     assert_eq!(c.limits.idle_timeout, Some(Duration::from_secs(3600)));
     let options = "typed_extension_protocol_options: {envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {'@type': type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, KIND}}";
     let with = |kind: &str| cluster(&options.replace("KIND", kind)).0.unwrap();
@@ -490,7 +505,54 @@ fn cluster_fields() {
         matches!(&c.as_ref().unwrap().discovery, Discovery::StrictDns(set, d) if d.as_secs() == 9 && set.localities.len() == 1)
     );
     assert!(errors.is_empty(), "{errors:?}");
-    assert_eq!(c.unwrap().limits.retry_budget.map(|b| (b.percent, b.least)), Some((20.0, 3)));
+    assert_eq!(c.unwrap().limits.default.retry_budget.map(|b| (b.percent, b.least)), Some((20.0, 3)));
+}
+
+#[test]
+fn limits_of_priorities_and_endpoints() {
+    let breakers = |text: &str| cluster(&format!("circuit_breakers: {{{text}}}"));
+    let (c, errors) = breakers(
+        "thresholds: [{track_remaining: true, max_requests: 7}, {priority: HIGH, max_connections: 9}], per_host_thresholds: [{max_connections: 3}]",
+    );
+    let limits = &c.unwrap().limits;
+    assert!(errors.is_empty(), "{errors:?}");
+    assert_eq!(
+        (limits.default.max_requests, limits.default.max_connections, limits.default.track_remaining),
+        (7, 1024, true)
+    );
+    assert_eq!((limits.high.max_requests, limits.high.max_connections, limits.high.track_remaining), (1024, 9, false));
+    assert_eq!(limits.max_connections_per_host, 3);
+    for (text, field) in [
+        ("thresholds: [{max_connection_pools: 1}]", "circuit_breakers.thresholds[0].max_connection_pools"),
+        ("per_host_thresholds: [{max_requests: 1}]", "circuit_breakers.per_host_thresholds[0].max_requests"),
+    ] {
+        let (c, errors) = breakers(text);
+        assert!(c.is_none() && errors.iter().any(|e| e.contains(field)), "{text}: {errors:?}");
+    }
+}
+
+#[test]
+fn detection_and_subsets() {
+    let (c, errors) = cluster(
+        "outlier_detection: {success_rate_stdev_factor: 1500, enforcing_success_rate: 30, always_eject_one_host: true}, lb_subset_config: {fallback_policy: ANY_ENDPOINT, subset_selectors: [{keys: [b, a]}]}",
+    );
+    assert!(errors.is_empty(), "{errors:?}");
+    let c = c.unwrap();
+    let (outlier, subsets) = (c.outlier.as_ref().unwrap(), c.subsets.as_ref().unwrap());
+    assert_eq!((outlier.success.factor, outlier.success.volume, outlier.failure.volume), (1.5, 100, 50));
+    assert_eq!((outlier.enforcing, outlier.always_one), ([100, 0, 100, 30, 0, 100, 0], true));
+    assert_eq!(subsets.selectors[0].keys, vec!["a".into(), "b".into()]);
+    for (text, field) in [
+        ("outlier_detection: {max_ejection_time_jitter: 1s}", "outlier_detection.max_ejection_time_jitter"),
+        ("lb_subset_config: {panic_mode_any: true}", "lb_subset_config.panic_mode_any"),
+        (
+            "lb_subset_config: {subset_selectors: [{keys: [a], fallback_policy: KEYS_SUBSET, fallback_keys_subset: [b]}]}",
+            "lb_subset_config.subset_selectors[0].fallback_keys_subset",
+        ),
+    ] {
+        let (_, errors) = cluster(text);
+        assert!(errors.iter().any(|e| e.contains(field)), "{text}: {errors:?}");
+    }
 }
 
 #[test]

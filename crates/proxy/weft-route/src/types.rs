@@ -65,6 +65,8 @@ pub struct VirtualHost {
     pub include_attempt_count_in_response: bool,
     /// Redirect plain HTTP to HTTPS.
     pub require_tls: bool,
+    /// Rate limits for this host.
+    pub rate_limits: Vec<crate::RateLimit>,
     /// Filter settings for this host.
     pub filters: FilterOverrides,
     /// Where it came from.
@@ -242,8 +244,24 @@ pub struct Forward {
     pub upgrades: Option<Vec<(Strng, bool)>>,
     /// `CONNECT` ends here: its bytes go on as plain TCP.
     pub terminate_connect: bool,
-    /// Labels an endpoint must have (subset metadata match), name → value.
+    /// Which limits of the cluster hold.
+    pub priority: Priority,
+    /// Rate limits of the route.
+    pub rate_limits: Vec<crate::RateLimit>,
+    /// Those of its virtual host hold too.
+    pub include_host_limits: bool,
+    /// Labels that choose a subset of the cluster's endpoints, name → value.
     pub metadata_match: Vec<(Strng, Strng)>,
+}
+
+/// Routing priority: each has limits of its own in a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Priority {
+    /// `DEFAULT`
+    #[default]
+    Default,
+    /// `HIGH`
+    High,
 }
 
 /// Which cluster a request goes to.
@@ -314,12 +332,18 @@ pub enum HostRewrite {
 /// A mirror.
 #[derive(Debug, Clone)]
 pub struct Mirror {
-    /// Cluster that gets the copy.
+    /// Cluster that gets the copy; empty: the one that `cluster_header` names.
     pub cluster: Strng,
+    /// Header of the request that names the cluster.
+    pub cluster_header: Option<HeaderName>,
     /// Share in parts per million.
     pub fraction: u32,
     /// Do not add `-shadow` to the host.
     pub keep_host: bool,
+    /// Host of the copy in place of the request's.
+    pub host: Option<HeaderValue>,
+    /// Changes to the headers of the copy.
+    pub edit: HeaderEdit,
 }
 
 /// A source of the balancing hash.
@@ -489,6 +513,10 @@ pub struct FilterOverrides {
     pub fault: Option<Arc<Fault>>,
     /// CORS.
     pub cors: Option<Arc<CorsPolicy>>,
+    /// Rate limits by buckets.
+    pub local_rate_limit: Option<Arc<crate::LocalRateLimit>>,
+    /// Rate limits by a service.
+    pub rate_limit: Option<Arc<crate::RateLimitPerRoute>>,
     /// Filters switched off here, by filter name.
     pub disabled: Vec<Strng>,
     /// What no field above stands for: filter name and its message, for filters compiled elsewhere.

@@ -148,6 +148,15 @@ pub mod envoy {
                 }
             }
         }
+        pub mod compression {
+            pub mod gzip {
+                pub mod compressor {
+                    pub mod v3 {
+                        include!("envoy.extensions.compression.gzip.compressor.v3.rs");
+                    }
+                }
+            }
+        }
         pub mod filters {
             pub mod common {
                 pub mod fault {
@@ -291,6 +300,11 @@ pub mod envoy {
                         include!("envoy.extensions.filters.network.http_connection_manager.v3.rs");
                     }
                 }
+                pub mod local_ratelimit {
+                    pub mod v3 {
+                        include!("envoy.extensions.filters.network.local_ratelimit.v3.rs");
+                    }
+                }
                 pub mod rbac {
                     pub mod v3 {
                         include!("envoy.extensions.filters.network.rbac.v3.rs");
@@ -315,6 +329,23 @@ pub mod envoy {
                     pub mod v3 {
                         include!("envoy.extensions.filters.network.tcp_proxy.v3.rs");
                     }
+                }
+            }
+        }
+        pub mod internal_redirect {
+            pub mod allow_listed_routes {
+                pub mod v3 {
+                    include!("envoy.extensions.internal_redirect.allow_listed_routes.v3.rs");
+                }
+            }
+            pub mod previous_routes {
+                pub mod v3 {
+                    include!("envoy.extensions.internal_redirect.previous_routes.v3.rs");
+                }
+            }
+            pub mod safe_cross_scheme {
+                pub mod v3 {
+                    include!("envoy.extensions.internal_redirect.safe_cross_scheme.v3.rs");
                 }
             }
         }
@@ -389,6 +420,11 @@ pub mod envoy {
         }
         pub mod retry {
             pub mod host {
+                pub mod omit_host_metadata {
+                    pub mod v3 {
+                        include!("envoy.extensions.retry.host.omit_host_metadata.v3.rs");
+                    }
+                }
                 pub mod previous_hosts {
                     pub mod v3 {
                         include!("envoy.extensions.retry.host.previous_hosts.v3.rs");

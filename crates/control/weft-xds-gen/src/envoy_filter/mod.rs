@@ -82,9 +82,10 @@ impl Item<'_> {
         self.patch.patch.as_ref().map_or(Op::Invalid, |p| p.operation)
     }
 
-    /// The value as given.
+    /// The value as given, but for messages that it carries as plain JSON (`TypedStruct`).
     fn value(&self) -> Value {
-        self.patch.patch.as_ref().map_or(Value::Null, |p| Value::Object(p.value.clone()))
+        let given = self.patch.patch.as_ref().map_or(Value::Null, |p| Value::Object(p.value.clone()));
+        json::expanded(&given).into_owned()
     }
 
     /// The value as a message of that type writes it: names and words as the schema spells them.

@@ -1,10 +1,10 @@
 //! The HTTP connection manager, for each of its places: outbound, inbound, gateway.
 
 use crate::observe::{Observability, Side};
-use crate::pb::core::{Http1ProtocolOptions, Http2ProtocolOptions};
+use crate::pb::core::{CidrRange, Http1ProtocolOptions, Http2ProtocolOptions};
 use crate::pb::hcm::http_connection_manager::{
-    ForwardClientCertDetails as Forward, PathWithEscapedSlashesAction as Slashes, RouteSpecifier,
-    ServerHeaderTransformation as ServerHeader, SetCurrentClientCertDetails, UpgradeConfig,
+    ForwardClientCertDetails as Forward, InternalAddressConfig, PathWithEscapedSlashesAction as Slashes,
+    RouteSpecifier, ServerHeaderTransformation as ServerHeader, SetCurrentClientCertDetails, UpgradeConfig,
 };
 use crate::pb::hcm::{HttpConnectionManager, HttpFilter, Rds};
 use crate::pb::route::RouteConfiguration;
@@ -73,7 +73,7 @@ fn manager(mesh: &MeshConfig, observe: &Observability, options: Options) -> Http
     let reports = observe.side(options.place.side());
     let mut manager = HttpConnectionManager {
         stat_prefix: options.stat_prefix,
-        use_remote_address: Some(options.place == Place::Gateway),
+        use_remote_address: Some(options.place != Place::Inbound),
         upgrade_configs: vec![UpgradeConfig { upgrade_type: "websocket".into(), ..Default::default() }],
         // Streams may be idle as long as their route lets them: long polls, server-sent events.
         stream_idle_timeout: Some(pb::zero()),
@@ -137,10 +137,22 @@ fn headers(manager: &mut HttpConnectionManager, place: Place, config: &MeshProxy
     manager.append_x_forwarded_port =
         settings.and_then(|h| h.x_forwarded_port.as_ref()).is_some_and(|h| h.enabled == Some(true));
     match place {
-        Place::Outbound => {}
+        Place::Outbound => trust_workload(manager),
         Place::Inbound => inbound_certificates(manager, config),
         Place::Gateway => gateway_topology(manager, config),
     }
+}
+
+/// The client of the outbound side is the workload itself: its word about time limits and retries counts
+/// (`x-envoy-upstream-rq-timeout-ms` and its kin), as with Istio's `PILOT_SIDECAR_USE_REMOTE_ADDRESS`. What it tells about
+/// its own clients goes on as it is: one trusted hop, no address added, and its request ids kept.
+fn trust_workload(manager: &mut HttpConnectionManager) {
+    manager.xff_num_trusted_hops = 1;
+    manager.skip_xff_append = true;
+    manager.preserve_external_request_id = true;
+    let all = |address: &str| CidrRange { address_prefix: address.into(), prefix_len: Some(0) };
+    manager.internal_address_config =
+        Some(InternalAddressConfig { unix_sockets: false, cidr_ranges: vec![all("0.0.0.0"), all("::")] });
 }
 
 fn is_off(switch: Option<&HeaderSwitch>) -> bool {

@@ -4,6 +4,8 @@ use crate::http::authorize;
 use crate::http::exchange::Exchange;
 use crate::http::format;
 use crate::http::intake::Head;
+use crate::http::ratelimit;
+use crate::http::trace;
 use http::{HeaderName, HeaderValue, Uri};
 use std::sync::{Arc, LazyLock};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,7 +13,9 @@ use weft_codec::{Flags, LocalReply, ProxyBody, Reason};
 use weft_core::Strng;
 use weft_filter::{cors, fault, grpc_web, jwt, rbac};
 use weft_proxy_config::{HttpFilter, JwtAuthn};
-use weft_route::{Action, CorsPolicy, Fault, FilterOverrides, Route, VirtualHost, WeightedCluster};
+use weft_route::{
+    Action, CorsPolicy, Fault, FilterOverrides, LocalRateLimit, RateLimitPerRoute, Route, VirtualHost, WeightedCluster,
+};
 
 /// Name under which claims of tokens are known.
 static JWT: LazyLock<Strng> = LazyLock::new(|| Strng::from(jwt::FILTER));
@@ -55,6 +59,14 @@ impl<'a> Destination<'a> {
         self.overrides().find_map(|o| o.cors.as_ref()).or(of_route)
     }
 
+    fn local_rate_limit(&self) -> Option<&'a Arc<LocalRateLimit>> {
+        self.overrides().find_map(|o| o.local_rate_limit.as_ref())
+    }
+
+    pub fn rate_limit(&self) -> Option<&'a Arc<RateLimitPerRoute>> {
+        self.overrides().find_map(|o| o.rate_limit.as_ref())
+    }
+
     fn is_disabled(&self, filter: &str) -> bool {
         self.overrides().any(|o| o.disabled.iter().any(|name| &**name == filter))
     }
@@ -72,6 +84,9 @@ pub(crate) async fn run(
     marks: &mut Marks,
     from: usize,
 ) -> Result<Option<usize>, Box<LocalReply>> {
+    if from == 0 {
+        trace::routed(exchange, head, destination);
+    }
     for (number, filter) in exchange.http.hcm.filters.iter().enumerate().skip(from) {
         match filter {
             HttpFilter::Jwt(jwt) if !destination.is_disabled("envoy.filters.http.jwt_authn") => {
@@ -86,6 +101,12 @@ pub(crate) async fn run(
                 if authorize::request(exchange, head, body, marks, ask).await? {
                     return Ok(Some(number + 1));
                 }
+            }
+            HttpFilter::LocalRateLimit(own) if !destination.is_disabled("envoy.filters.http.local_ratelimit") => {
+                ratelimit::local(exchange, head, destination, destination.local_rate_limit().unwrap_or(own))?;
+            }
+            HttpFilter::RateLimit(service) if !destination.is_disabled("envoy.filters.http.ratelimit") => {
+                ratelimit::service(exchange, head, destination, marks, service).await?;
             }
             HttpFilter::Cors => {
                 if let Some(policy) = destination.cors() {
@@ -107,6 +128,8 @@ pub(crate) async fn run(
             }
             HttpFilter::HeaderMutation(edits) => format::edit_request(exchange, head, &edits.request),
             HttpFilter::Rbac(_)
+            | HttpFilter::LocalRateLimit(_)
+            | HttpFilter::RateLimit(_)
             | HttpFilter::Jwt(_)
             | HttpFilter::ExtAuthz(_)
             | HttpFilter::Telemetry(_)
@@ -149,6 +172,7 @@ fn authenticate(exchange: &Exchange, head: &mut Head, filter: &JwtAuthn) -> Resu
     for (key, value) in passed.metadata {
         weft_route::metadata::put(&mut head.metadata, &JWT, &key, value);
     }
+    trace::said(exchange, &head.metadata);
     Ok(passed.reroute)
 }
 
@@ -165,6 +189,7 @@ fn authorize(exchange: &Exchange, head: &mut Head, filter: &weft_authz::Rbac) ->
     };
     let (decision, told) = rbac::decide(filter, &facts, &rbac::HTTP_FILTER);
     told.into_iter().for_each(|one| one.put(&mut head.metadata));
+    trace::said(exchange, &head.metadata);
     let stats = &exchange.http.stats;
     if let Some((allowed, _)) = &decision.shadow {
         if !allowed {

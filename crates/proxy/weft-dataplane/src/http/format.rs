@@ -14,6 +14,24 @@ pub(crate) fn edit_request(exchange: &Exchange, head: &mut Head, edit: &HeaderEd
     if edit.is_empty() {
         return;
     }
+    let mut headers = std::mem::take(&mut head.headers);
+    let host = edit_copy(exchange, head, &mut headers, edit);
+    head.headers = headers;
+    if let Some(host) = host {
+        head.host = host;
+    }
+}
+
+/// Applies operations to headers that are those of a request, or a copy of them; a new host, when there is one.
+pub(crate) fn edit_copy(
+    exchange: &Exchange,
+    head: &Head,
+    headers: &mut HeaderMap,
+    edit: &HeaderEdit,
+) -> Option<HeaderValue> {
+    if edit.is_empty() {
+        return None;
+    }
     let mut host = None;
     let shown = Shown {
         method: head.method.clone(),
@@ -23,15 +41,13 @@ pub(crate) fn edit_request(exchange: &Exchange, head: &mut Head, edit: &HeaderEd
         version: head.version,
     };
     edit.apply(
-        &mut head.headers,
+        headers,
         |format, headers| {
             value(exchange, format, &Source { shown: Some(&shown), request: Some(headers), response: None })
         },
         |new| host = Some(new),
     );
-    if let Some(host) = host {
-        head.host = host;
-    }
+    host
 }
 
 /// Keeps what values of response headers may be made of.

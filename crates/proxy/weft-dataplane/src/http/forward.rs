@@ -5,6 +5,7 @@ use crate::http::exchange::{Exchange, RequestObserver};
 use crate::http::filters::Marks;
 use crate::http::forwarded::X_FORWARDED_HOST;
 use crate::http::intake::Head;
+use crate::http::mirror::Mirrored;
 use crate::http::retry::{self, Retries};
 use crate::http::upgrade::{self, Upgrade, UpgradeKind};
 use crate::http::{format, mirror, respond};
@@ -23,9 +24,9 @@ use weft_codec::replay::{self, Replay};
 use weft_codec::{Flags, HeaderMarks, LocalReply, ProxyBody, Reason, grpc};
 use weft_proxy_config::Discovery;
 use weft_route::rewrite::{self, Side};
-use weft_route::{Forward, HostRewrite, Route, RouteTable, VirtualHost, WeightedCluster};
+use weft_route::{Forward, HostRewrite, Priority, Route, RouteTable, VirtualHost, WeightedCluster};
 
-const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
+pub(crate) const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 const ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 const EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
@@ -121,7 +122,8 @@ pub(crate) async fn run(
     let retries = Retries::new(policy, wish.as_ref());
     shape(exchange, head, &forwarding, limits);
     let upgrade = head.upgrade.take();
-    let payload = payload(exchange, head, body, forward, limits, retries.is_possible());
+    let counts = forwarding.host.include_attempt_count;
+    let payload = payload(exchange, head, body, forward, limits, retries.is_possible(), counts);
     let mut tries = Tries {
         exchange,
         cluster: &cluster,
@@ -131,7 +133,7 @@ pub(crate) async fn run(
         limits,
         hash,
         upgrade: upgrade.as_ref(),
-        count_header: forwarding.host.include_attempt_count,
+        count_header: counts,
         auto_host: matches!(forward.host_rewrite, HostRewrite::Auto),
         forward,
         failed: SmallVec::new(),
@@ -361,11 +363,15 @@ fn payload(
     forward: &Forward,
     limits: Limits,
     may_retry: bool,
+    counts: bool,
 ) -> Payload {
     let empty = body.is_end_stream();
     let copies = match &forward.mirrors[..] {
         [] => Default::default(),
-        mirrors => mirror::start(exchange, head, mirrors, !empty, limits.whole),
+        mirrors => {
+            let timeout = limits.whole;
+            mirror::start(&Mirrored { exchange, head, mirrors, has_body: !empty, timeout, counts })
+        }
     };
     if empty {
         return Payload::None;
@@ -470,7 +476,7 @@ impl Tries<'_> {
         if !self.payload.can_repeat() {
             return None;
         }
-        let permit = self.cluster.breaker.take(Limit::Retries);
+        let permit = self.cluster.breaker.take(Limit::Retries, self.forward.priority);
         if permit.is_none() {
             self.cluster.stats.rq_retry_overflow.inc();
         }
@@ -493,7 +499,7 @@ impl Tries<'_> {
             facts.attempts += 1;
             facts.host = Some(host.clone());
         }
-        let Some(place) = Place::take(self.cluster) else {
+        let Some(place) = Place::take(self.cluster, self.forward.priority) else {
             self.cluster.stats.rq_pending_overflow.inc();
             return Err((UpstreamError::unsent(Reason::Overflow), false));
         };
@@ -586,6 +592,7 @@ impl Tries<'_> {
                 careful: !self.is_repeatable(),
                 host: self.head.host.to_str().ok(),
                 client: Some((downstream.source, downstream.destination)),
+                priority: self.forward.priority,
             };
             let mut lease = self.cluster.acquire(host, want).await?;
             self.exchange.facts.borrow_mut().upstream = Some(lease.facts.clone());
@@ -714,8 +721,8 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    fn take(cluster: &Rc<LiveCluster>) -> Option<Self> {
-        let permit = cluster.breaker.take(Limit::Requests)?;
+    fn take(cluster: &Rc<LiveCluster>, priority: Priority) -> Option<Self> {
+        let permit = cluster.breaker.take(Limit::Requests, priority)?;
         cluster.stats.rq_active.add(1);
         Some(Self { cluster: cluster.clone(), _permit: permit })
     }

@@ -4,7 +4,8 @@
 use crate::downstream::Downstream;
 use crate::http::conn::HttpConnection;
 use http::{HeaderMap, HeaderName, HeaderValue};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::OnceLock;
 use weft_codec::HeaderMarks;
 use weft_codec::client_cert::{self, X_FORWARDED_CLIENT_CERT};
 use weft_proxy_config::{ClientCertDetails, ForwardClientCert, HttpConnectionManager};
@@ -14,32 +15,44 @@ pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forw
 const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 pub(crate) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const X_ENVOY_INTERNAL: HeaderName = HeaderName::from_static("x-envoy-internal");
 const X_ENVOY_EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
 /// Prefix of headers by which proxies of one mesh steer each other.
 const INTERNAL_PREFIX: &str = "x-envoy-";
 
-/// Sets all of them; returns the client's address as far as it can be trusted, and the scheme it used.
+/// Who asks.
+pub(crate) struct Asker {
+    /// The client's address as far as it can be trusted.
+    pub client: SocketAddr,
+    /// The scheme that it used.
+    pub scheme: &'static str,
+    /// It stands inside: what it says about retries and time limits is heeded.
+    pub internal: bool,
+}
+
+/// Sets all of them.
 pub(crate) fn apply(
     conn: &HttpConnection,
     hcm: &HttpConnectionManager,
     headers: &mut HeaderMap,
     marks: HeaderMarks,
-) -> (SocketAddr, &'static str) {
+) -> Asker {
     let downstream = &conn.downstream;
-    if hcm.use_remote_address && marks.has(HeaderMarks::INTERNAL) {
-        strip_internal(headers);
+    let told = marks.has(HeaderMarks::FORWARDED_FOR);
+    let client = if told { client_address(downstream, hcm, headers) } else { downstream.source };
+    let internal = is_internal(hcm, headers, told, client.ip());
+    let edge = hcm.use_remote_address && !internal;
+    if marks.has(HeaderMarks::INTERNAL) {
+        strip(headers, internal, edge, hcm.xff_trusted_hops == 0);
     }
-    let client = match marks.has(HeaderMarks::FORWARDED_FOR) {
-        true => client_address(downstream, hcm, headers),
-        false => downstream.source,
-    };
-    if hcm.use_remote_address {
-        if !hcm.skip_xff_append {
-            append_address(headers, downstream.source.ip());
-        }
-        if let Ok(value) = HeaderValue::from_str(&client.ip().to_string()) {
-            headers.insert(X_ENVOY_EXTERNAL_ADDRESS, value);
-        }
+    if internal {
+        headers.insert(X_ENVOY_INTERNAL, HeaderValue::from_static("true"));
+    }
+    if hcm.use_remote_address && !hcm.skip_xff_append {
+        append_address(headers, downstream.source.ip());
+    }
+    if edge && let Ok(value) = HeaderValue::from_str(&client.ip().to_string()) {
+        headers.insert(X_ENVOY_EXTERNAL_ADDRESS, value);
     }
     if hcm.use_remote_address
         && hcm.append_x_forwarded_port
@@ -56,7 +69,43 @@ pub(crate) fn apply(
     });
     tell_client_cert(conn, hcm, headers, marks);
     request_id(hcm, headers, marks);
-    (client, scheme)
+    Asker { client, scheme, internal }
+}
+
+/// Envoy's rule: the request has one address and no more, and that is one of those named as internal. Where the connection
+/// counts, nobody may have come before; where the header counts, it must be there.
+fn is_internal(hcm: &HttpConnectionManager, headers: &HeaderMap, told: bool, client: IpAddr) -> bool {
+    if hcm.internal_addresses.is_empty() || !hcm.internal_addresses.iter().any(|range| range.contains(&client)) {
+        return false;
+    }
+    match hcm.use_remote_address {
+        true => !told,
+        false => told && hcm.xff_trusted_hops == 0 && is_single(headers),
+    }
+}
+
+/// `x-forwarded-for` holds one address.
+fn is_single(headers: &HeaderMap) -> bool {
+    let mut lines = headers.get_all(X_FORWARDED_FOR).iter();
+    let first = lines.next().and_then(|line| line.to_str().ok());
+    lines.next().is_none() && first.is_some_and(|line| !line.contains(',') && line.trim().parse::<IpAddr>().is_ok())
+}
+
+/// An address of this machine: the one that it would speak to others from, else loopback. Nothing is sent to find out.
+pub(crate) fn own_address() -> IpAddr {
+    static OWN: OnceLock<IpAddr> = OnceLock::new();
+    let ask = || {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+        // RFC 5737: an address that belongs to nobody.
+        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
+        socket.local_addr().ok().map(|own| own.ip())
+    };
+    *OWN.get_or_init(|| ask().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)))
+}
+
+/// Adds the address of the hop before to `x-forwarded-for`.
+pub(crate) fn append_hop(headers: &mut HeaderMap, address: IpAddr) {
+    append_address(headers, address);
 }
 
 /// The scheme that the proxy in front saw.
@@ -68,11 +117,44 @@ fn scheme(headers: &HeaderMap) -> Option<&'static str> {
     }
 }
 
-/// At the edge nobody outside may steer this proxy or those behind it.
-fn strip_internal(headers: &mut HeaderMap) {
-    let internal: smallvec::SmallVec<[HeaderName; 4]> =
-        headers.keys().filter(|name| name.as_str().starts_with(INTERNAL_PREFIX)).cloned().collect();
-    for name in internal {
+/// Headers by which only requests from inside steer a proxy.
+const OF_INSIDE: [&str; 12] = [
+    "x-envoy-retriable-status-codes",
+    "x-envoy-retriable-header-names",
+    "x-envoy-retry-on",
+    "x-envoy-retry-grpc-on",
+    "x-envoy-max-retries",
+    "x-envoy-upstream-alt-stat-name",
+    "x-envoy-upstream-rq-timeout-ms",
+    "x-envoy-upstream-rq-per-try-timeout-ms",
+    "x-envoy-upstream-rq-timeout-alt-response",
+    "x-envoy-expected-rq-timeout-ms",
+    "x-envoy-force-trace",
+    "x-envoy-hedge-on-per-try-timeout",
+];
+/// Headers that nobody brings along across the edge.
+const OF_MESH: [&str; 5] = [
+    "x-envoy-decorator-operation",
+    "x-envoy-downstream-service-cluster",
+    "x-envoy-downstream-service-node",
+    "x-envoy-original-path",
+    "x-envoy-original-host",
+];
+
+/// Takes out what the client may not say. `first`: no trusted proxy stands before this one; then nothing that a client says
+/// about the mesh goes in, whatever its name.
+fn strip(headers: &mut HeaderMap, internal: bool, edge: bool, first: bool) {
+    headers.remove(X_ENVOY_INTERNAL);
+    if internal {
+        return;
+    }
+    let goes = |name: &str| {
+        name.starts_with(INTERNAL_PREFIX)
+            && ((edge && first) || OF_INSIDE.contains(&name) || (edge && OF_MESH.contains(&name)))
+    };
+    let names: smallvec::SmallVec<[HeaderName; 4]> =
+        headers.keys().filter(|name| goes(name.as_str())).cloned().collect();
+    for name in names {
         headers.remove(name);
     }
 }
@@ -228,10 +310,18 @@ mod tests {
     #[test]
     fn internal_headers_go() {
         let mut headers = HeaderMap::new();
-        for name in ["x-envoy-upstream-rq-timeout-ms", "x-envoy-retry-on", "x-other"] {
+        for name in ["x-envoy-upstream-rq-timeout-ms", "x-envoy-retry-on", "x-envoy-any", "x-other", "x-envoy-internal"] {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_static("1"));
         }
-        strip_internal(&mut headers);
-        assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-other"]);
+        for (internal, edge, first, left) in [
+            (true, false, true, 4),
+            (false, false, true, 2),
+            (false, true, false, 2),
+            (false, true, true, 1),
+        ] {
+            let mut headers = headers.clone();
+            strip(&mut headers, internal, edge, first);
+            assert_eq!(headers.len(), left, "{internal} {edge} {first}: {headers:?}");
+        }
     }
 }

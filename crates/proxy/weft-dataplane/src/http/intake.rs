@@ -3,6 +3,7 @@
 
 use crate::http::exchange::Exchange;
 use crate::http::forwarded;
+use crate::http::trace;
 use crate::http::upgrade::Upgrade;
 use crate::log::LoggedRequest;
 use http::header::{EXPECT, HOST, LOCATION};
@@ -33,7 +34,7 @@ pub(crate) struct Head {
     pub scheme: &'static str,
     /// The client behind trusted proxies.
     pub client: SocketAddr,
-    /// There are headers by which proxies of the mesh steer each other.
+    /// The client stands inside: it may steer retries and time limits.
     pub internal: bool,
     /// What filters said of the request.
     pub metadata: DynamicMetadata,
@@ -102,15 +103,14 @@ pub(crate) fn admit(
     );
     let Parts { method, uri, version, mut headers, .. } = parts;
     let uri = normalized(exchange, &method, uri)?;
-    let (client, scheme) = forwarded::apply(&exchange.conn, hcm, &mut headers, marks);
+    let forwarded::Asker { client, scheme, internal } = forwarded::apply(&exchange.conn, hcm, &mut headers, marks);
     hop::strip(&mut headers, marks);
     if marks.has(HeaderMarks::EXPECT) {
         // 100 Continue is answered here, as soon as the body is asked for.
         headers.remove(EXPECT);
     }
     meet_peer(exchange, &mut headers, &authority);
-    let internal = marks.has(HeaderMarks::INTERNAL) && !hcm.use_remote_address;
-    Ok(Head {
+    let mut head = Head {
         internal,
         method,
         version,
@@ -122,7 +122,9 @@ pub(crate) fn admit(
         client,
         upgrade,
         metadata: DynamicMetadata::new(),
-    })
+    };
+    trace::begin(exchange, &mut head);
+    Ok(head)
 }
 
 /// The host to send on, and the host to match by.

@@ -1,8 +1,8 @@
 //! HTTP: a client's connection, and the life of each request on it.
 //!
 //! Reading order: [`conn`], [`serve`] (the life of a request, step by step), then its steps: [`intake`], [`forwarded`]
-//! (headers that say who asked), [`filters`], [`forward`], [`retry`], [`mirror`], [`upgrade`], [`respond`]. [`exchange`] is
-//! what is known of one request and its response.
+//! (headers that say who asked), [`filters`], [`ratelimit`], [`forward`], [`retry`], [`mirror`], [`upgrade`], [`respond`]. [`exchange`] is
+//! what is known of one request and its response; [`trace`] makes a span of it, [`report`] sends that.
 
 pub(crate) mod authorize;
 mod conn;
@@ -13,9 +13,12 @@ pub(crate) mod forward;
 mod forwarded;
 mod intake;
 mod mirror;
+pub(crate) mod ratelimit;
+pub(crate) mod report;
 mod respond;
 mod retry;
 mod serve;
+pub(crate) mod trace;
 mod upgrade;
 
 pub(crate) use conn::serve_connection;

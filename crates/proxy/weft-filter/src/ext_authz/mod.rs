@@ -140,7 +140,7 @@ fn encoded(text: &str) -> String {
 }
 
 /// Headers that an authorizer may not touch: they say where a request goes and where its body ends.
-fn is_protected(name: &HeaderName) -> bool {
+pub(crate) fn is_protected(name: &HeaderName) -> bool {
     [HOST, CONTENT_LENGTH, TRANSFER_ENCODING, CONNECTION, TE, TRAILER, UPGRADE].contains(name)
 }
 

@@ -89,6 +89,7 @@ impl Ctx<'_> {
                     Some(c::common_lb_config::LocalityConfigSpecifier::LocalityWeightedLbConfig(_))
                 )
             }),
+            subsets: message.lb_subset_config.as_ref().and_then(|config| self.subsets(config, &path)),
             slow_start: self.slow_start(message, &path),
             proxy_protocol: *proxy_protocol,
             source_address: self.source_address(message.upstream_bind_config.as_ref(), &path),
@@ -143,7 +144,7 @@ impl Ctx<'_> {
             outlier_detection: _,
             cleanup_interval: _,
             upstream_bind_config: _,
-            lb_subset_config,
+            lb_subset_config: _,
             common_lb_config: _,
             transport_socket: _,
             metadata: _,
@@ -174,7 +175,6 @@ impl Ctx<'_> {
             dns_resolvers,
             dns_resolution_config,
             typed_dns_resolver_config,
-            lb_subset_config,
             protocol_selection,
             filters,
             load_balancing_policy,

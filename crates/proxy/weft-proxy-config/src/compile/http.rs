@@ -5,6 +5,7 @@ use crate::{
     ClientCertDetails, Codec, EscapedSlashes, ForwardClientCert, HttpConnectionManager, HttpLimits, PathNormalization,
     RouteSource, ServerHeader,
 };
+use prost::Message as _;
 use std::sync::Arc;
 use std::time::Duration;
 use weft_core::Strng;
@@ -56,6 +57,7 @@ impl Ctx<'_> {
             normalize: self.normalization(message, path),
             use_remote_address: message.use_remote_address.unwrap_or(false),
             xff_trusted_hops: message.xff_num_trusted_hops,
+            internal_addresses: self.internal_addresses(message.internal_address_config.as_ref(), path),
             skip_xff_append: message.skip_xff_append,
             xff_cert: self.forward_client_cert(message.forward_client_cert_details, path),
             xff_cert_details: self.cert_details(message.set_current_client_cert_details.as_ref(), path),
@@ -72,7 +74,10 @@ impl Ctx<'_> {
             strip_trailing_dot: message.strip_trailing_host_dot,
             limits,
             access_logs: self.access_logs(&message.access_log, path),
-            tracing: message.tracing.as_ref().and_then(|t| self.tracing(t, &path.field("tracing"))),
+            tracing: message
+                .tracing
+                .as_ref()
+                .and_then(|t| self.tracing(t, trace_by_request_id(message), &path.field("tracing"))),
             via: (!message.via.is_empty()).then(|| self.c.pool.text(&message.via)),
             append_x_forwarded_port: message.append_x_forwarded_port,
             suppress_envoy_headers: router.suppress_envoy_headers,
@@ -117,7 +122,6 @@ impl Ctx<'_> {
             xff_num_trusted_hops: _,
             original_ip_detection_extensions,
             early_header_mutation_extensions,
-            // Which addresses count as internal; no header of a request is trusted for it here.
             internal_address_config: _,
             skip_xff_append: _,
             via: _,
@@ -299,6 +303,25 @@ impl Ctx<'_> {
         }
     }
 
+    fn internal_addresses(
+        &mut self,
+        message: Option<&proto::http_connection_manager::InternalAddressConfig>,
+        path: &Path<'_>,
+    ) -> Vec<ipnet::IpNet> {
+        let Some(message) = message else { return Vec::new() };
+        let path = path.field("internal_address_config");
+        let proto::http_connection_manager::InternalAddressConfig { unix_sockets, cidr_ranges } = message;
+        // A client on a Unix socket then steers nothing.
+        self.leave_out(*unix_sockets, &path.field("unix_sockets"));
+        let ranges = cidr_ranges.iter().enumerate();
+        ranges
+            .filter_map(|(i, range)| {
+                let read = weft_authz::compile::cidr(range);
+                read.map_err(|why| self.c.errors.refuse(&path.item("cidr_ranges", i), why)).ok()
+            })
+            .collect()
+    }
+
     fn codec(&mut self, value: i32, path: &Path<'_>) -> Codec {
         use proto::http_connection_manager::CodecType;
         match CodecType::try_from(value) {
@@ -452,4 +475,11 @@ impl Ctx<'_> {
         }
         upgrades
     }
+}
+
+/// Whether the decision to trace travels in `x-request-id`: so it does unless the extension says otherwise.
+fn trace_by_request_id(message: &proto::HttpConnectionManager) -> bool {
+    let any = message.request_id_extension.as_ref().and_then(|e| e.typed_config.as_ref());
+    let config = any.and_then(|any| UuidRequestIdConfig::decode(any.value.as_slice()).ok());
+    config.and_then(|config| config.use_request_id_for_trace_sampling).unwrap_or(true)
 }

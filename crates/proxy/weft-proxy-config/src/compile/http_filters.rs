@@ -101,6 +101,14 @@ impl Ctx<'_> {
                 let message = self.c.unpacked(any, &path)?;
                 self.http_ext_authz(&message, &path).map(|ask| HttpFilter::ExtAuthz(Arc::new(ask)))
             }
+            url if url == filters::local_ratelimit::v3::LocalRateLimit::type_url_of() => {
+                let message = self.c.unpacked(any, &path)?;
+                Some(HttpFilter::LocalRateLimit(Arc::new(self.c.local_rate_limit(&message, &path))))
+            }
+            url if url == filters::ratelimit::v3::RateLimit::type_url_of() => {
+                let message = self.c.unpacked(any, &path)?;
+                self.rate_limit_service(&message, &path).map(|service| HttpFilter::RateLimit(Arc::new(service)))
+            }
             url if url == filters::fault::v3::HttpFault::type_url_of() => {
                 let message = self.c.unpacked(any, &path)?;
                 Some(HttpFilter::Fault(self.c.fault(&message, &path)))

@@ -1,8 +1,8 @@
 //! From xDS messages to the compiled types. Every message is taken apart so that a field which changes behaviour is either
 //! used or refused by name; what is tolerated is named where it is.
 //!
-//! Reading order: this file (what compilation shares), [`cluster`], [`endpoint`], [`tls`], [`listener`], `network`, [`http`],
-//! `http_filters`, [`jwt`], `ext_authz`, [`access_log`], `tracing`.
+//! Reading order: this file (what compilation shares), [`cluster`], `subsets`, [`endpoint`], [`tls`], [`listener`], `network`, [`http`],
+//! `http_filters`, [`jwt`], `ext_authz`, `ratelimit`, [`access_log`], `tracing`.
 
 pub mod access_log;
 pub mod address;
@@ -14,6 +14,8 @@ mod http_filters;
 pub mod jwt;
 pub mod listener;
 mod network;
+mod ratelimit;
+mod subsets;
 pub mod outlier;
 pub mod tls;
 mod tracing;

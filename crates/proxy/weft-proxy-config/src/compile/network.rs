@@ -65,6 +65,10 @@ impl Ctx<'_> {
                 let message = self.c.unpacked(any, &path)?;
                 self.connection_limit(&message, &path)
             }
+            url if url == network_filters::local_ratelimit::v3::LocalRateLimit::type_url_of() => {
+                let message = self.c.unpacked(any, &path)?;
+                self.connection_rate(&message, &path).map(|rate| NetworkFilter::ConnectionRate(Arc::new(rate)))
+            }
             url if url == network_filters::sni_cluster::v3::SniCluster::type_url_of() => {
                 Some(NetworkFilter::SniCluster)
             }
@@ -132,21 +136,25 @@ impl Ctx<'_> {
             ..
         } = message;
         let path = path.field("tunneling_config");
-        refuse_set!(
-            self.c.errors,
-            path,
-            headers_to_add,
-            post_path,
-            request_id_extension,
-            request_id_header,
-            request_id_metadata_key
-        );
+        refuse_set!(self.c.errors, path, post_path, request_id_extension, request_id_header, request_id_metadata_key);
         if hostname.parse::<http::uri::Authority>().is_err() {
             let message = format!("{hostname:?} is not HOST:PORT; commands are not supported by weft-proxy");
             self.c.errors.refuse(&path.field("hostname"), message);
             return None;
         }
-        Some(Tunnel { target: self.c.pool.text(hostname), post: *use_post })
+        let mut headers = Vec::with_capacity(headers_to_add.len());
+        for (i, option) in headers_to_add.iter().enumerate() {
+            let path = path.item("headers_to_add", i);
+            let header = option.header.clone().unwrap_or_default();
+            let name = http::HeaderName::from_bytes(header.key.to_ascii_lowercase().as_bytes()).ok();
+            let bytes = if header.raw_value.is_empty() { header.value.into_bytes() } else { header.raw_value };
+            let value = http::HeaderValue::from_bytes(&bytes).ok().filter(|_| !bytes.contains(&b'%'));
+            match name.zip(value) {
+                Some(pair) => headers.push(pair),
+                None => self.c.errors.refuse(&path, "must be a header and a text; commands are not supported here"),
+            }
+        }
+        Some(Tunnel { target: self.c.pool.text(hostname), post: *use_post, headers })
     }
 
     fn connection_limit(

@@ -1,9 +1,10 @@
 //! Outlier detection and limits of a cluster.
 
 use super::Ctx;
-use crate::{ConnectionLimits, OutlierDetection, RetryBudget};
+use crate::{ConnectionLimits, FailureRule, OutlierDetection, RetryBudget, SuccessRule, Thresholds};
 use std::time::Duration;
 use weft_proto::envoy::config::cluster::v3 as proto;
+use weft_proto::envoy::config::cluster::v3::circuit_breakers as breakers;
 use weft_proto::envoy::config::core::v3 as core;
 use weft_route::error::Path;
 use weft_route::refuse_set;
@@ -24,77 +25,112 @@ impl Ctx<'_> {
             base_ejection_time,
             max_ejection_percent,
             enforcing_consecutive_5xx,
-            // Success-rate and failure-percentage ejection need the volumes of whole clusters; Istio switches them off.
             enforcing_success_rate,
-            success_rate_minimum_hosts: _,
-            success_rate_request_volume: _,
-            success_rate_stdev_factor: _,
+            success_rate_minimum_hosts,
+            success_rate_request_volume,
+            success_rate_stdev_factor,
             consecutive_gateway_failure,
             enforcing_consecutive_gateway_failure,
             split_external_local_origin_errors,
             consecutive_local_origin_failure,
             enforcing_consecutive_local_origin_failure,
-            enforcing_local_origin_success_rate: _,
-            failure_percentage_threshold: _,
+            enforcing_local_origin_success_rate,
+            failure_percentage_threshold,
             enforcing_failure_percentage,
-            enforcing_failure_percentage_local_origin: _,
-            failure_percentage_minimum_hosts: _,
-            failure_percentage_request_volume: _,
+            enforcing_failure_percentage_local_origin,
+            failure_percentage_minimum_hosts,
+            failure_percentage_request_volume,
             max_ejection_time,
-            max_ejection_time_jitter: _,
+            max_ejection_time_jitter,
+            // There is no active health check that could take a host back.
             successful_active_health_check_uneject_host: _,
             monitors,
-            always_eject_one_host: _,
-            detect_degraded_hosts: _,
+            always_eject_one_host,
+            detect_degraded_hosts,
         } = message;
-        refuse_set!(self.c.errors, path, monitors);
-        if enforcing_success_rate.is_some_and(|n| n > 0) || enforcing_failure_percentage.is_some_and(|n| n > 0) {
-            self.c.errors.degrade(path, "ejection by success rate or failure percentage is not done by weft-proxy");
-        }
-        // An enforcement of 0 % switches a detector off; in between, Envoy tosses a coin, which nobody asks for.
-        let enforced = |count: Option<u32>, default: u32, percent: Option<u32>, on: u32| {
-            if percent.unwrap_or(on) == 0 { 0 } else { count.unwrap_or(default) }
-        };
+        refuse_set!(self.c.errors, path, monitors, detect_degraded_hosts);
+        self.leave_out(max_ejection_time_jitter.is_some(), &path.field("max_ejection_time_jitter"));
         let base = self.c.duration(base_ejection_time.as_ref(), &path.field("base_ejection_time"));
         let base = base.unwrap_or(Duration::from_secs(30));
         let max = self.c.duration(max_ejection_time.as_ref(), &path.field("max_ejection_time"));
         let interval = self.c.duration(interval.as_ref(), &path.field("interval"));
+        let percent = |set: &Option<u32>, default: u32| set.unwrap_or(default).min(100);
         OutlierDetection {
-            consecutive_5xx: enforced(*consecutive_5xx, 5, *enforcing_consecutive_5xx, 100),
-            consecutive_gateway: enforced(*consecutive_gateway_failure, 5, *enforcing_consecutive_gateway_failure, 0),
-            consecutive_local: enforced(
-                *consecutive_local_origin_failure,
-                5,
-                *enforcing_consecutive_local_origin_failure,
-                100,
-            ),
+            consecutive_5xx: consecutive_5xx.unwrap_or(5),
+            consecutive_gateway: consecutive_gateway_failure.unwrap_or(5),
+            consecutive_local: consecutive_local_origin_failure.unwrap_or(5),
+            enforcing: [
+                percent(enforcing_consecutive_5xx, 100),
+                percent(enforcing_consecutive_gateway_failure, 0),
+                percent(enforcing_consecutive_local_origin_failure, 100),
+                percent(enforcing_success_rate, 100),
+                percent(enforcing_failure_percentage, 0),
+                percent(enforcing_local_origin_success_rate, 100),
+                percent(enforcing_failure_percentage_local_origin, 0),
+            ],
+            success: SuccessRule {
+                min_hosts: success_rate_minimum_hosts.unwrap_or(5),
+                volume: success_rate_request_volume.unwrap_or(100),
+                factor: f64::from(success_rate_stdev_factor.unwrap_or(1900)) / 1000.0,
+            },
+            failure: FailureRule {
+                min_hosts: failure_percentage_minimum_hosts.unwrap_or(5),
+                volume: failure_percentage_request_volume.unwrap_or(50),
+                threshold: f64::from(percent(failure_percentage_threshold, 85)),
+            },
             statuses: None,
             split_local: *split_external_local_origin_errors,
             interval: interval.unwrap_or(Duration::from_secs(10)).max(Duration::from_millis(1)),
             base_ejection: base,
             max_ejection: max.unwrap_or(Duration::from_secs(300)).max(base),
-            max_ejection_percent: max_ejection_percent.unwrap_or(10).min(100),
+            max_ejection_percent: percent(max_ejection_percent, 10),
+            always_one: always_eject_one_host.unwrap_or(false),
         }
     }
 
-    /// Limits of the default priority; Envoy's defaults where nothing is said.
+    /// Limits; Envoy's defaults where nothing is said.
     pub(crate) fn limits(&mut self, cluster: &proto::Cluster, path: &Path<'_>) -> ConnectionLimits {
-        let breakers = cluster.circuit_breakers.as_ref();
-        let path = path.field("circuit_breakers");
-        if breakers.is_some_and(|b| !b.per_host_thresholds.is_empty()) {
-            self.c.errors.degrade(&path.field("per_host_thresholds"), "is not enforced by weft-proxy");
-        }
-        let default = breakers.and_then(|b| b.thresholds.iter().find(|t| t.priority == 0));
-        let of = |pick: fn(&proto::circuit_breakers::Thresholds) -> Option<u32>, or: u32| {
-            default.and_then(pick).unwrap_or(or)
-        };
         let keepalive = cluster.upstream_connection_options.as_ref().and_then(|o| o.tcp_keepalive.as_ref());
+        let path = path.field("circuit_breakers");
+        let none = proto::CircuitBreakers::default();
+        let breakers = cluster.circuit_breakers.as_ref().unwrap_or(&none);
+        let [default, high] = [core::RoutingPriority::Default, core::RoutingPriority::High].map(|priority| {
+            let found = breakers.thresholds.iter().enumerate().find(|(_, t)| t.priority == priority as i32);
+            match found {
+                Some((i, thresholds)) => self.thresholds(thresholds, &path.item("thresholds", i)),
+                None => self.thresholds(&breakers::Thresholds::default(), &path),
+            }
+        });
         ConnectionLimits {
-            max_connections: of(|t| t.max_connections, DEFAULT_LIMIT),
-            max_pending: of(|t| t.max_pending_requests, DEFAULT_LIMIT),
-            max_requests: of(|t| t.max_requests, DEFAULT_LIMIT),
-            max_retries: of(|t| t.max_retries, DEFAULT_RETRIES),
-            retry_budget: default.and_then(|t| t.retry_budget.as_ref()).map(|budget| {
+            default,
+            high,
+            max_connections_per_host: self.per_host(&breakers.per_host_thresholds, &path),
+            max_requests_per_connection: 0,
+            idle_timeout: Some(DEFAULT_IDLE),
+            max_connection_duration: None,
+            keepalive: keepalive.map(keepalive_of),
+            max_concurrent_streams: u32::MAX,
+        }
+    }
+
+    fn thresholds(&mut self, message: &breakers::Thresholds, path: &Path<'_>) -> Thresholds {
+        let breakers::Thresholds {
+            priority: _,
+            max_connections,
+            max_pending_requests,
+            max_requests,
+            max_retries,
+            retry_budget,
+            track_remaining,
+            max_connection_pools,
+        } = message;
+        refuse_set!(self.c.errors, path, max_connection_pools);
+        Thresholds {
+            max_connections: max_connections.unwrap_or(DEFAULT_LIMIT),
+            max_pending: max_pending_requests.unwrap_or(DEFAULT_LIMIT),
+            max_requests: max_requests.unwrap_or(DEFAULT_LIMIT),
+            max_retries: max_retries.unwrap_or(DEFAULT_RETRIES),
+            retry_budget: retry_budget.as_ref().map(|budget| {
                 // Over an interval a burst would count longer; without it the budget follows what is under way now.
                 self.leave_out(budget.budget_interval.is_some(), &path.field("retry_budget").field("budget_interval"));
                 RetryBudget {
@@ -102,12 +138,39 @@ impl Ctx<'_> {
                     least: budget.min_retry_concurrency.unwrap_or(DEFAULT_RETRIES),
                 }
             }),
-            max_requests_per_connection: 0,
-            idle_timeout: Some(DEFAULT_IDLE),
-            max_connection_duration: None,
-            keepalive: keepalive.map(keepalive_of),
-            max_concurrent_streams: u32::MAX,
+            track_remaining: *track_remaining,
         }
+    }
+
+    /// Limits of single endpoints: as Envoy, their connections alone, and of the default priority.
+    fn per_host(&mut self, list: &[breakers::Thresholds], path: &Path<'_>) -> u32 {
+        let mut most = u32::MAX;
+        for (i, message) in list.iter().enumerate() {
+            let path = path.item("per_host_thresholds", i);
+            let breakers::Thresholds {
+                priority,
+                max_connections,
+                max_pending_requests,
+                max_requests,
+                max_retries,
+                retry_budget,
+                track_remaining,
+                max_connection_pools,
+            } = message;
+            refuse_set!(
+                self.c.errors,
+                path,
+                priority,
+                max_pending_requests,
+                max_requests,
+                max_retries,
+                retry_budget,
+                track_remaining,
+                max_connection_pools
+            );
+            most = most.min(max_connections.unwrap_or(u32::MAX));
+        }
+        most
     }
 }
 

@@ -4,7 +4,7 @@ use super::Compiler;
 use crate::error::Path;
 use crate::{
     Action, ClusterChoice, DirectResponse, Forward, HashPolicy, HashSource, HeaderOps, HostRewrite, Mirror,
-    PathMatcher, PathRewrite, Redirect, RouteMatcher, WeightedCluster, WeightedClusters, refuse_set,
+    PathMatcher, PathRewrite, Priority, Redirect, RouteMatcher, WeightedCluster, WeightedClusters, refuse_set,
 };
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
@@ -74,7 +74,7 @@ impl Compiler<'_> {
             request_mirror_policies,
             priority,
             rate_limits,
-            include_vh_rate_limits: _,
+            include_vh_rate_limits,
             hash_policy,
             cors,
             max_grpc_timeout,
@@ -95,8 +95,6 @@ impl Compiler<'_> {
             path_rewrite_policy,
             early_data_policy,
             retry_policy_typed_config,
-            priority,
-            rate_limits,
             grpc_timeout_offset,
             internal_redirect_policy,
             internal_redirect_action,
@@ -132,7 +130,21 @@ impl Compiler<'_> {
             cors: cors.as_ref().and_then(|c| self.route_cors(c, &path.field("cors"))),
             upgrades: self.upgrades(upgrade_configs, path),
             terminate_connect: upgrade_configs.iter().any(|u| u.connect_config.is_some()),
+            priority: self.priority(*priority, path),
+            rate_limits: self.rate_limits(rate_limits, path),
+            include_host_limits: include_vh_rate_limits.unwrap_or(false),
             metadata_match: self.lb_metadata(metadata_match.as_ref(), &path.field("metadata_match")),
+        }
+    }
+
+    fn priority(&mut self, value: i32, path: &Path<'_>) -> Priority {
+        match core::RoutingPriority::try_from(value) {
+            Ok(core::RoutingPriority::Default) => Priority::Default,
+            Ok(core::RoutingPriority::High) => Priority::High,
+            Err(_) => {
+                self.errors.refuse(&path.field("priority"), "must be DEFAULT or HIGH");
+                Priority::Default
+            }
         }
     }
 
@@ -347,12 +359,24 @@ impl Compiler<'_> {
                 request_headers_mutations,
                 host_rewrite_literal,
             } = mirror;
-            refuse_set!(self.errors, path, cluster_header, request_headers_mutations, host_rewrite_literal);
-            if cluster.is_empty() {
-                self.errors.refuse(&path.field("cluster"), "must not be empty");
+            if cluster.is_empty() == cluster_header.is_empty() {
+                self.errors.refuse(&path, "must set one of cluster and cluster_header");
             }
+            let by_header = (!cluster_header.is_empty()).then(|| {
+                let name = HeaderName::from_bytes(cluster_header.to_ascii_lowercase().as_bytes()).ok();
+                if name.is_none() {
+                    let message = format!("{cluster_header:?} is not a header name");
+                    self.errors.refuse(&path.field("cluster_header"), message);
+                }
+                name
+            });
+            let host = (!host_rewrite_literal.is_empty())
+                .then(|| self.host_value(host_rewrite_literal, &path.field("host_rewrite_literal")));
             mirrors.push(Mirror {
                 cluster: self.pool.text(cluster),
+                cluster_header: by_header.flatten(),
+                host: host.flatten(),
+                edit: self.header_mutations(request_headers_mutations, "request_headers_mutations", &path),
                 fraction: self.runtime_ppm(runtime_fraction.as_ref(), &path.field("runtime_fraction")),
                 keep_host: *disable_shadow_host_suffix_append,
             });

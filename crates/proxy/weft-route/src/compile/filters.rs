@@ -1,4 +1,4 @@
-//! Settings of HTTP filters that routes carry: fault injection, CORS, header mutation, switches.
+//! Settings of HTTP filters that routes carry: fault injection, CORS, rate limits, header mutation, switches.
 
 use super::Compiler;
 use crate::error::Path;
@@ -13,6 +13,8 @@ use weft_proto::envoy::config::route::v3 as proto;
 use weft_proto::envoy::extensions::filters::common::fault::v3 as fault_common;
 use weft_proto::envoy::extensions::filters::http::cors::v3 as cors_filter;
 use weft_proto::envoy::extensions::filters::http::fault::v3 as fault_filter;
+use weft_proto::envoy::extensions::filters::http::local_ratelimit::v3 as local_rate_limit;
+use weft_proto::envoy::extensions::filters::http::ratelimit::v3 as rate_limit;
 use weft_proto::envoy::r#type::matcher::v3::StringMatcher as StringMatcherMessage;
 use weft_proto::envoy::r#type::v3::FractionalPercent;
 
@@ -38,6 +40,10 @@ impl Compiler<'_> {
             if out.cors.is_none() {
                 out.disabled.push(self.pool.text(name));
             }
+        } else if any.type_url == local_rate_limit::LocalRateLimit::type_url_of() {
+            out.local_rate_limit = self.unpacked(any, path).map(|m| Arc::new(self.local_rate_limit(&m, path)));
+        } else if any.type_url == rate_limit::RateLimitPerRoute::type_url_of() {
+            out.rate_limit = self.unpacked(any, path).map(|m| Arc::new(self.rate_limit_per_route(&m, path)));
         } else {
             let message = format!("settings of type {} are not supported on routes by weft-proxy", any.type_url);
             self.errors.refuse(path, message);

@@ -157,7 +157,11 @@ impl Compiler<'_> {
         Some(key)
     }
 
-    fn query_matcher(&mut self, message: &proto::QueryParameterMatcher, path: &Path<'_>) -> Option<QueryMatcher> {
+    pub(super) fn query_matcher(
+        &mut self,
+        message: &proto::QueryParameterMatcher,
+        path: &Path<'_>,
+    ) -> Option<QueryMatcher> {
         use proto::query_parameter_matcher::QueryParameterMatchSpecifier as Spec;
         if message.name.is_empty() {
             self.errors.refuse(&path.field("name"), "must not be empty");

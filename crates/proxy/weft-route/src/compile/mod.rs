@@ -4,13 +4,15 @@
 //! What cannot be used is contained: a bad route answers an error, its neighbours serve on; a bad virtual host answers an
 //! error for its domains and no other.
 //!
-//! Reading order: this file (table, virtual host, route), [`matcher`], [`metadata`], [`action`], [`retry`], [`headers`], [`filters`].
+//! Reading order: this file (table, virtual host, route), [`matcher`], [`metadata`], [`action`], [`retry`], [`headers`], [`filters`],
+//! [`ratelimit`].
 
 pub mod action;
 pub mod filters;
 pub mod headers;
 pub mod matcher;
 pub mod metadata;
+pub mod ratelimit;
 pub mod retry;
 
 use crate::error::{Errors, Path};
@@ -186,7 +188,6 @@ impl<'p> Compiler<'p> {
             self.errors,
             path,
             matcher,
-            rate_limits,
             retry_policy_typed_config,
             hedge_policy,
             include_is_timeout_retry_header,
@@ -217,6 +218,7 @@ impl<'p> Compiler<'p> {
             include_attempt_count: *include_request_attempt_count,
             include_attempt_count_in_response: *include_attempt_count_in_response,
             require_tls,
+            rate_limits: self.rate_limits(rate_limits, path),
             filters,
             origin: provenance(metadata.as_ref()).map(Arc::new),
         }

@@ -81,7 +81,22 @@ fn filters_of_routes() {
 #[test]
 fn bad_routes_answer_for_themselves() {
     for (route, path, message) in [
-        ("{match: {prefix: /}, route: {cluster: c, priority: HIGH}}", "route.priority", "not supported"),
+        ("{match: {prefix: /}, route: {cluster: c, hedge_policy: {}}}", "route.hedge_policy", "not supported"),
+        (
+            "{match: {prefix: /}, route: {cluster: c, rate_limits: [{actions: [{source_cluster: {}}]}]}}",
+            "route.rate_limits[0].actions[0].source_cluster",
+            "not supported",
+        ),
+        (
+            "{match: {prefix: /}, route: {cluster: c, rate_limits: [{actions: [{generic_key: {descriptor_value: '%REQ(x)%'}}]}]}}",
+            "route.rate_limits[0].actions[0].generic_key.descriptor_value",
+            "must be a text",
+        ),
+        (
+            "{match: {prefix: /}, route: {cluster: c, request_mirror_policies: [{cluster: m, cluster_header: x}]}}",
+            "route.request_mirror_policies[0]",
+            "must set one of",
+        ),
         ("{match: {prefix: /}, route: {}}", "route", "must name a cluster"),
         ("{match: {prefix: /}, route: {cluster: c, timeout: -1s}}", "route.timeout", "must not be negative"),
         (
@@ -180,7 +195,7 @@ fn bad_virtual_host_keeps_its_domains() {
     assert!(matches!(&hosts[1].routes[0].action, Action::Forward(_)));
     assert_eq!(hosts[1].domains, vec!["b".into()]);
     let shown: Vec<_> = errors.iter().map(|e| e.path.as_str()).collect();
-    assert_eq!(shown, ["virtual_hosts[0].rate_limits", "virtual_hosts[1].domains[1]", "virtual_hosts[1].domains[2]"]);
+    assert_eq!(shown, ["virtual_hosts[0].rate_limits[0].actions", "virtual_hosts[1].domains[1]", "virtual_hosts[1].domains[2]"]);
 }
 
 #[test]
