@@ -79,7 +79,9 @@ async fn serve(bootstrap: Bootstrap, plane: Plane, args: &BootstrapArgs, path: &
     let state = ProxyState::default();
     let registry = Registry::default();
     let block = |reason| state.readiness.block(reason);
-    let handle = weft::start(&plane, registry.clone(), LocalWorkload::default(), args.concurrency)?;
+    let (node_id, node_cluster) = (bootstrap.node.id.clone(), bootstrap.node.cluster.clone());
+    let local = LocalWorkload { node_id, node_cluster, ..LocalWorkload::default() };
+    let handle = weft::start(&plane, registry.clone(), local, args.concurrency)?;
     handle.wait_ready().await;
     if let Some(reason) = weft::unbound(&handle, Needs::All) {
         bail!("cannot open {reason}");

@@ -174,7 +174,7 @@ fn status_holds(found: Ordering, wanted: Ordering, negated: bool) -> bool {
 }
 
 /// What a log line needs of a request; kept only when something is logged.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct LoggedRequest {
     pub method: http::Method,
     pub path: String,

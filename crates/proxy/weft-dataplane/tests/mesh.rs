@@ -51,6 +51,7 @@ fn workload(name: &str) -> weft_dataplane::LocalWorkload {
     weft_dataplane::LocalWorkload {
         metadata,
         node_id: format!("sidecar~10.0.0.1~{name}.default~default.svc.cluster.local"),
+        node_cluster: format!("{name}.default"),
     }
 }
 

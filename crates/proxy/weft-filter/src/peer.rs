@@ -52,6 +52,8 @@ pub struct LocalWorkload {
     pub metadata: PeerMetadata,
     /// Node id, `sidecar~10.0.0.1~…`.
     pub node_id: String,
+    /// Cluster of the node: the service's name in traces, by convention `<app>.<namespace>`.
+    pub node_cluster: String,
 }
 
 /// Parties by header value and principal.
@@ -202,7 +204,7 @@ mod tests {
             canonical_service: "reviews".into(),
             ..PeerMetadata::default()
         };
-        let parties = Parties::new(LocalWorkload { metadata, node_id: "sidecar~1".into() });
+        let parties = Parties::new(LocalWorkload { metadata, node_id: "sidecar~1".into(), ..Default::default() });
         let mut headers = HeaderMap::new();
         parties.introduce(&mut headers);
         let value = headers[PEER_METADATA].as_bytes();

@@ -4,6 +4,7 @@
 use crate::chain::HttpRuntime;
 use crate::http::conn::HttpConnection;
 use crate::http::forward::Place;
+use crate::http::trace::{self, ActiveSpan};
 use crate::log::{LogFacts, LoggedRequest, LoggedUpstream};
 use crate::worker::Snapshot;
 use bytes::Bytes;
@@ -46,6 +47,8 @@ pub(crate) struct Exchange {
     received: Cell<u64>,
     sent: Cell<u64>,
     pub facts: RefCell<ExchangeFacts>,
+    /// The span, when the request is traced.
+    pub span: RefCell<Option<Box<ActiveSpan>>>,
 }
 
 /// What becomes known of an exchange.
@@ -101,6 +104,7 @@ impl Exchange {
             received: Cell::new(0),
             sent: Cell::new(0),
             facts: RefCell::default(),
+            span: RefCell::default(),
             http,
         });
         conn.begin(&exchange);
@@ -241,23 +245,34 @@ impl Drop for Exchange {
         self.conn.end();
         self.measure();
         if self.is_logged() {
-            self.log();
+            let facts = self.facts.borrow();
+            self.with_log_facts(facts.logged.as_deref(), &facts, |log| self.http.logs.write(log));
+        }
+        if let Some(span) = self.span.take() {
+            let facts = self.facts.borrow();
+            let request = span.request().clone();
+            self.with_log_facts(Some(&request), &facts, |log| trace::finish(self, *span, &facts, log));
         }
     }
 }
 
 impl Exchange {
-    fn log(&self) {
-        let facts = self.facts.borrow();
+    /// Everything that log lines and spans are made from.
+    fn with_log_facts(
+        &self,
+        request: Option<&LoggedRequest>,
+        facts: &ExchangeFacts,
+        then: impl FnOnce(&LogFacts<'_>),
+    ) {
         let worker = &self.conn.worker;
         let upstream = LoggedUpstream {
             cluster: facts.cluster.as_ref().map(|c| c.config.name.clone()),
             host: facts.host.as_ref().map(|h| h.name.clone()),
             connection: facts.upstream.clone(),
         };
-        self.http.logs.write(&LogFacts {
+        then(&LogFacts {
             downstream: &self.conn.downstream,
-            request: facts.logged.as_deref(),
+            request,
             upstream: &upstream,
             start: self.started,
             duration: self.began.elapsed(),
