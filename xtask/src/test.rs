@@ -1,6 +1,6 @@
 //! Everything that must hold before a change lands, quickest first.
 
-use crate::{deps, interop, kube, peers, run, tidy};
+use crate::{deps, images, interop, kube, peers, run, tidy};
 use anyhow::Result;
 use std::time::Instant;
 
@@ -28,6 +28,7 @@ pub fn all() -> Result<()> {
     run::with_env(&cargo, &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"], &env)?;
     // The journeys drive the programs as users get them: optimised.
     run::with_env(&cargo, &["build", "--release", "--quiet"], &env)?;
+    images::build_from(&bins)?;
     run::with_env(
         &cargo,
         &["test", "--workspace", "--exclude", "weft-journeys", "--exclude", "weft-kube-tests", "--quiet"],

@@ -1,10 +1,12 @@
 //! What an installation on Kubernetes consists of: settings → objects. Pure; `weft manifest generate` prints them.
 //!
-//! Reading order: [`settings`] (what can be set), `crds`, `rbac`, `webhooks`, `control_plane`, `gateways` (the objects).
+//! Reading order: [`settings`] (what can be set), `crds`, `rbac`, `webhooks`, `control_plane`, `gateways`, `scaling` (the
+//! objects).
 
 mod control_plane;
 mod gateways;
 mod rbac;
+mod scaling;
 pub mod settings;
 mod webhooks;
 
@@ -13,11 +15,11 @@ pub use settings::Settings;
 use serde_json::{Value, json};
 use weft_k8s_api::crd;
 
-/// All objects, in the order in which they can be created.
+/// All objects, in the order in which they can be created. Their namespaces are not among them, as with Istio: they may hold
+/// more than this, and would go when the manifest is deleted.
 pub fn objects(settings: &Settings) -> Vec<Value> {
     let mut all = Vec::new();
     if settings.base {
-        all.push(namespace(&settings.namespace));
         all.extend(crd::defined().filter_map(crd::definition));
     }
     if settings.pilot {
@@ -25,20 +27,8 @@ pub fn objects(settings: &Settings) -> Vec<Value> {
         all.extend(control_plane::objects(settings));
         all.extend(webhooks::objects(settings));
     }
-    let others: Vec<&str> = settings.gateways.iter().map(|gateway| gateway.namespace.as_str()).collect();
-    let mut seen = vec![settings.namespace.as_str()];
-    for name in others {
-        if !seen.contains(&name) {
-            seen.push(name);
-            all.push(namespace(name));
-        }
-    }
     all.extend(settings.gateways.iter().flat_map(|gateway| gateways::objects(settings, gateway)));
     all
-}
-
-fn namespace(name: &str) -> Value {
-    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
 }
 
 /// Metadata of an object of the control plane.

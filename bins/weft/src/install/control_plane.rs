@@ -1,12 +1,13 @@
-//! The control plane itself: configuration, Deployment, Service, disruption budget.
+//! The control plane itself: configuration, Deployment, Service, disruption budget, autoscaler.
 
+use super::scaling::Scaling;
 use super::{Settings, metadata};
 use serde_json::{Map, Value, json};
 
 /// Its objects.
 pub(super) fn objects(settings: &Settings) -> Vec<Value> {
     let name = settings.named("istiod");
-    vec![
+    let mut all = vec![
         mesh_config(settings),
         injector_config(settings),
         json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata(settings, &name, true), "spec": {
@@ -16,7 +17,13 @@ pub(super) fn objects(settings: &Settings) -> Vec<Value> {
                "spec": {"minAvailable": 1, "selector": {"matchLabels": selector(settings)}}}),
         json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata(settings, &name, true),
                "spec": deployment(settings)}),
-    ]
+    ];
+    all.extend(scaling(settings).object(metadata(settings, &name, true)));
+    all
+}
+
+fn scaling(settings: &Settings) -> Scaling<'_> {
+    Scaling { k8s: &settings.pilot_k8s, values: settings.values.get("pilot"), by_default: settings.autoscale }
 }
 
 /// `15010` is served only where it is asked for.
@@ -72,12 +79,13 @@ fn service_ports(settings: &Settings) -> Value {
 fn deployment(settings: &Settings) -> Value {
     let k8s = &settings.pilot_k8s;
     let mut spec = json!({
-        "replicas": k8s["replicaCount"].as_u64().unwrap_or(1),
         "strategy": {"rollingUpdate": {"maxSurge": "100%", "maxUnavailable": "25%"}},
         "selector": {"matchLabels": selector(settings)},
         "template": {
             "metadata": {
-                "labels": {"app": "istiod", "istio": "pilot", "istio.io/rev": settings.revision_label(),
+                // Istio's Service of the default revision selects `istio: pilot`: pods of others must not be behind it.
+                "labels": {"app": "istiod", "istio": if settings.revision.is_empty() { "pilot" } else { "istiod" },
+                           "istio.io/rev": settings.revision_label(),
                            "sidecar.istio.io/inject": "false", "app.kubernetes.io/name": "istiod"},
                 "annotations": {"prometheus.io/scrape": "true", "prometheus.io/port": "15014", "prometheus.io/path": "/metrics"},
             },
@@ -89,6 +97,9 @@ fn deployment(settings: &Settings) -> Value {
             },
         },
     });
+    if let Some(replicas) = scaling(settings).replicas() {
+        spec["replicas"] = replicas.into();
+    }
     let pod = &mut spec["template"]["spec"];
     for (from, to) in [
         ("nodeSelector", "nodeSelector"),

@@ -1,5 +1,6 @@
 //! A gateway: a Deployment whose only container is filled in by the injector (template `gateway`), its account and Service.
 
+use super::scaling::Scaling;
 use super::settings::{Gateway, Settings};
 use serde_json::{Value, json};
 
@@ -10,7 +11,7 @@ pub(super) fn objects(settings: &Settings, gateway: &Gateway) -> Vec<Value> {
     let metadata = |name: &str| json!({"name": name, "namespace": gateway.namespace, "labels": gateway.labels});
     let api = "rbac.authorization.k8s.io/v1";
     let secrets = format!("{name}-sds");
-    vec![
+    let mut all = vec![
         json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(&account)}),
         // The control plane asks whether the gateway's account may read a Secret before it hands it out.
         json!({"apiVersion": api, "kind": "Role", "metadata": metadata(&secrets),
@@ -24,7 +25,15 @@ pub(super) fn objects(settings: &Settings, gateway: &Gateway) -> Vec<Value> {
                "spec": {"minAvailable": 1, "selector": {"matchLabels": gateway.labels}}}),
         json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata(name),
                "spec": deployment(settings, gateway, &account)}),
-    ]
+    ];
+    all.extend(scaling(settings, gateway).object(metadata(name)));
+    all
+}
+
+fn scaling<'a>(settings: &'a Settings, gateway: &'a Gateway) -> Scaling<'a> {
+    // The values are of all gateways of a kind.
+    let path = if gateway.ingress { "gateways.istio-ingressgateway" } else { "gateways.istio-egressgateway" };
+    Scaling { k8s: &gateway.k8s, values: settings.values.get(path), by_default: settings.autoscale }
 }
 
 fn service_metadata(gateway: &Gateway) -> Value {
@@ -65,8 +74,7 @@ fn deployment(settings: &Settings, gateway: &Gateway, account: &str) -> Value {
         }
         own => own.clone(),
     };
-    json!({
-        "replicas": gateway.k8s["replicaCount"].as_u64().unwrap_or(1),
+    let mut spec = json!({
         "selector": {"matchLabels": gateway.labels},
         "strategy": {"rollingUpdate": {"maxSurge": "100%", "maxUnavailable": "25%"}},
         "template": {
@@ -80,5 +88,9 @@ fn deployment(settings: &Settings, gateway: &Gateway, account: &str) -> Value {
                 }],
             },
         },
-    })
+    });
+    if let Some(replicas) = scaling(settings, gateway).replicas() {
+        spec["replicas"] = replicas.into();
+    }
+    spec
 }

@@ -41,6 +41,8 @@ fn cluster_rules(settings: &Settings) -> Vec<Value> {
         rule(&["discovery.k8s.io"], &["endpointslices"], READ),
         rule(&["networking.k8s.io"], &["ingresses", "ingressclasses"], READ),
         rule(&["gateway.networking.k8s.io"], &["*"], READ),
+        // The Gateway API as it was at version 0.3.
+        rule(&["networking.x-k8s.io"], &["*"], READ),
         rule(&["apiextensions.k8s.io"], &["customresourcedefinitions"], READ),
     ];
     for group in &groups {
@@ -53,6 +55,11 @@ fn cluster_rules(settings: &Settings) -> Vec<Value> {
     }
     rules.extend([
         rule(&["networking.k8s.io"], &["ingresses/status"], WRITE_STATUS),
+        rule(
+            &["networking.x-k8s.io"],
+            &["gatewayclasses/status", "gateways/status", "httproutes/status", "tcproutes/status", "tlsroutes/status"],
+            WRITE_STATUS,
+        ),
         rule(
             &["gateway.networking.k8s.io"],
             &[
@@ -69,6 +76,8 @@ fn cluster_rules(settings: &Settings) -> Vec<Value> {
             WRITE_STATUS,
         ),
         rule(&["", "events.k8s.io"], &["events"], &["create", "patch"]),
+        // Workloads that register themselves.
+        rule(&["networking.istio.io"], &["workloadentries"], &["create", "patch", "delete"]),
         // The root certificate in every namespace.
         rule(&[""], &["configmaps"], &["create", "update", "patch"]),
         // Who calls.

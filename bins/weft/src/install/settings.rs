@@ -18,7 +18,7 @@ const COMPONENTS: [&str; 5] = ["base", "pilot", "cni", "ingressGateways", "egres
 /// An installation.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Definitions and the namespace.
+    /// Definitions of Istio's kinds.
     pub base: bool,
     /// The control plane.
     pub pilot: bool,
@@ -30,6 +30,8 @@ pub struct Settings {
     pub mesh: Value,
     /// The installer's values.
     pub values: Values,
+    /// Components that do not say how many replicas they have get an autoscaler.
+    pub autoscale: bool,
     /// The control plane's settings on Kubernetes: `replicaCount`, `resources`, `env` …
     pub pilot_k8s: Value,
     /// Gateways.
@@ -103,6 +105,8 @@ impl Settings {
             base: on("base"),
             pilot: on("pilot"),
             values: Values::from_installation(&tree),
+            // As in Istio's profile, in which components are small.
+            autoscale: all["profile"] != "demo",
             pilot_k8s: all["components"]["pilot"]["k8s"].clone(),
             revision,
             namespace,

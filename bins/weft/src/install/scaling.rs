@@ -1,0 +1,92 @@
+//! Autoscalers, and how many replicas a Deployment says when it has one.
+//!
+//! Source: Istio's operator API, `hpaSpec` and `replicaCount` of a component, and `autoscaleEnabled`, `autoscaleMin`,
+//! `autoscaleMax` of its values. One that is asked for by none of them is there too, as with Istio, but in profile `demo`.
+
+use serde_json::{Value, json};
+
+/// Least and most replicas, and the processor's use in percent that they are kept at.
+const USUAL: (u64, u64, u64) = (1, 5, 80);
+
+/// Where a component's settings are.
+pub(super) struct Scaling<'a> {
+    /// `components.NAME.k8s`.
+    pub k8s: &'a Value,
+    /// `values.pilot` or `values.gateways.NAME`.
+    pub values: &'a Value,
+    /// Whether a component that does not say it has an autoscaler.
+    pub by_default: bool,
+}
+
+impl Scaling<'_> {
+    fn is_on(&self) -> bool {
+        let said = self.values["autoscaleEnabled"].as_bool();
+        // Who says how many replicas there are does not want somebody else to say it.
+        let by_count = self.k8s["replicaCount"].is_null() && self.by_default;
+        said.unwrap_or(self.k8s["hpaSpec"].is_object() || by_count)
+    }
+
+    /// `spec.replicas`; none where an autoscaler decides: applying the manifest again would undo what it did.
+    pub(super) fn replicas(&self) -> Option<u64> {
+        let count = self.k8s["replicaCount"].as_u64();
+        if self.is_on() { count } else { Some(count.unwrap_or(1)) }
+    }
+
+    /// The autoscaler of Deployment `metadata.name`.
+    pub(super) fn object(&self, metadata: Value) -> Option<Value> {
+        if !self.is_on() {
+            return None;
+        }
+        let own = &self.k8s["hpaSpec"];
+        let number = |of_spec: &str, of_values: &str, usual: u64| {
+            own[of_spec].as_u64().or_else(|| self.values[of_values].as_u64()).unwrap_or(usual)
+        };
+        let least = number("minReplicas", "autoscaleMin", USUAL.0);
+        let most = number("maxReplicas", "autoscaleMax", USUAL.1).max(least);
+        let use_of = self.values["cpu"]["targetAverageUtilization"].as_u64().unwrap_or(USUAL.2);
+        let metric = json!({"type": "Resource", "resource": {
+            "name": "cpu", "target": {"type": "Utilization", "averageUtilization": use_of},
+        }});
+        let mut spec = json!({
+            "minReplicas": least, "maxReplicas": most,
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": metadata["name"]},
+            "metrics": if own["metrics"].is_array() { own["metrics"].clone() } else { json!([metric]) },
+        });
+        if own["behavior"].is_object() {
+            spec["behavior"] = own["behavior"].clone();
+        }
+        Some(
+            json!({"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": metadata, "spec": spec}),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_decides_on_replicas() {
+        for (k8s, values, by_default, replicas, bounds) in [
+            (json!({}), json!({}), true, None, Some((1, 5))),
+            (json!({}), json!({}), false, Some(1), None),
+            (json!({"replicaCount": 3}), json!({}), true, Some(3), None),
+            (json!({"hpaSpec": {"minReplicas": 2, "maxReplicas": 10}}), json!({}), false, None, Some((2, 10))),
+            (json!({}), json!({"autoscaleEnabled": false}), true, Some(1), None),
+            (
+                json!({"replicaCount": 2}),
+                json!({"autoscaleEnabled": true, "autoscaleMin": 2}),
+                false,
+                Some(2),
+                Some((2, 5)),
+            ),
+        ] {
+            let scaling = Scaling { k8s: &k8s, values: &values, by_default };
+            assert_eq!(scaling.replicas(), replicas, "{k8s} {values}");
+            let made = scaling.object(json!({"name": "istiod"}));
+            let spec = made.as_ref().map(|made| &made["spec"]);
+            let made = spec.map(|spec| (spec["minReplicas"].as_u64().unwrap(), spec["maxReplicas"].as_u64().unwrap()));
+            assert_eq!(made, bounds, "{k8s} {values}");
+        }
+    }
+}
