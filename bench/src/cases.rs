@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use weft_tls::{ClientContext, ClientParams, ServerVerification};
 
 const CPU: Metric = Metric { name: "CPU of both proxies", unit: "µs/request" };
+const ADDED: Metric = Metric { name: "CPU that the policies add", unit: "µs/request" };
 const RATE: Metric = Metric { name: "throughput", unit: "requests/s" };
 const P50: Metric = Metric { name: "latency p50", unit: "ms" };
 const P99: Metric = Metric { name: "latency p99", unit: "ms" };
@@ -32,7 +33,8 @@ const NO_NGINX: &[Peer] = &[Peer::Weft, Peer::Envoy, Peer::Haproxy];
 const ENVOY: &[Peer] = &[Peer::Weft, Peer::Envoy];
 const OURS: &[Peer] = &[Peer::Weft];
 
-const MESH: Features = Features { authorization: true, access_log: false, metrics: false, jwt: false };
+const MESH: Features =
+    Features { authorization: true, access_log: false, metrics: false, jwt: false, many_policies: false };
 
 /// What a case runs with.
 pub struct Bench {
@@ -107,6 +109,12 @@ pub const CASES: &[Case] = &[
             let plan = Plan { headers: vec![("authorization".into(), token)], ..closed(false, 64, 1) };
             http(bench, peer, Traffic::Http1, Features { jwt: true, ..MESH }, &plan)
         },
+    },
+    Case {
+        name: "http1-1000-policies",
+        about: "With 1000 policies of 10 rules each on the server's side, beside one policy of one rule.",
+        peers: ENVOY,
+        run: many_policies,
     },
     Case {
         name: "http2",
@@ -198,6 +206,16 @@ fn http(bench: &Bench, peer: Peer, traffic: Traffic, features: Features, plan: &
         bail!("{} of {} requests failed", outcome.failed, outcome.failed + outcome.answered);
     }
     Ok(figures(&outcome, cpu, pair.resident()?, plan.rate.is_none()))
+}
+
+/// The same requests with few and with many policies; what the many add.
+fn many_policies(bench: &Bench, peer: Peer) -> Result<Figures> {
+    let plan = closed(false, 64, 1);
+    let cpu = |figures: &Figures| figures.iter().find(|(metric, _)| metric.name == CPU.name).map_or(0.0, |(_, n)| *n);
+    let few = http(bench, peer, Traffic::Http1, MESH, &plan)?;
+    let mut many = http(bench, peer, Traffic::Http1, Features { many_policies: true, ..MESH }, &plan)?;
+    many.push((ADDED, cpu(&many) - cpu(&few)));
+    Ok(many)
 }
 
 fn figures(outcome: &Outcome, cpu: Duration, resident: u64, closed: bool) -> Figures {

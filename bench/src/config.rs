@@ -29,6 +29,8 @@ pub struct Features {
     pub metrics: bool,
     /// The server's side asks for a JSON Web Token; see [`crate::jwt`].
     pub jwt: bool,
+    /// The rules of the server's side are those of a thousand policies of ten rules each.
+    pub many_policies: bool,
 }
 
 /// The ports of a pair.
@@ -65,7 +67,7 @@ pub fn server(folder: &Path, ports: Ports, traffic: Traffic, features: Features)
         filters.push(crate::jwt::filter(folder)?);
     }
     if features.authorization {
-        filters.push(rbac());
+        filters.push(rbac(features.many_policies));
     }
     let filters = http_filters(filters, features);
     let route = json!({"cluster": "app", "timeout": "0s"});
@@ -160,12 +162,47 @@ fn fault() -> Value {
     json!({"name": "envoy.filters.http.fault", "typed_config": {"@type": format!("{HTTP}.fault.v3.HTTPFault")}})
 }
 
-fn rbac() -> Value {
+/// Policies and rules of each for [`Features::many_policies`].
+const POLICIES: usize = 1000;
+const RULES: usize = 10;
+
+fn rbac(many: bool) -> Value {
     let get = json!({"header": {"name": ":method", "string_match": {"safe_regex": {"regex": "GET|POST"}}}});
     let client = json!({"authenticated": {"principal_name": {"exact": pki::spiffe("client")}}});
+    // Its name is the last in order: who tries one policy after the other tries all.
+    let mut policies =
+        json!({"policy-of-callers": {"permissions": [{"and_rules": {"rules": [get]}}], "principals": [client]}});
+    for policy in 0..if many { POLICIES } else { 0 } {
+        for rule in 0..RULES {
+            policies[format!("ns[default]-policy[policy-{policy}]-rule[{rule}]")] = rule_for_others(policy, rule);
+        }
+    }
     json!({"name": "envoy.filters.http.rbac", "typed_config": {"@type": format!("{HTTP}.rbac.v3.RBAC"), "rules": {
         "action": "ALLOW",
-        "policies": {"callers": {"permissions": [{"and_rules": {"rules": [get]}}], "principals": [client]}}}}})
+        "policies": policies}}})
+}
+
+/// A rule as Istio's policies become them, which does not hold for the requests of the measurement: by path, by beginning of
+/// a path, by host, by caller, by the caller's namespace. One policy of ten names the caller, for another path.
+fn rule_for_others(policy: usize, rule: usize) -> Value {
+    let text = |exact: String| json!({"exact": exact});
+    let header = |name: &str, value: String| json!({"header": {"name": name, "string_match": text(value)}});
+    let path = json!({"url_path": {"path": text(format!("/service-{policy}/{rule}"))}});
+    let what = match rule {
+        0..4 => path,
+        4 => json!({"url_path": {"path": {"prefix": format!("/service-{policy}/")}}}),
+        5 | 6 => header(":authority", format!("service-{policy}.example")),
+        _ => header(":method", "DELETE".into()),
+    };
+    let caller = match rule {
+        0..4 if policy % 10 == 0 => text(pki::spiffe("client")),
+        7 => json!({"safe_regex": {"regex": format!(".*/ns/namespace-{policy}/.*")}}),
+        _ => text(pki::spiffe(&format!("caller-{policy}"))),
+    };
+    let get = header(":method", "GET".into());
+    let rules = json!([{"or_rules": {"rules": [what]}}, {"or_rules": {"rules": [get]}}]);
+    let ids = json!([{"or_ids": {"ids": [{"authenticated": {"principal_name": caller}}]}}]);
+    json!({"permissions": [{"and_rules": {"rules": rules}}], "principals": [{"and_ids": {"ids": ids}}]})
 }
 
 fn cluster(name: &str, port: u16, traffic: Traffic) -> Value {
