@@ -322,8 +322,15 @@ spec:
       from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
       class Collector(BaseHTTPRequestHandler):
           protocol_version = "HTTP/1.1"
+          def chunks(self):
+              while size := int(self.rfile.readline(), 16):
+                  yield self.rfile.read(size)
+                  self.rfile.readline()
+              self.rfile.readline()
           def do_POST(self):
-              print(self.rfile.read(int(self.headers.get("content-length") or 0)).decode(), flush=True)
+              length = self.headers.get("content-length")
+              body = self.rfile.read(int(length)) if length else b"".join(self.chunks())
+              print(body.decode(), flush=True)
               self.send_response(202)
               self.send_header("content-length", "0")
               self.end_headers()
@@ -408,11 +415,11 @@ fn dry_run(run: &mut Run) -> Result<()> {
     Ok(())
 }
 
-/// The counter of dry runs with this result. Envoy's own rules for tags take the listener out of the metric's name.
+/// The counter of dry runs with this result. Stock Envoy cuts the listener's name at its first dot for a tag.
 fn counted(stats: &str, engine: Engine, result: &str) -> Option<f64> {
     let (name, listener) = match engine {
         Engine::Weft => ("envoy_http_inbound_0_0_0_0_80_rbac{", ""),
-        Engine::Envoy => ("envoy_http_rbac{", "envoy_http_conn_manager_prefix=\"inbound_0.0.0.0_80\""),
+        Engine::Envoy => ("envoy_http_0_0_0_80_rbac{", "envoy_http_conn_manager_prefix=\"inbound_0\""),
     };
     let result = format!("authz_dry_run_result=\"{result}\"");
     let labels = ["authz_dry_run_action=\"deny\"", &result, listener];
