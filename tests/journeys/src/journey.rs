@@ -27,16 +27,7 @@ pub struct Journey {
 /// Capabilities that do not hold yet, with which proxy (`None`: with both), and what is missing. Their checks are told as
 /// gaps and fail nothing; an entry leaves this list with the change that closes it.
 pub const GAPS: &[(&str, Option<Engine>, &str)] = &[
-    ("1:T-RR-04", None, "weft get takes no KIND.VERSION.GROUP; kubectl against the lab does"),
-    ("1:T-CB-07", Some(Engine::Weft), "the statistics lack circuit_breakers.*.remaining_pending and rq_pending_open"),
-    ("1:T-MIR-02", Some(Engine::Weft), "a mirrored request lacks x-envoy-internal and the hop in x-forwarded-for"),
     ("3:DR-07", Some(Engine::Weft), "no spans are sent yet"),
-    ("1:T-TO-03", Some(Engine::Envoy), "Envoy does not take x-envoy-upstream-rq-timeout-ms of the application here"),
-    (
-        "1:T-LLB-04",
-        Some(Engine::Envoy),
-        "with Envoy calls get 503 after a locality is drained, instead of the next one",
-    ),
 ];
 
 fn gap(id: &str, engine: Engine) -> Option<&'static str> {

@@ -32,14 +32,15 @@ fn as_text(clusters: &[ClusterView]) -> String {
         if let Some(eds) = &cluster.eds_name {
             let _ = writeln!(out, "{name}::eds_service_name::{eds}");
         }
-        let limits = &cluster.limits;
-        for (key, value) in [
-            ("max_connections", limits.max_connections),
-            ("max_pending_requests", limits.max_pending),
-            ("max_requests", limits.max_requests),
-            ("max_retries", limits.max_retries),
-        ] {
-            let _ = writeln!(out, "{name}::default_priority::{key}::{value}");
+        for (priority, limits) in [("default", &cluster.limits), ("high", &cluster.high_limits)] {
+            for (key, value) in [
+                ("max_connections", limits.max_connections),
+                ("max_pending_requests", limits.max_pending),
+                ("max_requests", limits.max_requests),
+                ("max_retries", limits.max_retries),
+            ] {
+                let _ = writeln!(out, "{name}::{priority}_priority::{key}::{value}");
+            }
         }
         let _ = writeln!(out, "{name}::added_via_api::true");
         for host in &cluster.hosts {

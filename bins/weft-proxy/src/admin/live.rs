@@ -55,8 +55,10 @@ pub struct ClusterView {
     pub name: String,
     /// Name under which its endpoints are found.
     pub eds_name: Option<String>,
-    /// Limits.
+    /// Limits of the default priority.
     pub limits: LimitsView,
+    /// Limits of the high priority.
+    pub high_limits: LimitsView,
     /// Endpoints.
     pub hosts: Vec<HostView>,
 }

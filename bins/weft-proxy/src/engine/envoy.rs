@@ -114,6 +114,10 @@ async fn watch(state: &ProxyState, admin: &str, manager: &SvidManager, block: Re
             _ if !live => Some("Envoy".to_owned()),
             _ => None,
         };
+        if live && listeners_stopped(admin).await {
+            // The readiness port is the agent's: it says no too, and the pod's endpoint is withdrawn.
+            state.start_draining();
+        }
         block = reason.map(|reason| {
             let block = block.unwrap_or_else(|| state.readiness.block("Envoy"));
             block.set_reason(reason);
@@ -121,6 +125,16 @@ async fn watch(state: &ProxyState, admin: &str, manager: &SvidManager, block: Re
         });
         tokio::time::sleep(POLL).await;
     }
+}
+
+/// Somebody asked Envoy to accept no more (`/drain_listeners`); nothing but that counts listeners as stopped.
+async fn listeners_stopped(admin: &str) -> bool {
+    let path = "/stats?filter=%5Elistener_manager.listener_stopped%24";
+    let Ok(answer) = fetch(Method::GET, admin, path, HeaderMap::new(), Duration::from_secs(1), 4096).await else {
+        return false;
+    };
+    let text = String::from_utf8_lossy(&answer.body).into_owned();
+    text.trim().rsplit(": ").next().and_then(|count| count.parse::<u64>().ok()).is_some_and(|count| count > 0)
 }
 
 async fn drain_envoy(cause: Cause, settings: &AgentSettings, admin: &str) {

@@ -9,7 +9,9 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 use weft_dataplane::control::ListenerStatus;
 use weft_dataplane::{ClusterStatus, DataPlane, Handle, HostStatus, LocalWorkload, Options};
-use weft_proxy_config::{Cluster, Discovery, Endpoint, EndpointAddress, EndpointHealth, EndpointSet, ProxySnapshot};
+use weft_proxy_config::{
+    Cluster, Discovery, Endpoint, EndpointAddress, EndpointHealth, EndpointSet, ProxySnapshot, Thresholds,
+};
 use weft_runtime::{ReadyBlock, files};
 use weft_telemetry::Registry;
 
@@ -157,13 +159,18 @@ fn view(snapshot: &ProxySnapshot, cluster: &Cluster, running: Option<&ClusterSta
     ClusterView {
         name: cluster.name.to_string(),
         eds_name,
-        limits: LimitsView {
-            max_connections: limits.max_connections,
-            max_pending: limits.max_pending,
-            max_requests: limits.max_requests,
-            max_retries: limits.max_retries,
-        },
+        limits: limits_view(&limits.default),
+        high_limits: limits_view(&limits.high),
         hosts,
+    }
+}
+
+fn limits_view(of: &Thresholds) -> LimitsView {
+    LimitsView {
+        max_connections: of.max_connections,
+        max_pending: of.max_pending,
+        max_requests: of.max_requests,
+        max_retries: of.max_retries,
     }
 }
 

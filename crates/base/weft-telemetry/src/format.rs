@@ -120,6 +120,8 @@ pub enum FormatError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Format {
     pieces: Vec<Piece>,
+    /// Nothing stands for a missing value.
+    omit: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,7 +161,7 @@ impl Format {
         if !literal.is_empty() {
             pieces.push(Piece::Text(literal));
         }
-        Ok(Self { pieces })
+        Ok(Self { pieces, omit: false })
     }
 
     /// Appends the line for `record`. Missing values are `-`; control characters and quotes from outside are escaped, so
@@ -173,12 +175,19 @@ impl Format {
                     value.clear();
                     if record.value(command, &mut value) {
                         escape(cut(&value, *limit), out);
-                    } else {
+                    } else if !self.omit {
                         out.push('-');
                     }
                 }
             }
         }
+    }
+
+    /// The same with nothing in place of missing values (`omit_empty_values`).
+    #[must_use]
+    pub fn without_missing(mut self) -> Self {
+        self.omit = true;
+        self
     }
 
     /// The commands in it, so that a caller can keep just what they need.
@@ -217,7 +226,15 @@ impl Format {
             let numeric = matches!(
                 command,
                 Command::Plain(
-                    "RESPONSE_CODE" | "BYTES_RECEIVED" | "BYTES_SENT" | "DURATION" | "UPSTREAM_REQUEST_ATTEMPT_COUNT"
+                    "RESPONSE_CODE"
+                        | "BYTES_RECEIVED"
+                        | "BYTES_SENT"
+                        | "DURATION"
+                        | "REQUEST_DURATION"
+                        | "RESPONSE_DURATION"
+                        | "RESPONSE_TX_DURATION"
+                        | "CONNECTION_ID"
+                        | "UPSTREAM_REQUEST_ATTEMPT_COUNT"
                 )
             );
             return match shown.parse::<u64>() {
@@ -312,6 +329,7 @@ fn escape(text: &str, out: &mut String) {
 #[derive(Debug, Clone)]
 pub struct JsonFormat {
     root: Node,
+    omit: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -328,7 +346,15 @@ impl JsonFormat {
     /// # Errors
     /// As [`Format::parse`] for any leaf, or when nested deeper than 16 levels.
     pub fn parse(value: &serde_json::Value) -> Result<Self, FormatError> {
-        Ok(Self { root: parse_node(value, 0)? })
+        Ok(Self { root: parse_node(value, 0)?, omit: false })
+    }
+
+    /// The same without fields whose value is missing (`omit_empty_values`).
+    #[must_use]
+    pub fn without_missing(mut self) -> Self {
+        self.root.omit();
+        self.omit = true;
+        self
     }
 
     /// Shows every command in it to `see`.
@@ -336,13 +362,22 @@ impl JsonFormat {
         self.root.commands(see);
     }
 
-    /// Appends the object for `record`, and a newline. Missing values are `null`.
+    /// Appends the object for `record`, and a newline. Missing values are `null`, or not there.
     pub fn write(&self, record: &impl Record, out: &mut String) {
-        let _ = writeln!(out, "{}", node_value(&self.root, record));
+        let _ = writeln!(out, "{}", node_value(&self.root, record, self.omit));
     }
 }
 
 impl Node {
+    fn omit(&mut self) {
+        match self {
+            Node::Leaf(format) => format.omit = true,
+            Node::Object(fields) => fields.iter_mut().for_each(|(_, node)| node.omit()),
+            Node::List(items) => items.iter_mut().for_each(Node::omit),
+            Node::Constant(_) => {}
+        }
+    }
+
     fn commands(&self, see: &mut dyn FnMut(&Command)) {
         match self {
             Node::Leaf(format) => format.commands().for_each(see),
@@ -369,13 +404,14 @@ fn parse_node(value: &serde_json::Value, depth: usize) -> Result<Node, FormatErr
     })
 }
 
-fn node_value(node: &Node, record: &impl Record) -> serde_json::Value {
+fn node_value(node: &Node, record: &impl Record, omit: bool) -> serde_json::Value {
     match node {
         Node::Leaf(format) => format.json_value(record),
         Node::Object(fields) => {
-            serde_json::Value::Object(fields.iter().map(|(k, n)| (k.clone(), node_value(n, record))).collect())
+            let all = fields.iter().map(|(k, n)| (k.clone(), node_value(n, record, omit)));
+            serde_json::Value::Object(all.filter(|(_, value)| !(omit && value.is_null())).collect())
         }
-        Node::List(items) => items.iter().map(|n| node_value(n, record)).collect(),
+        Node::List(items) => items.iter().map(|n| node_value(n, record, omit)).collect(),
         Node::Constant(value) => value.clone(),
     }
 }
@@ -411,6 +447,18 @@ mod tests {
         assert_eq!(line("%REQ(Y?:PATH):1%|%START_TIME(%Y)%"), "a|-");
         Format::parse(ISTIO_DEFAULT).unwrap();
         Format::parse(ENVOY_DEFAULT).unwrap();
+    }
+
+    #[test]
+    fn missing_values_are_left_out_on_demand() {
+        let mut out = String::new();
+        Format::parse("%RESPONSE_CODE%[%DURATION%]").unwrap().without_missing().write(&Fixed, &mut out);
+        assert_eq!(out, "200[]");
+        let object = serde_json::json!({"code": "%RESPONSE_CODE%", "none": "%DURATION%", "deep": {"none": "%DURATION%"}, "mixed": "a%DURATION%"});
+        out.clear();
+        JsonFormat::parse(&object).unwrap().without_missing().write(&Fixed, &mut out);
+        let back: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(back, serde_json::json!({"code": 200, "deep": {}, "mixed": "a"}));
     }
 
     #[test]

@@ -70,6 +70,11 @@ impl AccessLogs {
             };
             // Formats were checked when the configuration was compiled.
             let (Ok(line), Some(writer)) = (line, sinks.writer(&log.sink)) else { continue };
+            let line = match line {
+                Line::Text(format) if log.omit_empty => Line::Text(format.without_missing()),
+                Line::Json(format) if log.omit_empty => Line::Json(format.without_missing()),
+                line => line,
+            };
             match &line {
                 Line::Text(format) => format.commands().for_each(|command| all.need(command)),
                 Line::Json(format) => format.commands(&mut |command| all.need(command)),
