@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Cluster, LIMIT, get, get_as, until};
+use common::{Cluster, LIMIT, get, get_as, post, review, until};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -379,5 +379,121 @@ async fn plain_text_is_off_unless_asked_for() {
     settings.monitoring_addr = weftd.monitoring;
     let error = weftd::start(settings).await.err().unwrap();
     assert!(format!("{error:#}").contains(&taken) && format!("{error:#}").contains("--monitoring-addr"), "{error:#}");
+    weftd.stop().await;
+}
+
+/// What strangers send is refused before it is read, and does not keep the mesh's own from being served.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn class_control_plane_dos_strangers_are_refused_before_they_are_read() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let cluster = Cluster::start().await;
+    let weftd = cluster.weftd().await;
+    let (root, token) = (cluster.root_pem().await, cluster.token("bookinfo-reviews").await);
+    // Connections that say nothing, and some that say something that is no TLS.
+    let mut silent = Vec::new();
+    for n in 0..300 {
+        let mut stream = TcpStream::connect(weftd.secure).await.unwrap();
+        if n % 3 == 0 {
+            stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+        }
+        silent.push(stream);
+    }
+    // A stream of a stranger: the answer comes though not one message has been sent.
+    let opened = channel(weftd.secure, &root, None).await.unwrap();
+    for token in [None, Some("nonsense"), Some("a.b.c")] {
+        let refused = Proxy::open(opened.clone(), token, "reviews-v1", "10.244.0.5", false).await.err().unwrap();
+        assert_eq!(refused.code(), Code::Unauthenticated, "{token:?}");
+    }
+    // Many of them at once, tokens that differ, each as large as a header may be.
+    let mut flood = tokio::task::JoinSet::new();
+    for n in 0..200 {
+        let opened = opened.clone();
+        flood.spawn(async move {
+            let token = format!("{}{n}", "x".repeat(4000));
+            Proxy::open(opened, Some(&token), "reviews-v1", "10.244.0.5", false).await.err().map(|e| e.code())
+        });
+    }
+    // Meanwhile the mesh's own are served.
+    let own = channel(weftd.secure, &root, None).await.unwrap();
+    let mut proxy = Proxy::open(own.clone(), Some(&token), "reviews-v1", "10.244.0.5", false).await.unwrap();
+    proxy.subscribe(type_url::CLUSTER, &[]).await;
+    assert!(!proxy.names(type_url::CLUSTER).await.is_empty());
+    while let Some(refused) = flood.join_next().await {
+        assert!(matches!(refused.unwrap(), Some(Code::Unauthenticated | Code::ResourceExhausted | Code::Unavailable)));
+    }
+    // Messages beyond the bounds, with and without a token: refused by size.
+    let mut service = IstioCertificateServiceClient::new(own.clone());
+    for bearer in [None, Some(&token)] {
+        let body = IstioCertificateRequest { csr: "x".repeat(1 << 20), ..Default::default() };
+        let mut request = tonic::Request::new(body);
+        if let Some(token) = bearer {
+            request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+        }
+        let refused = service.create_certificate(request).await.unwrap_err().code();
+        assert!(matches!(refused, Code::OutOfRange | Code::ResourceExhausted | Code::Unauthenticated), "{refused:?}");
+    }
+    let mut large = Proxy::open(own, Some(&token), "reviews-v1", "10.244.0.5", false).await.unwrap();
+    large.subscribe(type_url::CLUSTER, &[&"n".repeat(17 << 20)]).await;
+    let refused = large.next().await.unwrap_err().code();
+    assert!(matches!(refused, Code::OutOfRange | Code::ResourceExhausted), "{refused:?}");
+    // Those that said something wrong are gone; a proxy is served as before.
+    let mut buffer = [0; 64];
+    let ended = tokio::time::timeout(LIMIT, async { while silent[0].read(&mut buffer).await.is_ok_and(|n| n > 0) {} });
+    ended.await.expect("what is no TLS is closed");
+    let with = channel(weftd.secure, &root, None).await.unwrap();
+    let mut proxy = Proxy::open(with, Some(&token), "reviews-v1", "10.244.0.5", false).await.unwrap();
+    proxy.subscribe(type_url::LISTENER, &[]).await;
+    assert!(!proxy.names(type_url::LISTENER).await.is_empty());
+    weftd.stop().await;
+}
+
+/// Webhooks answer while everything is pushed to many proxies again and again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn class_webhooks_are_not_starved_by_pushes() {
+    let cluster = Cluster::start().await;
+    let weftd = cluster.weftd().await;
+    let (root, token) = (cluster.root_pem().await, cluster.token("bookinfo-reviews").await);
+    let (count, received) = (20, std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0)));
+    let mut proxies = tokio::task::JoinSet::new();
+    for _ in 0..count {
+        let opened = channel(weftd.secure, &root, None).await.unwrap();
+        let mut proxy = Proxy::open(opened, Some(&token), "reviews-v1", "10.244.0.5", false).await.unwrap();
+        proxy.subscribe(type_url::CLUSTER, &[]).await;
+        proxy.subscribe(type_url::LISTENER, &[]).await;
+        let received = received.clone();
+        proxies.spawn(async move {
+            while proxy.next().await.is_ok() {
+                received.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            }
+        });
+    }
+    let client = cluster.client.clone();
+    let writer = tokio::spawn(async move {
+        for n in 0.. {
+            let subsets: Vec<Value> =
+                (0..20).map(|i| json!({"name": format!("s{n}-{i}"), "labels": {"version": "v1"}})).collect();
+            let kind = by_kind("networking.istio.io", "DestinationRule").unwrap();
+            let patch = json!({"spec": {"subsets": subsets}});
+            let _ = client.merge_patch(kind, "default", "reviews", &patch).await;
+        }
+    });
+    let object = json!({"apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": {"name": "reviews"},
+        "spec": {"hosts": ["reviews"], "http": [{"route": [{"destination": {"host": "reviews"}}]}]}});
+    let seen = || received.load(std::sync::atomic::Ordering::Relaxed);
+    until("pushes", async || (seen() > 4 * count).then_some(())).await;
+    let before = seen();
+    let mut slowest = Duration::ZERO;
+    for _ in 0..30 {
+        let begin = Instant::now();
+        let body = review(object.clone());
+        let (status, said) = post(weftd.webhooks, &root, "/validate", "application/json", &body).await;
+        assert!(status == 200 && said.contains(r#""allowed":true"#), "{status} {said}");
+        slowest = slowest.max(begin.elapsed());
+    }
+    until("further pushes", async || (seen() > before).then_some(())).await;
+    println!("{} pushes, slowest answer {slowest:?}", seen() - before);
+    assert!(slowest < Duration::from_secs(5), "{slowest:?}");
+    writer.abort();
+    proxies.abort_all();
     weftd.stop().await;
 }

@@ -5,47 +5,9 @@ mod common;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use common::{Cluster, LIMIT, get, until};
+use common::{Cluster, get, post, review, until};
 use serde_json::{Value, json};
-use std::net::SocketAddr;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::time::timeout;
 use weft_k8s_api::kinds::by_kind;
-use weft_tls::{ClientContext, ClientParams, ServerVerification, TrustAnchors};
-
-/// One question, as bytes: status and body of the answer.
-async fn post(address: SocketAddr, root: &str, path: &str, content: &str, body: &[u8]) -> (u16, String) {
-    let anchors = TrustAnchors::from_pem(root.as_bytes()).unwrap();
-    let params = ClientParams {
-        sni: Some("istiod.istio-system.svc".into()),
-        alpn: vec![b"http/1.1".to_vec()],
-        ..ClientParams::new(ServerVerification::WebPki { anchors, san: None })
-    };
-    let context = ClientContext::build(params).unwrap();
-    let stream = TcpStream::connect(address).await.unwrap();
-    let mut stream = timeout(LIMIT, context.connect(stream)).await.unwrap().unwrap().stream;
-    let head = format!(
-        "POST {path} HTTP/1.1\r\nhost: istiod\r\nconnection: close\r\ncontent-type: {content}\r\ncontent-length: {}\r\n\r\n",
-        body.len()
-    );
-    stream.write_all(head.as_bytes()).await.unwrap();
-    // A refusal may come before all has been said.
-    let _ = stream.write_all(body).await;
-    let mut answer = Vec::new();
-    let _ = timeout(LIMIT, stream.read_to_end(&mut answer)).await.unwrap();
-    let answer = String::from_utf8_lossy(&answer).into_owned();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-    (head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0), body.to_string())
-}
-
-fn review(object: Value) -> Vec<u8> {
-    json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
-        "uid": "u1", "operation": "CREATE", "namespace": "default", "object": object,
-        "resource": {"group": "networking.istio.io", "version": "v1", "resource": "virtualservices"}}})
-    .to_string()
-    .into_bytes()
-}
 
 #[tokio::test]
 async fn pods_and_objects() {

@@ -1,7 +1,7 @@
 //! An API server in this process, with the objects of a small Bookinfo, and control planes on it.
 #![allow(dead_code)] // Each test file uses its part.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -186,4 +186,41 @@ pub async fn get_as(address: SocketAddr, path: &str, token: Option<&str>) -> (u1
     stream.read_to_string(&mut answer).await.unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_string())
+}
+
+/// One question to a webhook, as bytes, over TLS that is checked by `root`: status and body of the answer.
+pub async fn post(address: SocketAddr, root: &str, path: &str, content: &str, body: &[u8]) -> (u16, String) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::timeout;
+    use weft_tls::{ClientContext, ClientParams, ServerVerification, TrustAnchors};
+    let anchors = TrustAnchors::from_pem(root.as_bytes()).unwrap();
+    let params = ClientParams {
+        sni: Some("istiod.istio-system.svc".into()),
+        alpn: vec![b"http/1.1".to_vec()],
+        ..ClientParams::new(ServerVerification::WebPki { anchors, san: None })
+    };
+    let context = ClientContext::build(params).unwrap();
+    let stream = TcpStream::connect(address).await.unwrap();
+    let mut stream = timeout(LIMIT, context.connect(stream)).await.unwrap().unwrap().stream;
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: istiod\r\nconnection: close\r\ncontent-type: {content}\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // A refusal may come before all has been said.
+    let _ = stream.write_all(body).await;
+    let mut answer = Vec::new();
+    let _ = timeout(LIMIT, stream.read_to_end(&mut answer)).await.unwrap();
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    (head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0), body.to_string())
+}
+
+/// An admission review that asks about `object`.
+pub fn review(object: Value) -> Vec<u8> {
+    json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
+        "uid": "u1", "operation": "CREATE", "namespace": "default", "object": object,
+        "resource": {"group": "networking.istio.io", "version": "v1", "resource": "virtualservices"}}})
+    .to_string()
+    .into_bytes()
 }
