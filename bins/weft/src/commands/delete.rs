@@ -89,7 +89,7 @@ fn doom(kind: &'static KindInfo, namespace: &str, name: &str) -> Doomed {
 
 async fn by_name(client: &ApiClient, args: &Args, namespace: &str) -> anyhow::Result<Vec<Doomed>> {
     let mut doomed = Vec::new();
-    for Wanted { kind, name } in wanted(&args.what)? {
+    for Wanted { kind, name, .. } in wanted(&args.what)? {
         match name {
             Some(name) => doomed.push(doom(kind, namespace, &name)),
             None if args.selector.is_none() && !args.all => {

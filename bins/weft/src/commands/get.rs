@@ -15,7 +15,7 @@ use weft_store::client::{self, ListOptions};
 /// Shows objects.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Kind (pods, vs, all …), optionally with names, or kind/name …
+    /// Kind (pods, vs, virtualservices.v1beta1.networking.istio.io, istio-io, all …), optionally with names, or kind/name …
     #[arg(value_name = "KIND [NAME]", required = true)]
     what: Vec<String>,
     /// Namespace
@@ -55,8 +55,21 @@ enum Format {
 pub struct Wanted {
     /// Kind.
     pub kind: &'static KindInfo,
+    /// The version that was asked for by name (`vs.v1beta1.networking.istio.io`).
+    pub version: Option<&'static str>,
     /// Name; all when there is none.
     pub name: Option<String>,
+}
+
+impl Wanted {
+    fn new((kind, version): (&'static KindInfo, Option<&'static str>), name: Option<&str>) -> Self {
+        Self { kind, version, name: name.map(str::to_string) }
+    }
+
+    /// The kind in the version that is asked for: the storage version when none is.
+    pub fn row(&self) -> KindInfo {
+        self.version.map_or(*self.kind, |version| self.kind.at(version))
+    }
 }
 
 /// Reads `pods`, `pods a b`, `vs,dr`, `all`, `pod/a svc/b`.
@@ -71,31 +84,40 @@ pub fn wanted(words: &[String]) -> anyhow::Result<Vec<Wanted>> {
             if name.is_empty() {
                 bail!("{word:?} names nothing; write kind/name");
             }
-            found.push(Wanted { kind: kind_of(kind)?, name: Some(name.to_string()) });
+            found.push(Wanted::new(kind_of(kind)?, Some(name)));
         }
         return Ok(found);
     }
     let (kinds, names) = words.split_first().map_or(("", &[][..]), |(first, rest)| (first.as_str(), rest));
     for word in kinds.split(',').filter(|w| !w.is_empty()) {
-        let of_category: Vec<&KindInfo> = KINDS.iter().filter(|k| k.categories.contains(&word)).collect();
+        let of_category: Vec<_> = KINDS.iter().filter(|k| k.categories.contains(&word)).map(|k| (k, None)).collect();
         let kinds = if of_category.is_empty() { vec![kind_of(word)?] } else { of_category };
         for kind in kinds {
             match names {
-                [] => found.push(Wanted { kind, name: None }),
-                names => found.extend(names.iter().map(|n| Wanted { kind, name: Some(n.clone()) })),
+                [] => found.push(Wanted::new(kind, None)),
+                names => found.extend(names.iter().map(|name| Wanted::new(kind, Some(name)))),
             }
         }
     }
     Ok(found)
 }
 
-fn kind_of(word: &str) -> anyhow::Result<&'static KindInfo> {
-    kinds::by_any_name(word).with_context(|| {
+fn kind_of(word: &str) -> anyhow::Result<(&'static KindInfo, Option<&'static str>)> {
+    kinds::asked(word).with_context(|| {
+        if let Some(kind) = word.split('.').next().and_then(kinds::by_any_name) {
+            let versions: Vec<String> = kind.versions.iter().map(|v| full_name(kind, v)).collect();
+            return format!("the kind {word:?} is not known; {} is {}", kind.kind, versions.join(" or "));
+        }
         let start: String = word.chars().take(3).collect::<String>().to_ascii_lowercase();
         let similar: Vec<&str> = KINDS.iter().map(|k| k.plural).filter(|p| p.starts_with(&start)).collect();
         let hint = if similar.is_empty() { String::new() } else { format!("; did you mean {}?", similar.join(" or ")) };
         format!("the kind {word:?} is not known{hint}")
     })
+}
+
+/// `virtualservices.v1.networking.istio.io`.
+fn full_name(kind: &KindInfo, version: &str) -> String {
+    format!("{}.{version}.{}", kind.plural, kind.group)
 }
 
 /// `virtualservice.networking.istio.io/reviews`, `service/reviews`.
@@ -135,9 +157,10 @@ async fn tables(
     let mut code = ExitCode::SUCCESS;
     let mut shown = 0;
     let mut merged: Vec<(&KindInfo, client::Table)> = Vec::new();
-    for Wanted { kind, name } in wanted {
-        match client.table(kind, namespace.filter(|_| kind.namespaced), name.as_deref(), &args.options()).await {
-            Ok(table) => match merged.last_mut().filter(|(last, _)| *last == *kind) {
+    for one in wanted {
+        let (kind, name, row) = (one.kind, &one.name, one.row());
+        match client.table(&row, namespace.filter(|_| kind.namespaced), name.as_deref(), &args.options()).await {
+            Ok(table) => match merged.last_mut().filter(|(last, _)| *last == kind) {
                 Some((_, last)) => last.rows.extend(table.rows),
                 None => merged.push((kind, table)),
             },
@@ -203,11 +226,12 @@ async fn objects(
 ) -> anyhow::Result<ExitCode> {
     let mut found = Vec::new();
     let mut code = ExitCode::SUCCESS;
-    for Wanted { kind, name } in wanted {
-        let result = match name {
-            Some(name) => client.get(kind, namespace.unwrap_or_default(), name).await.map(|o| vec![o]),
+    for one in wanted {
+        let (kind, row) = (one.kind, one.row());
+        let result = match &one.name {
+            Some(name) => client.get(&row, namespace.unwrap_or_default(), name).await.map(|o| vec![o]),
             None => {
-                let list = client.list(kind, namespace.filter(|_| kind.namespaced), &args.options()).await;
+                let list = client.list(&row, namespace.filter(|_| kind.namespaced), &args.options()).await;
                 list.map(|list| list.items)
             }
         };
@@ -267,6 +291,11 @@ mod tests {
         assert_eq!(names(&["pod/a", "deploy/b"]), ["pods/a", "deployments/b"]);
         assert!(names(&["all"]).contains(&"deployments/*".to_string()));
         assert_eq!(names(&["gateways.networking.istio.io"]), ["gateways/*"]);
+        assert_eq!(names(&["security-istio-io", "a"]).len(), 3);
+        let old = wanted(&["virtualservices.v1beta1.networking.istio.io/reviews".into()]).unwrap().remove(0);
+        assert_eq!((old.version, old.row().api_version().as_str()), (Some("v1beta1"), "networking.istio.io/v1beta1"));
+        let error = wanted(&["virtualservices.v7.networking.istio.io".into()]).unwrap_err().to_string();
+        assert!(error.contains("virtualservices.v1alpha3.networking.istio.io"), "{error}");
         let error = wanted(&["virtualservicez".into()]).unwrap_err().to_string();
         assert!(error.contains("virtualservices"), "{error}");
         assert!(wanted(&["pod/".into()]).is_err());

@@ -61,7 +61,7 @@ pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode>
         serde_saphyr::from_str(&text).map_err(|e| anyhow::anyhow!("the patch is neither JSON nor YAML: {e}"))?;
     let client = connect(&connection).await?;
     let namespace = args.namespace.clone().unwrap_or_else(|| client.default_namespace().to_string());
-    for Wanted { kind, name } in wanted(&args.what)? {
+    for Wanted { kind, name, .. } in wanted(&args.what)? {
         let Some(name) = name else { bail!("say which {}: its name", kind.singular) };
         // Lists have merge keys only in core kinds; the others take a strategic patch as a plain merge.
         let plain = kind.group.ends_with(".istio.io") && args.kind == Kind::Strategic;

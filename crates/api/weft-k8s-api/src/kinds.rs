@@ -4,7 +4,7 @@
 use std::sync::{Mutex, PoisonError};
 
 /// A kind that Weft knows.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KindInfo {
     /// API group; empty for core.
     pub group: &'static str,
@@ -55,7 +55,12 @@ const fn istio(
         singular,
         short,
         namespaced: true,
-        categories: &["istio-io", "networking-istio-io"],
+        categories: match group.as_bytes() {
+            b"security.istio.io" => &["istio-io", "security-istio-io"],
+            b"telemetry.istio.io" => &["istio-io", "telemetry-istio-io"],
+            b"extensions.istio.io" => &["istio-io", "extensions-istio-io"],
+            _ => &["istio-io", "networking-istio-io"],
+        },
     }
 }
 
@@ -281,7 +286,8 @@ const fn gateway_api(
 /// A kind of the Gateway API before it had its present group.
 const fn gateway_api_v0(kind: &'static str, plural: &'static str, singular: &'static str) -> KindInfo {
     let of_today = gateway_api(kind, plural, singular, &[], &["v1alpha1"]);
-    KindInfo { group: crate::gateway_api::v1alpha1::GROUP, ..of_today }
+    // Not of the category: a cluster that has the group of today does not serve this one.
+    KindInfo { group: crate::gateway_api::v1alpha1::GROUP, categories: &[], ..of_today }
 }
 
 const fn app(
@@ -297,6 +303,15 @@ impl KindInfo {
     /// `group/version` of the storage version.
     pub fn api_version(&self) -> String {
         api_version(self.group, self.versions.first().copied().unwrap_or("v1"))
+    }
+
+    /// The row with one of its versions alone, so that a client asks for that one; the row as it is when it has no such version.
+    #[must_use]
+    pub fn at(&self, version: &str) -> Self {
+        match self.versions.iter().position(|served| *served == version) {
+            Some(at) => Self { versions: &self.versions[at..=at], ..*self },
+            None => *self,
+        }
     }
 }
 
@@ -315,14 +330,28 @@ pub fn by_plural(group: &str, plural: &str) -> Option<&'static KindInfo> {
     KINDS.iter().find(|k| k.group == group && k.plural == plural)
 }
 
-/// The kind a user means: plural, singular, short name or kind in any case, optionally with `.group`.
+/// The kind a user means: plural, singular, short name or kind in any case, optionally with `.group` or `.version.group`.
 pub fn by_any_name(name: &str) -> Option<&'static KindInfo> {
+    asked(name).map(|(kind, _)| kind)
+}
+
+/// The kind a user means, and the version when the name says one: `virtualservices.v1beta1.networking.istio.io`, `pods.v1.`.
+/// Read as kubectl reads it: what follows the first dot is a version and a group if some kind is served so, else a group.
+pub fn asked(name: &str) -> Option<(&'static KindInfo, Option<&'static str>)> {
     let lower = name.to_ascii_lowercase();
-    let (name, group) = lower.split_once('.').map_or((lower.as_str(), None), |(n, g)| (n, Some(g)));
-    KINDS.iter().find(|k| {
-        group.is_none_or(|g| k.group == g || k.group.starts_with(&format!("{g}.")))
-            && (k.plural == name || k.singular == name || k.short.contains(&name) || k.kind.eq_ignore_ascii_case(name))
-    })
+    let (name, rest) = lower.split_once('.').map_or((lower.as_str(), None), |(name, rest)| (name, Some(rest)));
+    let named = |k: &&KindInfo| {
+        k.plural == name || k.singular == name || k.short.contains(&name) || k.kind.eq_ignore_ascii_case(name)
+    };
+    if let Some((version, group)) = rest.map(|rest| rest.split_once('.').unwrap_or((rest, ""))) {
+        let served = |k: &'static KindInfo| Some((k, Some(*k.versions.iter().find(|served| **served == version)?)));
+        let found = KINDS.iter().filter(named).filter(|k| k.group == group).find_map(served);
+        if found.is_some() {
+            return found;
+        }
+    }
+    let within = |k: &&KindInfo| rest.is_none_or(|g| k.group == g || k.group.starts_with(&format!("{g}.")));
+    KINDS.iter().filter(named).find(within).map(|kind| (kind, None))
 }
 
 /// Definitions that [`intern`] keeps at most.
@@ -391,6 +420,37 @@ pub fn intern(name: &KindName) -> Option<&'static KindInfo> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kinds_as_users_write_them() {
+        for (word, group, plural, version) in [
+            ("virtualservices", "networking.istio.io", "virtualservices", None),
+            ("VirtualService", "networking.istio.io", "virtualservices", None),
+            ("vs", "networking.istio.io", "virtualservices", None),
+            ("vs.networking.istio.io", "networking.istio.io", "virtualservices", None),
+            ("virtualservices.v1.networking.istio.io", "networking.istio.io", "virtualservices", Some("v1")),
+            ("virtualservice.v1alpha3.networking.istio.io", "networking.istio.io", "virtualservices", Some("v1alpha3")),
+            ("gateways.gateway.networking.k8s.io", "gateway.networking.k8s.io", "gateways", None),
+            ("gateways.v1beta1.gateway.networking.k8s.io", "gateway.networking.k8s.io", "gateways", Some("v1beta1")),
+            ("deployments.apps", "apps", "deployments", None),
+            ("deploy.v1.apps", "apps", "deployments", Some("v1")),
+            ("pods.v1.", "", "pods", Some("v1")),
+        ] {
+            let (kind, named) = asked(word).unwrap_or_else(|| panic!("{word}"));
+            assert_eq!((kind.group, kind.plural, named), (group, plural, version), "{word}");
+            assert!(
+                kind.at(version.unwrap_or_default()).api_version().ends_with(version.unwrap_or_default()),
+                "{word}"
+            );
+        }
+        for word in ["virtualservices.v7.networking.istio.io", "virtualservices.v1.example.org", "vs.", "pods.apps", ""]
+        {
+            assert!(asked(word).is_none(), "{word}");
+        }
+        let of = |category: &str| KINDS.iter().filter(|k| k.categories.contains(&category)).count();
+        assert_eq!((of("security-istio-io"), of("extensions-istio-io"), of("telemetry-istio-io")), (3, 2, 1));
+        assert_eq!(of("istio-io"), of("networking-istio-io") + 6);
+    }
 
     #[test]
     fn interned_rows_are_shared() {
