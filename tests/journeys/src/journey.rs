@@ -26,8 +26,7 @@ pub struct Journey {
 
 /// Capabilities that do not hold yet, with which proxy (`None`: with both), and what is missing. Their checks are told as
 /// gaps and fail nothing; an entry leaves this list with the change that closes it.
-pub const GAPS: &[(&str, Option<Engine>, &str)] = &[
-];
+pub const GAPS: &[(&str, Option<Engine>, &str)] = &[];
 
 fn gap(id: &str, engine: Engine) -> Option<&'static str> {
     let known =
