@@ -4,175 +4,14 @@
 //! Which kubectl: that on the PATH, and the one that `WEFT_KUBECTL` names. `WEFT_PYTHON` names a Python that has the package
 //! `kubernetes`. `cargo xtask test` installs and names them.
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc::channel;
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 use weft_journeys::browser::{self, Stars};
+use weft_journeys::kubectl::{Kubectl, bounded, programs};
 use weft_journeys::lab::text;
 use weft_journeys::{Lab, eventually, sample};
-
-/// Time for one command.
-const LIMIT: Duration = Duration::from_secs(90);
-
-/// A kubectl that speaks to a lab.
-struct Kubectl {
-    program: PathBuf,
-    home: tempfile::TempDir,
-    config: PathBuf,
-    /// Whether it is told to use SPDY, as clients before 1.30 do.
-    spdy: bool,
-}
-
-impl Kubectl {
-    fn new(program: &Path, lab: &Lab) -> Result<Self> {
-        let (home, config) = (tempfile::tempdir()?, lab.home().join("kubeconfig"));
-        Ok(Self { program: program.into(), home, config, spdy: false })
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(&self.program);
-        command.args(args).env("KUBECONFIG", &self.config).env("HOME", self.home.path()).stdin(Stdio::null());
-        if self.spdy {
-            command.env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false").env("KUBECTL_PORT_FORWARD_WEBSOCKETS", "false");
-        }
-        command
-    }
-
-    /// Runs a command to its end, bounded.
-    fn try_run(&self, args: &[&str]) -> Result<Output> {
-        let child = self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        bounded(child, &format!("kubectl {}", args.join(" ")))
-    }
-
-    /// Runs a command that must succeed; what it printed.
-    fn run(&self, args: &[&str]) -> Result<String> {
-        let out = self.try_run(args)?;
-        ensure!(
-            out.status.success(),
-            "kubectl {}: {}\n{}{}",
-            args.join(" "),
-            out.status,
-            text(&out.stdout),
-            text(&out.stderr)
-        );
-        Ok(text(&out.stdout))
-    }
-
-    /// Runs a command line without quotes, which must print exactly this.
-    fn says(&self, line: &str, want: &str) -> Result<()> {
-        let args: Vec<&str> = line.split_whitespace().collect();
-        let got = self.run(&args)?;
-        ensure!(got.trim_end() == want, "kubectl {line} printed\n{got}instead of\n{want}");
-        Ok(())
-    }
-
-    /// Runs a command line without quotes, which must print all of these somewhere.
-    fn shows(&self, line: &str, wants: &[&str]) -> Result<String> {
-        let args: Vec<&str> = line.split_whitespace().collect();
-        let got = self.run(&args)?;
-        for want in wants {
-            ensure!(got.contains(want), "kubectl {line} printed\n{got}which lacks {want:?}");
-        }
-        Ok(got)
-    }
-
-    /// Runs a command line without quotes, which must fail and say this.
-    fn fails(&self, line: &str, want: &str) -> Result<()> {
-        let args: Vec<&str> = line.split_whitespace().collect();
-        let out = self.try_run(&args)?;
-        let said = format!("{}{}", text(&out.stdout), text(&out.stderr));
-        ensure!(!out.status.success() && said.contains(want), "kubectl {line}: {}\n{said}", out.status);
-        Ok(())
-    }
-
-    fn file(&self, name: &str, content: &str) -> Result<String> {
-        let path = self.home.path().join(name);
-        std::fs::write(&path, content)?;
-        Ok(path.to_string_lossy().into_owned())
-    }
-
-    /// Starts a command and waits for the first line that holds `want`.
-    fn start(&self, args: &[&str], want: &str) -> Result<(Running, String)> {
-        let mut child = self.command(args).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
-        let out = child.stdout.take().context("stdout")?;
-        let running = Running(child);
-        let (send, lines) = channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(out).lines().map_while(Result::ok) {
-                if send.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-        let deadline = Instant::now() + LIMIT;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let line =
-                lines.recv_timeout(left).with_context(|| format!("kubectl {} never said {want:?}", args.join(" ")))?;
-            if line.contains(want) {
-                // Further lines are read and dropped, so that the program is not held up.
-                std::thread::spawn(move || while lines.recv().is_ok() {});
-                return Ok((running, line));
-            }
-        }
-    }
-}
-
-/// A command that goes on until this is dropped.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Waits for a program's end, and reads what it prints meanwhile.
-fn bounded(mut child: Child, what: &str) -> Result<Output> {
-    let drain = |pipe: Option<Box<dyn std::io::Read + Send>>| {
-        std::thread::spawn(move || {
-            let mut bytes = Vec::new();
-            let _ = pipe.map(|mut pipe| pipe.read_to_end(&mut bytes));
-            bytes
-        })
-    };
-    let stdout = drain(child.stdout.take().map(|p| Box::new(p) as _));
-    let stderr = drain(child.stderr.take().map(|p| Box::new(p) as _));
-    let joined = |thread: std::thread::JoinHandle<Vec<u8>>| thread.join().unwrap_or_default();
-    let deadline = Instant::now() + LIMIT;
-    let status = loop {
-        match child.try_wait()? {
-            Some(status) => break status,
-            None if Instant::now() > deadline => {
-                child.kill()?;
-                child.wait()?;
-                bail!(
-                    "{what} did not end within {LIMIT:?}; it said {}{}",
-                    text(&joined(stdout)),
-                    text(&joined(stderr))
-                );
-            }
-            None => std::thread::sleep(Duration::from_millis(10)),
-        }
-    };
-    Ok(Output { status, stdout: joined(stdout), stderr: joined(stderr) })
-}
-
-/// The kubectls to try, each with a word for it. At least one must be there.
-fn programs() -> Result<Vec<(String, PathBuf)>> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let own = std::env::split_paths(&path).map(|dir| dir.join("kubectl")).find(|file| file.is_file());
-    let newest = std::env::var_os("WEFT_KUBECTL").map(PathBuf::from);
-    let named = [("machine", own), ("newest", newest)];
-    let found: Vec<_> = named.into_iter().filter_map(|(name, file)| Some((name.to_string(), file?))).collect();
-    ensure!(!found.is_empty(), "no kubectl on the PATH and none named by WEFT_KUBECTL; run: cargo xtask test");
-    Ok(found)
-}
 
 fn workload(space: &str, replicas: u32) -> String {
     format!(
@@ -255,7 +94,11 @@ fn workloads(kubectl: &Kubectl, space: &str) -> Result<()> {
     ensure!(json["spec"]["replicas"] == 2);
     kubectl.shows(&format!("get deploy web -n {space} -o yaml"), &["kind: Deployment", "replicas: 2"])?;
     kubectl.shows(&format!("describe deployment web -n {space}"), &["2 desired", "RollingUpdate"])?;
-    kubectl.shows(&format!("describe pods -l app=web -n {space}"), &["Ready:          True"])?;
+    // For several objects kubectl leaves the events out since 1.37, unless it is told.
+    let described = format!("describe pods -l app=web -n {space} --show-events=true");
+    let said = kubectl.shows(&described, &["Ready:          True", "Started container web"])?;
+    let pods = said.lines().filter(|line| line.starts_with("Name:")).count();
+    ensure!(said.lines().filter(|line| *line == "Events:").count() == pods, "{pods} pods:\n{said}");
     kubectl.shows(&format!("get events -n {space}"), &["Started"])?;
     Ok(())
 }
@@ -332,12 +175,7 @@ fn objects(kubectl: &Kubectl, space: &str) -> Result<()> {
 fn into_pods(kubectl: &Kubectl, space: &str) -> Result<()> {
     kubectl.run(&["rollout", "status", "deployment/web", "-n", space, "--timeout=60s"])?;
     for spdy in [false, true] {
-        let kubectl = Kubectl {
-            spdy,
-            home: tempfile::tempdir()?,
-            program: kubectl.program.clone(),
-            config: kubectl.config.clone(),
-        };
+        let kubectl = kubectl.another(spdy)?;
         let name = kubectl.run(&[
             "get",
             "pods",
@@ -384,7 +222,7 @@ fn into_pods(kubectl: &Kubectl, space: &str) -> Result<()> {
         "-o",
         "jsonpath={.items[0].metadata.name}",
     ])?;
-    let copy = kubectl.home.path().join("hosts");
+    let copy = kubectl.folder().join("hosts");
     kubectl.run(&["cp", "-n", space, &format!("{name}:/etc/hosts"), &copy.to_string_lossy()])?;
     ensure!(std::fs::read_to_string(copy)?.contains("localhost"));
     kubectl.shows(&format!("run lonely --image=pause -n {space}"), &["pod/lonely created"])?;
@@ -464,57 +302,14 @@ fn custom_kinds(kubectl: &Kubectl, space: &str) -> Result<()> {
     eventually(Duration::from_secs(30), || kubectl.fails(&format!("get widgets -n {space}"), "the server "))
 }
 
+/// Those about traffic; those about the cluster are in the catalogue of journeys.
 #[test]
 fn journeys_as_istio_writes_them() -> Result<()> {
-    let lab = Lab::start(&["--no-bookinfo"])?;
-    let (_, program) = programs()?.pop().context("kubectl")?;
-    let kubectl = Kubectl::new(&program, &lab)?;
-    getting_started(&lab, &kubectl)?;
-    backup_and_restore(&kubectl)?;
+    let lab = Lab::start(&[])?;
+    let kubectl = Kubectl::newest(&lab)?;
     request_routing(&lab, &kubectl)?;
     faults(&lab, &kubectl)?;
     traffic_shifting(&lab, &kubectl)
-}
-
-/// J-GS, from step 3 on: the mesh is there.
-fn getting_started(lab: &Lab, kubectl: &Kubectl) -> Result<()> {
-    kubectl.run(&["label", "namespace", "default", "istio-injection=enabled", "--overwrite"])?;
-    let made = kubectl.run(&["apply", "-f", &sample("bookinfo/platform/kube/bookinfo.yaml")])?;
-    for name in ["service/details", "deployment.apps/reviews-v3", "serviceaccount/bookinfo-productpage"] {
-        ensure!(made.contains(&format!("{name} created")), "{made}");
-    }
-    kubectl.shows("get services", &["details", "productpage", "ratings", "reviews", "9080/TCP"])?;
-    eventually(Duration::from_secs(90), || {
-        let pods = kubectl.run(&["get", "pods", "--no-headers"])?;
-        let ready = pods.lines().filter(|l| l.contains("2/2") && l.contains("Running")).count();
-        ensure!(ready == 6 && pods.lines().count() == 6, "{pods}");
-        Ok(())
-    })?;
-    let ratings = kubectl.run(&["get", "pod", "-l", "app=ratings", "-o", "jsonpath={.items[0].metadata.name}"])?;
-    eventually(Duration::from_secs(30), || {
-        let page =
-            kubectl.run(&["exec", &ratings, "-c", "ratings", "--", "curl", "-sS", "productpage:9080/productpage"])?;
-        ensure!(page.contains("<title>Simple Bookstore App</title>"), "{page}");
-        Ok(())
-    })?;
-    let made = kubectl.run(&["apply", "-f", &sample("bookinfo/networking/bookinfo-gateway.yaml")])?;
-    let want =
-        "gateway.networking.istio.io/bookinfo-gateway created\nvirtualservice.networking.istio.io/bookinfo created\n";
-    ensure!(made == want, "{made}");
-    let path = r#"jsonpath={.spec.ports[?(@.name=="http2")].port}"#;
-    ensure!(kubectl.run(&["-n", "istio-system", "get", "service", "istio-ingressgateway", "-o", path])? == "80");
-    eventually(Duration::from_secs(30), || browser::stars(&lab.url(""), None).map(drop))
-}
-
-/// J-HELM, step 7.
-fn backup_and_restore(kubectl: &Kubectl) -> Result<()> {
-    let backup = kubectl.run(&["get", "istio-io", "--all-namespaces", "-oyaml"])?;
-    let file = kubectl.file("istio_resource_backup.yaml", &backup)?;
-    kubectl.run(&["delete", "virtualservice", "bookinfo"])?;
-    kubectl.fails("get virtualservice bookinfo", "NotFound")?;
-    kubectl.run(&["apply", "-f", &file])?;
-    kubectl.shows("get virtualservice bookinfo", &["bookinfo-gateway"])?;
-    Ok(())
 }
 
 fn seen(lab: &Lab, cookie: Option<&str>, want: &[Stars]) -> Result<()> {
@@ -599,7 +394,9 @@ fn objects_outlive_a_lab_that_is_asked_to_keep_them() -> Result<()> {
     let folder = state.path().to_str().context("path")?;
     let (_, program) = programs()?.pop().context("kubectl")?;
     let of = |lab: &Lab| -> Result<Kubectl> {
-        Ok(Kubectl { config: state.path().join("kubeconfig"), ..Kubectl::new(&program, lab)? })
+        let mut kubectl = Kubectl::new(&program, lab)?;
+        kubectl.config = state.path().join("kubeconfig");
+        Ok(kubectl)
     };
     let mut lab = Lab::start(&["--no-bookinfo", "--state", folder])?;
     let kubectl = of(&lab)?;

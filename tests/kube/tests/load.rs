@@ -4,8 +4,9 @@
 //! weftd; without it a tenth, on which the same limits hold.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use serde_json::{Value, json};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
@@ -16,8 +17,9 @@ use weft_store::client::WriteOptions;
 
 /// Requests that are under way at the same time while the cluster is filled.
 const WRITERS: usize = 24;
-/// Connections over which pods are changed.
-const CHANGERS: u32 = 16;
+/// Connections over which pods are changed, and changes that are under way on each at the same time.
+const CONNECTIONS: u32 = 8;
+const AT_ONCE: u32 = 8;
 const PODS_PER_SERVICE: usize = 4;
 const SYNC_LIMIT: Duration = Duration::from_secs(20);
 const MEMORY_LIMIT_MIB: u64 = 400;
@@ -134,17 +136,26 @@ async fn fill(cluster: &Cluster, size: &Arc<Size>) -> Result<()> {
     each(size.services * PODS_PER_SERVICE, pods).await
 }
 
-/// Changes labels of pods at a constant rate; every change makes another workload of the pod.
-async fn change(client: ApiClient, size: Arc<Size>) -> Result<u32> {
+/// Changes labels of pods at a constant rate; every change makes another workload of the pod. From a thread of its own: the
+/// proxy that takes what comes of it needs time too.
+async fn change(kubeconfig: PathBuf, size: Arc<Size>) -> Result<u32> {
     let total = size.changes_per_second * size.seconds;
+    let mut clients = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let client = ApiClient::from_kubeconfig(&kubeconfig, None).await?;
+        // Connections are made now and kept: what is measured is weftd, not handshakes.
+        client.get(kind("namespaces")?, "", "default").await?;
+        clients.push(client);
+    }
     let begun = tokio::time::Instant::now();
-    // A few connections that are kept: what is measured is weftd, not handshakes.
+    let writers = CONNECTIONS * AT_ONCE;
     let mut tasks = JoinSet::new();
-    for first in 0..CHANGERS {
-        let (client, size) = (client.clone(), size.clone());
+    for first in 0..writers {
+        let client = clients.get(usize::try_from(first % CONNECTIONS)?).cloned().context("a connection")?;
+        let size = size.clone();
         tasks.spawn(async move {
             let pods = size.services * PODS_PER_SERVICE;
-            for n in (first..total).step_by(CHANGERS as usize) {
+            for n in (first..total).step_by(writers as usize) {
                 tokio::time::sleep_until(begun + Duration::from_secs(1) * n / size.changes_per_second).await;
                 let (namespace, _, name) = Names::pod(&size, (n as usize * 7919) % pods);
                 let patch = json!({"metadata": {"labels": {"version": format!("v{n}")}}});
@@ -194,7 +205,11 @@ async fn a_large_cluster() -> Result<()> {
     println!("with a proxy: {} MiB", weftd.process.memory_mib()?);
 
     let (begun, before) = (Instant::now(), weftd.process.cpu_time()?);
-    let changing = tokio::spawn(change(cluster.client.clone(), size.clone()));
+    let (kubeconfig, of) = (cluster.kubeconfig(), size.clone());
+    let changing = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(change(kubeconfig, of))
+    });
     while !changing.is_finished() {
         let end = tokio::time::sleep(Duration::from_millis(100));
         tokio::pin!(end);
@@ -204,11 +219,12 @@ async fn a_large_cluster() -> Result<()> {
             taken = proxy.until("never", |_| anyhow::bail!("go on")) => taken,
         };
     }
-    let changes = changing.await??;
+    let changes = changing.join().map_err(|_| anyhow!("the writers panicked"))??;
     let (lasted, used) = (begun.elapsed(), weftd.process.cpu_time()? - before);
     let cores = used.as_secs_f64() / lasted.as_secs_f64();
+    let rate = f64::from(changes) / lasted.as_secs_f64();
     println!(
-        "{changes} changes in {lasted:.1?}: {cores:.2} cores, {} MiB, at most {} MiB",
+        "{changes} changes in {lasted:.1?} ({rate:.0} a second): {cores:.2} cores, {} MiB, at most {} MiB",
         weftd.process.memory_mib()?,
         weftd.process.peak_memory_mib()?
     );

@@ -92,6 +92,18 @@ async fn pods_are_injected_and_objects_checked(cluster: Cluster) -> Result<()> {
     ensure!(containers(&tried.object).iter().any(|c| c == "istio-proxy"));
     ensure!(cluster.get("pods", "shop", "web-3").await.is_err());
 
+    // Fifty containers with a probe each, and labels and annotations of a hundred kilobytes: nothing is lost on the way.
+    let mut crowd = pod("shop", "crowd");
+    let probe = json!({"httpGet": {"path": "/healthz", "port": 8080}});
+    let all = (0..50).map(|i| json!({"name": format!("c{i}"), "image": "i", "readinessProbe": probe}));
+    crowd["spec"]["containers"] = all.collect::<Vec<_>>().into();
+    crowd["metadata"]["annotations"] = json!({"note": "x".repeat(100_000)});
+    let crowd = cluster.create(crowd).await?;
+    ensure!(containers(&crowd).iter().filter(|name| name.starts_with('c')).count() == 50, "{:?}", containers(&crowd));
+    ensure!(containers(&crowd).iter().any(|c| c == "istio-proxy"));
+    let rewritten = crowd.spec()["containers"].to_string().matches("/app-health/").count();
+    ensure!(rewritten >= 50, "{rewritten} probes lead to the proxy");
+
     // An object that makes no sense is refused with the field that is wrong; one that does is taken.
     let mut senseless = objects::virtual_service("shop", "web", None);
     senseless["spec"]["http"][0]["fault"] = json!({"abort": {"httpStatus": 9999, "percentage": {"value": 100}}});

@@ -5,6 +5,7 @@ mod bookinfo;
 mod egress;
 mod identity;
 mod ingress;
+mod kubernetes;
 mod policy;
 mod resilience;
 mod security;
@@ -14,6 +15,7 @@ use crate::journey::Journey;
 /// All journeys in the order of the spec.
 pub fn all() -> Vec<Journey> {
     let mut all = [
+        kubernetes::JOURNEYS,
         bookinfo::JOURNEYS,
         resilience::JOURNEYS,
         ingress::JOURNEYS,

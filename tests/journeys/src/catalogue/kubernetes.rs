@@ -1,0 +1,478 @@
+//! Journeys with kubectl, line by line as the documents have them: getting started, injection, revisions, gateways of one's
+//! own. Where the documents install with `istioctl`, `istioctl manifest generate … | kubectl apply -f -` does it here.
+
+use crate::journey::{Journey, Run};
+use crate::kubectl::Kubectl;
+use crate::{Lab, browser, eventually};
+use anyhow::{Result, ensure};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+const SAME: Option<&str> = Some("it is about objects, not about traffic; with Weft's own proxy it takes half the time");
+
+/// The journeys.
+pub const JOURNEYS: &[Journey] = &[
+    Journey {
+        id: "1:J-GS",
+        title: "getting started with kubectl: Bookinfo, a way in, and the end of it",
+        proves: &["1:GS-05", "1:GS-06", "1:GS-07", "1:GS-08", "1:GS-09", "1:GS-13", "1:GS-17", "1:GS-18"],
+        not_with_envoy: SAME,
+        options: &["--no-bookinfo"],
+        run: getting_started,
+    },
+    Journey {
+        id: "1:J-KIND",
+        title: "a cluster on one machine: contexts, a proxy to the API, a token",
+        proves: &["1:KIND-05", "1:KIND-09"],
+        not_with_envoy: SAME,
+        options: &["--no-bookinfo"],
+        run: kind,
+    },
+    Journey {
+        id: "1:J-HELM",
+        title: "all configuration saved and brought back",
+        proves: &["1:HELM-08", "1:HELM-10"],
+        not_with_envoy: SAME,
+        options: &["--no-bookinfo"],
+        run: backup,
+    },
+    Journey {
+        id: "1:J-CAN",
+        title: "a second control plane beside the first, and a namespace that moves to it",
+        proves: &["1:CAN-01", "1:CAN-04", "1:CAN-05", "1:CAN-07", "1:CAN-09", "1:INJ-07", "1:INJ-08"],
+        not_with_envoy: SAME,
+        options: &["--no-bookinfo"],
+        run: canary,
+    },
+    Journey {
+        id: "1:J-GW",
+        title: "a gateway of one's own, and a second one behind the same Service",
+        proves: &["1:GW-02", "1:GW-03", "1:GW-04", "1:GW-05", "1:GW-08", "1:INJ-17"],
+        not_with_envoy: SAME,
+        options: &["--no-bookinfo"],
+        run: own_gateway,
+    },
+    Journey {
+        id: "1:J-INJ",
+        title: "sidecar injection: by namespace, by pod, by hand, with overrides",
+        proves: &[
+            "1:INJ-01", "1:INJ-02", "1:INJ-03", "1:INJ-04", "1:INJ-05", "1:INJ-06", "1:INJ-09", "1:INJ-10", "1:INJ-11",
+            "1:INJ-12", "1:INJ-13", "1:INJ-16",
+        ],
+        not_with_envoy: SAME,
+        options: &["--no-bookinfo"],
+        run: injection,
+    },
+];
+
+const SOON: Duration = Duration::from_secs(90);
+
+fn holds(text: &str, wants: &[&str]) -> Result<()> {
+    for want in wants {
+        ensure!(text.contains(want), "{want:?} is not in\n{text}");
+    }
+    Ok(())
+}
+
+/// Repeats a line until what it prints holds all of these.
+fn until(kubectl: &Kubectl, line: &str, wants: &[&str]) -> Result<String> {
+    eventually(SOON, || {
+        let said = kubectl.sh(line)?;
+        holds(&said, wants).map(|()| said)
+    })
+}
+
+/// Waits until the pods of a selection are `count`, each with these READY and STATUS columns; their names.
+fn until_pods(kubectl: &Kubectl, selection: &str, count: usize, ready: &str) -> Result<BTreeSet<String>> {
+    eventually(SOON, || {
+        let said = kubectl.sh(&format!("kubectl get pods {selection} --no-headers"))?;
+        let words = |line: &str| line.split_whitespace().map(str::to_string).collect::<Vec<_>>();
+        let rows: Vec<Vec<String>> = said.lines().map(words).collect();
+        let good = |row: &Vec<String>| row.len() > 3 && row[1] == ready && row[2] == "Running";
+        ensure!(rows.len() == count && rows.iter().all(good), "{count} pods with {ready} are wanted:\n{said}");
+        Ok(rows.into_iter().map(|mut row| row.swap_remove(0)).collect())
+    })
+}
+
+/// J-GS: the mesh is there; what follows is as a user types it.
+fn getting_started(run: &mut Run) -> Result<()> {
+    let kubectl = Kubectl::newest(&run.lab)?;
+    kubectl.sh("kubectl label namespace default istio-injection-")?;
+    run.check(&["1:GS-05"], "a namespace is labelled", |_| {
+        let said = kubectl.sh("kubectl label namespace default istio-injection=enabled")?;
+        ensure!(said == "namespace/default labeled\n", "{said}");
+        Ok(())
+    });
+    run.check(&["1:GS-06"], "Bookinfo is applied, in the order of its file", |_| {
+        let said = kubectl.sh("kubectl apply -f samples/bookinfo/platform/kube/bookinfo.yaml")?;
+        let mut wanted = Vec::new();
+        for (service, versions) in [("details", 1), ("ratings", 1), ("reviews", 3), ("productpage", 1)] {
+            wanted.push(format!("service/{service} created"));
+            wanted.push(format!("serviceaccount/bookinfo-{service} created"));
+            wanted.extend((1..=versions).map(|v| format!("deployment.apps/{service}-v{v} created")));
+        }
+        ensure!(said.lines().eq(wanted.iter().map(String::as_str)), "{said}");
+        Ok(())
+    });
+    run.check(&["1:GS-07"], "four services, six pods of two containers", |_| {
+        let services = kubectl.sh("kubectl get services")?;
+        for name in ["details", "productpage", "ratings", "reviews"] {
+            let row = services.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+            holds(row, &["ClusterIP", "<none>", "9080/TCP"])?;
+        }
+        until_pods(&kubectl, "", 6, "2/2").map(drop)
+    });
+    run.check(&["1:GS-08"], "ratings reaches the product page", |_| {
+        let line = r#"kubectl exec "$(kubectl get pod -l app=ratings -o jsonpath='{.items[0].metadata.name}')" -c ratings -- curl -sS productpage:9080/productpage | grep -o "<title>.*</title>""#;
+        until(&kubectl, line, &["<title>Simple Bookstore App</title>"]).map(drop)
+    });
+    run.check(&["1:GS-09"], "a Gateway and a VirtualService", |_| {
+        let said = kubectl.sh("kubectl apply -f samples/bookinfo/networking/bookinfo-gateway.yaml")?;
+        let wanted = "gateway.networking.istio.io/bookinfo-gateway created\nvirtualservice.networking.istio.io/bookinfo created\n";
+        ensure!(said == wanted, "{said}");
+        Ok(())
+    });
+    run.check(&["1:GS-13"], "the page from outside", |lab| {
+        eventually(SOON, || browser::stars(&lab.url(""), None).map(drop))
+    });
+    run.check(&["1:GS-17", "1:GS-18"], "uninstalled, but for the namespace and its label", |_| {
+        let generate = "istioctl manifest generate --set profile=demo";
+        let said = kubectl.sh(&format!("{generate} | kubectl delete --ignore-not-found=true --wait=false -f -"))?;
+        holds(&said, &[r#"deployment.apps "istiod" deleted"#, r#""istio-ingressgateway" deleted"#])?;
+        until(&kubectl, "kubectl get deployments -n istio-system 2>&1", &["No resources found"])?;
+        holds(&kubectl.sh("kubectl get ns")?, &["istio-system"])?;
+        holds(&kubectl.sh("kubectl get ns default --show-labels")?, &["istio-injection=enabled"])?;
+        let said = kubectl.sh("kubectl label namespace default istio-injection-")?;
+        ensure!(said == "namespace/default unlabeled\n", "{said}");
+        kubectl.sh("kubectl delete namespace istio-system --timeout=60s").map(drop)
+    });
+    Ok(())
+}
+
+/// J-KIND, with the lab in kind's place: its context has another name.
+fn kind(run: &mut Run) -> Result<()> {
+    let kubectl = Kubectl::newest(&run.lab)?;
+    run.check(&["1:KIND-05"], "one context, which can be chosen", |_| {
+        let said = kubectl.sh("kubectl config get-contexts --no-headers")?;
+        let words: Vec<&str> = said.split_whitespace().take(4).collect();
+        ensure!(words == ["*", "weft-lab", "weft-lab", "weft-lab"], "{said}");
+        let said = kubectl.sh("kubectl config use-context weft-lab")?;
+        ensure!(said == "Switched to context \"weft-lab\".\n", "{said}");
+        Ok(())
+    });
+    run.check(&["1:KIND-09"], "kubectl proxy, for a token of an account with a role", |_| {
+        kubectl.sh("kubectl create clusterrolebinding default-admin --clusterrole cluster-admin --serviceaccount=default:default")?;
+        let token = kubectl.sh("kubectl create token default")?;
+        let who = kubectl.sh(&format!("kubectl auth whoami --token={} -o jsonpath='{{.status.userInfo.username}}'", token.trim()))?;
+        ensure!(who == "system:serviceaccount:default:default", "{who}");
+        let (_proxy, line) = kubectl.start(&["proxy", "--port=0"], "Starting to serve on 127.0.0.1:")?;
+        let port = line.rsplit(':').next().unwrap_or_default().trim().to_string();
+        let said = kubectl.sh(&format!("curl -sS http://127.0.0.1:{port}/api/v1/namespaces/default/pods"))?;
+        holds(&said, &["\"PodList\""])
+    });
+    Ok(())
+}
+
+/// J-HELM: verification, and step 7.
+fn backup(run: &mut Run) -> Result<()> {
+    let kubectl = Kubectl::newest(&run.lab)?;
+    run.check(&["1:HELM-08"], "control plane and gateway run", |_| {
+        until_pods(&kubectl, "-n istio-system", 2, "1/1").map(drop)
+    });
+    run.check(&["1:HELM-10"], "what is deleted comes back from the saved file", |_| {
+        kubectl.sh("kubectl apply -f samples/bookinfo/networking/bookinfo-gateway.yaml")?;
+        kubectl.sh(r#"kubectl get istio-io --all-namespaces -oyaml > "$HOME"/istio_resource_backup.yaml"#)?;
+        kubectl.sh("kubectl delete virtualservice bookinfo")?;
+        kubectl.fails("get virtualservice bookinfo", "NotFound")?;
+        kubectl.sh(r#"kubectl apply -f "$HOME"/istio_resource_backup.yaml"#)?;
+        holds(&kubectl.sh("kubectl get virtualservice bookinfo")?, &["bookinfo-gateway"])
+    });
+    Ok(())
+}
+
+/// Which control plane a proxy is configured by, by its own command line and environment.
+fn control_plane_of(kubectl: &Kubectl, namespace: &str, pod: &str) -> Result<String> {
+    let path = r#"{.spec.containers[?(@.name=="istio-proxy")].env[?(@.name=="CA_ADDR")].value}"#;
+    kubectl.sh(&format!("kubectl get pod {pod} -n {namespace} -o jsonpath='{path}'"))
+}
+
+/// J-CAN.
+fn canary(run: &mut Run) -> Result<()> {
+    let kubectl = Kubectl::newest(&run.lab)?;
+    kubectl.sh("kubectl create namespace test-ns")?;
+    kubectl.sh("kubectl label namespace test-ns istio-injection=enabled")?;
+    kubectl.sh("kubectl apply -n test-ns -f samples/sleep/sleep.yaml")?;
+    let before = until_pods(&kubectl, "-n test-ns", 1, "2/2")?;
+    run.check(&["1:CAN-04"], "a revision's name has no dot", |_| {
+        let out = kubectl.try_sh("istioctl manifest generate --set revision=1.6.8")?;
+        let said = crate::lab::text(&out.stderr);
+        ensure!(!out.status.success() && said.contains("1.6.8"), "{said}");
+        Ok(())
+    });
+    run.check(&["1:CAN-01", "1:CAN-05"], "a second control plane comes up beside the first", |_| {
+        kubectl.sh("istioctl manifest generate --set profile=minimal --set revision=canary | kubectl apply -f -")?;
+        let pods = until_pods(&kubectl, "-n istio-system -l app=istiod", 2, "1/1")?;
+        ensure!(pods.iter().filter(|name| name.starts_with("istiod-canary-")).count() == 1, "{pods:?}");
+        until(&kubectl, "kubectl get svc -n istio-system -l app=istiod", &["istiod-canary", "15012/TCP"]).map(drop)
+    });
+    run.check(&["1:CAN-07"], "each has a webhook configuration of its own", |_| {
+        let said = kubectl.sh("kubectl get mutatingwebhookconfigurations")?;
+        holds(&said, &["istio-sidecar-injector ", "istio-sidecar-injector-canary "])
+    });
+    run.check(&["1:CAN-09"], "running sidecars stay where they are", |_| {
+        let pods = until_pods(&kubectl, "-n test-ns", 1, "2/2")?;
+        ensure!(pods == before, "{pods:?}");
+        Ok(())
+    });
+    let moved = |labels: &str, plane: &str| -> Result<()> {
+        kubectl.sh(&format!("kubectl label namespace test-ns --overwrite {labels}"))?;
+        kubectl.sh("kubectl rollout restart deployment -n test-ns")?;
+        kubectl.sh("kubectl rollout status deployment sleep -n test-ns --timeout=80s")?;
+        for pod in until_pods(&kubectl, "-n test-ns", 1, "2/2")? {
+            let address = control_plane_of(&kubectl, "test-ns", &pod)?;
+            ensure!(address == format!("{plane}.istio-system.svc:15012"), "{labels}: {pod} asks {address}");
+        }
+        Ok(())
+    };
+    run.check(&["1:INJ-08"], "with both labels the plain one counts", |_| moved("istio.io/rev=canary", "istiod"));
+    run.check(&["1:INJ-07"], "the namespace moves to the second control plane", |lab| {
+        moved("istio-injection- istio.io/rev=canary", "istiod-canary")?;
+        // Field 7 of the proxy's row is who configures it.
+        eventually(SOON, || {
+            let said = lab.weft(&["proxy-status"])?;
+            let row = said.lines().find(|line| line.contains(".test-ns")).unwrap_or_default();
+            holds(row, &["istiod-canary-"])
+        })
+    });
+    Ok(())
+}
+
+const INGRESS: &str = r#"apiVersion: install.istio.io/v1alpha1
+kind: IstioOperator
+metadata: {name: ingress}
+spec:
+  profile: empty
+  components:
+    ingressGateways:
+    - {name: ingressgateway, namespace: istio-ingress, enabled: true, label: {istio: own-gateway}}
+  values: {gateways: {istio-ingressgateway: {injectionTemplate: gateway}}}
+"#;
+
+const SECOND: &str = r#"apiVersion: apps/v1
+kind: Deployment
+metadata: {name: istio-ingressgateway-canary, namespace: istio-ingress}
+spec:
+  selector: {matchLabels: {istio: own-gateway, version: canary}}
+  template:
+    metadata:
+      annotations: {inject.istio.io/templates: gateway}
+      labels: {app: ingressgateway, istio: own-gateway, version: canary, sidecar.istio.io/inject: "true"}
+    spec: {containers: [{name: istio-proxy, image: auto}]}
+"#;
+
+fn own_gateway_listens(lab: &Lab, port: &str) -> Result<bool> {
+    let gateway = lab.wait_ready("istio=own-gateway", "istio-ingress", 1)?;
+    // Without any listener it says so, and fails.
+    let out = lab.try_weft(&["proxy-config", "listeners", &format!("{}.istio-ingress", gateway[0])])?;
+    let said = crate::lab::text(&out.stdout) + &crate::lab::text(&out.stderr);
+    ensure!(out.status.success() || said.contains("the proxy has nothing of that"), "{said}");
+    Ok(out.status.success() && said.contains(port))
+}
+
+/// J-GW, its label another one than that of the lab's own gateway.
+fn own_gateway(run: &mut Run) -> Result<()> {
+    let kubectl = Kubectl::newest(&run.lab)?;
+    kubectl.file("ingress.yaml", INGRESS)?;
+    run.check(&["1:GW-02", "1:GW-03", "1:GW-04", "1:INJ-17"], "a gateway of the operator's file, injected", |_| {
+        kubectl.sh("kubectl create namespace istio-ingress")?;
+        kubectl.sh("istioctl manifest generate -f ingress.yaml | kubectl apply -f -")?;
+        let pods = until_pods(&kubectl, "-n istio-ingress -l istio=own-gateway", 1, "1/1")?;
+        let before = pods.clone();
+        let names =
+            kubectl.sh("kubectl get pods -n istio-ingress -o jsonpath='{.items[*].spec.containers[*].name}'")?;
+        ensure!(names == "istio-proxy", "{names}");
+        let image =
+            kubectl.sh("kubectl get pods -n istio-ingress -o jsonpath='{.items[*].spec.containers[*].image}'")?;
+        ensure!(!image.contains("auto"), "{image}");
+        // A restart injects anew.
+        kubectl.sh("kubectl rollout restart deployment -n istio-ingress")?;
+        kubectl.sh("kubectl rollout status deployment ingressgateway -n istio-ingress --timeout=80s")?;
+        let after = until_pods(&kubectl, "-n istio-ingress -l istio=own-gateway", 1, "1/1")?;
+        ensure!(after != before, "{after:?}");
+        Ok(())
+    });
+    run.check(&["1:GW-05"], "a Gateway reaches the pods that its selector names, no others", |lab| {
+        let gateway = |selector: &str| {
+            format!(
+                "apiVersion: networking.istio.io/v1beta1\nkind: Gateway\nmetadata: {{name: own, namespace: istio-ingress}}\n\
+                 spec: {{selector: {{istio: {selector}}}, servers: [{{port: {{number: 80, name: http, protocol: HTTP}}, hosts: ['*']}}]}}\n"
+            )
+        };
+        kubectl.file("gateway.yaml", &gateway("own-gateway"))?;
+        kubectl.sh("kubectl apply -f gateway.yaml")?;
+        let listens = |wanted: bool| {
+            eventually(SOON, || {
+                ensure!(own_gateway_listens(lab, "8080")? == wanted, "listener on 8080: {wanted} is wanted");
+                Ok(())
+            })
+        };
+        listens(true)?;
+        kubectl.file("gateway.yaml", &gateway("nobody"))?;
+        kubectl.sh("kubectl apply -f gateway.yaml")?;
+        listens(false)
+    });
+    run.check(&["1:GW-08"], "a second Deployment behind the same Service", |_| {
+        kubectl.file("canary.yaml", SECOND)?;
+        kubectl.sh("kubectl apply -f canary.yaml")?;
+        until_pods(&kubectl, "-n istio-ingress -l istio=own-gateway", 2, "1/1")?;
+        let line = r#"kubectl get endpoints -n istio-ingress -o "custom-columns=NAME:.metadata.name,PODS:.subsets[*].addresses[*].targetRef.name" | grep '^ingressgateway '"#;
+        let said = until(&kubectl, line, &["istio-ingressgateway-canary-"])?;
+        let pods = said.split_whitespace().nth(1).unwrap_or_default();
+        ensure!(pods.split(',').count() == 2, "{said}");
+        Ok(())
+    });
+    Ok(())
+}
+
+const OVERRIDE: &str = r#"apiVersion: v1
+kind: Pod
+metadata: {name: example}
+spec:
+  containers:
+  - {name: hello, image: curlimages/curl, command: ["/bin/sleep", "3650d"]}
+  - name: istio-proxy
+    image: auto
+    resources: {requests: {cpu: "100m"}}
+    volumeMounts: [{mountPath: /etc/certs, name: certs}]
+    lifecycle: {preStop: {exec: {command: ["sleep","10"]}}}
+  volumes: [{name: certs, secret: {secretName: istio-certs}}]
+"#;
+
+const NAMESPACES: [(&str, &str); 3] =
+    [("on", "istio-injection=enabled"), ("off", "istio-injection=disabled"), ("none", "")];
+
+/// J-INJ.
+fn injection(run: &mut Run) -> Result<()> {
+    let kubectl = Kubectl::newest(&run.lab)?;
+    kubectl.sh("kubectl label namespace default istio-injection-")?;
+    run.check(&["1:INJ-05"], "a Deployment without a proxy, and the label's column", |_| {
+        let said = kubectl.sh("kubectl apply -f samples/sleep/sleep.yaml")?;
+        ensure!(
+            said == "serviceaccount/sleep created\nservice/sleep created\ndeployment.apps/sleep created\n",
+            "{said}"
+        );
+        until_pods(&kubectl, "-l app=sleep", 1, "1/1")?;
+        let said = kubectl.sh("kubectl get deployment -o wide --no-headers")?;
+        holds(&said, &["1/1", "curlimages/curl", "app=sleep"])?;
+        kubectl.sh("kubectl label namespace default istio-injection=enabled --overwrite")?;
+        let said = kubectl.sh("kubectl get namespace -L istio-injection --no-headers")?;
+        let row = said.lines().find(|line| line.starts_with("default ")).unwrap_or_default();
+        ensure!(row.ends_with("enabled"), "{said}");
+        Ok(())
+    });
+    run.check(&["1:INJ-01", "1:INJ-02"], "the next pod has one, the Deployment is as it was", |_| {
+        let old = until_pods(&kubectl, "-l app=sleep", 1, "1/1")?;
+        let said = kubectl.sh("kubectl delete pod -l app=sleep")?;
+        holds(&said, &["pod \"sleep-", "deleted"])?;
+        let new = until_pods(&kubectl, "-l app=sleep", 1, "2/2")?;
+        ensure!(old != new, "{new:?}");
+        let names =
+            kubectl.sh("kubectl get deployment sleep -o jsonpath='{.spec.template.spec.containers[*].name}'")?;
+        ensure!(names == "sleep", "{names}");
+        Ok(())
+    });
+    run.check(&["1:INJ-03"], "what the pod's description tells", |_| {
+        let said = until(&kubectl, "kubectl describe pod -l app=sleep", &["Started container sleep"])?;
+        let at = |what: &str| said.find(what).ok_or_else(|| anyhow::anyhow!("{what:?} is not in\n{said}"));
+        ensure!(at("Init Containers:")? < at("istio-init:")?, "{said}");
+        for container in ["istio-init", "sleep", "istio-proxy"] {
+            holds(&said, &[&format!("Started container {container}")])?;
+        }
+        holds(&said, &["istio-envoy:", "istio-token:", "istio-podinfo:"])
+    });
+    run.check(&["1:INJ-04"], "switched off for the next pods", |_| {
+        kubectl.sh("kubectl label namespace default istio-injection-")?;
+        kubectl.sh("kubectl delete pod -l app=sleep")?;
+        until_pods(&kubectl, "-l app=sleep", 1, "1/1").map(drop)
+    });
+    run.check(&["1:INJ-06", "1:INJ-09"], "namespace and pod: all nine cases", |_| {
+        for (namespace, label) in NAMESPACES {
+            kubectl.sh(&format!("kubectl create namespace {namespace}"))?;
+            if !label.is_empty() {
+                kubectl.sh(&format!("kubectl label namespace {namespace} {label}"))?;
+            }
+            for (pod, label) in
+                [("true", "sidecar.istio.io/inject=true"), ("false", "sidecar.istio.io/inject=false"), ("none", "a=b")]
+            {
+                kubectl.sh(&format!("kubectl run {pod} -n {namespace} --image=pause --labels={label}"))?;
+                let names = format!("kubectl get pod {pod} -n {namespace} -o jsonpath='{{.spec.containers[*].name}}'");
+                let injected = kubectl.sh(&names)?.contains("istio-proxy");
+                let wanted = matches!((namespace, pod), ("on", "true" | "none") | ("none", "true"));
+                ensure!(injected == wanted, "namespace {namespace}, pod {pod}: injected: {injected}");
+            }
+        }
+        Ok(())
+    });
+    run.check(&["1:INJ-10", "1:INJ-12"], "by hand", |_| {
+        kubectl.sh("kubectl delete -f samples/sleep/sleep.yaml")?;
+        until(&kubectl, "kubectl get pods -l app=sleep 2>&1", &["No resources found"])?;
+        let said = kubectl.sh("istioctl kube-inject -f samples/sleep/sleep.yaml | kubectl apply -f -")?;
+        ensure!(said.lines().filter(|line| line.ends_with("created")).count() == 3, "{said}");
+        until_pods(&kubectl, "-l app=sleep", 1, "2/2")?;
+        let said = kubectl.sh("kubectl apply -f <(istioctl kube-inject -f samples/sleep/sleep.yaml)")?;
+        holds(&said, &["deployment.apps/sleep unchanged"])
+    });
+    run.check(&["1:INJ-11"], "by hand, with settings from files", |_| {
+        for (map, key, file) in [
+            ("istio-sidecar-injector", "config", "inject-config.yaml"),
+            ("istio-sidecar-injector", "values", "inject-values.yaml"),
+            ("istio", "mesh", "mesh-config.yaml"),
+        ] {
+            kubectl.sh(&format!("kubectl -n istio-system get configmap {map} -o=jsonpath='{{.data.{key}}}' > {file}"))?;
+        }
+        kubectl.sh("kubectl delete -f samples/sleep/sleep.yaml")?;
+        until(&kubectl, "kubectl get pods -l app=sleep 2>&1", &["No resources found"])?;
+        kubectl.sh("istioctl kube-inject --injectConfigFile inject-config.yaml --meshConfigFile mesh-config.yaml --valuesFile inject-values.yaml --filename samples/sleep/sleep.yaml | kubectl apply -f -")?;
+        until_pods(&kubectl, "-l app=sleep", 1, "2/2").map(drop)
+    });
+    run.check(&["1:INJ-13"], "what the pod says of its proxy counts", |_| {
+        kubectl.sh("kubectl create secret generic istio-certs -n on --from-literal=a=b")?;
+        kubectl.file("example.yaml", OVERRIDE)?;
+        kubectl.sh("kubectl apply -n on -f example.yaml")?;
+        let of_proxy = |path: &str| {
+            let all = format!(r#"{{.spec.containers[?(@.name=="istio-proxy")]{path}}}"#);
+            kubectl.sh(&format!("kubectl get pod example -n on -o jsonpath='{all}'"))
+        };
+        ensure!(of_proxy(".resources.requests.cpu")? == "100m");
+        holds(&of_proxy(".volumeMounts[*].mountPath")?, &["/etc/certs", "/etc/istio/proxy"])?;
+        holds(&of_proxy(".lifecycle")?, &["sleep"])?;
+        ensure!(!of_proxy(".image")?.contains("auto"));
+        eventually(SOON, || {
+            let said = kubectl.sh("kubectl get pod example -n on --no-headers")?;
+            holds(&said, &["2/2", "Running"])
+        })
+        .or_else(|error| {
+            let more = kubectl.sh("kubectl describe pod example -n on; kubectl logs example -n on -c istio-proxy")?;
+            Err(error.context(more))
+        })
+    });
+    run.check(&["1:INJ-16"], "a template of one's own, for those who ask for it", |_| {
+        let set = "values.sidecarInjectorWebhook.templates.custom=spec: {containers: [{name: istio-proxy, env: [{name: GREETING, value: hello-world}]}]}";
+        let generate = format!("istioctl manifest generate --set profile=minimal --set '{set}' > custom.yaml");
+        kubectl.sh(&generate)?;
+        let only = r#"python3 -c 'import sys; print("---\n".join(d for d in open("custom.yaml").read().split("---\n") if "kind: ConfigMap" in d and "name: istio-sidecar-injector" in d))' | kubectl apply -f -"#;
+        kubectl.sh(only)?;
+        let greeted = |pod: &str, more: &str| -> Result<bool> {
+            kubectl.sh(&format!("kubectl delete pod {pod} -n on --ignore-not-found --wait=true --grace-period=1"))?;
+            kubectl.sh(&format!("kubectl run {pod} -n on --image=pause {more}"))?;
+            Ok(kubectl.sh(&format!("kubectl get pod {pod} -n on -o yaml"))?.contains("hello-world"))
+        };
+        eventually(SOON, || {
+            ensure!(greeted("custom", "--annotations=inject.istio.io/templates=sidecar,custom")?, "no GREETING");
+            Ok(())
+        })?;
+        ensure!(!greeted("usual", "")?);
+        Ok(())
+    });
+    Ok(())
+}
