@@ -5,6 +5,7 @@ pub mod browser;
 pub mod catalogue;
 pub mod certs;
 pub mod journey;
+pub mod kubectl;
 pub mod lab;
 pub mod load;
 pub mod processes;
