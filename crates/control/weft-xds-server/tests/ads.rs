@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::metadata::MetadataMap;
@@ -21,6 +21,7 @@ use weft_proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
 };
 use weft_proto::google::rpc;
+use weft_tls::{Issuer, KeyKind, RootParams};
 use weft_xds_gen::{ProxyResources, ProxyView, Resource};
 use weft_xds_server::auth::BoxFuture;
 use weft_xds_server::debug::{Monitoring, Scope, router};
@@ -542,15 +543,21 @@ async fn a_pod_that_becomes_known_is_not_anothers() {
     assert_eq!(own.take().await, expect(Kind::Cluster, &["a"], &[]));
 }
 
+/// A certificate and its key, PEM.
+fn pair() -> (String, String) {
+    let (not_before, not_after) = (SystemTime::UNIX_EPOCH, SystemTime::now() + Duration::from_secs(3600));
+    let params = RootParams { organization: "x".into(), key: KeyKind::EcdsaP256, not_before, not_after };
+    let issuer = Issuer::self_signed(&params).unwrap();
+    (issuer.certificate_pem(), issuer.key_pem().to_string())
+}
+
 #[tokio::test]
 async fn secrets_are_for_proven_gateways_of_their_namespace() {
-    // base64 of "-----BEGIN CERTIFICATE-----" and "-----BEGIN PRIVATE KEY-----"
-    let (cert, key) = ("LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0t", "LS0tLS1CRUdJTiBQUklWQVRFIEtFWS0tLS0t");
+    let (cert, key) = pair();
     let secret = |ns: &str| {
-        format!(
-            r#"{{"apiVersion": "v1", "kind": "Secret", "metadata": {{"name": "cert", "namespace": "{ns}"}},
-            "data": {{"tls.crt": "{cert}", "tls.key": "{key}"}}}}"#
-        )
+        let data = serde_json::json!({"tls.crt": cert, "tls.key": key});
+        let meta = serde_json::json!({"name": "cert", "namespace": ns});
+        serde_json::json!({"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": data}).to_string()
     };
     let pod = r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod-1", "namespace": "default"},
         "spec": {"serviceAccountName": "gw", "containers": []}, "status": {"podIP": "10.0.0.1"}}"#;
@@ -586,12 +593,14 @@ async fn secrets_are_for_proven_gateways_of_their_namespace() {
 
 #[tokio::test]
 async fn class_sds_leak_an_account_that_may_not_list_secrets_gets_none() {
-    let objects = r#"[{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "cert", "namespace": "default"},
-        "data": {"tls.crt": "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0t", "tls.key": "LS0tLS1CRUdJTiBQUklWQVRFIEtFWS0tLS0t"}},
-        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod-1", "namespace": "default"},
-        "spec": {"serviceAccountName": "gw", "containers": []}, "status": {"podIP": "10.0.0.1"}}]"#;
+    let (cert, key) = pair();
+    let secret = serde_json::json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "cert", "namespace": "default"},
+        "stringData": {"tls.crt": cert, "tls.key": key}});
+    let pod = serde_json::json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod-1", "namespace": "default"},
+        "spec": {"serviceAccountName": "gw", "containers": []}, "status": {"podIP": "10.0.0.1"}});
+    let objects = format!("[{secret}, {pod}]");
     for allowed in [true, false] {
-        let server = Server::start(objects, Options::default()).await;
+        let server = Server::start(&objects, Options::default()).await;
         server.ads.set_secret_access(Arc::new(move |namespace, account| {
             assert_eq!((namespace.as_str(), account.as_str()), ("default", "gw"));
             Box::pin(async move { allowed })
