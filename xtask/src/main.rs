@@ -11,6 +11,7 @@ mod journey;
 mod kube;
 mod peers;
 mod run;
+mod soak;
 mod test;
 mod tidy;
 
@@ -22,6 +23,7 @@ const HELP: &str = "cargo xtask TASK
   journey   run user journeys of the spec in the lab: [ID…] [--list] [--engine weft|envoy] [--jobs N]
   bench     measure weft-proxy beside Envoy, haproxy and nginx: [--quick] [--only CASE] [--list]
   fuzz      run the fuzz targets: [TARGET…] [--seconds N] [--build] [--list]
+  soak      mixed load while routes, endpoints and certificates change: [--minutes N] [--rate N]; nothing fails, nothing grows
   tidy      checks of the text: file heads and sizes, unsafe code, unfinished marks, formatting
   deps      checks which crate may import which
   peers     install the programs that tests run against (Debian, PyPI), and print where they are
@@ -39,6 +41,7 @@ fn main() -> Result<()> {
         ["journey", rest @ ..] => journey::run(rest),
         ["bench", rest @ ..] => bench::run(rest),
         ["fuzz", rest @ ..] => fuzz::run(rest),
+        ["soak", rest @ ..] => soak::run(rest),
         ["tidy"] => tidy::check(),
         ["deps"] => deps::check(),
         ["peers"] => peers::install().map(|peers| println!("envoy: {}", peers.envoy.display())),

@@ -9,6 +9,7 @@ pub mod kubectl;
 pub mod lab;
 pub mod load;
 pub mod processes;
+pub mod soak;
 
 pub use lab::Lab;
 
