@@ -171,31 +171,34 @@ fn circuit_breaking(run: &mut Run) -> Result<()> {
         Ok(())
     });
     let before = counter(&run.lab, "upstream_rq_pending_overflow").unwrap_or_default();
-    let mut refused = 0;
+    let (mut served, mut refused) = (1, 0);
     let mut share = 0.0;
-    run.check(&["1:T-CB-01", "1:T-CB-05"], "two connections: some 503, the rest 200", |lab| {
-        // How many collide is a matter of scheduling.
-        let (mut ok, mut not) = (0, 0);
+    run.check(&["1:T-CB-01", "1:T-CB-05"], "two connections: some 503, most 200", |lab| {
+        // How many collide is a matter of scheduling: most are served in one of the rounds, and some are not.
+        let (mut ok, mut not, mut most) = (0, 0, false);
         for _ in 0..5 {
             let (good, bad) = load(lab, "2", "20")?;
-            (ok, not) = (ok + good, not + bad);
+            (ok, not, most) = (ok + good, not + bad, most || good > bad);
         }
-        refused += not;
+        (served, refused) = (served + ok, refused + not);
         share = not as f64 / 100.0;
-        ensure!(ok > 0 && not > 0, "{ok} × 200, {not} × 503");
+        ensure!(most && not > 0, "{ok} × 200, {not} × 503");
         Ok(())
     });
-    run.check(&["1:T-CB-06"], "three connections: clearly more 503", |lab| {
+    run.note(&format!("two connections: {:.0} % were 503", share * 100.0));
+    let mut now = 0.0;
+    run.check(&["1:T-CB-06"], "three connections: clearly more 503, more than half", |lab| {
         let (mut ok, mut not) = (0, 0);
         for _ in 0..5 {
             let (good, bad) = load(lab, "3", "30")?;
             (ok, not) = (ok + good, not + bad);
         }
-        refused += not;
-        let now = not as f64 / 150.0;
-        ensure!(now > share && now > 0.3 && ok > 0, "{:.0} % after {:.0} %", now * 100.0, share * 100.0);
+        (served, refused) = (served + ok, refused + not);
+        now = not as f64 / 150.0;
+        ensure!(now > share && now > 0.5 && ok > 0, "{:.0} % after {:.0} %", now * 100.0, share * 100.0);
         Ok(())
     });
+    run.note(&format!("three connections: {:.0} % were 503", now * 100.0));
     run.check(&["1:T-CB-07"], "the client's proxy has counted the refusals", |lab| {
         let overflow = counter(lab, "upstream_rq_pending_overflow")? - before;
         ensure!(overflow == refused, "upstream_rq_pending_overflow {overflow}, but {refused} × 503");
@@ -204,9 +207,10 @@ fn circuit_breaking(run: &mut Run) -> Result<()> {
             ensure!(counter(lab, name)? == 0, "{name} is not 0");
         }
         ensure!(counter(lab, "upstream_rq_pending_active")? == 0, "upstream_rq_pending_active is not 0");
+        ensure!(counter(lab, "upstream_rq_pending_failure_eject")? == 0, "upstream_rq_pending_failure_eject is not 0");
+        // Each request needs a connection of its own, so each that was served has waited for one.
         let total = counter(lab, "upstream_rq_pending_total")?;
-        let ok = 250 + 1 - refused;
-        ensure!(total >= ok.saturating_sub(3), "upstream_rq_pending_total {total} with {ok} × 200");
+        ensure!(total == served, "upstream_rq_pending_total {total} with {served} × 200");
         Ok(())
     });
     Ok(())
