@@ -1,0 +1,219 @@
+//! No 503 by race: servers that close connections at once, after a moment, and after a few requests, under 1000 requests a
+//! second. A connection that is about to be closed carries no request that could not be sent again, and one that the server
+//! has not seen is sent again.
+//!
+//! Each case runs for 4 s; `WEFT_RACE_SECONDS=60` for a minute, as the promise has it.
+#![allow(clippy::expect_used)]
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use weft_protocol_tests::proxy::Proxy;
+
+/// Requests a second.
+const RATE: u64 = 1000;
+/// Connections to the proxy.
+const CLIENTS: u64 = 8;
+
+fn seconds() -> u64 {
+    std::env::var("WEFT_RACE_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(4)
+}
+
+/// A server in a process of its own; killed with the value.
+struct Server {
+    child: Child,
+    port: u16,
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Server {
+    fn start(folder: tempfile::TempDir, port: u16, command: &mut Command) -> Result<Self> {
+        let log = std::fs::File::create(folder.path().join("log"))?;
+        let child = command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn();
+        let child = child.with_context(|| format!("{command:?}"))?;
+        let mut server = Self { child, port, _folder: folder };
+        let begun = Instant::now();
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            let log = || std::fs::read_to_string(server._folder.path().join("log")).unwrap_or_default();
+            ensure!(begun.elapsed() < Duration::from_secs(30), "{command:?} does not listen: {}", log());
+            if let Some(status) = server.child.try_wait()? {
+                anyhow::bail!("{command:?} ended: {status}: {}", log());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(server)
+    }
+
+    /// nginx: connections end after a second without a request, and after `requests` requests.
+    fn nginx(requests: u32) -> Result<Self> {
+        let (folder, port) = (tempfile::tempdir()?, free_port()?);
+        let config = format!(
+            "daemon off; master_process off; pid {0}/pid; error_log {0}/error crit; events {{ worker_connections 1024; }}
+             http {{ access_log off; client_body_temp_path {0}; proxy_temp_path {0}; fastcgi_temp_path {0};
+                     uwsgi_temp_path {0}; scgi_temp_path {0};
+                     server {{ listen 127.0.0.1:{port}; keepalive_timeout 1s; keepalive_requests {requests};
+                               location / {{ return 200 'ok'; }} }} }}",
+            folder.path().display()
+        );
+        let file = folder.path().join("nginx.conf");
+        std::fs::write(&file, config)?;
+        let mut command = Command::new("nginx");
+        command.arg("-c").arg(&file).arg("-p").arg(folder.path());
+        Self::start(folder, port, &mut command)
+    }
+
+    /// asyncio of Python: a connection on which no further request comes is closed after `idle`, as node and uvicorn close
+    /// theirs: counted from the answer, and without a word before it.
+    fn python(idle: Duration) -> Result<Self> {
+        let (folder, port) = (tempfile::tempdir()?, free_port()?);
+        let file = folder.path().join("server.py");
+        std::fs::write(&file, PYTHON)?;
+        let mut command = Command::new("python3");
+        command.arg(&file).arg(port.to_string()).arg(idle.as_secs_f64().to_string());
+        Self::start(folder, port, &mut command)
+    }
+}
+
+const PYTHON: &str = r#"
+import asyncio, sys
+port, idle = int(sys.argv[1]), float(sys.argv[2])
+async def serve(reader, writer):
+    limit = 10
+    try:
+        while True:
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), limit)
+            limit = idle
+            length = 0
+            for line in head.lower().split(b"\r\n"):
+                if line.startswith(b"content-length:"):
+                    length = int(line.split(b":")[1])
+            if length:
+                await reader.readexactly(length)
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+            await writer.drain()
+    except (asyncio.TimeoutError, asyncio.IncompleteReadError, ConnectionError):
+        pass
+    finally:
+        writer.close()
+async def main():
+    server = await asyncio.start_server(serve, "127.0.0.1", port)
+    await server.serve_forever()
+asyncio.run(main())
+"#;
+
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// Statuses and failures, and how often.
+type Tally = Arc<Mutex<BTreeMap<String, u64>>>;
+
+/// Requests at [`RATE`], in bursts, so that connections to the server lie idle between them for about as long as it keeps
+/// them.
+fn load(proxy: SocketAddr, pause: Duration, request: &str) -> Result<BTreeMap<String, u64>> {
+    let tally = Tally::default();
+    let sent = AtomicU64::new(0);
+    let end = Instant::now() + Duration::from_secs(seconds());
+    std::thread::scope(|scope| {
+        for client in 0..CLIENTS {
+            let (tally, sent) = (tally.clone(), &sent);
+            scope.spawn(move || {
+                let mut connection: Option<BufReader<TcpStream>> = None;
+                let begun = Instant::now();
+                let mut done = 0;
+                while Instant::now() < end {
+                    // Behind its schedule a client catches up without pauses.
+                    let due = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX) * RATE / CLIENTS / 1000;
+                    if done >= due {
+                        std::thread::sleep(pause + Duration::from_micros((client * 7919 + done * 104_729) % 3000));
+                        continue;
+                    }
+                    let outcome = one(proxy, &mut connection, request);
+                    let word = outcome.unwrap_or_else(|error| {
+                        connection = None;
+                        format!("failed: {error:#}")
+                    });
+                    *tally.lock().expect("no thread panics with it").entry(word).or_default() += 1;
+                    (done, _) = (done + 1, sent.fetch_add(1, Ordering::Relaxed));
+                }
+            });
+        }
+    });
+    let tally = tally.lock().expect("no thread panics with it").clone();
+    Ok(tally)
+}
+
+/// One request on a connection that is kept; the status and the reason.
+fn one(proxy: SocketAddr, connection: &mut Option<BufReader<TcpStream>>, request: &str) -> Result<String> {
+    let reader = match connection {
+        Some(reader) => reader,
+        None => {
+            let stream = TcpStream::connect(proxy)?;
+            stream.set_nodelay(true)?;
+            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+            connection.insert(BufReader::new(stream))
+        }
+    };
+    reader.get_mut().write_all(request.as_bytes())?;
+    let (mut status, mut length) = (String::new(), 0);
+    reader.read_line(&mut status)?;
+    ensure!(!status.is_empty(), "closed without an answer");
+    loop {
+        let mut header = String::new();
+        reader.read_line(&mut header)?;
+        let header = header.trim_end().to_ascii_lowercase();
+        if let Some(value) = header.strip_prefix("content-length:") {
+            length = value.trim().parse()?;
+        }
+        if header.is_empty() {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body)?;
+    let status = status.split(' ').nth(1).unwrap_or_default().to_string();
+    Ok(if status == "200" { status } else { format!("{status}: {}", String::from_utf8_lossy(&body)) })
+}
+
+fn without_a_503(case: &str, server: &Server, pause: Duration) -> Result<()> {
+    let retries = json!({"route_config": {"name": "r", "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [
+        {"match": {"prefix": "/"}, "route": {"cluster": "app", "timeout": "0s", "retry_policy": {
+            "retry_on": "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes", "num_retries": 2}}}]}]}});
+    let proxy = Proxy::start(server.port, &retries)?;
+    let tally = load(proxy.address(), pause, "GET / HTTP/1.1\r\nhost: a\r\n\r\n")?;
+    let all: u64 = tally.values().sum();
+    println!("{case}: {all} requests in {} s, {tally:?}", seconds());
+    ensure!(tally.len() == 1 && tally.contains_key("200"), "{case}: {tally:?}");
+    // A loaded machine does not reach the rate; what it does must race all the same.
+    ensure!(all > RATE * seconds() / 10, "{case}: only {all} requests");
+    Ok(())
+}
+
+#[test]
+fn nginx_that_closes_after_a_few_requests() -> Result<()> {
+    without_a_503("nginx, 5 requests a connection", &Server::nginx(5)?, Duration::from_millis(1))
+}
+
+#[test]
+fn nginx_that_closes_idle_connections() -> Result<()> {
+    without_a_503("nginx, 1 s idle", &Server::nginx(100_000)?, Duration::from_millis(997))
+}
+
+#[test]
+fn a_server_that_closes_without_a_word() -> Result<()> {
+    without_a_503("asyncio, 5 ms idle", &Server::python(Duration::from_millis(5))?, Duration::from_millis(4))?;
+    without_a_503("asyncio, 50 ms idle", &Server::python(Duration::from_millis(50))?, Duration::from_millis(49))
+}
