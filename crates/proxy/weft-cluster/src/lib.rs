@@ -11,6 +11,7 @@ pub mod connect;
 pub mod dns;
 pub mod error;
 pub mod hosts;
+mod http1;
 pub mod lb;
 pub mod limits;
 pub mod manager;

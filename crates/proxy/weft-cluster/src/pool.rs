@@ -1,16 +1,16 @@
-//! Connections to one endpoint, kept for further requests. HTTP/1: a stack of idle connections, the warmest on top. HTTP/2:
-//! few connections, each shared up to its number of streams. A request takes a [`Lease`]; what it does not give back in
-//! order is closed.
+//! Connections to one endpoint, kept for further requests. HTTP/1 (`http1`): a stack of idle connections, the warmest on top.
+//! HTTP/2: few connections, each shared up to its number of streams. A request takes a [`Lease`]; what it does not give back
+//! in order is closed.
 
 use crate::cluster::LiveCluster;
 use crate::connect::{self, Alpn, ConnectionFacts, Plan};
 use crate::error::UpstreamError;
 use crate::hosts::Host;
+use crate::http1::Http1;
 use crate::limits::{Limit, Permit};
 use crate::stats::ClusterStats;
 use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use smallvec::SmallVec;
 use std::cell::{Cell, RefCell};
@@ -19,8 +19,10 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
+use weft_codec::upgrade::Upgrading;
 use weft_codec::{Io, LocalExec, ProxyBody, Reason};
 use weft_core::Strng;
 use weft_proxy_config::{ClientTls, ConnectionLimits, UpstreamProtocol, UpstreamTransport};
@@ -71,6 +73,9 @@ pub struct Pool {
     // Boxed, because a lease takes the same box along: a connection moves between the two without being copied.
     #[allow(clippy::vec_box)]
     idle: RefCell<Vec<Box<Http1>>>,
+    /// The task that notices when idle connections are closed by their endpoint.
+    watcher: RefCell<Option<Waker>>,
+    watched: Cell<bool>,
     shared: RefCell<Vec<Rc<Http2>>>,
     open: Cell<u32>,
     connecting_shared: Cell<bool>,
@@ -78,17 +83,6 @@ pub struct Pool {
     last_failure: RefCell<Option<UpstreamError>>,
     freed: Notify,
     drained: Cell<bool>,
-}
-
-#[derive(Debug)]
-struct Http1 {
-    sender: http1::SendRequest<ProxyBody>,
-    facts: Rc<ConnectionFacts>,
-    secrets: usize,
-    created: Instant,
-    idle_since: Instant,
-    idle_limit: Duration,
-    served: u32,
 }
 
 #[derive(Debug)]
@@ -187,6 +181,8 @@ impl HostPools {
             transport: RefCell::new(transport.clone()),
             changed: Cell::new(None),
             idle: RefCell::default(),
+            watcher: RefCell::default(),
+            watched: Cell::new(false),
             shared: RefCell::default(),
             open: Cell::new(0),
             connecting_shared: Cell::new(false),
@@ -246,8 +242,7 @@ impl Pool {
     }
 
     fn is_stale_http1(&self, conn: &Http1, limits: &ConnectionLimits, now: Instant) -> bool {
-        conn.sender.is_closed()
-            || now.duration_since(conn.idle_since) >= conn.idle_limit
+        now.duration_since(conn.idle_since) >= conn.idle_limit
             || self.is_worn(conn.served, conn.created, limits, now)
             || self.is_outdated(conn.secrets, conn.created, now)
     }
@@ -276,10 +271,13 @@ impl Pool {
             let conn = &idle[at];
             if self.is_stale_http1(conn, limits, now) {
                 idle.remove(at);
-            } else if want.careful && now.duration_since(conn.idle_since) > CAREFUL_IDLE {
+                continue;
+            }
+            if want.careful && now.duration_since(conn.idle_since) > CAREFUL_IDLE {
                 return None;
-            } else if conn.sender.is_ready() {
-                let conn = idle.remove(at);
+            }
+            let conn = idle.remove(at);
+            if conn.is_open() {
                 return Some(Lease::exclusive(host, self, conn, true));
             }
         }
@@ -427,34 +425,52 @@ impl Pool {
         } else {
             cluster.stats.cx_http1_total.inc();
             let idle_limit = cluster.config.limits.idle_timeout.unwrap_or(DEFAULT_IDLE);
-            Lease::exclusive(host, self, start_http1(io, facts, secrets, guard, idle_limit).await?, false)
+            Lease::exclusive(host, self, Http1::new(io, facts, secrets, guard, idle_limit), false)
         };
         drop(attempt);
         Ok(lease)
     }
 }
 
-fn handshake_failed(error: &hyper::Error) -> UpstreamError {
-    UpstreamError::unsent(Reason::ConnectionFailure).with_detail(error.to_string())
+impl Pool {
+    /// Keeps a connection for the next request, unless its endpoint has closed it.
+    fn keep(self: &Rc<Self>, conn: Box<Http1>) {
+        if !self.watched.replace(true) {
+            tokio::task::spawn_local(watch(Rc::downgrade(self)));
+        }
+        let open = match &*self.watcher.borrow() {
+            Some(watcher) => conn.poll_stale(&mut Context::from_waker(watcher)).is_pending(),
+            // The task looks at all of them when it starts.
+            None => conn.is_open(),
+        };
+        if open {
+            self.idle.borrow_mut().push(conn);
+            self.freed.notify_one();
+        }
+    }
 }
 
-async fn start_http1(
-    io: Io,
-    facts: Rc<ConnectionFacts>,
-    secrets: usize,
-    guard: OpenGuard,
-    idle_limit: Duration,
-) -> Result<Box<Http1>, UpstreamError> {
-    let (sender, connection) =
-        http1::Builder::new().handshake(TokioIo::new(io)).await.map_err(|e| handshake_failed(&e))?;
-    tokio::task::spawn_local(async move {
-        let _guard = guard;
-        if let Err(error) = connection.with_upgrades().await {
-            tracing::debug!(%error, "upstream connection ended");
+impl Drop for Pool {
+    fn drop(&mut self) {
+        if let Some(watcher) = self.watcher.get_mut().take() {
+            watcher.wake();
         }
-    });
-    let now = Instant::now();
-    Ok(Box::new(Http1 { sender, facts, secrets, created: now, idle_since: now, idle_limit, served: 0 }))
+    }
+}
+
+/// Lets go of idle connections that their endpoint closes. One task for all: an endpoint closes seldom, and then often many.
+async fn watch(pool: Weak<Pool>) {
+    std::future::poll_fn(|cx| {
+        let Some(pool) = pool.upgrade() else { return Poll::Ready(()) };
+        pool.watcher.replace(Some(cx.waker().clone()));
+        pool.idle.borrow_mut().retain(|conn| conn.poll_stale(cx).is_pending());
+        Poll::Pending
+    })
+    .await;
+}
+
+fn handshake_failed(error: &hyper::Error) -> UpstreamError {
+    UpstreamError::unsent(Reason::ConnectionFailure).with_detail(error.to_string())
 }
 
 async fn start_http2(
@@ -591,27 +607,32 @@ impl Lease {
     ///
     /// # Errors
     /// With the request, when it was not touched.
-    pub async fn send(&mut self, request: Request<ProxyBody>) -> Result<Response<Incoming>, SendFailure> {
+    pub async fn send(&mut self, request: Request<ProxyBody>) -> Result<Response<ProxyBody>, SendFailure> {
         crate::stats::bump(&self.host.counts.rq_total);
-        let outcome = match &mut self.kind {
-            Kind::Http1(Some(conn)) => {
-                conn.served = conn.served.saturating_add(1);
-                conn.sender.try_send_request(request).await
-            }
+        let sent = match &mut self.kind {
+            Kind::Http1(Some(conn)) => return conn.send(request).await,
             Kind::Http1(None) => {
                 let error = UpstreamError::unsent(Reason::ConnectionTermination);
                 return Err(SendFailure { error, request: Some(Box::new(request)) });
             }
-            Kind::Http2(conn) => {
-                let sent = conn.sender.borrow_mut().try_send_request(request);
-                sent.await
-            }
+            Kind::Http2(conn) => conn.sender.borrow_mut().try_send_request(request),
         };
-        outcome.map_err(|mut failure| {
-            let request = failure.take_message().map(Box::new);
-            let error = UpstreamError::from_hyper(&failure.into_error(), request.is_some());
-            SendFailure { error, request }
-        })
+        match sent.await {
+            Ok(response) => Ok(response.map(ProxyBody::from)),
+            Err(mut failure) => {
+                let request = failure.take_message().map(Box::new);
+                let error = UpstreamError::from_hyper(&failure.into_error(), request.is_some());
+                Err(SendFailure { error, request })
+            }
+        }
+    }
+
+    /// The endpoint's side of what `response` agreed to.
+    pub fn upgrade<B>(&mut self, response: &mut Response<B>) -> Option<Upgrading> {
+        match &self.kind {
+            Kind::Http1(conn) => Some(Upgrading::Ready(Box::new(conn.as_ref()?.take_stream()?))),
+            Kind::Http2(_) => Some(Upgrading::Http2(hyper::upgrade::on(response))),
+        }
     }
 
     /// Heeds `keep-alive: timeout=N` of a response: the connection is not used in the last second before its server may
@@ -628,13 +649,11 @@ impl Lease {
             && let Some(mut conn) = conn.take()
             && !self.pool.drained.get()
             && !self.host.removed.get()
-            && !conn.sender.is_closed()
+            && !conn.idle_limit.is_zero()
+            && conn.is_reusable()
         {
             conn.idle_since = Instant::now();
-            if !conn.idle_limit.is_zero() {
-                self.pool.idle.borrow_mut().push(conn);
-                self.pool.freed.notify_one();
-            }
+            self.pool.keep(conn);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The one body type of requests and responses. A closed enum: no boxed body on the usual path, and both directions stream
 //! with back-pressure.
 
+use crate::h1::{WireBody, WireError};
 use crate::replay::ReplayBody;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -24,6 +25,7 @@ enum Kind {
     Empty,
     Full(Bytes),
     Incoming(Incoming),
+    Wire(WireBody),
     Replay(ReplayBody),
     Channel(mpsc::Receiver<Result<Frame<Bytes>, BodyError>>),
     /// What was read of a body already, then the rest.
@@ -53,6 +55,9 @@ pub enum BodyError {
     /// The connection it came on failed.
     #[error(transparent)]
     Hyper(#[from] hyper::Error),
+    /// The HTTP/1 connection it came on failed.
+    #[error(transparent)]
+    Wire(#[from] WireError),
     /// This proxy cut it.
     #[error("{0}")]
     Aborted(&'static str),
@@ -105,6 +110,7 @@ impl ProxyBody {
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
             Kind::Incoming(incoming) => Pin::new(incoming).poll_frame(cx).map(|f| f.map(|r| r.map_err(Into::into))),
+            Kind::Wire(body) => body.poll_frame(cx).map(|f| f.map(|r| r.map_err(Into::into))),
             Kind::Replay(replay) => Pin::new(replay).poll_frame(cx),
             Kind::Channel(frames) => frames.poll_recv(cx),
             Kind::Read(read, rest) => match read.pop_front() {
@@ -124,6 +130,12 @@ impl ProxyBody {
 impl From<Incoming> for ProxyBody {
     fn from(incoming: Incoming) -> Self {
         Self { kind: if incoming.is_end_stream() { Kind::Empty } else { Kind::Incoming(incoming) }, observer: None }
+    }
+}
+
+impl From<WireBody> for ProxyBody {
+    fn from(body: WireBody) -> Self {
+        Self { kind: if body.is_end_stream() { Kind::Empty } else { Kind::Wire(body) }, observer: None }
     }
 }
 
@@ -162,6 +174,7 @@ impl Body for ProxyBody {
             Kind::Empty => true,
             Kind::Full(bytes) => bytes.is_empty(),
             Kind::Incoming(incoming) => incoming.is_end_stream(),
+            Kind::Wire(body) => body.is_end_stream(),
             Kind::Replay(replay) => replay.is_end_stream(),
             Kind::Channel(_) => false,
             Kind::Read(read, rest) => read.is_empty() && rest.is_end_stream(),
@@ -176,6 +189,7 @@ impl Body for ProxyBody {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Kind::Incoming(incoming) => incoming.size_hint(),
+            Kind::Wire(body) => body.size_hint(),
             Kind::Replay(replay) => replay.size_hint(),
             Kind::Channel(_) => SizeHint::default(),
             Kind::Read(read, rest) => {

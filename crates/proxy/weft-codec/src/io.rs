@@ -1,7 +1,6 @@
 //! The byte stream under HTTP and TCP: plain, TLS or Unix, with bytes put back that were read too early. A closed enum: the
 //! read path has no virtual call.
 
-use crate::guard::FramingGuard;
 use bytes::{Buf, Bytes};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -32,7 +31,6 @@ pub struct IoMeter {
     read: AtomicU64,
     written: AtomicU64,
     touched: AtomicBool,
-    upgraded: AtomicBool,
 }
 
 impl IoMeter {
@@ -50,10 +48,6 @@ impl IoMeter {
         self.touched.store(false, Relaxed);
         touched
     }
-    /// From now on the bytes are another protocol's: their framing is watched no more.
-    pub fn set_upgraded(&self) {
-        self.upgraded.store(true, Relaxed);
-    }
     fn add_read(&self, n: usize) {
         self.read.store(self.read.load(Relaxed).wrapping_add(n as u64), Relaxed);
         self.touched.store(true, Relaxed);
@@ -69,18 +63,12 @@ pub struct Io {
     stream: Stream,
     prefix: Bytes,
     meter: Arc<IoMeter>,
-    guard: Option<Box<FramingGuard>>,
-    /// The guard has refused something already: what follows is not read.
-    refused: bool,
 }
-
-/// What a codec reads in place of bytes that are ambiguous: no request begins so, no header, and no chunk.
-const POISON: &[u8] = b"\0\r\n\r\n";
 
 impl Io {
     /// Wraps `stream`.
     pub fn new(stream: Stream) -> Self {
-        Self { stream, prefix: Bytes::new(), meter: Arc::default(), guard: None, refused: false }
+        Self { stream, prefix: Bytes::new(), meter: Arc::default() }
     }
 
     /// Puts `bytes` back in front of what is still to be read.
@@ -89,41 +77,6 @@ impl Io {
             self.prefix = bytes;
         } else {
             self.prefix = [bytes, std::mem::take(&mut self.prefix)].concat().into();
-        }
-    }
-
-    /// Watches the framing of an HTTP/1 client from the next byte on.
-    #[must_use]
-    pub fn guarded(mut self) -> Self {
-        self.guard = Some(Box::default());
-        self
-    }
-
-    /// Shows the bytes after `start` to the guard. Of an ambiguous head the codec sees nothing but a sign that makes it
-    /// answer 400; after that, and after an ambiguous chunk, the connection has failed.
-    fn check(&mut self, buf: &mut ReadBuf<'_>, start: usize) -> io::Result<()> {
-        let Some(guard) = &mut self.guard else { return Ok(()) };
-        if self.meter.upgraded.load(Relaxed) {
-            self.guard = None;
-            return Ok(());
-        }
-        if self.refused {
-            buf.set_filled(start);
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        let Err(ambiguous) = guard.follow(&buf.filled()[start..]) else { return Ok(()) };
-        self.refused = true;
-        match ambiguous.head {
-            Some(at) => {
-                buf.set_filled(start + at);
-                let n = POISON.len().min(buf.remaining());
-                buf.put_slice(&POISON[..n]);
-                Ok(())
-            }
-            None => {
-                buf.set_filled(start);
-                Err(io::Error::new(io::ErrorKind::InvalidData, ambiguous))
-            }
         }
     }
 
@@ -210,20 +163,16 @@ impl AsyncRead for Io {
         let this = self.get_mut();
         if !this.prefix.is_empty() {
             let n = this.prefix.len().min(buf.remaining());
-            let start = buf.filled().len();
             buf.put_slice(&this.prefix[..n]);
             this.prefix.advance(n);
             this.meter.add_read(n);
-            return Poll::Ready(this.check(buf, start));
+            return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
         let outcome = Pin::new(&mut this.stream).poll_read(cx, buf);
         let n = buf.filled().len() - before;
         if n > 0 {
             this.meter.add_read(n);
-            if let Err(error) = this.check(buf, before) {
-                return Poll::Ready(Err(error));
-            }
         }
         outcome
     }

@@ -2,15 +2,15 @@
 //! No configuration, no routing, no sockets of its own.
 //!
 //! Reading order: [`proxy_protocol`], [`http_sniff`] (first bytes of a connection), [`io`] (the stream under HTTP),
-//! [`guard`] and [`strict`] (which requests are refused), [`marks`] and [`hop`] (headers of one hop),
-//! [`client_cert`] (whose certificate a hop saw), [`body`], [`replay`],
+//! [`h1`] (HTTP/1.1), [`strict`] (which requests are refused), [`marks`] and [`hop`] (headers of one hop),
+//! [`client_cert`] (whose certificate a hop saw), [`body`], [`replay`], [`upgrade`],
 //! [`grpc`], [`reason`] (the one table of everything that goes wrong), [`reply`] (how the client hears of it).
 
 pub mod body;
 pub mod client_cert;
 pub mod exec;
 pub mod grpc;
-pub mod guard;
+pub mod h1;
 pub mod hop;
 pub mod http_sniff;
 pub mod io;
@@ -20,6 +20,7 @@ pub mod reason;
 pub mod replay;
 pub mod reply;
 pub mod strict;
+pub mod upgrade;
 
 pub use body::{BodyError, BodyObserver, ProxyBody};
 pub use exec::LocalExec;

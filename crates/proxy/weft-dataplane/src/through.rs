@@ -9,9 +9,6 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, Uri};
 use http_body::Frame;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -21,6 +18,7 @@ use tokio::io::{
 };
 use tokio::sync::mpsc;
 use weft_cluster::{ConnectionFacts, Host, Lease, LiveCluster, Retry, UpstreamError, Want};
+use weft_codec::upgrade::Upgraded;
 use weft_codec::{BodyError, ProxyBody, Reason};
 use weft_proxy_config::{Tunnel, UpstreamProtocol};
 
@@ -31,7 +29,7 @@ const FRAMES: usize = 4;
 /// A stream through the HTTP proxy.
 pub(crate) enum Stream {
     /// `CONNECT`.
-    Connected(TokioIo<Upgraded>),
+    Connected(Upgraded),
     /// `POST`: request and response bodies, joined.
     Posted(DuplexStream),
 }
@@ -74,8 +72,9 @@ pub(crate) async fn open(
     let stream = match sender {
         Some(sender) => Stream::Posted(joined(sender, response.into_body())),
         None => {
-            let upgraded = hyper::upgrade::on(&mut response).await.map_err(|e| UpstreamError::from_hyper(&e, false))?;
-            Stream::Connected(TokioIo::new(upgraded))
+            let closed = || UpstreamError::unsent(Reason::ConnectionTermination);
+            let upgrading = lease.upgrade(&mut response).ok_or_else(closed)?;
+            Stream::Connected(upgrading.done().await.map_err(|_| closed())?)
         }
     };
     Ok((stream, facts, Some(lease)))
@@ -98,13 +97,13 @@ fn request(post: bool) -> (Request<ProxyBody>, Option<Frames>) {
     (request, Some(sender))
 }
 
-fn refused(response: &Response<Incoming>) -> UpstreamError {
+fn refused(response: &Response<ProxyBody>) -> UpstreamError {
     let detail = format!("the HTTP proxy answered {} to the tunnel", response.status().as_u16());
     UpstreamError { reason: Reason::ConnectionFailure, retry: Retry::Unsent, detail: Some(detail.into()) }
 }
 
 /// One stream of what goes into a request's body and comes out of its response's.
-fn joined(sender: Frames, response: Incoming) -> DuplexStream {
+fn joined(sender: Frames, response: ProxyBody) -> DuplexStream {
     let (near, far) = tokio::io::duplex(BUFFER);
     let (read, write) = split(far);
     tokio::task::spawn_local(upwards(read, sender));
@@ -122,7 +121,7 @@ async fn upwards(mut read: ReadHalf<DuplexStream>, sender: Frames) {
     }
 }
 
-async fn downwards(mut response: Incoming, mut write: WriteHalf<DuplexStream>) {
+async fn downwards(mut response: ProxyBody, mut write: WriteHalf<DuplexStream>) {
     while let Some(Ok(frame)) = response.frame().await {
         if let Some(data) = frame.data_ref()
             && write.write_all(data).await.is_err()

@@ -3,13 +3,13 @@
 use crate::chain::ChainSlot;
 use crate::downstream::Downstream;
 use crate::http::exchange::Exchange;
-use crate::http::serve;
+use crate::http::{http1, serve};
 use crate::listener::LiveListener;
 use crate::worker::{ConnectionEntry, Registered, Worker};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::cell::{Cell, OnceCell, RefCell};
@@ -19,15 +19,14 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt;
+use weft_codec::h1::{HeadLimits, WireError};
 use weft_codec::http_sniff::H2_PREFACE;
 use weft_codec::{Io, LocalExec, ProxyBody, Reason};
 use weft_proxy_config::{Codec, ConnectionFacts, HttpLimits, Transport};
 
-/// Bytes of a body read at once at most; bounds what one connection holds.
-const MAX_BUFFER: usize = 128 * 1024;
 /// HTTP/2 window of a stream at most, whatever the configuration says: an endpoint slower than its client fills it.
 const MAX_WINDOW: u32 = 16 * 1024 * 1024;
 /// How long a client may take to send its first bytes when nothing else bounds it.
@@ -35,7 +34,7 @@ const FIRST_BYTES: Duration = Duration::from_secs(3600);
 /// How often time limits are looked at, at the least often.
 const SLOWEST_TICK: Duration = Duration::from_secs(300);
 /// … and at the most often.
-const FASTEST_TICK: Duration = Duration::from_millis(10);
+const FASTEST_TICK: Duration = Duration::from_millis(1);
 
 /// A client's connection.
 #[derive(Debug)]
@@ -59,6 +58,8 @@ pub(crate) struct HttpConnection {
     tick: Cell<Duration>,
     /// `tick` became shorter.
     rearm: Cell<bool>,
+    /// It ends as soon as it is idle.
+    ending: Cell<bool>,
 }
 
 /// Serves a connection until it ends.
@@ -100,21 +101,17 @@ pub(crate) async fn serve_connection(
         exchanges: RefCell::default(),
         tick: Cell::new(tick(&http.hcm.limits)),
         rearm: Cell::new(false),
+        ending: Cell::new(false),
     });
-    let served = connection.clone();
-    let service = service_fn(move |request: Request<Incoming>| respond(served.clone(), request));
+    let limits = &http.hcm.limits;
     let outcome = if is_http2 {
-        drive(
-            &connection,
-            http2_builder(&http.hcm.limits, &http.hcm.upgrades).serve_connection(TokioIo::new(io), service),
-        )
-        .await
+        let served = connection.clone();
+        let service = service_fn(move |request: Request<Incoming>| respond(served.clone(), request));
+        let hyper = http2_builder(limits, &http.hcm.upgrades).serve_connection(TokioIo::new(io), service);
+        drive(&connection, Http2(pin!(hyper))).await
     } else {
-        drive(
-            &connection,
-            http1_builder(&http.hcm.limits).serve_connection(TokioIo::new(io.guarded()), service).with_upgrades(),
-        )
-        .await
+        let heads = HeadLimits { bytes: limits.max_header_bytes, headers: limits.max_headers };
+        drive(&connection, Http1(pin!(http1::serve(connection.clone(), io, heads)), &connection)).await
     };
     if let Err(error) = outcome {
         tracing::debug!(peer = %connection.downstream.peer, %error, "client connection ended");
@@ -128,7 +125,7 @@ async fn respond(
     connection: Rc<HttpConnection>,
     request: Request<Incoming>,
 ) -> Result<Response<ProxyBody>, Infallible> {
-    Ok(serve::serve(connection, request).await)
+    Ok(serve::serve(connection, request.map(ProxyBody::from), None).await)
 }
 
 /// By ALPN; without it by the first bytes, which are put back.
@@ -156,15 +153,6 @@ async fn speaks_http2(io: &mut Io, codec: Codec, downstream: &Downstream, limits
     }
 }
 
-fn http1_builder(limits: &HttpLimits) -> http1::Builder {
-    let mut builder = http1::Builder::new();
-    builder.max_header_size(limits.max_header_bytes).max_buf_size(MAX_BUFFER.max(limits.max_header_bytes));
-    if limits.max_headers != 100 {
-        builder.max_headers(limits.max_headers);
-    }
-    builder
-}
-
 fn http2_builder(limits: &HttpLimits, upgrades: &[weft_core::Strng]) -> http2::Builder<LocalExec> {
     let mut builder = http2::Builder::new(LocalExec);
     builder
@@ -179,28 +167,33 @@ fn http2_builder(limits: &HttpLimits, upgrades: &[weft_core::Strng]) -> http2::B
     builder
 }
 
+/// Why a connection ended out of order.
+type Failure = Box<dyn std::error::Error>;
+
 /// A connection of either version.
-trait Drive: Future<Output = hyper::Result<()>> {
-    fn graceful(self: Pin<&mut Self>);
+trait Drive {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>>;
+    /// Ends it as soon as it is idle.
+    fn graceful(&mut self);
 }
 
-impl<I, S, B> Drive for http1::UpgradeableConnection<I, S>
-where
-    Self: Future<Output = hyper::Result<()>>,
-    S: hyper::service::HttpService<Incoming, ResBody = B>,
-    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    I: hyper::rt::Read + hyper::rt::Write + Unpin,
-    B: hyper::body::Body + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    fn graceful(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
+struct Http1<'a, F>(Pin<&'a mut F>, &'a HttpConnection);
+
+impl<F: Future<Output = Result<(), WireError>>> Drive for Http1<'_, F> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        self.0.as_mut().poll(cx).map_err(Into::into)
+    }
+    fn graceful(&mut self) {
+        self.1.ending.set(true);
     }
 }
 
-impl<I, S, B> Drive for http2::Connection<I, S, LocalExec>
+struct Http2<'a, I, S>(Pin<&'a mut http2::Connection<I, S, LocalExec>>)
 where
-    Self: Future<Output = hyper::Result<()>>,
+    S: hyper::service::HttpService<Incoming>;
+
+impl<I, S, B> Drive for Http2<'_, I, S>
+where
     S: hyper::service::HttpService<Incoming, ResBody = B>,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     I: hyper::rt::Read + hyper::rt::Write + Unpin,
@@ -208,14 +201,16 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     LocalExec: hyper::rt::bounds::Http2ServerConnExec<S::Future, B>,
 {
-    fn graceful(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        self.0.as_mut().poll(cx).map_err(Into::into)
+    }
+    fn graceful(&mut self) {
+        self.0.as_mut().graceful_shutdown();
     }
 }
 
 /// Runs a connection; lets it end in order when it is drained or its time is over.
-async fn drive(connection: &Rc<HttpConnection>, hyper: impl Drive) -> hyper::Result<()> {
-    let mut hyper = pin!(hyper);
+async fn drive(connection: &Rc<HttpConnection>, mut served: impl Drive) -> Result<(), Failure> {
     let mut timer = pin!(tokio::time::sleep(connection.tick.get()));
     let mut ending = false;
     std::future::poll_fn(|cx| {
@@ -225,9 +220,9 @@ async fn drive(connection: &Rc<HttpConnection>, hyper: impl Drive) -> hyper::Res
         }
         if !ending && connection.must_end() {
             ending = true;
-            hyper.as_mut().graceful();
+            served.graceful();
         }
-        if let Poll::Ready(outcome) = hyper.as_mut().poll(cx) {
+        if let Poll::Ready(outcome) = served.poll(cx) {
             return Poll::Ready(outcome);
         }
         while timer.as_mut().poll(cx).is_ready() {
@@ -239,9 +234,9 @@ async fn drive(connection: &Rc<HttpConnection>, hyper: impl Drive) -> hyper::Res
                 }
                 Watched::End if !ending => {
                     ending = true;
-                    hyper.as_mut().graceful();
+                    served.graceful();
                     // An idle connection ends at once.
-                    if let Poll::Ready(outcome) = hyper.as_mut().poll(cx) {
+                    if let Poll::Ready(outcome) = served.poll(cx) {
                         return Poll::Ready(outcome);
                     }
                     connection.tick.get()
@@ -314,6 +309,11 @@ impl HttpConnection {
         &self.registered.entry
     }
 
+    /// It ends as soon as it is idle.
+    pub fn is_ending(&self) -> bool {
+        self.ending.get()
+    }
+
     /// It speaks HTTP/1.
     pub fn is_http1(&self) -> bool {
         !self.is_http2
@@ -359,6 +359,10 @@ impl HttpConnection {
         let Some(http) = self.slot.current().http.clone() else { return Watched::End };
         let limits = &http.hcm.limits;
         let now = Instant::now();
+        if self.active.get() == 0 {
+            // What requests have asked for is over with them.
+            self.tick.set(tick(limits));
+        }
         let mut next = self.tick.get();
         // Time left of a limit that began at `since`; `None` when it is over.
         let mut left = |since: Instant, limit: Duration| -> Option<()> {
@@ -395,6 +399,11 @@ impl HttpConnection {
             let arrival = limits.request_timeout.filter(|d| !d.is_zero() && !exchange.request_done.get());
             if arrival.is_some_and(|limit| left(exchange.began, limit).is_none()) {
                 exchange.cancel(Reason::ClientRequestTimeout);
+            }
+            if let Some((since, limit)) = exchange.time()
+                && left(since, limit).is_none()
+            {
+                exchange.time_is_over();
             }
             if let Some(longest) = exchange.longest_life()
                 && left(exchange.began, longest).is_none()

@@ -13,8 +13,6 @@ use http_body::Frame;
 use smallvec::SmallVec;
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
-use std::future::Future;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -39,6 +37,10 @@ pub(crate) struct Exchange {
     moved: Cell<Instant>,
     idle: Cell<Option<Duration>>,
     longest: Cell<Option<Duration>>,
+    /// Time for the whole response, from when the request has arrived (Envoy's `route.timeout`).
+    time: Cell<Option<Duration>>,
+    /// That time is over, and there is no response yet.
+    late: Cell<bool>,
     cancelled: Cell<Option<Reason>>,
     waker: RefCell<Option<Waker>>,
     /// The whole request has arrived.
@@ -97,6 +99,8 @@ impl Exchange {
             moved: Cell::new(now),
             idle: Cell::new(http.hcm.limits.stream_idle_timeout.filter(|d| !d.is_zero())),
             longest: Cell::new(None),
+            time: Cell::new(None),
+            late: Cell::new(false),
             cancelled: Cell::new(None),
             waker: RefCell::default(),
             request_done: Cell::new(false),
@@ -145,10 +149,48 @@ impl Exchange {
         }
     }
 
-    /// No idle limit, and no framing of HTTP: for what became a tunnel with a limit of its own.
+    /// No limits: for what became a tunnel with one of its own.
     pub fn clear_limits(&self) {
-        self.conn.downstream.meter.set_upgraded();
         self.idle.set(None);
+        self.time.set(None);
+    }
+
+    /// Sets the time for the whole response. It is watched with the connection's other limits, which costs a request
+    /// nothing as long as it is in time.
+    pub fn set_time(&self, limit: Option<Duration>) {
+        self.time.set(limit);
+        if let Some(limit) = limit {
+            self.conn.watch_every(limit);
+        }
+    }
+
+    /// When that time began, and how long it is.
+    pub fn time(&self) -> Option<(Instant, Duration)> {
+        Some((self.request_done_time()?, self.time.get()?))
+    }
+
+    /// That time is over. A response that has begun is cut.
+    pub fn time_is_over(&self) {
+        self.time.set(None);
+        if self.facts.borrow().response_at.is_some() {
+            return self.cancel(Reason::RequestTimeout);
+        }
+        self.late.set(true);
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Returns when that time is over before there is a response.
+    pub async fn late(&self) {
+        std::future::poll_fn(|cx| {
+            if self.late.get() {
+                return Poll::Ready(());
+            }
+            self.set_waker(cx);
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Cuts the exchange short.
@@ -183,18 +225,6 @@ impl Exchange {
         if !known.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             *known = Some(cx.waker().clone());
         }
-    }
-
-    /// Returns when the whole request has arrived.
-    pub async fn request_complete(&self) {
-        std::future::poll_fn(|cx| {
-            if self.request_done.get() {
-                return Poll::Ready(());
-            }
-            self.set_waker(cx);
-            Poll::Pending
-        })
-        .await;
     }
 
     /// The whole request has arrived.
@@ -398,8 +428,6 @@ pub(crate) struct ResponseObserver {
     pub _place: Option<Place>,
     /// The client gets gRPC-Web.
     pub web: Option<Web>,
-    /// The end of the whole request's time.
-    pub deadline: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
 impl BodyObserver for ResponseObserver {
@@ -408,13 +436,6 @@ impl BodyObserver for ResponseObserver {
     }
 
     fn poll_abort(&mut self, cx: &mut Context<'_>) -> Option<BodyError> {
-        if let Some(deadline) = &mut self.deadline
-            && deadline.as_mut().poll(cx).is_ready()
-        {
-            self.deadline = None;
-            self.exchange.note(Flags::UT, Reason::RequestTimeout.details());
-            return Some(BodyError::Aborted("the request's time is over"));
-        }
         match self.exchange.poll_cancelled(cx) {
             Poll::Ready(reason) => {
                 self.exchange.note(reason.flag(), reason.details());
@@ -457,7 +478,7 @@ impl BodyObserver for ResponseObserver {
                     lease.give_back();
                 }
             }
-            Some(BodyError::Hyper(error)) => {
+            Some(error @ (BodyError::Hyper(_) | BodyError::Wire(_))) => {
                 facts.flags |= Flags::UC;
                 facts.details = Cow::Borrowed("upstream_reset_after_response_started{connection_termination}");
                 tracing::debug!(%error, "the endpoint broke off its response");

@@ -12,7 +12,7 @@ use crate::http::{format, mirror, respond};
 use http::header::{CONTENT_LENGTH, HOST, VIA};
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
-use hyper::body::{Body, Incoming};
+use http_body::Body;
 use smallvec::SmallVec;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -76,7 +76,7 @@ enum Payload {
 
 /// A response with the connection it comes on.
 struct Answer {
-    response: Response<Incoming>,
+    response: Response<ProxyBody>,
     /// Those of the response.
     marks: HeaderMarks,
     lease: Lease,
@@ -139,17 +139,18 @@ pub(crate) async fn run(
         failed: SmallVec::new(),
         answer: None,
     };
+    exchange.set_time(limits.whole);
     tokio::select! {
         biased;
         outcome = tries.run() => outcome,
-        () = time_over(exchange, limits.whole) => Err(timed_out(exchange, &cluster)),
+        () = exchange.late() => Err(timed_out(exchange, &cluster)),
     }
     .map_err(|reply| with_attempts(exchange, &forwarding, reply))?;
     let Some(answer) = tries.answer.take() else { return Err(Box::new(LocalReply::new(Reason::LocalReset))) };
     drop(tries);
     let attempts = exchange.facts.borrow().attempts;
     let marks = std::mem::take(&mut forwarding.marks);
-    let mut response = finish(exchange, &forwarding, answer, upgrade, client_key, limits, marks);
+    let mut response = finish(exchange, &forwarding, answer, upgrade, client_key, marks);
     if forwarding.host.include_attempt_count_in_response {
         response.headers_mut().insert(ATTEMPT_COUNT, HeaderValue::from(attempts));
     }
@@ -199,13 +200,6 @@ async fn terminate(
     Ok(response)
 }
 
-/// Returns when the request's time is over, counted from its end (Envoy's `route.timeout`).
-async fn time_over(exchange: &Exchange, limit: Option<Duration>) {
-    let Some(limit) = limit else { return std::future::pending().await };
-    exchange.request_complete().await;
-    tokio::time::sleep(limit).await;
-}
-
 fn timed_out(exchange: &Exchange, cluster: &LiveCluster) -> Box<LocalReply> {
     cluster.stats.rq_timeout.inc();
     exchange.http.stats.rq_timeout.inc();
@@ -222,7 +216,6 @@ fn finish(
     answer: Answer,
     upgrade: Option<Upgrade>,
     client_key: Option<HeaderValue>,
-    limits: Limits,
     marks: Marks,
 ) -> Response<ProxyBody> {
     let Answer { mut response, marks: found, mut lease, place, sent_at } = answer;
@@ -231,7 +224,7 @@ fn finish(
     let millis = u64::try_from((now - sent_at).as_millis()).unwrap_or(u64::MAX);
     let is_http2 = lease.is_http2();
     let agreed = upgrade.filter(|u| u.is_agreed(response.status(), is_http2));
-    let endpoint = agreed.as_ref().map(|_| hyper::upgrade::on(&mut response));
+    let endpoint = agreed.as_ref().and_then(|_| lease.upgrade(&mut response));
     let edits =
         rewrite::edits(forwarding.table, forwarding.host, forwarding.route, forwarding.weighted, Side::Response);
     respond::upstream_head(exchange, &mut response, found, &mut lease, millis, edits, marks);
@@ -244,14 +237,10 @@ fn finish(
         upgrade::tunnel(exchange.clone(), upgrade.client, endpoint, (lease, place), idle);
         return Response::from_parts(parts, ProxyBody::empty());
     }
-    let deadline = limits.whole.map(|limit| {
-        let left = limit.saturating_sub(now.duration_since(exchange.request_done_time().unwrap_or(now)));
-        Box::pin(tokio::time::sleep(left))
-    });
     let (mut parts, body) = response.into_parts();
     parts.version = Version::HTTP_11;
     parts.extensions = http::Extensions::new();
-    Response::from_parts(parts, respond::upstream_body(exchange, body, lease, place, deadline))
+    Response::from_parts(parts, respond::upstream_body(exchange, body, lease, place))
 }
 
 /// The hash by which an endpoint is chosen; cookies to set for it.

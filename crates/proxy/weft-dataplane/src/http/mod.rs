@@ -1,4 +1,4 @@
-//! HTTP: a client's connection, and the life of each request on it.
+//! HTTP: a client's connection ([`http1`], where it is HTTP/1), and the life of each request on it.
 //!
 //! Reading order: [`conn`], [`serve`] (the life of a request, step by step), then its steps: [`intake`], [`forwarded`]
 //! (headers that say who asked), [`filters`], [`ratelimit`], [`forward`], [`retry`], [`mirror`], [`upgrade`], [`respond`]. [`exchange`] is
@@ -11,6 +11,7 @@ mod filters;
 mod format;
 pub(crate) mod forward;
 mod forwarded;
+mod http1;
 mod intake;
 mod mirror;
 pub(crate) mod ratelimit;

@@ -7,7 +7,6 @@ use crate::http::forward::Place;
 use crate::log::LoggedRequest;
 use http::header::{CONNECTION, SERVER, VIA};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
-use std::pin::Pin;
 use std::rc::Rc;
 use weft_cluster::Lease;
 use weft_codec::{HeaderMarks, LocalReply, ProxyBody, grpc, hop};
@@ -33,8 +32,7 @@ pub(crate) fn local(exchange: &Rc<Exchange>, reply: LocalReply) -> Response<Prox
     }
     finish(exchange, response.headers_mut(), true);
     note(exchange, response.status(), response.headers());
-    let observer =
-        ResponseObserver { exchange: exchange.clone(), lease: None, _place: None, web: None, deadline: None };
+    let observer = ResponseObserver { exchange: exchange.clone(), lease: None, _place: None, web: None };
     response.map(|body| body.observed(Box::new(observer)))
 }
 
@@ -49,7 +47,7 @@ pub(crate) fn agreed(exchange: &Rc<Exchange>) -> Response<ProxyBody> {
 /// The upstream's response, ready for the client but for its body.
 pub(crate) fn upstream_head<'e>(
     exchange: &Rc<Exchange>,
-    response: &mut Response<hyper::body::Incoming>,
+    response: &mut Response<ProxyBody>,
     found: HeaderMarks,
     lease: &mut Lease,
     millis: u64,
@@ -83,17 +81,11 @@ pub(crate) fn upstream_head<'e>(
 }
 
 /// The body of an upstream's response, counted as it passes; the connection goes back when it has.
-pub(crate) fn upstream_body(
-    exchange: &Rc<Exchange>,
-    body: hyper::body::Incoming,
-    lease: Lease,
-    place: Place,
-    deadline: Option<Pin<Box<tokio::time::Sleep>>>,
-) -> ProxyBody {
+pub(crate) fn upstream_body(exchange: &Rc<Exchange>, body: ProxyBody, lease: Lease, place: Place) -> ProxyBody {
     let web = exchange.facts.borrow().web;
     let exchange = exchange.clone();
-    let observer = ResponseObserver { exchange, lease: Some(lease), _place: Some(place), web, deadline };
-    ProxyBody::from(body).observed(Box::new(observer))
+    let observer = ResponseObserver { exchange, lease: Some(lease), _place: Some(place), web };
+    body.observed(Box::new(observer))
 }
 
 /// Time between sending a request and receiving its response's head. The usual values need no allocation.

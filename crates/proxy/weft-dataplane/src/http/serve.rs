@@ -8,10 +8,11 @@ use crate::http::intake::{self, Head};
 use crate::http::{format, respond, upgrade};
 use http::header::LOCATION;
 use http::{HeaderValue, Request, Response, StatusCode};
-use hyper::body::{Body, Incoming};
+use http_body::Body;
 use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
+use weft_codec::upgrade::Upgrading;
 use weft_codec::{Flags, HeaderMarks, LocalReply, ProxyBody, Reason, grpc};
 use weft_proxy_config::RouteSource;
 use weft_route::rewrite;
@@ -19,8 +20,13 @@ use weft_route::{
     Action, ClusterChoice, DirectResponse, Forward, Redirect, Route, RouteTable, Routed, WeightedCluster,
 };
 
-/// Serves one request. Whatever happens, there is an answer.
-pub(crate) async fn serve(conn: Rc<HttpConnection>, request: Request<Incoming>) -> Response<ProxyBody> {
+/// Serves one request. Whatever happens, there is an answer. `client`: the HTTP/1 client's connection, when it asks for it to
+/// become something else.
+pub(crate) async fn serve(
+    conn: Rc<HttpConnection>,
+    request: Request<ProxyBody>,
+    client: Option<Upgrading>,
+) -> Response<ProxyBody> {
     let Some(http) = conn.slot.current().http.clone() else {
         return LocalReply::new(Reason::NoRoute).into_response(false);
     };
@@ -31,7 +37,7 @@ pub(crate) async fn serve(conn: Rc<HttpConnection>, request: Request<Incoming>) 
     }
     let outcome = tokio::select! {
         biased;
-        outcome = handle(&exchange, request, marks) => outcome,
+        outcome = handle(&exchange, request, client, marks) => outcome,
         reason = exchange.cancelled() => Err(Box::new(LocalReply::new(reason))),
     };
     match outcome {
@@ -43,12 +49,13 @@ pub(crate) async fn serve(conn: Rc<HttpConnection>, request: Request<Incoming>) 
 /// The steps.
 async fn handle(
     exchange: &Rc<Exchange>,
-    mut request: Request<Incoming>,
+    mut request: Request<ProxyBody>,
+    client: Option<Upgrading>,
     marks: HeaderMarks,
 ) -> Result<Response<ProxyBody>, Box<LocalReply>> {
-    let upgrade = upgrade::asked_for(&mut request, marks, &exchange.http.hcm);
-    let (parts, incoming) = request.into_parts();
-    let has_body = !incoming.is_end_stream();
+    let upgrade = upgrade::asked_for(&mut request, client, marks, &exchange.http.hcm);
+    let (parts, mut body) = request.into_parts();
+    let has_body = !body.is_end_stream();
     if !has_body {
         exchange.complete_request();
     }
@@ -57,7 +64,6 @@ async fn handle(
         return Err(Box::new(LocalReply::new(Reason::Misdirected)));
     }
     let table = route_table(exchange);
-    let mut body = ProxyBody::from(incoming);
     let mut marks = Marks::default();
     let mut next = 0;
     // The route is known to the filters; one that learns more of the request may have it chosen again.

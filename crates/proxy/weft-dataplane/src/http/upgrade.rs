@@ -8,15 +8,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{CONNECTION, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version};
-use hyper::body::Incoming;
 use hyper::ext::Protocol;
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use std::rc::Rc;
 use std::time::Duration;
 use weft_cluster::Lease;
 use weft_cluster::cluster::TcpGuard;
-use weft_codec::{Flags, HeaderMarks, Io, LocalReply, Reason, hop};
+use weft_codec::upgrade::Upgrading;
+use weft_codec::{Flags, HeaderMarks, Io, LocalReply, ProxyBody, Reason, hop};
 use weft_core::Strng;
 use weft_proxy_config::HttpConnectionManager;
 
@@ -30,7 +28,7 @@ pub(crate) struct Upgrade {
     /// How it was asked for.
     pub kind: UpgradeKind,
     /// The client's side, once the response has gone out.
-    pub client: OnUpgrade,
+    pub client: Upgrading,
     /// The configuration allows it.
     pub allowed: bool,
 }
@@ -54,7 +52,8 @@ impl std::fmt::Debug for Upgrade {
 
 /// What the request asks for, if anything. An upgrade to `h2c` is not one: the request is served as it is (RFC 9113 §3.1).
 pub(crate) fn asked_for(
-    request: &mut Request<Incoming>,
+    request: &mut Request<ProxyBody>,
+    client: Option<Upgrading>,
     marks: HeaderMarks,
     hcm: &HttpConnectionManager,
 ) -> Option<Upgrade> {
@@ -75,7 +74,8 @@ pub(crate) fn asked_for(
         (asked, UpgradeKind::Header)
     };
     let allowed = hcm.upgrades.iter().any(|known| **known == *name);
-    Some(Upgrade { name: Strng::from(name), kind, client: hyper::upgrade::on(request), allowed })
+    let client = client.unwrap_or_else(|| Upgrading::Http2(hyper::upgrade::on(request)));
+    Some(Upgrade { name: Strng::from(name), kind, client, allowed })
 }
 
 impl Upgrade {
@@ -164,7 +164,7 @@ fn websocket_key() -> HeaderValue {
 }
 
 /// Passes bytes between client and an endpoint that speaks no HTTP.
-pub(crate) fn tunnel_to(exchange: Rc<Exchange>, client: OnUpgrade, endpoint: (Io, TcpGuard), idle: Option<Duration>) {
+pub(crate) fn tunnel_to(exchange: Rc<Exchange>, client: Upgrading, endpoint: (Io, TcpGuard), idle: Option<Duration>) {
     exchange.clear_limits();
     exchange.complete_request();
     exchange.facts.borrow_mut().finished = true;
@@ -174,9 +174,9 @@ pub(crate) fn tunnel_to(exchange: Rc<Exchange>, client: OnUpgrade, endpoint: (Io
     tokio::task::spawn_local(async move {
         let (io, open) = endpoint;
         let traffic = Traffic::default();
-        match client.await {
+        match client.done().await {
             Ok(client) => {
-                if let tunnel::Ended::Idle = tunnel::run(TokioIo::new(client), io, idle, &traffic).await {
+                if let tunnel::Ended::Idle = tunnel::run(client, io, idle, &traffic).await {
                     exchange.note(Flags::SI, Reason::StreamIdleTimeout.details());
                 }
             }
@@ -191,8 +191,8 @@ pub(crate) fn tunnel_to(exchange: Rc<Exchange>, client: OnUpgrade, endpoint: (Io
 /// Passes bytes between client and endpoint from when the client's side is through with HTTP.
 pub(crate) fn tunnel(
     exchange: Rc<Exchange>,
-    client: OnUpgrade,
-    endpoint: OnUpgrade,
+    client: Upgrading,
+    endpoint: Upgrading,
     held: (Lease, Place),
     idle: Option<Duration>,
 ) {
@@ -204,9 +204,9 @@ pub(crate) fn tunnel(
     stats.cx_upgrades_active.add(1);
     tokio::task::spawn_local(async move {
         let traffic = Traffic::default();
-        match (client.await, endpoint.await) {
+        match (client.done().await, endpoint.done().await) {
             (Ok(client), Ok(endpoint)) => {
-                let ended = tunnel::run(TokioIo::new(client), TokioIo::new(endpoint), idle, &traffic).await;
+                let ended = tunnel::run(client, endpoint, idle, &traffic).await;
                 if let tunnel::Ended::Idle = ended {
                     exchange.note(Flags::SI, Reason::StreamIdleTimeout.details());
                 }
