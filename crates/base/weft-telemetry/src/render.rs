@@ -144,8 +144,14 @@ fn envoy_name(key: &Key) -> String {
     if let (Some(rest), Some(prefix)) = (key.name.strip_prefix(limits.0), label(limits.1)) {
         return format!("local_rate_limit.{prefix}.{rest}");
     }
-    if let Some(rest) = key.name.strip_prefix("envoy_server_") {
-        return format!("server.{rest}");
+    for (prefix, scope) in [
+        ("envoy_server_", "server"),
+        ("envoy_tracing_zipkin_", "tracing.zipkin"),
+        ("envoy_tracing_opentelemetry_", "tracing.opentelemetry"),
+    ] {
+        if let Some(rest) = key.name.strip_prefix(prefix) {
+            return format!("{scope}.{rest}");
+        }
     }
     let mut name = key.name.to_string();
     for (n, v) in &key.labels {
