@@ -198,10 +198,10 @@ impl OutlierState {
     }
 }
 
-/// True when one more of `total` endpoints may be left out, `ejected` being out already: the share that is out must be below
-/// the largest that may be. One always may, unless none may.
+/// True when one more of `total` endpoints may be left out, `ejected` being out already: with it, no more may be out than the
+/// policy's share. As in Envoy 1.40, that may be none of a few.
 pub fn may_eject(policy: &OutlierDetection, ejected: usize, total: usize) -> bool {
-    (policy.always_one && ejected == 0) || ejected * 100 < total * policy.max_ejection_percent as usize
+    (policy.always_one && ejected == 0) || (ejected + 1) * 100 <= total * policy.max_ejection_percent as usize
 }
 
 /// Which of these endpoints have a success rate far below the others': lower than the mean by so many standard deviations.
@@ -339,12 +339,14 @@ mod tests {
     #[test]
     fn share_that_may_be_out() {
         for (percent, always_one, ejected, total, want) in [
-            (50, false, 0, 1, true),
+            (50, false, 0, 1, false),
+            (100, false, 0, 1, true),
             (50, false, 1, 2, false),
-            (50, false, 1, 3, true),
+            (50, false, 1, 3, false),
+            (50, false, 1, 4, true),
             (50, false, 2, 4, false),
             (10, false, 0, 100, true),
-            (10, false, 1, 4, false),
+            (10, false, 0, 4, false),
             (0, false, 0, 4, false),
             (0, true, 0, 4, true),
             (0, true, 1, 4, false),

@@ -310,15 +310,13 @@ mod tests {
     #[test]
     fn internal_headers_go() {
         let mut headers = HeaderMap::new();
-        for name in ["x-envoy-upstream-rq-timeout-ms", "x-envoy-retry-on", "x-envoy-any", "x-other", "x-envoy-internal"] {
+        for name in ["x-envoy-upstream-rq-timeout-ms", "x-envoy-retry-on", "x-envoy-any", "x-other", "x-envoy-internal"]
+        {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_static("1"));
         }
-        for (internal, edge, first, left) in [
-            (true, false, true, 4),
-            (false, false, true, 2),
-            (false, true, false, 2),
-            (false, true, true, 1),
-        ] {
+        for (internal, edge, first, left) in
+            [(true, false, true, 4), (false, false, true, 2), (false, true, false, 2), (false, true, true, 1)]
+        {
             let mut headers = headers.clone();
             strip(&mut headers, internal, edge, first);
             assert_eq!(headers.len(), left, "{internal} {edge} {first}: {headers:?}");

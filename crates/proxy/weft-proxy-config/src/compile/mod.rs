@@ -14,9 +14,9 @@ mod http_filters;
 pub mod jwt;
 pub mod listener;
 mod network;
+pub mod outlier;
 mod ratelimit;
 mod subsets;
-pub mod outlier;
 pub mod tls;
 mod tracing;
 

@@ -195,7 +195,10 @@ fn bad_virtual_host_keeps_its_domains() {
     assert!(matches!(&hosts[1].routes[0].action, Action::Forward(_)));
     assert_eq!(hosts[1].domains, vec!["b".into()]);
     let shown: Vec<_> = errors.iter().map(|e| e.path.as_str()).collect();
-    assert_eq!(shown, ["virtual_hosts[0].rate_limits[0].actions", "virtual_hosts[1].domains[1]", "virtual_hosts[1].domains[2]"]);
+    assert_eq!(
+        shown,
+        ["virtual_hosts[0].rate_limits[0].actions", "virtual_hosts[1].domains[1]", "virtual_hosts[1].domains[2]"]
+    );
 }
 
 #[test]
