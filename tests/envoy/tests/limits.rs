@@ -40,8 +40,9 @@ async fn local_rate_limits() {
     let on = format!("filter_enabled: {{{ALL}}}, filter_enforced: {{{ALL}}}");
     let header =
         |name: &str| format!("{{append_action: OVERWRITE_IF_EXISTS_OR_ADD, header: {{key: {name}, value: 'true'}}}}");
-    let filter =
-        format!(r#"{{name: envoy.filters.http.local_ratelimit, typed_config: {{"@type": {LOCAL}, stat_prefix: l}}}},"#);
+    let filter = format!(
+        r#"{{name: envoy.filters.http.local_ratelimit, typed_config: {{"@type": type.googleapis.com/udpa.type.v1.TypedStruct, type_url: {LOCAL}, value: {{stat_prefix: l}}}}}},"#
+    );
     let own = |more: &str| {
         format!(
             r#"typed_per_filter_config: {{envoy.filters.http.local_ratelimit: {{"@type": {LOCAL}, stat_prefix: r, {more}}}}}"#
@@ -412,7 +413,7 @@ async fn failing_endpoints_are_left_out_by_their_rate() {
         .collect();
     // Half of the answers of each endpoint are errors: nobody is worse than the others, but all fail too often.
     let hosts = r#"[{name: v, domains: ['*'], routes: [{match: {prefix: "/"}, route: {cluster: s}}]}]"#;
-    let detection = "outlier_detection: {interval: 0.5s, consecutive_5xx: 1000, consecutive_gateway_failure: 1000, enforcing_success_rate: 0, failure_percentage_threshold: 40, failure_percentage_minimum_hosts: 3, failure_percentage_request_volume: 4, enforcing_failure_percentage: 100, max_ejection_percent: 50, base_ejection_time: 100s}, common_lb_config: {healthy_panic_threshold: {value: 0}}";
+    let detection = "outlier_detection: {interval: 2s, consecutive_5xx: 1000, consecutive_gateway_failure: 1000, enforcing_success_rate: 0, failure_percentage_threshold: 40, failure_percentage_minimum_hosts: 3, failure_percentage_request_volume: 4, enforcing_failure_percentage: 100, max_ejection_percent: 50, base_ejection_time: 100s}, common_lb_config: {healthy_panic_threshold: {value: 0}}";
     let admin = twin::free_port();
     let file = bootstrap::plain("", hosts, "", &[]);
     let file = format!(
@@ -422,7 +423,7 @@ async fn failing_endpoints_are_left_out_by_their_rate() {
     let Some(twin) = Twin::start(&file).await else { return };
     let names = ["ejections_active", "ejections_enforced_failure_percentage", "ejections_enforced_success_rate"];
     let wanted: Vec<String> =
-        names.iter().zip([2, 2, 0]).map(|(name, n)| format!("cluster.s.outlier_detection.{name}: {n}")).collect();
+        names.iter().zip([1, 1, 0]).map(|(name, n)| format!("cluster.s.outlier_detection.{name}: {n}")).collect();
     let (mut envoy, mut weft) = twin.sides();
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
