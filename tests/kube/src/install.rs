@@ -33,7 +33,15 @@ impl Cluster {
     /// # Errors
     /// What the server says of the first object that it refuses.
     pub async fn install(&self) -> Result<()> {
-        let all = manifests(&[])?;
+        self.install_with(&[]).await
+    }
+
+    /// The same, of an installation with further options of `weft manifest generate`.
+    ///
+    /// # Errors
+    /// When `weft` refuses, or what the server says of the first object that it refuses.
+    pub async fn install_with(&self, args: &[&str]) -> Result<()> {
+        let all = manifests(args)?;
         self.apply_all(all.iter().filter(|object| !is_webhook(object))).await
     }
 
