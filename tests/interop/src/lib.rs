@@ -7,7 +7,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test that cannot go on fails.
 
 pub mod backend;
+pub mod collector;
 pub mod control_plane;
+pub mod echo;
 pub mod pki;
 pub mod process;
 pub mod proxy;
