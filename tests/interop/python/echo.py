@@ -97,7 +97,7 @@ def client(port):
     answer, done = call.with_call(b"hello", metadata=(("x-bytes-bin", raw),), **limit)
     expect("unary", answer == b"hello", answer)
     # grpcio's server says it at the end, tonic's at the beginning.
-    back = dict(done.trailing_metadata() or ()) | dict(done.initial_metadata())
+    back = {**dict(done.trailing_metadata() or ()), **dict(done.initial_metadata())}
     expect("bytes", back.get("x-bytes-bin") == raw, back)
     expect("initial", dict(done.initial_metadata()).get("x-initial") == "yes", done.initial_metadata())
     # A status with its words, and one that comes without anything else.
@@ -128,8 +128,12 @@ def client(port):
     # Messages beyond every window; compressed ones.
     big = bytes(n % 251 for n in range(BIG))
     expect("large", call(big, **limit) == big, "other bytes")
-    packed = call(TEXT, compression=grpc.Compression.Gzip, **limit)
-    expect("compressed", packed == TEXT, len(packed))
+    try:
+        packed = call(TEXT, compression=grpc.Compression.Gzip, **limit)
+        expect("compressed", packed == TEXT, len(packed))
+    except grpc.RpcError as error:
+        # A peer that was built without compression says so.
+        expect("compressed", "gzip" in error.details(), (error.code(), error.details()))
     # A call that is given up ends on the other side as well.
     stream = channel.unary_stream(SERVICE + "ServerStream")(b"forever", **limit)
     next(stream)
