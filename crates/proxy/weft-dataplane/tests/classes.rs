@@ -686,3 +686,35 @@ async fn class_regex_that_explode_elsewhere_take_linear_time() {
     assert!(begin.elapsed() < PATIENCE, "{:?}", begin.elapsed());
     assert_eq!(get(proxy.addr(), "/aaab").await.status, 418);
 }
+
+/// What is sent in pieces is judged like what is sent at once: of a line longer than any framing header nothing is left out.
+#[tokio::test(flavor = "multi_thread")]
+async fn class_smuggling_long_lines_that_come_in_pieces() {
+    let a = Backend::echo("a").await;
+    let proxy = Proxy::start(&guarded(BASE, "DENY", &policy(&path_is("/nothing")), a.addr)).await;
+    let (long, spaces, zeros) = ("x".repeat(300), " ".repeat(300), "0".repeat(300));
+    let inner = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+    let length = inner.len();
+    for (request, refused) in [
+        (format!("GET /{long}#{long} HTTP/1.1\r\nHost: a\r\n\r\n"), true),
+        (format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length:{spaces}{length}\r\n\r\n{inner}"), false),
+        (format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {zeros}{length}\r\n\r\n{inner}"), false),
+        (format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:{spaces}chunked\r\n\r\n0\r\n\r\n"), false),
+    ] {
+        let before = a.count();
+        let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        for piece in request.as_bytes().chunks(100) {
+            // Refused already: nobody reads the rest.
+            let _ = stream.write_all(piece).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let _ = stream.shutdown().await;
+        let mut answer = Vec::new();
+        let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("an answer in time");
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(!answer.contains("/smuggled"), "{request}: {answer}");
+        assert!(a.count() <= before + usize::from(!refused), "{request}: {answer}");
+        assert!(!refused || answer.starts_with("HTTP/1.1 400"), "{request}: {answer}");
+    }
+}
