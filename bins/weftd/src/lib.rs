@@ -8,8 +8,8 @@
 //! `webhook` (pods and objects before they are stored).
 
 mod auth;
-mod auto_registration;
 mod authority;
+mod auto_registration;
 mod conditions;
 mod dns_certs;
 mod events;

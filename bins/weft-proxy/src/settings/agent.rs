@@ -1,9 +1,9 @@
 //! All that a mesh proxy is told, put together. Each field says where it comes from.
 
 use super::environment::{Environment, downward_file};
-use crate::health::ReadinessProbe;
 use super::proxy_config::{ProxyConfig, duration};
 use crate::cli::{Engine, MeshArgs, log_filter};
+use crate::health::ReadinessProbe;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;

@@ -288,12 +288,7 @@ impl Drop for Exchange {
 
 impl Exchange {
     /// Everything that log lines and spans are made from.
-    fn with_log_facts(
-        &self,
-        request: Option<&LoggedRequest>,
-        facts: &ExchangeFacts,
-        then: impl FnOnce(&LogFacts<'_>),
-    ) {
+    fn with_log_facts(&self, request: Option<&LoggedRequest>, facts: &ExchangeFacts, then: impl FnOnce(&LogFacts<'_>)) {
         let worker = &self.conn.worker;
         let upstream = LoggedUpstream {
             cluster: facts.cluster.as_ref().map(|c| c.config.name.clone()),
