@@ -237,10 +237,6 @@ fn micro_time() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-    use std::net::{TcpListener, TcpStream};
-    use std::sync::atomic::{AtomicBool, Ordering};
-    use std::sync::{Arc, Mutex};
 
     #[tokio::test]
     async fn what_a_holder_writes() {
@@ -264,84 +260,5 @@ mod tests {
         assert_eq!((holder(&taken), &taken.spec()["leaseTransitions"]), ("b", &json!(1)));
         let time = micro_time();
         assert!(time.ends_with('Z') && time.split_once('.').unwrap().1.len() == 7, "{time}");
-    }
-
-    /// An API server with one Lease. While `mute` is set it takes requests and answers none.
-    fn server(mute: Arc<AtomicBool>) -> std::net::SocketAddr {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let stored: Arc<Mutex<Option<Value>>> = Arc::default();
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let (stored, mute) = (stored.clone(), mute.clone());
-                std::thread::spawn(move || answer(&stream.unwrap(), &stored, &mute));
-            }
-        });
-        address
-    }
-
-    fn answer(stream: &TcpStream, stored: &Mutex<Option<Value>>, mute: &AtomicBool) {
-        let (mut reader, mut writer) = (BufReader::new(stream), stream);
-        loop {
-            let (mut head, mut length) = (Vec::<String>::new(), 0);
-            loop {
-                let mut line = String::new();
-                match reader.read_line(&mut line) {
-                    Ok(read) if read > 2 => head.push(line.to_ascii_lowercase()),
-                    Ok(2) => break,
-                    _ => return,
-                }
-            }
-            for line in &head {
-                length = line.strip_prefix("content-length:").map_or(length, |text| text.trim().parse().unwrap());
-            }
-            let mut body = vec![0; length];
-            reader.read_exact(&mut body).unwrap();
-            if mute.load(Ordering::SeqCst) {
-                continue;
-            }
-            let mut stored = stored.lock().unwrap();
-            if !body.is_empty() {
-                let mut lease: Value = serde_json::from_slice(&body).unwrap();
-                lease["metadata"]["resourceVersion"] = json!(format!("{:?}", Instant::now()));
-                *stored = Some(lease);
-            }
-            let (status, text) = match &*stored {
-                Some(lease) => ("200 OK", lease.to_string()),
-                None => ("404 Not Found", json!({"kind": "Status", "code": 404, "reason": "NotFound"}).to_string()),
-            };
-            let length = text.len();
-            let answered = write!(
-                writer,
-                "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{text}"
-            );
-            if answered.is_err() {
-                return;
-            }
-        }
-    }
-
-    #[tokio::test]
-    async fn a_leader_that_could_not_renew_comes_back() {
-        let mute = Arc::new(AtomicBool::new(false));
-        let client = ApiClient::connect(&format!("http://{}", server(mute.clone())), None).unwrap();
-        let options = LeaseOptions {
-            namespace: "n".into(),
-            name: "lease".into(),
-            identity: "a".into(),
-            duration: Duration::from_secs(3),
-        };
-        let leadership = Leadership::start(&client, options);
-        let mut leader = leadership.leader();
-        for round in 0..2 {
-            let waited = timeout(Duration::from_secs(60), leader.wait_for(|is| *is)).await.is_ok();
-            assert!(waited, "not leader in round {round}");
-            mute.store(true, Ordering::SeqCst);
-            let waited = timeout(Duration::from_secs(60), leader.wait_for(|is| !*is)).await.is_ok();
-            assert!(waited, "leader of a server that does not answer");
-            mute.store(false, Ordering::SeqCst);
-        }
-        let waited = timeout(Duration::from_secs(60), leader.wait_for(|is| *is)).await.is_ok();
-        assert!(waited, "not leader again");
     }
 }
