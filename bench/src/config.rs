@@ -195,7 +195,7 @@ fn rule_for_others(policy: usize, rule: usize) -> Value {
         _ => header(":method", "DELETE".into()),
     };
     let caller = match rule {
-        0..4 if policy % 10 == 0 => text(pki::spiffe("client")),
+        0..4 if policy.is_multiple_of(10) => text(pki::spiffe("client")),
         7 => json!({"safe_regex": {"regex": format!(".*/ns/namespace-{policy}/.*")}}),
         _ => text(pki::spiffe(&format!("caller-{policy}"))),
     };

@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc::{Receiver, Sender, channel, error::TrySendError};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 use weft_codec::grpc;
 use weft_filter::trace::{Span, otlp, zipkin};
 use weft_proxy_config::{TraceProtocol, TraceProvider};
@@ -84,12 +84,12 @@ impl Reporter {
     /// Takes a span, or drops it when too many wait.
     pub fn send(&self, span: Span) {
         let queue = self.queue.borrow();
-        let taken = queue.as_ref().map(|queue| queue.try_send(span));
-        if !matches!(taken, Some(Ok(()))) {
+        let taken = match queue.as_ref() {
+            Some(queue) => queue.try_send(span).is_ok(),
+            None => false,
+        };
+        if !taken {
             self.stats.spans_dropped.inc();
-            if let Some(Err(TrySendError::Full(_))) = taken {
-                tracing::debug!(cluster = %self.provider.cluster, "the queue of spans is full");
-            }
         }
     }
 }
