@@ -12,12 +12,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 use tonic::Status;
 use weft_core::well_known::annotation::HEALTH_CHECKED;
 use weft_k8s_api::istio::{WorkloadEntry, WorkloadGroup};
 use weft_k8s_api::kinds::by_kind;
 use weft_k8s_api::{KindInfo, Object, ObjectKey};
-use weft_model::MeshSnapshot;
+use weft_model::{MeshSnapshot, Workload};
 use weft_store::client::WriteOptions;
 use weft_store::{ApiClient, Cache, ClientError, DeleteOptions, Preconditions};
 use weft_xds_server::auth::BoxFuture;
@@ -38,6 +39,8 @@ const MAX_MESSAGE: usize = 1024;
 const QUEUE: usize = 1024;
 /// How often entries without a proxy are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
+/// How much longer an entry of an earlier process of this instance stays: its proxy may be waiting before it connects again.
+const RETURN: Duration = Duration::from_secs(60);
 
 /// An entry of which this instance knows.
 #[derive(Debug, Default)]
@@ -71,15 +74,28 @@ impl Registrar {
     /// Writes reports, and removes entries whose proxies are gone, for as long as the process lives.
     pub async fn run(self: Arc<Self>, mut reports: mpsc::Receiver<Report>) {
         let mut sweep = tokio::time::interval(SWEEP);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The newest report of each entry; what could not be written is tried again at the next sweep.
+        let mut wanted: HashMap<ObjectKey, Option<String>> = HashMap::new();
         loop {
             tokio::select! {
                 report = reports.recv() => {
                     let Some((key, wrong)) = report else { return };
-                    if let Err(error) = self.write_health(&key, wrong.as_deref()).await {
-                        tracing::warn!("health of {key}: {error}");
+                    wanted.insert(key, wrong);
+                    while let Ok((key, wrong)) = reports.try_recv() {
+                        wanted.insert(key, wrong);
                     }
                 }
                 _ = sweep.tick() => self.remove_abandoned().await,
+            }
+            for (key, wrong) in std::mem::take(&mut wanted) {
+                if self.known().get(&key).is_none_or(|known| known.streams.is_empty()) {
+                    continue;
+                }
+                if let Err(error) = self.write_health(&key, wrong.as_deref()).await {
+                    tracing::warn!("health of {key}: {error}; it is tried again");
+                    wanted.insert(key, wrong);
+                }
             }
         }
     }
@@ -101,11 +117,17 @@ impl Registrar {
         permitted(proxy, &spec, snapshot)?;
         let object = self.entry(proxy, &group, &spec);
         let key = object.key();
-        self.write_entry(object).await.map_err(|error| Status::unavailable(format!("{key}: {error}")))?;
-        let mut known = self.known();
-        let entry = known.entry(key.clone()).or_default();
-        entry.streams.push(proxy.id);
-        entry.gone = None;
+        // Known before it is written: who removes what is abandoned must see the stream first.
+        {
+            let mut known = self.known();
+            let entry = known.entry(key.clone()).or_default();
+            entry.streams.push(proxy.id);
+            entry.gone = None;
+        }
+        if let Err(error) = self.write_entry(object).await {
+            self.disconnected(proxy);
+            return Err(Status::unavailable(format!("{key}: {error}")));
+        }
         tracing::info!(proxy = %proxy.view.node, "{key} stands for the proxy, by WorkloadGroup {name}");
         Ok(())
     }
@@ -134,11 +156,14 @@ impl Registrar {
             let text = format!("{} was not made by this group; delete it, or rename the group", held.key());
             return Err(ClientError::AlreadyExists(text));
         }
-        let patch = json!({
-            "metadata": {"labels": object.metadata.labels, "annotations": object.metadata.annotations},
-            "spec": object.body.get("spec"),
-        });
-        self.client.merge_patch(kind, object.namespace(), object.name(), &patch).await.map(drop)
+        // Replaced, not patched: what the group says no more must go.
+        let mut next = object;
+        next.metadata.resource_version = held.metadata.resource_version.clone();
+        next.metadata.uid = held.metadata.uid.clone();
+        if let Some(status) = held.body.get("status") {
+            next.body.insert("status".into(), status.clone());
+        }
+        self.client.replace(&next, &WriteOptions::default()).await.map(drop)
     }
 
     /// The group's template with the address, network, locality and labels of the proxy.
@@ -147,9 +172,10 @@ impl Registrar {
         let template = spec.template.clone().unwrap_or_default();
         let meta = spec.metadata.clone().unwrap_or_default();
         let first = |own: &str, other: &str| if own.is_empty() { other.to_string() } else { own.to_string() };
-        let mut labels = meta.labels.clone();
+        // The group has the last word: policies select by labels, and what a proxy says of itself must not choose them.
+        let mut labels = view.labels.clone();
+        labels.extend(meta.labels.clone());
         labels.extend(template.labels.clone());
-        labels.extend(view.labels.clone());
         let entry = WorkloadEntry {
             address: view.node.ip.to_string(),
             labels: labels.clone(),
@@ -214,7 +240,7 @@ impl Registrar {
                 let mut known = self.known();
                 let entry = known.entry(object.key()).or_default();
                 if entry.streams.is_empty() {
-                    entry.gone.get_or_insert(now);
+                    entry.gone.get_or_insert(now + RETURN);
                 }
             }
         }
@@ -222,7 +248,12 @@ impl Registrar {
         let due: Vec<ObjectKey> = self.known().iter().filter(|(_, k)| late(k)).map(|(key, _)| key.clone()).collect();
         for key in due {
             match self.remove(&key).await {
-                Ok(()) => drop(self.known().remove(&key)),
+                Ok(()) => {
+                    let mut known = self.known();
+                    if known.get(&key).is_some_and(|known| known.streams.is_empty()) {
+                        known.remove(&key);
+                    }
+                }
                 Err(error) => tracing::warn!("{key} stays though its proxy is gone: {error}"),
             }
         }
@@ -297,7 +328,8 @@ fn annotation<'o>(object: &'o Object, name: &str) -> Option<&'o str> {
     object.metadata.annotations.as_ref()?.get(name).map(String::as_str)
 }
 
-/// Only who runs as the group's service account may stand for it, and never at the address of a pod.
+/// Only who runs as the group's service account may stand for it, and never at the address of another workload: an entry is
+/// taken over by the same account of the same namespace alone.
 fn permitted(proxy: &Present, group: &WorkloadGroup, snapshot: &MeshSnapshot) -> Result<(), Status> {
     let Caller::Account { service_account, .. } = &proxy.caller else {
         return Err(Status::permission_denied("registration takes a proven identity: connect over TLS, with a token"));
@@ -310,10 +342,15 @@ fn permitted(proxy: &Present, group: &WorkloadGroup, snapshot: &MeshSnapshot) ->
         )));
     }
     let ip = proxy.view.node.ip;
-    match snapshot.workloads.get(&ip).filter(|w| w.owner_kind != "WorkloadEntry") {
-        Some(pod) => {
-            Err(Status::permission_denied(format!("address {ip} is that of pod {}/{}", pod.namespace, pod.name)))
-        }
+    let own = |w: &Workload| {
+        let account = w.service_account.is_empty() || w.service_account == *service_account;
+        w.owner_kind == "WorkloadEntry" && w.namespace == proxy.view.namespace() && account
+    };
+    match snapshot.workloads.get(&ip).filter(|w| !own(w)) {
+        Some(other) => Err(Status::permission_denied(format!(
+            "address {ip} is that of workload {}/{}",
+            other.namespace, other.name
+        ))),
         None => Ok(()),
     }
 }

@@ -44,8 +44,12 @@ async fn kinds_that_may_not_be_read(cluster: Cluster) -> Result<()> {
     let mut weftd = Weftd::spawn(&cluster, "weftd-0", &account, QUICK)?;
     weftd.ready().await?;
     weftd.says("envoyfilters").await?;
-    ensure!(weftd.metric("weft_kind_forbidden").await? > 0.0);
-    ensure!(weftd.metric("weft_api_connected").await? > 0.0, "the others are watched");
+    eventually("the others are watched", async || {
+        ensure!(weftd.metric("weft_kind_forbidden").await? > 0.0);
+        ensure!(weftd.metric("weft_api_connected").await? > 0.0, "no connection");
+        Ok(())
+    })
+    .await?;
     weftd.process.stop()?;
 
     // A kind without which doors would stand open: not ready, and the reason names it; the right is granted, and it goes on.

@@ -176,9 +176,11 @@ impl MeshSnapshot {
         mesh.into_iter().chain(own).chain(selected).collect()
     }
 
-    /// The workload of a proxy: the one of its name, else the one at its address.
+    /// The workload of a proxy: the one of its name, else the one of its namespace at its address. One of another namespace
+    /// is never it: whoever may write WorkloadEntries somewhere could otherwise choose which policies bind a proxy elsewhere.
     pub fn proxy_workload(&self, namespace: &str, name: &str, address: IpAddr) -> Option<&Arc<Workload>> {
-        self.workloads_by_name.get(&workloads::key(namespace, name)).or_else(|| self.workloads.get(&address))
+        let at_address = || self.workloads.get(&address).filter(|workload| workload.namespace == namespace);
+        self.workloads_by_name.get(&workloads::key(namespace, name)).or_else(at_address)
     }
 
     /// Service ports that a workload serves: of the services of its namespace that select it, and of those without a

@@ -26,6 +26,10 @@ use weft_model::{Labels, MeshSnapshot, Sections, VirtualService, Workload};
 
 /// Scopes that no proxy asked for in so many builds are dropped.
 const KEEP_BUILDS: u64 = 16;
+/// Scopes kept at most that nobody is at work on.
+const MAX_SCOPES: usize = 2048;
+/// Values of one part of a scope that are kept at most.
+const MAX_SLOTS: usize = 1024;
 
 /// Everything for one proxy.
 pub fn generate(snapshot: &MeshSnapshot, proxy: &ProxyView) -> ProxyResources {
@@ -162,6 +166,10 @@ impl GenCache {
                 scopes.retain(|_, kept| {
                     kept.try_lock().map_or(true, |kept| kept.last_used.saturating_add(KEEP_BUILDS) >= now)
                 });
+                // Parts of a key are what proxies say of themselves: they must not fill the memory between two builds.
+                if scopes.len() >= MAX_SCOPES {
+                    scopes.retain(|_, kept| Arc::strong_count(kept) > 1);
+                }
             }
             scopes.entry(key.clone()).or_default().clone()
         };
@@ -482,6 +490,9 @@ fn remember_by<K: Eq + Hash, T: Clone>(
     // A key that is asked for again is made anew from its old value; others of an old mark may be gone for good.
     if slots.len() > 64 {
         slots.retain(|_, (known, _)| *known == mark);
+    }
+    if slots.len() > MAX_SLOTS {
+        slots.clear();
     }
     if let Some(slot) = slot {
         slots.insert(key, slot);

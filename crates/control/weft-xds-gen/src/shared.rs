@@ -24,7 +24,7 @@ impl Pool {
     /// Of `new` resources those that are the same in `old`, or in any other scope, as the same `Arc`s.
     pub fn reuse(&self, old: &Resources, mut new: Resources) -> Arc<Resources> {
         for (name, resource) in &mut new {
-            match old.get(name).filter(|known| known.hash == resource.hash) {
+            match old.get(name).filter(|known| known.hash == resource.hash && known.any == resource.any) {
                 Some(same) => *resource = same.clone(),
                 None => *resource = self.shared(resource),
             }
@@ -37,7 +37,9 @@ impl Pool {
         let key = hash_bytes(resource.name.as_bytes()) ^ resource.hash.rotate_left(1);
         let mut known = lock(&self.0);
         let same = known.by_hash.get(&key).and_then(Weak::upgrade);
-        if let Some(same) = same.filter(|same| same.hash == resource.hash && same.name == resource.name) {
+        if let Some(same) =
+            same.filter(|same| same.hash == resource.hash && same.name == resource.name && same.any == resource.any)
+        {
             return same;
         }
         if known.by_hash.len() >= known.sweep_at.max(SWEEP_AT) {

@@ -284,7 +284,9 @@ impl<V: Variant> Connection<V> {
         let Caller::Account { namespace, service_account } = &self.caller else { return false };
         let workload = snapshot.proxy_workload(view.namespace(), &view.node.pod, view.node.ip);
         let same = |w: &Arc<weft_model::Workload>| w.namespace == *namespace && w.service_account == *service_account;
-        workload.is_some_and(|w| same(w) && *w.labels == view.labels)
+        // The labels of a workload that registered itself are what it said: they open no gateway's Secrets.
+        let own_words = |w: &Arc<weft_model::Workload>| view.is_gateway() && w.owner_kind == "WorkloadEntry";
+        workload.is_some_and(|w| same(w) && *w.labels == view.labels && !own_words(w))
     }
 
     /// Whether the API server would let the caller read the Secrets of its namespace.

@@ -119,7 +119,8 @@ impl AdsServer {
             closing: watch::Sender::new(false),
             registry: Registry::default(),
             metrics: Metrics::default(),
-            generating: Semaphore::new(processors),
+            // One processor stays free for webhooks, leases and probes.
+            generating: Semaphore::new(processors.saturating_sub(1).max(1)),
             pools: Arc::default(),
             places: Places::new(options.max_streams),
             secret_access: OnceLock::new(),

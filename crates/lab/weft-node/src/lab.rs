@@ -3,7 +3,7 @@
 
 use crate::admission::LabAdmission;
 use crate::config::LabConfig;
-use crate::controllers::{self, Surroundings, objects};
+use crate::controllers::{self, Surroundings, namespaces, objects};
 use crate::event::{Event, PodLine};
 use crate::init;
 use crate::making::LabPods;
@@ -124,6 +124,8 @@ async fn run(options: LabOptions) -> Result<(), String> {
     let _ = tokens.0.set(server.clone());
     step("the API is up");
 
+    // Not by a request: the server drops the status that comes with a new object, and a node is nothing but its status.
+    let _ = store.create(namespaces::node());
     let maker = Arc::new(LabPods::new(server.clone()));
     let around = Surroundings { published: published_names(&options), root_ca: Some(root_ca) };
     tokio::spawn(controllers::run(store.clone(), maker, around));

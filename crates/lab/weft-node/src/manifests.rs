@@ -1,6 +1,5 @@
 //! The objects that a lab starts with, and how files of objects are put into it.
 
-use crate::controllers::namespaces;
 use crate::network::{API_PORT, API_SERVICE, DNS_SERVICE, GATEWAY};
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
@@ -61,7 +60,7 @@ impl Applier {
         Self { server, token }
     }
 
-    /// The objects of every lab: namespaces, node, API and DNS services, mesh.
+    /// The objects of every lab: namespaces, API and DNS services, mesh.
     ///
     /// # Errors
     /// When one is refused.
@@ -69,8 +68,6 @@ impl Applier {
         for object in cluster_objects() {
             self.apply(&object, "the lab").await?;
         }
-        // Not by a request: the server drops the status that comes with a new object, and a node is nothing but its status.
-        let _ = self.server.store().create(namespaces::node());
         self.text(MESH, "mesh.yaml").await
     }
 
@@ -202,7 +199,6 @@ fn cluster_objects() -> Vec<Object> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::controllers::objects::list;
     use weft_apiserver::{AdminToken, ApiServerOptions};
     use weft_store::MemoryStore;
 
@@ -216,7 +212,6 @@ mod tests {
         applier.base().await.unwrap();
         applier.bookinfo().await.unwrap();
         applier.base().await.unwrap();
-        assert_eq!(list(&store, "", "Node")[0].body["status"]["conditions"][0]["type"], "Ready");
         assert!(store.find("apps", "Deployment", "default", "productpage-v1").is_some());
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("bad.yaml");

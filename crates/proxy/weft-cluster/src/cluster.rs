@@ -119,7 +119,9 @@ impl LiveCluster {
         let before = self.hosts.borrow().clone();
         let next = Rc::new(HostSet::build(endpoints, &before, resolve));
         before.retire_missing(&next);
-        self.ejected.set(next.all.iter().filter(|h| h.outlier.is_ejected()).count());
+        let ejected = next.all.iter().filter(|h| h.outlier.is_ejected()).count();
+        self.stats.outlier.active.add(ejected as i64 - self.ejected.get() as i64);
+        self.ejected.set(ejected);
         self.hosts.replace(next);
         self.subsets.clear();
         self.source.replace(Some(endpoints.clone()));
@@ -343,7 +345,9 @@ impl LiveCluster {
 
     /// Leaves an endpoint out, when the dice say so and not too many are out already.
     fn detected(&self, policy: &OutlierDetection, host: &Rc<Host>, cause: Cause) {
-        if host.outlier.is_ejected() {
+        // Requests may still be under way to an endpoint that is gone: it takes no place among those left out.
+        let listed = || self.hosts.borrow().all.iter().any(|known| Rc::ptr_eq(known, host));
+        if host.outlier.is_ejected() || host.removed.get() || !listed() {
             return;
         }
         self.stats.outlier.detected[cause as usize].inc();

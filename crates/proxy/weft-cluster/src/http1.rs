@@ -93,7 +93,7 @@ impl Http1 {
             wire.set_sending(true);
             encode::request(wire.out_buffer(), &parts, length)
         };
-        let asks_upgrade = parts.method == Method::CONNECT || parts.headers.contains_key(UPGRADE);
+        let asks_upgrade = parts.method != Method::CONNECT && parts.headers.contains_key(UPGRADE);
         pool::keep_map(parts.headers);
         let mut outgoing = Some(Outgoing::new(body, sending));
         let mut broken = None;

@@ -284,6 +284,14 @@ impl Pool {
         None
     }
 
+    /// Closes the connection that has been idle longest; false when none is.
+    fn drop_idle(&self) -> bool {
+        let mut idle = self.idle.borrow_mut();
+        let oldest = (!idle.is_empty()).then(|| idle.remove(0));
+        drop(idle);
+        oldest.is_some()
+    }
+
     fn take_shared(&self, limits: &ConnectionLimits, now: Instant) -> Option<Rc<Http2>> {
         let mut shared = self.shared.borrow_mut();
         if shared.is_empty() {
@@ -334,6 +342,9 @@ pub async fn acquire(cluster: &Rc<LiveCluster>, host: &Rc<Host>, want: Want<'_>)
         } else if let Some(permit) = connection_permit(cluster, host, &pool, want.priority) {
             let made = pool.connect(cluster, host, permit, one_connection).await;
             return made.inspect_err(|_| cluster.stats.rq_pending_failure_eject.inc());
+        } else if pool.drop_idle() {
+            // Not good enough for this request; its place is.
+            continue;
         } else {
             cluster.stats.cx_overflow.inc();
             pool.freed.notified().await;

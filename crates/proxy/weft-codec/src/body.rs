@@ -120,6 +120,14 @@ impl ProxyBody {
         }
     }
 
+    /// Why it is cut short, if it is: for those who cannot ask for a frame now.
+    pub fn poll_abort(&mut self, cx: &mut Context<'_>) -> Option<BodyError> {
+        let error = self.observer.as_mut()?.poll_abort(cx)?;
+        self.finish(Some(&error));
+        self.kind = Kind::Empty;
+        Some(error)
+    }
+
     fn finish(&mut self, error: Option<&BodyError>) {
         if let Some(mut observer) = self.observer.take() {
             observer.end(error);
@@ -145,11 +153,7 @@ impl Body for ProxyBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        if let Some(observer) = &mut this.observer
-            && let Some(error) = observer.poll_abort(cx)
-        {
-            this.finish(Some(&error));
-            this.kind = Kind::Empty;
+        if let Some(error) = this.poll_abort(cx) {
             return Poll::Ready(Some(Err(error)));
         }
         let mut frame = ready!(this.poll_kind(cx));

@@ -11,6 +11,8 @@ use std::task::{Context, Poll, ready};
 
 /// Bytes kept for further tries; Envoy's default `per_connection_buffer_limit_bytes`.
 pub const DEFAULT_LIMIT: usize = 1024 * 1024;
+/// Frames kept at most: each costs memory besides its bytes.
+const MAX_FRAMES: usize = 16 * 1024;
 
 /// Keeps the body between tries. One try reads at a time.
 #[derive(Clone)]
@@ -88,7 +90,7 @@ impl State {
         }
         if let Some(data) = frame.data_ref() {
             self.bytes += data.len();
-            if self.bytes > self.limit {
+            if self.bytes > self.limit || self.kept.len() >= MAX_FRAMES {
                 self.overflown = true;
                 self.kept = Vec::new();
                 return;

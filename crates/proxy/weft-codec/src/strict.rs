@@ -92,7 +92,9 @@ fn check_framing(parts: &Parts, has_body: bool) -> Result<(), Refusal> {
         }
     }
     // Bytes sent before the answer to an upgrade would be read as a body by one side and as the new protocol by the other.
-    if has_body && (parts.method == Method::CONNECT || headers.contains_key(UPGRADE)) {
+    // `h2c` is never agreed to: such a request is served as it is.
+    let upgrades = headers.get_all(UPGRADE).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"h2c"));
+    if has_body && (parts.method == Method::CONNECT || upgrades) {
         return Err(bad("body_before_upgrade"));
     }
     Ok(())

@@ -158,6 +158,26 @@ async fn circuit_breakers() {
     assert_eq!(slow.connections.load(Ordering::SeqCst), 1);
 }
 
+/// A connection that has been idle for long is not good enough for a request that cannot be repeated; with a limit of one
+/// connection its place is needed all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_does_not_wait_beside_an_idle_connection() {
+    let backend = Backend::echo("ok").await;
+    let routes = all(r#"[{match: {prefix: "/"}, route: {cluster: a}}]"#);
+    let limits = "circuit_breakers: {thresholds: [{max_connections: 1, max_pending_requests: 1}]},";
+    let proxy = Proxy::start_with(&http_bootstrap("", &routes, &[("a", backend.addr, limits)]), |o| {
+        o.concurrency = std::num::NonZeroUsize::MIN;
+    })
+    .await;
+    assert_eq!(get(proxy.addr(), "/").await.status, 200);
+    // Longer than a connection may be idle for such a request.
+    tokio::time::sleep(Duration::from_millis(2300)).await;
+    let post = send(proxy.addr(), request("POST", "/", &[], "hello"));
+    let got = tokio::time::timeout(Duration::from_secs(20), post).await.expect("it waits for ever");
+    assert_eq!(got.status, 200, "{}", got.body);
+    assert_eq!(backend.connections.load(Ordering::SeqCst), 2);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn endpoints_that_fail_are_left_out() {
     let (good, bad) = (Backend::echo("good").await, flaky(503, usize::MAX).await);

@@ -128,7 +128,11 @@ fn bad_ones_are_named_and_the_rest_applies() {
     let applied = builder.apply(&change);
     let names: Vec<_> = applied.refused.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["b", "n", "x", "y"]);
-    assert!(applied.refused[0].1.contains("lb_subset_config: is not supported"), "{:?}", applied.refused[0]);
+    assert!(
+        applied.refused[0].1.contains("lb_subset_config.list_as_any: is not supported"),
+        "{:?}",
+        applied.refused[0]
+    );
     assert!(applied.refused[1].1.contains("\"m\""), "{:?}", applied.refused[1]);
     let after = builder.snapshot();
     assert!(Arc::ptr_eq(&before.clusters["b"], &after.clusters["b"]), "what was there stays");

@@ -49,8 +49,7 @@ fn apply(golden: &Value, builder: &mut ConfigBuilder) -> Vec<Applied> {
 }
 
 /// What weft-proxy cannot do yet, by file: part of the message that says so.
-const KNOWN: [(&str, &str); 2] = [
-    ("telemetry", "request_header.default_value: is not supported"),
+const KNOWN: [(&str, &str); 1] = [
     // A user's own filter.
     ("envoy-filter", "envoy.filters.http.lua"),
 ];

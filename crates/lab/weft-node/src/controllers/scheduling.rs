@@ -175,6 +175,7 @@ mod tests {
         }
         let (store, nobody) = (MemoryStore::new(), Nobody(tokio::sync::Notify::new()));
         store.create(node(NODE, "a")).unwrap();
+        store.create(object(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "n"}}))).unwrap();
         let spec = json!({"nodeSelector": {"topology.kubernetes.io/zone": "b"}});
         let pod = object(
             json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "n"}, "spec": spec}),

@@ -88,6 +88,9 @@ pub fn response(
     Answered { sending, keep_alive, is_tunnel }
 }
 
+/// Methods whose requests have no body unless they say so.
+const BODILESS: [Method; 5] = [Method::GET, Method::HEAD, Method::DELETE, Method::TRACE, Method::CONNECT];
+
 /// Writes a request's head. `body`: the body's length, when it is known.
 pub fn request(out: &mut Vec<u8>, head: &request::Parts, body: Option<u64>) -> Sending {
     out.extend_from_slice(head.method.as_str().as_bytes());
@@ -102,6 +105,11 @@ pub fn request(out: &mut Vec<u8>, head: &request::Parts, body: Option<u64>) -> S
     let stated = header_lines(out, &head.headers, false);
     let sending = match (stated.length, body) {
         (Some(length), _) => Sending::Length(length),
+        // As Envoy does (HeaderUtility::requestShouldHaveNoBody): some servers answer 411 without it.
+        (None, Some(0)) if !BODILESS.contains(&head.method) => {
+            content_length(out, 0);
+            Sending::Nothing
+        }
         (None, Some(0)) => Sending::Nothing,
         (None, Some(length)) => {
             content_length(out, length);
@@ -316,7 +324,8 @@ mod tests {
             ("POST", "/", &[], Some(3), "POST / HTTP/1.1|content-length: 3||", Sending::Length(3)),
             ("POST", "/", &[("content-length", "0")], Some(0), "POST / HTTP/1.1|content-length: 0||", Sending::Nothing),
             ("CONNECT", "a:1", &[("host", "a:1")], Some(0), "CONNECT a:1 HTTP/1.1|host: a:1||", Sending::Nothing),
-            ("OPTIONS", "*", &[], Some(0), "OPTIONS * HTTP/1.1||", Sending::Nothing),
+            ("OPTIONS", "*", &[], Some(0), "OPTIONS * HTTP/1.1|content-length: 0||", Sending::Nothing),
+            ("POST", "/", &[], Some(0), "POST / HTTP/1.1|content-length: 0||", Sending::Nothing),
         ] {
             let (mut parts, ()) = Request::builder().method(method).uri(uri).body(()).unwrap().into_parts();
             parts.headers = map(headers);

@@ -261,7 +261,9 @@ fn response_of(bytes: &Bytes, parsed: &httparse::Response<'_, '_>, asked: &Metho
         Seen { length: Some(length), .. } => Framing::Length(length),
         Seen { length: None, .. } => Framing::UntilClose,
     };
-    let keep_alive = seen.keep_alive(version) && framing != Framing::UntilClose;
+    // What follows a switch is of another protocol, whether or not anybody has agreed to it.
+    let switched = status == StatusCode::SWITCHING_PROTOCOLS || (*asked == Method::CONNECT && status.is_success());
+    let keep_alive = seen.keep_alive(version) && framing != Framing::UntilClose && !switched;
     let mut response = Response::new(());
     *response.status_mut() = status;
     *response.version_mut() = version;
@@ -334,7 +336,8 @@ pub(super) fn may_trail(name: &str) -> bool {
         "transfer-encoding",
         "upgrade",
     ];
-    !NEVER.contains(&name)
+    let of_the_mesh = name == "forwarded" || name.starts_with("x-forwarded-") || name.starts_with("x-envoy-");
+    !NEVER.contains(&name) && !of_the_mesh
 }
 
 fn decimal(text: &[u8]) -> Option<u64> {
@@ -456,8 +459,8 @@ mod tests {
             ("HTTP/1.0 200 OK\nContent-Length: 5\n\n", Method::GET, Framing::Length(5), false),
             ("HTTP/1.0 200 OK\nConnection: keep-alive\nContent-Length: 5\n\n", Method::GET, Framing::Length(5), true),
             ("HTTP/1.1 200 OK\nConnection: close\nContent-Length: 0\n\n", Method::GET, Framing::None, false),
-            ("HTTP/1.1 200 OK\n\n", Method::CONNECT, Framing::None, true),
-            ("HTTP/1.1 101 Switching Protocols\n\n", Method::GET, Framing::None, true),
+            ("HTTP/1.1 200 OK\n\n", Method::CONNECT, Framing::None, false),
+            ("HTTP/1.1 101 Switching Protocols\n\n", Method::GET, Framing::None, false),
         ] {
             let bytes = Bytes::from(text.replace('\n', "\r\n"));
             let head = response(&bytes, &asked, HeadLimits::RESPONSE).unwrap_or_else(|fault| panic!("{text}: {fault}"));

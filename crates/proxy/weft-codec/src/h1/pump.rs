@@ -44,7 +44,14 @@ impl Outgoing {
     pub fn poll(&mut self, wire: &SharedWire, cx: &mut Context<'_>) -> Poll<Result<(), PumpError>> {
         while !self.ended {
             if wire.borrow().is_full() {
-                ready!(wire.borrow_mut().poll_flush(cx))?;
+                let flushed = wire.borrow_mut().poll_flush(cx)?;
+                if flushed.is_pending() {
+                    // Who does not take a message does not keep it from being cut.
+                    return match self.body.poll_abort(cx) {
+                        Some(error) => Poll::Ready(Err(PumpError::Body(error))),
+                        None => Poll::Pending,
+                    };
+                }
             }
             // The connection is not borrowed while the body, which may come from anywhere, is asked.
             match Pin::new(&mut self.body).poll_frame(cx) {

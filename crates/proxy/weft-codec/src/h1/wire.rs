@@ -87,6 +87,10 @@ pub struct Wire {
     watcher: Option<Waker>,
     /// Sends the rest of a body.
     pump: Option<Waker>,
+    /// Reads the body.
+    reader: Option<Waker>,
+    /// Nobody is to read the rest of the body.
+    abandoned: bool,
 }
 
 impl Wire {
@@ -120,6 +124,8 @@ impl Wire {
             interim: 0,
             watcher: None,
             pump: None,
+            reader: None,
+            abandoned: false,
         }
     }
 
@@ -149,10 +155,14 @@ impl Wire {
         let room = self.room.min(usize::try_from(expected).unwrap_or(usize::MAX));
         self.read.reserve(room);
         let outcome = pin!(io.read_buf(&mut self.read)).poll(cx);
-        if let Poll::Ready(Ok(n)) = &outcome
-            && *n >= self.room
-        {
-            self.room = (self.room * 2).min(MOST_ROOM);
+        if let Poll::Ready(Ok(n)) = &outcome {
+            if *n >= self.room {
+                self.room = (self.room * 2).min(MOST_ROOM);
+            } else if self.read.len() < room / 4 {
+                // What is kept must not keep a large piece of memory for few bytes: a body can come byte by byte.
+                self.read = pool::cut(&self.read);
+                self.room = FIRST_ROOM;
+            }
         }
         if self.read.is_empty() {
             self.read = BytesMut::new();
@@ -242,6 +252,9 @@ impl Wire {
     /// # Errors
     /// When it breaks off.
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, WireError>>> {
+        if self.abandoned {
+            return Poll::Ready(Some(Err(WireError::Closed)));
+        }
         if std::mem::take(&mut self.owes_continue) {
             self.continuing = true;
             self.out_buffer().extend_from_slice(CONTINUE);
@@ -266,7 +279,11 @@ impl Wire {
                 Ok(None) => {}
                 Err(fault) => return self.fail(fault.into()),
             }
-            match ready!(self.poll_fill(cx)) {
+            let filled = self.poll_fill(cx);
+            if filled.is_pending() && !self.reader.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
+                self.reader = Some(cx.waker().clone());
+            }
+            match ready!(filled) {
                 Ok(0) => match self.decoder.close() {
                     Ok(()) => {
                         self.gone = true;
@@ -458,6 +475,20 @@ impl Wire {
         self.decoder.is_done()
     }
 
+    /// The answer begins: `100 Continue` is not said any more.
+    pub fn begin_answer(&mut self) {
+        self.owes_continue = false;
+        self.continuing = false;
+    }
+
+    /// Nobody is to read the body any more; a reader that is still there hears that it broke off.
+    pub fn abandon_body(&mut self) {
+        self.abandoned = !self.decoder.is_done();
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+    }
+
     /// The body has been read to its end.
     pub fn has_read_body(&self) -> bool {
         self.decoder.is_done()
@@ -517,6 +548,7 @@ impl Wire {
 
     /// Closes the connection.
     pub fn close(&mut self) {
+        self.abandon_body();
         if let Some(pump) = self.pump.take() {
             pump.wake();
         }
@@ -529,6 +561,8 @@ impl Wire {
         self.read = BytesMut::new();
         self.data = Bytes::new();
         self.out = Vec::new();
+        self.written = 0;
+        self.tail = &[];
     }
 }
 
@@ -605,6 +639,33 @@ mod tests {
             far.write_all(b"ok").await.unwrap();
         };
         tokio::join!(read, client);
+    }
+
+    #[tokio::test]
+    async fn a_reader_hears_when_nobody_may_read_on() {
+        for close in [false, true] {
+            let (wire, mut far) = pair();
+            far.write_all(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5").await.unwrap();
+            next(&wire).await.unwrap().unwrap();
+            let body = ProxyBody::from(WireBody::new(&wire));
+            let abandon = async {
+                tokio::task::yield_now().await;
+                if close { wire.borrow_mut().close() } else { wire.borrow_mut().abandon_body() }
+            };
+            let (read, ()) = tokio::join!(body.collect(), abandon);
+            assert!(read.is_err(), "the body broke off");
+        }
+    }
+
+    #[tokio::test]
+    async fn few_bytes_of_a_large_body_hold_little_memory() {
+        let (wire, mut far) = pair();
+        far.write_all(b"POST / HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n").await.unwrap();
+        next(&wire).await.unwrap().unwrap();
+        far.write_all(b"x").await.unwrap();
+        let read = poll_fn(|cx| wire.borrow_mut().poll_fill(cx)).await.unwrap();
+        assert_eq!((read, wire.borrow().read.len()), (1, 1));
+        assert!(wire.borrow().read.capacity() < FIRST_ROOM / 2, "{}", wire.borrow().read.capacity());
     }
 
     #[tokio::test]

@@ -142,8 +142,9 @@ async fn speaks_http2(io: &mut Io, codec: Codec, downstream: &Downstream, limits
     }
     let mut first = BytesMut::with_capacity(1024);
     let limit = limits.idle_timeout.unwrap_or(FIRST_BYTES);
+    let until = tokio::time::Instant::now() + limit;
     loop {
-        let n = tokio::time::timeout(limit, io.read_buf(&mut first)).await??;
+        let n = tokio::time::timeout_at(until, io.read_buf(&mut first)).await??;
         let seen = first.len().min(H2_PREFACE.len());
         let matches = first[..seen] == H2_PREFACE[..seen];
         if n == 0 || !matches || seen == H2_PREFACE.len() {
@@ -241,6 +242,8 @@ async fn drive(connection: &Rc<HttpConnection>, mut served: impl Drive) -> Resul
                     }
                     connection.tick.get()
                 }
+                // It did not end within a tick: its client does not take what is written.
+                Watched::End if connection.is_http1() && connection.active.get() == 0 => return Poll::Ready(Ok(())),
                 Watched::End => connection.tick.get(),
                 // A client that is in the middle of its headers would not notice a shutdown in order.
                 Watched::Cut => return Poll::Ready(Ok(())),

@@ -410,6 +410,10 @@ impl BodyObserver for RequestObserver {
                 for copy in &self.copies {
                     let _ = copy.try_send(Err(BodyError::Aborted("the mirrored request broke off")));
                 }
+                // Whoever answers already will not get the rest, and must not be waited for.
+                if self.exchange.facts.borrow().response_at.is_some() {
+                    self.exchange.cancel(Reason::DownstreamDisconnect);
+                }
             }
         }
     }

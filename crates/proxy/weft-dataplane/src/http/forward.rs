@@ -589,7 +589,14 @@ impl Tries<'_> {
             let keep = self.retries.is_possible() || repeatable;
             let request = match returned.take() {
                 Some(mut request) => {
-                    address(&mut request, &self.head.host, self.head.scheme, lease.is_http2());
+                    let named = host.hostname.as_deref().filter(|_| self.auto_host);
+                    let named = named.and_then(|name| HeaderValue::from_str(name).ok());
+                    address(
+                        &mut request,
+                        named.as_ref().unwrap_or(&self.head.host),
+                        self.head.scheme,
+                        lease.is_http2(),
+                    );
                     *request
                 }
                 None => self.build(host, &lease, keep)?,

@@ -81,6 +81,7 @@ async fn one(connection: &Rc<HttpConnection>, wire: &SharedWire, head: RequestHe
         // further request can be found. What follows a CONNECT that was refused may have been meant for the other end.
         let abandoned = Rc::strong_count(wire) == 1;
         let mut wire = wire.borrow_mut();
+        wire.begin_answer();
         let torn = abandoned && !wire.skip_body();
         let keep_alive =
             asked.keep_alive && !asked.is_connect && wire.keeps_alive() && !torn && !connection.is_ending();
@@ -99,8 +100,10 @@ async fn one(connection: &Rc<HttpConnection>, wire: &SharedWire, head: RequestHe
     if !send(wire, Outgoing::new(body, answered.sending)).await? {
         return Ok(false);
     }
+    // Who still holds the request's body (an endpoint over HTTP/2 that has answered early) must not come upon the next one's.
+    let held = Rc::strong_count(wire) > 1;
     let mut wire = wire.borrow_mut();
-    Ok(answered.keep_alive && wire.keeps_alive() && wire.skip_body())
+    Ok(answered.keep_alive && wire.keeps_alive() && (wire.has_read_body() || (!held && wire.skip_body())))
 }
 
 /// The response; `None` when the client left before there was one.
@@ -143,6 +146,7 @@ async fn end(wire: &SharedWire) -> Result<(), WireError> {
     if wire.borrow().is_closed() {
         return Ok(());
     }
+    wire.borrow_mut().abandon_body();
     poll_fn(|cx| wire.borrow_mut().poll_shutdown(cx)).await?;
     if !wire.borrow().is_gone() {
         let mut most = LINGER_BYTES;

@@ -100,7 +100,10 @@ impl Upgrade {
                 request.headers_mut().remove(SEC_WEBSOCKET_KEY);
             }
             (kind, false) => {
-                *request.method_mut() = Method::GET;
+                // An extended CONNECT has no method of its own; any other request keeps the one that was judged.
+                if kind == UpgradeKind::Extended {
+                    *request.method_mut() = Method::GET;
+                }
                 let headers = request.headers_mut();
                 headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
                 if let Ok(name) = HeaderValue::from_str(&self.name) {
