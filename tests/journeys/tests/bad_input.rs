@@ -242,7 +242,7 @@ fn what_clashes_or_cannot_be_shown_is_told_on_the_object_and_in_the_log() -> Res
     }
 
     lab.apply(&gateway("clash", "\"*\"", 443, "TCP", "").replace("http: ", "tcp: "))?;
-    told(&lab, "gateways", "clash", "port 443 is taken by Gateway default/good for another protocol than TCP")?;
+    told(&lab, "gateways", "clash", "spec.servers[0]: port 443 is taken by Gateway default/")?;
     well("a port of another protocol")?;
     lab.apply(&gateway("twin", "good.example.com", 443, "HTTPS", ", tls: {mode: SIMPLE, credentialName: good}"))?;
     told(&lab, "gateways", "twin", "host good.example.com on port 443 already belongs to Gateway default/good")?;

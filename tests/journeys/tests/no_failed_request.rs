@@ -4,7 +4,6 @@ use anyhow::{Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use std::time::Duration;
 use weft_journeys::browser::{Stars, get, stars};
-use weft_journeys::lab::text;
 use weft_journeys::load::Load;
 use weft_journeys::processes::descendants;
 use weft_journeys::{Lab, eventually, sample};
@@ -136,17 +135,16 @@ fn control_plane_down() -> Result<()> {
     })?;
     under_load(&lab, "control plane away", || Ok(()))?;
 
-    // New pods wait, and say why.
+    // New pods wait, and it is said why: nobody gives them their proxy (`failurePolicy: Fail`, as on a cluster).
     lab.apply_sample("sleep/sleep.yaml")?;
     eventually(SOON, || {
-        let pods = lab.objects("pods", &["-n", "default", "-l", "app=sleep"])?;
-        let said = serde_json::to_string(&pods)?;
-        ensure!(pods.len() == 1 && said.contains("istiod"), "{said}");
+        let events = lab.objects("events", &["-n", "default"])?;
+        let said = events.iter().find(|event| event["reason"] == "FailedCreate" && event.to_string().contains("sleep"));
+        let said = said.map(|event| event["message"].to_string()).unwrap_or_default();
+        ensure!(said.contains("istiod"), "{events:?}");
         Ok(())
     })?;
-    ensure!(lab.ready_pods("app=sleep", "default")?.is_empty(), "a pod without configuration is ready");
-    let status = lab.try_weft(&["get", "pods"])?;
-    println!("{}", text(&status.stdout));
+    ensure!(lab.objects("pods", &["-n", "default", "-l", "app=sleep"])?.is_empty(), "a pod came without its proxy");
 
     lab.weft(&["patch", "deployment", "istiod", "-n", "istio-system", "-p", "{\"spec\":{\"replicas\":1}}"])?;
     lab.wait_ready("app=sleep", "default", 1)?;

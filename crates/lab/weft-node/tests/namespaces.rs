@@ -66,7 +66,15 @@ async fn pod_to_pod_and_cluster_address() {
     let links = Links::set_up().await.unwrap();
     let (_zones, receiver) = watch::channel(Arc::new(Zone::default()));
     dns::serve(receiver).await.unwrap();
+    let mac = || std::process::Command::new("ip").args(["-o", "link", "show", "weft0"]).output().unwrap().stdout;
+    let before = mac();
     let (a, b) = (pod(&links, 2).await, pod(&links, 3).await);
+    // Pods remember it: it must not change when others are plugged in.
+    let link_address = |line: &[u8]| {
+        String::from_utf8_lossy(line).split("link/ether ").nth(1).and_then(|rest| rest.get(..17).map(str::to_string))
+    };
+    assert!(link_address(&before).is_some());
+    assert_eq!(link_address(&before), link_address(&mac()), "the bridge's address");
     let address = b.address;
     let server = b.sandbox.net.run(|| std::net::TcpListener::bind((address, 9080))).unwrap();
     server.set_nonblocking(true).unwrap();

@@ -226,7 +226,8 @@ fn canary(run: &mut Run) -> Result<()> {
     });
     let moved = |labels: &str, plane: &str| -> Result<()> {
         kubectl.sh(&format!("kubectl label namespace test-ns --overwrite {labels}"))?;
-        kubectl.sh("kubectl rollout restart deployment -n test-ns")?;
+        // kubectl writes the time in whole seconds, and takes a second restart within one for a mistake.
+        eventually(SOON, || kubectl.sh("kubectl rollout restart deployment -n test-ns"))?;
         kubectl.sh("kubectl rollout status deployment sleep -n test-ns --timeout=80s")?;
         for pod in until_pods(&kubectl, "-n test-ns", 1, "2/2")? {
             let address = control_plane_of(&kubectl, "test-ns", &pod)?;

@@ -99,7 +99,10 @@ fn routes(turn: u32) -> String {
 /// When a request failed, or a process grew.
 pub fn run(plan: Plan, program: &Path) -> Result<()> {
     let config = tempfile::Builder::new().prefix("weft-soak-").suffix(".yaml").tempfile()?;
-    std::fs::write(config.path(), json!({"images": {"soak/app": [program, "serve"]}}).to_string())?;
+    std::fs::write(
+        config.path(),
+        json!({"images": {"soak/app": [program, "serve"]}, "mounts": [program.parent()]}).to_string(),
+    )?;
     let lab = Lab::start(&["--config", config.path().to_str().context("path")?])?;
     prepare(&lab)?;
     let watch = Watch::start(&lab)?;

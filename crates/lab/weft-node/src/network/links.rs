@@ -9,6 +9,10 @@ use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, Ro
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd as _;
 
+/// The bridge's own address. Without one it takes the lowest of its ports', which changes whenever a pod is plugged in: pods
+/// that know the old one would send into nowhere until they ask again, seconds later. Locally administered (bit 1).
+const BRIDGE_MAC: [u8; 6] = [0x02, b'w', b'e', b'f', b't', 0];
+
 /// Name of the bridge.
 pub const BRIDGE: &str = "weft0";
 /// Name of a pod's interface.
@@ -33,7 +37,7 @@ impl Links {
         tokio::spawn(connection);
         let namespace = NetNs::current().map_err(io("open the network namespace"))?;
         set_up_link(&handle, "lo").await?;
-        let bridge = LinkBridge::new(BRIDGE).up().build();
+        let bridge = LinkBridge::new(BRIDGE).address(BRIDGE_MAC.to_vec()).up().build();
         handle.link().add(bridge).execute().await.map_err(netlink("create the bridge"))?;
         let bridge = index(&handle, BRIDGE).await?;
         for (address, length) in [(GATEWAY, 16), (DNS_SERVICE, 32)] {
