@@ -8,7 +8,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 /// How long a lab may take to start.
@@ -99,7 +99,11 @@ impl Lab {
     fn wait_until_ready(&mut self) -> Result<()> {
         let deadline = Instant::now() + START_LIMIT;
         loop {
-            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            // What it started may hold its output open after its end.
+            let ended = self.child.try_wait()?.is_some();
+            let pause = if ended { Duration::from_millis(200) } else { Duration::from_secs(1) };
+            match self.lines.recv_timeout(pause) {
+                Err(RecvTimeoutError::Timeout) if !ended && Instant::now() < deadline => {}
                 Ok(line) => {
                     self.greeting.push_str(&line);
                     self.greeting.push('\n');
