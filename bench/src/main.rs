@@ -73,11 +73,13 @@ fn main() -> Result<()> {
     }
     weft_tls::install_provider();
     let files = raise_files()?;
+    // What is measured runs in folders of its own, where a relative path would lead nowhere.
+    let programs = cli.programs.canonicalize().with_context(|| format!("--programs {}", cli.programs.display()))?;
     let folder = tempfile::tempdir()?;
     let bench = Bench {
         folder: folder.path().to_path_buf(),
         pki: pki::write(folder.path())?,
-        programs: Programs { weft: cli.programs.join("weft-proxy"), envoy: cli.envoy.clone(), files },
+        programs: Programs { weft: programs.join("weft-proxy"), envoy: cli.envoy.clone(), files },
         backend: backend::start()?,
         duration: Duration::from_secs(cli.seconds.unwrap_or(if cli.quick { 2 } else { 6 })),
         full: !cli.quick,

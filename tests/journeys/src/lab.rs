@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::json;
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,10 @@ use std::time::{Duration, Instant};
 const START_LIMIT: Duration = Duration::from_secs(180);
 /// How long a lab may take to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
+
+/// The Deployments of Bookinfo.
+pub const BOOKINFO: [&str; 6] =
+    ["productpage-v1", "details-v1", "reviews-v1", "reviews-v2", "reviews-v3", "ratings-v1"];
 
 /// A running lab.
 pub struct Lab {
@@ -232,6 +237,22 @@ impl Lab {
         })
     }
 
+    /// Has the control plane give out certificates of `seconds` at most, and Bookinfo and the gateway begin anew with such a one.
+    pub fn short_lives(&self, seconds: u64) -> Result<()> {
+        let env = json!([{"name": "MAX_WORKLOAD_CERT_TTL", "value": format!("{seconds}s")}]);
+        let container = json!({"name": "discovery", "env": env});
+        let patch = json!({"spec": {"template": {"spec": {"containers": [container]}}}}).to_string();
+        self.weft(&["patch", "deployment", "istiod", "-n", "istio-system", "-p", &patch])?;
+        self.wait_deployments("istio-system", &["istiod"])?;
+        let again = json!({"spec": {"template": {"metadata": {"annotations": {"short": "lived"}}}}}).to_string();
+        for name in BOOKINFO {
+            self.weft(&["patch", "deployment", name, "-p", &again])?;
+        }
+        self.weft(&["patch", "deployment", "istio-ingressgateway", "-n", "istio-system", "-p", &again])?;
+        self.wait_deployments("default", &BOOKINFO)?;
+        self.wait_deployments("istio-system", &["istio-ingressgateway"])
+    }
+
     /// Changes the mesh's settings: merges `change` (YAML, as under `meshConfig`) into `mesh` of ConfigMap `istio`.
     pub fn change_mesh(&self, change: &serde_json::Value) -> Result<()> {
         let map = self.weft(&["get", "configmap", "istio", "-n", "istio-system", "-o", "json"])?;
@@ -249,7 +270,7 @@ impl Lab {
             }
             mesh.push(format!("{name}: {value}"));
         }
-        let patch = serde_json::json!({"data": {"mesh": mesh.join("\n") + "\n"}}).to_string();
+        let patch = json!({"data": {"mesh": mesh.join("\n") + "\n"}}).to_string();
         self.weft(&["patch", "configmap", "istio", "-n", "istio-system", "-p", &patch]).map(drop)
     }
 

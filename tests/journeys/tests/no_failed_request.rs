@@ -89,7 +89,7 @@ fn certificates_rotate() -> Result<()> {
     let patch = serde_json::json!({"spec": {"template": {"metadata": {"annotations": {
         "proxy.istio.io/config": "proxyMetadata: {SECRET_TTL: 20s}",
     }}}}});
-    for deployment in ["productpage-v1", "details-v1", "ratings-v1", "reviews-v1", "reviews-v2", "reviews-v3"] {
+    for deployment in weft_journeys::lab::BOOKINFO {
         lab.weft(&["patch", "deployment", deployment, "-p", &patch.to_string()])?;
     }
     lab.weft(&["patch", "deployment", "istio-ingressgateway", "-n", "istio-system", "-p", &patch.to_string()])?;

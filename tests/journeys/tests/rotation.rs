@@ -59,20 +59,7 @@ fn a_new_root_under_load() -> Result<()> {
 #[test]
 fn short_lives_and_a_control_plane_that_is_away() -> Result<()> {
     let lab = Lab::start(&[])?;
-    let env = json!([{"name": "MAX_WORKLOAD_CERT_TTL", "value": format!("{LIFE}s")}]);
-    let container = json!({"name": "discovery", "env": env});
-    let patch = json!({"spec": {"template": {"spec": {"containers": [container]}}}}).to_string();
-    lab.weft(&["patch", "deployment", "istiod", "-n", "istio-system", "-p", &patch])?;
-    lab.wait_deployments("istio-system", &["istiod"])?;
-    // Those that have a certificate of a day begin anew with a short one.
-    let again = json!({"spec": {"template": {"metadata": {"annotations": {"short": "lived"}}}}}).to_string();
-    let names = ["productpage-v1", "details-v1", "reviews-v1", "reviews-v2", "reviews-v3", "ratings-v1"];
-    for name in names {
-        lab.weft(&["patch", "deployment", name, "-p", &again])?;
-    }
-    lab.weft(&["patch", "deployment", "istio-ingressgateway", "-n", "istio-system", "-p", &again])?;
-    lab.wait_deployments("default", &names)?;
-    lab.wait_deployments("istio-system", &["istio-ingressgateway"])?;
+    lab.short_lives(LIFE)?;
     eventually(SOON, || {
         ensure!(get(&lab.url("/productpage"), &[])?.status == 200, "not yet");
         Ok(())

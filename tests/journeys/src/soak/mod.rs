@@ -127,22 +127,11 @@ pub fn run(plan: Plan, program: &Path) -> Result<()> {
 
 /// The application with its routes, certificates of a short life everywhere.
 fn prepare(lab: &Lab) -> Result<()> {
-    let env = json!([{"name": "MAX_WORKLOAD_CERT_TTL", "value": format!("{LIFE}s")}]);
-    let container = json!({"name": "discovery", "env": env});
-    let patch = json!({"spec": {"template": {"spec": {"containers": [container]}}}}).to_string();
-    lab.weft(&["patch", "deployment", "istiod", "-n", "istio-system", "-p", &patch])?;
-    lab.wait_deployments("istio-system", &["istiod"])?;
-    let again = json!({"spec": {"template": {"metadata": {"annotations": {"short": "lived"}}}}}).to_string();
-    let bookinfo = ["productpage-v1", "details-v1", "reviews-v1", "reviews-v2", "reviews-v3", "ratings-v1"];
-    for name in bookinfo {
-        lab.weft(&["patch", "deployment", name, "-p", &again])?;
-    }
-    lab.weft(&["patch", "deployment", "istio-ingressgateway", "-n", "istio-system", "-p", &again])?;
+    lab.short_lives(LIFE)?;
     let apps = [("soak-v1", "soak"), ("soak-v2", "soak"), ("soak-bytes", "soak-bytes")];
     let apps = apps.map(|(name, app)| deployment(name, app)).join("\n---\n");
     lab.apply(&format!("{MESH}---\n{apps}\n---\n{}", routes(0)))?;
-    lab.wait_deployments("default", &[&bookinfo[..], &["soak-v1", "soak-v2", "soak-bytes"]].concat())?;
-    lab.wait_deployments("istio-system", &["istio-ingressgateway"])?;
+    lab.wait_deployments("default", &["soak-v1", "soak-v2", "soak-bytes"])?;
     eventually(SOON, || client::probe(lab))
 }
 
