@@ -103,9 +103,8 @@ impl Candidate {
         let mut until: Option<Instant> = None;
         loop {
             let asked = Instant::now();
-            // Whoever is leader no more asks like everybody else, with all the time that an answer may take.
-            until = until.filter(|end| asked < *end);
-            let limit = until.map_or(self.options.deadline(), |end| end.saturating_duration_since(asked));
+            let limit;
+            (until, limit) = turn(until, asked, self.options.deadline());
             match timeout(limit, self.try_once()).await {
                 Ok(Ok(true)) => until = Some(asked + self.options.deadline()),
                 Ok(Ok(false)) => until = None,
@@ -196,6 +195,13 @@ impl Candidate {
     }
 }
 
+/// What a try at `asked` begins with: until when this process is still leader, and how long the answer may take. Whoever is
+/// leader no more asks like everybody else, with all the time that an answer may take.
+fn turn(until: Option<Instant>, asked: Instant, deadline: Duration) -> (Option<Instant>, Duration) {
+    let until = until.filter(|end| asked < *end);
+    (until, until.map_or(deadline, |end| end.saturating_duration_since(asked)))
+}
+
 fn kind() -> Result<&'static KindInfo, ClientError> {
     by_kind("coordination.k8s.io", "Lease").ok_or_else(|| ClientError::NoSuchKind("leases".into()))
 }
@@ -237,6 +243,24 @@ fn micro_time() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn turns() {
+        let (start, second) = (Instant::now(), Duration::from_secs(1));
+        let asked = start + second * 20;
+        let deadline = second * 10;
+        let table = [
+            ("never leader", None, None, deadline),
+            ("a leader with time left", Some(23), Some(23), second * 3),
+            ("a leader with all its time", Some(30), Some(30), deadline),
+            ("its time ends just now", Some(20), None, deadline),
+            ("its time is over", Some(12), None, deadline),
+        ];
+        for (what, until, holds, limit) in table {
+            let at = |seconds: Option<u32>| seconds.map(|seconds| start + second * seconds);
+            assert_eq!(turn(at(until), asked, deadline), (at(holds), limit), "{what}");
+        }
+    }
 
     #[tokio::test]
     async fn what_a_holder_writes() {

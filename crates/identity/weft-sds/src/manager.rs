@@ -9,7 +9,13 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
-/// Between first tries.
+/// Between the first tries of all; doubles.
+const START_BACKOFF: Duration = Duration::from_millis(100);
+/// Longest pause while the workload is starting: others start with it, and what it waits for comes within seconds.
+const START_MAX_BACKOFF: Duration = Duration::from_secs(1);
+/// How long a workload counts as starting.
+const STARTING: Duration = Duration::from_secs(30);
+/// Between first tries, later.
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
 /// Between later tries.
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
@@ -83,6 +89,7 @@ impl SvidManager {
             status: status_out,
             stats: stats.clone(),
             renew: renew.clone(),
+            started: Instant::now(),
             failures: 0,
             logged: None,
             files: None,
@@ -126,6 +133,7 @@ struct Keeper {
     status: watch::Sender<SvidStatus>,
     stats: Arc<SvidStats>,
     renew: Arc<Notify>,
+    started: Instant,
     /// Failures in a row.
     failures: u32,
     /// What was logged last, and when.
@@ -236,13 +244,14 @@ impl Keeper {
     fn failed(&mut self, error: &CaError, current: Option<&WorkloadSecrets>) {
         let reason = error.to_string();
         self.stats.failures.fetch_add(1, Ordering::Relaxed);
-        let backoff = FIRST_BACKOFF.saturating_mul(1 << self.failures.min(10)).min(MAX_BACKOFF);
+        let age = (self.stats.fetched.load(Ordering::Relaxed) == 0).then(|| self.started.elapsed());
+        let backoff = pause(self.failures, age);
         self.failures = self.failures.saturating_add(1);
         let now = SystemTime::now();
         let left = current.map(|secrets| secrets.svid.not_after.duration_since(now).unwrap_or_default());
         // With little life left, try often enough that a short outage does not cost the identity.
         let backoff = left.map_or(backoff, |left| backoff.min((left / 4).max(FIRST_BACKOFF)));
-        self.next = now + backoff.mul_f64(0.8 + 0.4 * fastrand::f64());
+        self.next = now + backoff.mul_f64(0.75 + 0.25 * fastrand::f64());
         self.stats
             .alarm
             .store(u64::from(current.is_some() || self.stats.fetched.load(Ordering::Relaxed) > 0), Ordering::Relaxed);
@@ -313,6 +322,53 @@ impl Keeper {
     }
 }
 
+/// Longest pause after a failure, before it is spread: by the failures before it in a row, and by how long this workload has
+/// waited for its first SVID (`None` when it has had one).
+fn pause(failures: u32, waiting: Option<Duration>) -> Duration {
+    let (first, longest) = match waiting {
+        Some(age) if age < STARTING => (START_BACKOFF, START_MAX_BACKOFF),
+        _ => (FIRST_BACKOFF, MAX_BACKOFF),
+    };
+    first.saturating_mul(1 << failures.min(10)).min(longest)
+}
+
 fn unix(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses() {
+        let (at, ms) = (|seconds| Some(Duration::from_secs(seconds)), Duration::from_millis);
+        let table = [
+            (0, at(0), ms(100)),
+            (1, at(0), ms(200)),
+            (3, at(1), ms(800)),
+            (4, at(2), ms(1000)),
+            (u32::MAX, at(29), ms(1000)),
+            (33, at(30), ms(10_000)),
+            (0, at(30), ms(250)),
+            (0, None, ms(250)),
+            (2, None, ms(1000)),
+            (u32::MAX, None, ms(10_000)),
+        ];
+        for (failures, waiting, want) in table {
+            assert_eq!(pause(failures, waiting), want, "{failures} {waiting:?}");
+        }
+    }
+
+    /// Whatever a starting workload waits for is noticed within a second.
+    #[test]
+    fn a_starting_workload_asks_often() {
+        let (mut waited, mut failures) = (Duration::ZERO, 0);
+        while waited < STARTING {
+            waited += pause(failures, Some(waited));
+            failures += 1;
+        }
+        assert!(failures >= 30, "{failures} tries in {STARTING:?}");
+        assert!(waited < STARTING + START_MAX_BACKOFF);
+    }
 }

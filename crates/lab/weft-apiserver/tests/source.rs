@@ -5,8 +5,13 @@ mod common;
 
 use common::*;
 use serde_json::json;
+use std::net::SocketAddr;
 use std::time::Duration;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use weft_k8s_api::{KindInfo, Object};
+use weft_store::lease::{Leadership, LeaseOptions};
 use weft_store::memory::key;
 use weft_store::source::KindState;
 use weft_store::{DeleteOptions, KubeSource, MemoryStore, SourceOptions, StoreOptions};
@@ -154,4 +159,52 @@ async fn waits_for_a_server_that_is_not_there_yet() {
     let _lab = lab_with(store, options(), address).await;
     within(20, source.synced()).await;
     assert_eq!(source.cache().list("", "ConfigMap").len(), 1);
+}
+
+/// Passes connections on; while `mute` is set nothing comes back on any, and they stay open.
+async fn relay(server: SocketAddr, mute: watch::Receiver<bool>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let mut mute = mute.clone();
+            tokio::spawn(async move {
+                let Ok(mut far) = TcpStream::connect(server).await else { return };
+                loop {
+                    if mute.wait_for(|mute| !*mute).await.is_err() {
+                        return;
+                    }
+                    tokio::select! {
+                        biased;
+                        _ = mute.wait_for(|mute| *mute) => {}
+                        _ = copy_bidirectional(&mut near, &mut far) => return,
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_leader_that_could_not_renew_comes_back() {
+    let lab = lab().await;
+    let (mute, muted) = watch::channel(false);
+    let address = relay(lab.address, muted).await;
+    let client = weft_store::ApiClient::connect(&format!("http://{address}"), Some(TOKEN)).unwrap();
+    let options = LeaseOptions {
+        namespace: "default".into(),
+        name: "lease".into(),
+        identity: "a".into(),
+        duration: Duration::from_secs(2),
+    };
+    let leadership = Leadership::start(&client, options);
+    let mut leader = leadership.leader();
+    for _ in 0..2 {
+        within(30, leader.wait_for(|is| *is)).await.unwrap();
+        mute.send_replace(true);
+        within(30, leader.wait_for(|is| !*is)).await.unwrap();
+        mute.send_replace(false);
+    }
+    within(30, leader.wait_for(|is| *is)).await.unwrap();
 }
