@@ -3,8 +3,9 @@
 //! entry's condition `Healthy`; an entry whose proxy is gone goes after a grace period (Istio's pages "Virtual Machine
 //! Installation" and "WorkloadGroup").
 //!
-//! Entries carry the names of the group and of the instance of weftd that the proxy talks to: only that instance removes
-//! them, so a proxy that moves to another one keeps its entry.
+//! Entries carry the names of the group and of the instance of weftd that the proxy talks to: that instance removes them, so
+//! a proxy that moves to another one keeps its entry. An entry that nobody has renewed for twice as long as a stream may
+//! last belongs to an instance that is gone for good: any other removes it.
 
 use crate::settings::Settings;
 use serde_json::{Map, Value, json};
@@ -59,6 +60,8 @@ pub(crate) struct Registrar {
     cache: Arc<Cache>,
     instance: String,
     grace: Duration,
+    /// Age at which an entry that nobody renewed has no proxy any more.
+    forgotten: Duration,
     known: Mutex<HashMap<ObjectKey, Known>>,
     reports: mpsc::Sender<Report>,
 }
@@ -68,7 +71,9 @@ impl Registrar {
     pub fn new(client: ApiClient, cache: Arc<Cache>, settings: &Settings) -> (Arc<Self>, mpsc::Receiver<Report>) {
         let (reports, receiver) = mpsc::channel(QUEUE);
         let (instance, grace) = (settings.pod_name.clone(), settings.workload_entry_grace);
-        (Arc::new(Self { client, cache, instance, grace, known: Mutex::default(), reports }), receiver)
+        // Each new stream of a proxy renews its entry, and streams last no longer than that age (and a tenth).
+        let forgotten = settings.max_connection_age.saturating_mul(2).saturating_add(RETURN).saturating_add(grace);
+        (Arc::new(Self { client, cache, instance, grace, forgotten, known: Mutex::default(), reports }), receiver)
     }
 
     /// Writes reports, and removes entries whose proxies are gone, for as long as the process lives.
@@ -228,25 +233,31 @@ impl Registrar {
             "lastTransitionTime": if since.is_null() { now.clone() } else { since },
         }));
         let status = json!({"conditions": all});
-        self.client.patch_status_in(kind, object.version(), &key.namespace, &key.name, &status).await.map(drop)
+        self.client.patch_status_of(kind, &object, &status).await.map(drop)
     }
 
     /// Entries whose proxies have been away for longer than the grace period, also those that an earlier process of this
-    /// instance left behind.
+    /// instance left behind, and those of instances that are gone.
     async fn remove_abandoned(&self) {
-        let now = Instant::now();
+        let (now, time) = (Instant::now(), jiff::Timestamp::now());
+        let mut forgotten = Vec::new();
         for object in self.cache.list(GROUP, "WorkloadEntry") {
-            if annotation(&object, REGISTERED_BY).is_some() && annotation(&object, CONTROLLER) == Some(&self.instance) {
+            if annotation(&object, REGISTERED_BY).is_none() {
+                continue;
+            }
+            if annotation(&object, CONTROLLER) == Some(&self.instance) {
                 let mut known = self.known();
                 let entry = known.entry(object.key()).or_default();
                 if entry.streams.is_empty() {
                     entry.gone.get_or_insert(now + RETURN);
                 }
+            } else if older(annotation(&object, CONNECTED_AT), time, self.forgotten) {
+                forgotten.push(object.key());
             }
         }
         let late = |k: &Known| k.gone.is_some_and(|since| since.elapsed() >= self.grace);
         let due: Vec<ObjectKey> = self.known().iter().filter(|(_, k)| late(k)).map(|(key, _)| key.clone()).collect();
-        for key in due {
+        for key in due.into_iter().chain(forgotten) {
             match self.remove(&key).await {
                 Ok(()) => {
                     let mut known = self.known();
@@ -266,7 +277,9 @@ impl Registrar {
             other => other?,
         };
         let back = self.known().get(key).is_some_and(|known| !known.streams.is_empty());
-        if back || annotation(&object, CONTROLLER) != Some(&self.instance) {
+        let ours = annotation(&object, CONTROLLER) == Some(&self.instance);
+        let forgotten = older(annotation(&object, CONNECTED_AT), jiff::Timestamp::now(), self.forgotten);
+        if back || !(ours || forgotten) {
             return Ok(());
         }
         let revision = object.metadata.resource_version.clone();
@@ -326,6 +339,12 @@ fn kind() -> Result<&'static KindInfo, ClientError> {
 
 fn annotation<'o>(object: &'o Object, name: &str) -> Option<&'o str> {
     object.metadata.annotations.as_ref()?.get(name).map(String::as_str)
+}
+
+/// Whether the time that an annotation names is longer ago than `limit`. What names no time is never old.
+fn older(since: Option<&str>, now: jiff::Timestamp, limit: Duration) -> bool {
+    let Some(since) = since.and_then(|text| text.parse::<jiff::Timestamp>().ok()) else { return false };
+    Duration::try_from(now.duration_since(since)).is_ok_and(|age| age > limit)
 }
 
 /// Only who runs as the group's service account may stand for it, and never at the address of another workload: an entry is
@@ -388,6 +407,20 @@ fn spec_of(entry: &WorkloadEntry) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn entries_that_nobody_renews() {
+        let now = "2026-11-21T12:00:00Z".parse().unwrap();
+        for (since, want) in [
+            (Some("2026-11-21T10:58:59Z"), true),
+            (Some("2026-11-21T11:00:00Z"), false),
+            (Some("2026-11-21T13:00:00Z"), false),
+            (Some("yesterday"), false),
+            (None, false),
+        ] {
+            assert_eq!(older(since, now, Duration::from_secs(61 * 60)), want, "{since:?}");
+        }
+    }
 
     #[test]
     fn names() {

@@ -71,7 +71,7 @@ pub(crate) async fn write(client: ApiClient, cache: Arc<Cache>, mut snapshots: w
         tokio::time::sleep(SETTLE).await;
         let snapshot = snapshots.borrow_and_update().clone();
         let wanted = by_object(&snapshot.warnings);
-        let mut failed = false;
+        let mut again = None;
         for key in marked.union(&wanted.keys().cloned().collect()).cloned().collect::<Vec<_>>() {
             let messages = wanted.get(&key).cloned().unwrap_or_default();
             let written = put(&client, &cache, &key, &messages).await;
@@ -81,17 +81,16 @@ pub(crate) async fn write(client: ApiClient, cache: Arc<Cache>, mut snapshots: w
                 _ => drop(marked.insert(key.clone())),
             }
             if let Err(error) = written {
-                tracing::warn!("status of {key}: {error}");
-                failed = true;
+                again = again.max(Some(pause_after(&key, &error)));
                 if error.is_unreachable() {
                     break;
                 }
             }
         }
         let pause = async {
-            match failed {
-                true => tokio::time::sleep(RETRY).await,
-                false => std::future::pending().await,
+            match again {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => std::future::pending().await,
             }
         };
         tokio::select! {
@@ -99,6 +98,15 @@ pub(crate) async fn write(client: ApiClient, cache: Arc<Cache>, mut snapshots: w
             () = pause => {}
         }
     }
+}
+
+/// When to try again what could not be written. That somebody else wrote first is nothing to tell: the cache has it soon.
+pub(crate) fn pause_after(key: &ObjectKey, error: &ClientError) -> Duration {
+    if error.is_conflict() {
+        return SETTLE;
+    }
+    tracing::warn!("status of {key}: {error}");
+    RETRY
 }
 
 fn with_messages(cache: &Cache) -> BTreeSet<ObjectKey> {
@@ -155,7 +163,7 @@ async fn put(client: &ApiClient, cache: &Cache, key: &ObjectKey, messages: &[Mes
         status["conditions"] = conditions;
         status["observedGeneration"] = json!(object.metadata.generation);
     }
-    match client.patch_status_in(kind, object.version(), &key.namespace, &key.name, &status).await {
+    match client.patch_status_of(kind, &object, &status).await {
         Err(error) if error.is_not_found() => return Ok(()),
         written => written?,
     };

@@ -335,23 +335,36 @@ impl ApiClient {
         name: &str,
         status: &Value,
     ) -> Result<Written, ClientError> {
-        self.patch_status_in(kind, kind.versions.first().copied().unwrap_or("v1"), namespace, name, status).await
+        let version = kind.versions.first().copied().unwrap_or("v1");
+        self.merge_status(kind, version, namespace, name, &json!({ "status": status })).await
     }
 
-    /// As [`Self::patch_status`], in one of the kind's versions: a cluster may not serve the newest.
+    /// Merges `{"status": status}` into the status of the object that was read, in the version that it was read in: a cluster
+    /// may not serve the newest. Lists such as `conditions` are replaced as a whole, so nothing is written when somebody
+    /// else wrote meanwhile.
     ///
     /// # Errors
-    /// As [`Self::patch`].
-    pub async fn patch_status_in(
+    /// As [`Self::patch`]; [`ClientError::Conflict`] when the object is not as it was read: read again.
+    pub async fn patch_status_of(
+        &self,
+        kind: &KindInfo,
+        object: &Object,
+        status: &Value,
+    ) -> Result<Written, ClientError> {
+        let patch = json!({"metadata": {"resourceVersion": object.metadata.resource_version}, "status": status});
+        self.merge_status(kind, object.version(), object.namespace(), object.name(), &patch).await
+    }
+
+    async fn merge_status(
         &self,
         kind: &KindInfo,
         version: &str,
         namespace: &str,
         name: &str,
-        status: &Value,
+        patch: &Value,
     ) -> Result<Written, ClientError> {
         let path = format!("{}/status", object_path(kind, Some(version), namespace, name));
-        self.write(Method::PATCH, &path, PatchType::Merge.content_type(), &json!({ "status": status })).await
+        self.write(Method::PATCH, &path, PatchType::Merge.content_type(), patch).await
     }
 
     /// Deletes an object. `true`: it is gone; `false`: it goes when its finalizers (or its pod) are done.
