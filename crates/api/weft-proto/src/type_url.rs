@@ -18,3 +18,5 @@ pub const NAME_TABLE: &str = "type.googleapis.com/istio.networking.nds.v1.NameTa
 pub const HEALTH_INFORMATION: &str = "type.googleapis.com/istio.v1.HealthInformation";
 /// A configuration of one filter, by extension config discovery
 pub const EXTENSION_CONFIG: &str = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
+/// What a proxy asked for that holds only what it uses, with what there is for it
+pub const DEMAND: &str = "type.googleapis.com/weft.v1.Demand";

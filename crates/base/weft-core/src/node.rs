@@ -106,6 +106,8 @@ pub struct NodeMetadata {
     pub auto_register_group: String,
     /// Set by weft-proxy alone: the version of its extension messages (VHDS by wildcard, telemetry). Empty = plain Envoy.
     pub weft: String,
+    /// `"true"` when the proxy takes only the configuration that it asks for (`weft.v1.Demand`).
+    pub weft_on_demand: String,
 }
 
 #[cfg(test)]

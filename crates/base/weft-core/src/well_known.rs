@@ -67,6 +67,8 @@ pub mod annotation {
     pub const PROXY_CONFIG: &str = "proxy.istio.io/config";
     /// `weft` (default) or `envoy`.
     pub const ENGINE: &str = "weft.dev/proxy-engine";
+    /// `true`: the proxy takes only the configuration that it uses. weft-proxy alone.
+    pub const ON_DEMAND: &str = "weft.dev/on-demand";
     /// Outbound IP ranges to capture; default `*`.
     pub const INCLUDE_OUTBOUND_RANGES: &str = "traffic.sidecar.istio.io/includeOutboundIPRanges";
     /// Outbound IP ranges not to capture.

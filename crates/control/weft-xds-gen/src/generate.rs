@@ -11,6 +11,7 @@ use crate::listener::inbound::Inbound;
 use crate::listener::outbound::{self, Outbound};
 use crate::listener::{Maker, ports};
 use crate::observe::{Observability, ObserveKey};
+use crate::on_demand::{self, Addresses, Directory, Standing};
 use crate::proxy::ProxyView;
 use crate::resource::{ProxyResources, Resource, ResourceMap, Resources};
 use crate::route::{self, KeptRoutes};
@@ -70,6 +71,7 @@ struct Kept {
     outbound: HashMap<OutboundKey, (Mark, Arc<Outbound>)>,
     routes: Option<(Mark, Arc<KeptRoutes>)>,
     names: Option<(Mark, Arc<Resource>)>,
+    addresses: Option<(Mark, Arc<Addresses>)>,
     gateways: HashMap<GatewayKey, (Mark, Arc<GatewayPart>)>,
 }
 
@@ -136,7 +138,12 @@ impl GenCache {
         let mut resources = if proxy.is_gateway() { step.gateway(&mut kept) } else { step.sidecar(&mut kept) };
         let bound = envoy_filter::bound(snapshot, &proxy);
         if !bound.is_empty() {
+            let before = resources.directory.is_some().then(|| resources.clone());
             envoy_filter::apply(snapshot, &proxy, &bound, &mut resources, &self.patched);
+            if let (Some(before), Some(mut directory)) = (before, resources.directory.take()) {
+                Arc::make_mut(&mut directory.standing).add_patched(&before, &resources);
+                resources.directory = Some(directory);
+            }
         }
         resources
     }
@@ -214,6 +221,7 @@ impl Step<'_> {
         let routes = self.routes(kept, &outbound);
         let clusters = self.clusters(kept);
         let own = self.own(|| &*observe);
+        let directory = self.proxy.on_demand().then(|| self.directory(kept, &outbound, &own));
 
         ProxyResources {
             listeners: ResourceMap::new(self.without_own(&outbound), own.listeners),
@@ -223,8 +231,18 @@ impl Step<'_> {
             endpoints: ResourceMap::new(self.endpoints(kept).resources.clone(), Resources::new()),
             name_table: self.proxy.dns_capture().then(|| self.names(kept)),
             credentials: clusters.credentials.clone(),
+            directory,
             ..ProxyResources::default()
         }
+    }
+
+    fn directory(&self, kept: &mut Kept, outbound: &Outbound, own: &OwnPart) -> Directory {
+        let mark = self.mark(&[]);
+        let addresses = remember(&mut kept.addresses, mark, |_| Arc::new(on_demand::addresses(self.view)));
+        let listeners = outbound.bound.iter().chain(own.listeners.keys()).cloned().collect();
+        let clusters = own.clusters.keys().cloned().collect();
+        let standing = Arc::new(Standing { listeners, clusters, ..Standing::default() });
+        Directory { addresses, standing, dns_domain: self.view.scope.key.dns_domain.clone() }
     }
 
     /// Listeners and clusters towards the workload.
@@ -364,6 +382,7 @@ impl Step<'_> {
             if intercepts {
                 let listener = maker.virtual_outbound(transparent);
                 let resource = Resource::new(listener.name.as_str(), &listener);
+                out.bound.insert(resource.name.clone());
                 Arc::make_mut(&mut out.listeners).insert(resource.name.clone(), resource);
             }
             let known = old.map(|old| old.listeners.clone()).unwrap_or_default();

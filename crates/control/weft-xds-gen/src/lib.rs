@@ -4,7 +4,7 @@
 //! Reading order: [`proxy`] (who asks), [`scope`] (what it sees), [`generate`] (the steps), [`resource`] (what comes out);
 //! then by type: `cluster`, `endpoint`, `route`, `listener`, `gateway`, `name_table`; what several need: `traffic` (traffic
 //! policies), `authn`, `authz`, `observe` (logs, traces, metrics), `pb` (builders of messages). [`envoy_filter`] (patches of
-//! finished messages).
+//! finished messages). [`on_demand`] (the part of it that a proxy asked for).
 
 mod authn;
 mod authz;
@@ -17,6 +17,7 @@ mod host;
 mod listener;
 mod name_table;
 mod observe;
+pub mod on_demand;
 mod pb;
 pub mod proxy;
 pub mod resource;

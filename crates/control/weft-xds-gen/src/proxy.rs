@@ -90,6 +90,11 @@ impl ProxyView {
         self.metadata.dns_capture == "true"
     }
 
+    /// It takes only what it asks for. A proxy without interception has a socket for every port, and so needs all of them.
+    pub fn on_demand(&self) -> bool {
+        self.is_weft && !self.is_gateway() && self.intercepts() && self.metadata.weft_on_demand == "true"
+    }
+
     /// `REDIRECT` unless said otherwise: traffic reaches the proxy by redirection.
     pub fn intercepts(&self) -> bool {
         self.metadata.interception_mode != "NONE"

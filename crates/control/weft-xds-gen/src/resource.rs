@@ -150,6 +150,8 @@ pub struct ProxyResources {
     pub credentials: Vec<Strng>,
     /// Objects that bind the proxy and are not applied to any of this: EnvoyFilters.
     pub not_applied: Vec<Provenance>,
+    /// For a proxy that takes only what it asks for: how to find that. `None` for those that take everything.
+    pub directory: Option<crate::on_demand::Directory>,
 }
 
 #[cfg(test)]

@@ -89,6 +89,7 @@ async fn run<V: Variant>(
         view,
         status,
         session: Session::sharing(V::DELTA, shared.pools.clone()),
+        whole: Offer::default(),
         offer: Arc::default(),
         packed: BTreeMap::new(),
         made_at: published.at,
@@ -172,6 +173,9 @@ struct Connection<V: Variant> {
     view: ProxyView,
     status: Arc<ProxyStatus>,
     session: Session,
+    /// Everything that was made for the proxy.
+    whole: Offer,
+    /// What of it the proxy may have: all, or what it asked for.
     offer: Arc<Offer>,
     /// Secrets packed for the last push.
     packed: BTreeMap<Strng, (Arc<Credential>, Arc<Resource>)>,
@@ -225,14 +229,20 @@ impl<V: Variant> Connection<V> {
     }
 
     fn take(&mut self, request: Incoming) -> Result<(), Status> {
-        if let Some(kind) = Kind::of(&request.type_url) {
+        let kind = Kind::of(&request.type_url);
+        if let Some(kind) = kind {
             self.status.subscribed(kind);
         }
         if request.type_url == type_url::HEALTH_INFORMATION {
             self.watched.iter().for_each(|watched| watched.health(request.error.clone()));
             return Ok(());
         }
-        let Some(answer) = self.session.receive(request)? else { return Ok(()) };
+        let asks = kind == Some(Kind::Demand) && request.changes_names();
+        let answer = self.session.receive(request)?;
+        if asks {
+            self.offer();
+        }
+        let Some(answer) = answer else { return Ok(()) };
         self.status.answered(&answer);
         if let Answer::Nack { kind, message, .. } = &answer {
             self.shared.metrics.rejected(*kind);
@@ -272,10 +282,17 @@ impl<V: Variant> Connection<V> {
             names.retain(|name| !offer::is_own(name));
         }
         let secrets = offer::secrets(snapshot, view.namespace(), &names, &mut self.packed);
-        self.offer = Arc::new(Offer::new(snapshot.version, resources, secrets));
-        self.status.offered(self.offer.clone());
+        self.whole = Offer::new(snapshot.version, resources, secrets);
+        self.offer();
         self.made_at = published.at;
         Ok(())
+    }
+
+    /// Takes of everything what the proxy may have.
+    fn offer(&mut self) {
+        let part = self.whole.part(self.session.questions());
+        self.offer = Arc::new(part.unwrap_or_else(|| self.whole.clone()));
+        self.status.offered(self.offer.clone());
     }
 
     /// Secrets go to proxies whose resources refer to them (gateways, and workloads that a destination rule selects), and

@@ -19,11 +19,24 @@ pub enum Kind {
     Secret,
     /// The DNS name table.
     NameTable,
+    /// What a proxy asked for that takes only what it asks for.
+    Demand,
 }
 
 /// All, in the order of a push.
-pub const KINDS: [Kind; 7] =
-    [Kind::Cluster, Kind::Endpoint, Kind::Listener, Kind::Route, Kind::VirtualHost, Kind::Secret, Kind::NameTable];
+pub const KINDS: [Kind; 8] = [
+    Kind::Cluster,
+    Kind::Endpoint,
+    Kind::Listener,
+    Kind::Route,
+    Kind::VirtualHost,
+    Kind::Secret,
+    Kind::NameTable,
+    Kind::Demand,
+];
+
+/// Types of which an answer to a question is made up ([`Kind::Demand`]).
+pub(crate) const ANSWERS: [Kind; 5] = [Kind::Cluster, Kind::Endpoint, Kind::Listener, Kind::Route, Kind::VirtualHost];
 
 impl Kind {
     /// The type of a type URL; `None` for types that are not served.
@@ -41,6 +54,7 @@ impl Kind {
             Kind::VirtualHost => type_url::VIRTUAL_HOST,
             Kind::Secret => type_url::SECRET,
             Kind::NameTable => type_url::NAME_TABLE,
+            Kind::Demand => type_url::DEMAND,
         }
     }
 
@@ -54,6 +68,7 @@ impl Kind {
             Kind::VirtualHost => "VHDS",
             Kind::Secret => "SDS",
             Kind::NameTable => "NDS",
+            Kind::Demand => "DEMAND",
         }
     }
 

@@ -9,7 +9,7 @@ use weft_proto::envoy::config::core::v3::{DataSource, data_source::Specifier};
 use weft_proto::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, Secret, TlsCertificate, secret,
 };
-use weft_xds_gen::{ProxyResources, Resource, ResourceMap};
+use weft_xds_gen::{ProxyResources, Resource, ResourceMap, on_demand};
 
 /// Beginning of the names of secrets of the proxy's own namespace.
 const SECRET_SCHEME: &str = "kubernetes://";
@@ -26,13 +26,25 @@ pub struct Offer {
     resources: Arc<ProxyResources>,
     secrets: ResourceMap,
     names: ResourceMap,
+    answers: ResourceMap,
 }
 
 impl Offer {
     /// The generated resources, and `secrets` beside them.
     pub fn new(version: u64, resources: Arc<ProxyResources>, secrets: ResourceMap) -> Self {
         let names = resources.name_table.iter().cloned().collect();
-        Self { version, resources, secrets, names }
+        Self { version, resources, secrets, names, answers: ResourceMap::default() }
+    }
+
+    /// Of the same build the part that a proxy asked for; what it is when the proxy takes everything.
+    pub(crate) fn part<'a>(&self, asked: impl IntoIterator<Item = &'a str>) -> Option<Self> {
+        let (part, answers) = on_demand::select(&self.resources, asked)?;
+        Some(Self { resources: Arc::new(part), answers, ..self.clone() })
+    }
+
+    /// How many questions the proxy has an answer to; `None` when it takes everything.
+    pub(crate) fn answered(&self) -> Option<usize> {
+        self.resources.directory.as_ref().map(|_| self.answers.len())
     }
 
     /// Objects that bind the proxy and are not applied to it.
@@ -50,6 +62,7 @@ impl Offer {
             Kind::VirtualHost => &self.resources.virtual_hosts,
             Kind::Secret => &self.secrets,
             Kind::NameTable => &self.names,
+            Kind::Demand => &self.answers,
         }
     }
 }

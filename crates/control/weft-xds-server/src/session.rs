@@ -7,7 +7,7 @@
 //! - Only what changed is sent. Clusters are removed last, when the routes that used them are gone from the client.
 //! - A changed cluster is followed by its endpoints even when those did not change: the client warms it with them.
 
-use crate::kind::{KINDS, Kind};
+use crate::kind::{ANSWERS, KINDS, Kind};
 use crate::offer::Offer;
 use crate::sent::Sent;
 use crate::share::{NameSet, Pools};
@@ -24,6 +24,8 @@ use weft_xds_gen::{Resource, ResourceMap};
 pub const ACK_TIMEOUT: Duration = Duration::from_secs(15);
 /// Most names that a client may subscribe to, for each type.
 pub const MAX_NAMES: usize = 100_000;
+/// Most questions of a proxy that takes only what it asks for.
+pub const MAX_QUESTIONS: usize = 10_000;
 /// Longest reason of a refusal that is kept, in characters.
 const MAX_REASON: usize = 2048;
 /// Longest resource name, in bytes.
@@ -42,6 +44,16 @@ pub struct Incoming {
     pub error: Option<String>,
     /// Which resources.
     pub names: Names,
+}
+
+impl Incoming {
+    /// It may want others than before.
+    pub(crate) fn changes_names(&self) -> bool {
+        match &self.names {
+            Names::All(_) => true,
+            Names::Delta { subscribe, unsubscribe, .. } => !subscribe.is_empty() || !unsubscribe.is_empty(),
+        }
+    }
 }
 
 /// How a request says which resources it wants.
@@ -173,8 +185,9 @@ impl Session {
             Names::All(names) => state.set_names(kind, names),
             Names::Delta { subscribe, unsubscribe, have } => state.change_names(kind, subscribe, unsubscribe, have),
         }
-        if state.names.len() + state.prefixes.len() > MAX_NAMES {
-            return Err(Status::resource_exhausted(format!("more than {MAX_NAMES} names of {}", kind.short())));
+        let most = if kind == Kind::Demand { MAX_QUESTIONS } else { MAX_NAMES };
+        if state.names.len() + state.prefixes.len() > most {
+            return Err(Status::resource_exhausted(format!("more than {most} names of {}", kind.short())));
         }
         Ok(answer)
     }
@@ -186,7 +199,12 @@ impl Session {
             state.give_up(now);
         }
         for kind in KINDS {
-            let hold_removals = self.delta && kind == Kind::Cluster && self.routes_are_moving(offer);
+            // Endpoints that were subscribed to by name go with their clusters.
+            let leads_to = kind == Kind::Cluster || (kind == Kind::Endpoint && self.types[kind.index()].all);
+            let hold_removals = self.delta && leads_to && self.routes_are_moving(offer);
+            if kind == Kind::Demand && self.answers_are_moving(offer) {
+                continue;
+            }
             let state = &mut self.types[kind.index()];
             if !state.subscribed || state.waiting.is_some() {
                 continue;
@@ -221,6 +239,21 @@ impl Session {
             let state = &self.types[kind.index()];
             state.subscribed && (state.waiting.is_some() || state.differs(offer.of(kind), &self.pools))
         })
+    }
+
+    /// What the client asked for, by name.
+    pub fn questions(&self) -> impl Iterator<Item = &str> {
+        self.types[Kind::Demand.index()].names.iter().map(|name| &**name)
+    }
+
+    /// True while something of the answers to the client's questions has not been sent: that they are answered is said last.
+    fn answers_are_moving(&mut self, offer: &Offer) -> bool {
+        let asks = &self.types[Kind::Demand.index()];
+        asks.subscribed
+            && ANSWERS.into_iter().any(|kind| {
+                let state = &self.types[kind.index()];
+                !state.subscribed || state.lacks(offer.of(kind), &self.pools)
+            })
     }
 
     /// The endpoints of changed clusters go out with them.
@@ -447,6 +480,11 @@ impl TypeState {
         !found.changed.is_empty() || !found.gone.is_empty()
     }
 
+    /// True when something of `map` that the client wants has not been sent to it.
+    fn lacks(&self, map: &ResourceMap, pools: &Pools) -> bool {
+        !self.is_settled(map) && !self.compare(map, pools).changed.is_empty()
+    }
+
     fn is_settled(&self, map: &ResourceMap) -> bool {
         self.settled && self.sent.of().is_some_and(|(old, _)| same(old, map))
     }
@@ -655,6 +693,63 @@ mod tests {
             assert!(message.starts_with("bad listener"), "one line of a log");
             assert_eq!(session.receive(request(&nonce, no_names(delta))).unwrap(), None, "it is answered once");
         }
+    }
+
+    #[test]
+    fn a_question_is_answered_when_everything_of_the_answer_is_on_its_way() {
+        let named = |name: &str| Arc::new(Resource { name: name.into(), any: Any::default(), hash: 1 });
+        let whole = |cluster: u64| {
+            let cluster = Arc::new(Resource { name: "c".into(), any: Any::default(), hash: cluster });
+            let resources = ProxyResources {
+                listeners: [named("0.0.0.0_80")].into_iter().collect(),
+                clusters: [cluster].into_iter().collect(),
+                directory: Some(Default::default()),
+                ..Default::default()
+            };
+            Offer::new(1, Arc::new(resources), ResourceMap::default())
+        };
+        let (mut session, now) = (Session::new(true), Instant::now());
+        let ask = |kind: Kind, nonce: &str, names: &[&str]| Incoming {
+            type_url: kind.type_url().into(),
+            nonce: nonce.into(),
+            ..request(
+                "",
+                Names::Delta {
+                    subscribe: names.iter().map(ToString::to_string).collect(),
+                    unsubscribe: vec![],
+                    have: Default::default(),
+                },
+            )
+        };
+        let kinds = |pushes: &[Push]| pushes.iter().map(|push| push.kind).collect::<Vec<_>>();
+        session.receive(ask(Kind::Demand, "", &["tcp/10.0.0.1:80"])).unwrap();
+        let offer = |session: &Session, cluster| whole(cluster).part(session.questions()).unwrap();
+        let now_offered = offer(&session, 1);
+        assert_eq!(kinds(&session.pushes(&now_offered, now)), [], "a proxy that comes back asks for everything first");
+        for kind in ANSWERS {
+            session.receive(ask(kind, "", &["*"])).unwrap();
+        }
+        let all = session.pushes(&now_offered, now);
+        assert_eq!(kinds(&all).last(), Some(&Kind::Demand), "last");
+        let nonce = |kind: Kind| all.iter().find(|p| p.kind == kind).unwrap().nonce.clone();
+        for kind in [Kind::Demand, Kind::Endpoint, Kind::Route, Kind::VirtualHost, Kind::Cluster] {
+            session.receive(ask(kind, &nonce(kind), &[])).unwrap();
+        }
+        // The listeners of the first answer are not acknowledged yet, and the second has one more.
+        session.receive(ask(Kind::Demand, "", &["tcp/10.0.0.2:80", "http/80/a"])).unwrap();
+        let mut more = whole(1);
+        more = {
+            let resources = ProxyResources {
+                listeners: [named("0.0.0.0_80"), named("10.0.0.2_80")].into_iter().collect(),
+                directory: Some(Default::default()),
+                ..Default::default()
+            };
+            Offer::new(more.version, Arc::new(resources), ResourceMap::default())
+        };
+        let next = more.part(session.questions()).unwrap();
+        assert!(!kinds(&session.pushes(&next, now)).contains(&Kind::Demand), "its listener is not on its way yet");
+        session.receive(ask(Kind::Listener, &nonce(Kind::Listener), &[])).unwrap();
+        assert_eq!(kinds(&session.pushes(&next, now)), [Kind::Listener, Kind::Demand]);
     }
 
     #[test]

@@ -162,8 +162,10 @@ impl ProxyStatus {
             .collect();
         let not_applied: Vec<String> =
             inner.offer.iter().flat_map(|o| o.not_applied().map(ToString::to_string)).collect();
+        let on_demand = inner.offer.as_ref().and_then(|offer| offer.answered());
         json!({
             "not_applied": not_applied,
+            "on_demand": on_demand.map(|asked| json!({"asked": asked})),
             "proxy": self.name,
             "node_id": self.node_id,
             "proxy_type": self.node_type,

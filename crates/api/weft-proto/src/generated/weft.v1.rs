@@ -136,3 +136,20 @@ impl ::prost::Name for TcpTelemetry {
         "/weft.v1.TcpTelemetry".into()
     }
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Demand {
+    #[prost(string, repeated, tag = "1")]
+    pub listeners: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "2")]
+    pub virtual_hosts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+impl ::prost::Name for Demand {
+    const NAME: &'static str = "Demand";
+    const PACKAGE: &'static str = "weft.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "weft.v1.Demand".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/weft.v1.Demand".into()
+    }
+}

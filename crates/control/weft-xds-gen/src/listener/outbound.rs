@@ -33,6 +33,8 @@ pub(crate) struct Outbound {
     pub routes: BTreeSet<OutboundRoute>,
     /// Listeners for single pods of headless services: a pod does not get the one for itself.
     pub of_pods: BTreeMap<IpAddr, Vec<String>>,
+    /// Listeners with a socket of their own: connections come to them, not from the virtual outbound listener.
+    pub bound: BTreeSet<Strng>,
 }
 
 /// How the protocol of a listener is known.
@@ -81,11 +83,13 @@ pub(crate) fn listeners(maker: Maker<'_>, intercepts: bool) -> Outbound {
         }
         build.egress(egress, port, &binding);
     }
+    let sockets = build.entries.values().filter(|entry| entry.bind_to_port);
+    let bound = sockets.map(|entry| listener_name(&entry.bind, entry.port).into()).collect();
     let listeners = build.entries.into_values().map(|entry| {
         let listener = message(maker, entry);
         Resource::new(listener.name.clone(), &listener)
     });
-    Outbound { listeners: Arc::new(by_name(listeners)), routes: build.routes, of_pods: build.of_pods }
+    Outbound { listeners: Arc::new(by_name(listeners)), routes: build.routes, of_pods: build.of_pods, bound }
 }
 
 fn binding(listener: Option<&IstioEgressListener>, intercepts: bool, ipv6: bool) -> Binding {
