@@ -18,7 +18,7 @@ const MAX_CHAIN: usize = 16;
 /// What the authority elsewhere is asked for.
 #[derive(Debug, Clone)]
 pub struct Errand {
-    /// The request, PEM; its names have been checked.
+    /// The request, PEM; it asks for the names that were checked and for nothing else.
     pub csr: String,
     /// Lifetime wanted.
     pub ttl: Duration,
@@ -96,10 +96,11 @@ impl Registration {
         &self.roots
     }
 
-    /// Has the caller's request signed.
+    /// Has the caller's request signed. It may ask for the caller's identity and for nothing else, for the authority elsewhere may
+    /// grant what it reads: a subject above all (Istio compares the same, security/pkg/pki/ra).
     ///
     /// # Errors
-    /// When the request is broken or names another, the authority refuses, or its answer cannot be believed.
+    /// When the request is broken, names another or asks for more, the authority refuses, or its answer cannot be believed.
     pub async fn sign(
         &self,
         caller: &SpiffeId,
@@ -114,9 +115,9 @@ impl Registration {
             let text = "the request must name the caller's own identity: the authority signs what is asked for";
             return Err(SignError::BadRequest(text.into()));
         }
+        request.asks_only_for(&caller.to_string()).map_err(|error| SignError::BadRequest(error.to_string()))?;
         let ttl = self.policy.ttl(ttl);
-        let csr = String::from_utf8_lossy(csr).into_owned();
-        let chain = (self.delegate)(Errand { csr, ttl, signer, token }).await?;
+        let chain = (self.delegate)(Errand { csr: request.pem(), ttl, signer, token }).await?;
         let facts = self.believe(&chain, &request, &[San::Uri(caller.to_string())])?;
         Ok(SignedChain { chain: self.with_roots(chain)?, facts })
     }
@@ -143,7 +144,8 @@ impl Registration {
         Ok((text, made.key_pem))
     }
 
-    /// The answer is for the key and the names that were asked for and no others, is no authority's, and leads to a root.
+    /// The answer is for the key and the names that were asked for and no others, has no subject that was not asked for, is no
+    /// authority's, and leads to a root.
     fn believe(
         &self,
         chain: &[String],
@@ -165,6 +167,11 @@ impl Registration {
         let same = given.len() == names.len() && names.iter().all(|name| given.contains(name));
         if !same || !facts.ips.is_empty() || !facts.emails.is_empty() {
             return Err(wrong(format!("its names are {given:?}, asked for were {names:?}")));
+        }
+        // A server of Kubernetes takes a subject for a user and its groups.
+        if !facts.subject.is_empty() && facts.subject != request.subject {
+            let text = "nobody asked for a subject, and readers of subjects would take it for a name";
+            return Err(wrong(format!("its subject is {:?}: {text}", facts.subject)));
         }
         if facts.is_ca {
             return Err(wrong("it may sign other certificates".into()));

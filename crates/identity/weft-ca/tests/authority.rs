@@ -377,6 +377,38 @@ async fn what_is_signed_elsewhere_is_checked() {
     }
 }
 
+/// A signer of the Kubernetes API keeps the subject of a request, and the API server takes it for a user and its groups. The
+/// files in `subjects/` are `openssl req -new -subj …` and `openssl x509 -req` of a root of their own.
+#[tokio::test]
+async fn class_impersonation_nobody_chooses_the_subject_of_what_is_signed_elsewhere() {
+    let own = (include_str!("subjects/own.csr"), include_str!("subjects/own.pem"));
+    let node = (include_str!("subjects/node.csr"), include_str!("subjects/node.pem"));
+    for (csr, certificate, says) in [
+        (own.0, own.1, ""),
+        (node.0, own.1, "it asks for the subject \"CN=system:node:x,O=system:nodes\""),
+        (node.0, node.1, "it asks for the subject \"CN=system:node:x,O=system:nodes\""),
+        (own.0, node.1, "its subject is \"CN=system:node:x,O=system:nodes\""),
+    ] {
+        let asked = Arc::new(std::sync::Mutex::new(None));
+        let heard = asked.clone();
+        let delegate: weft_ca::Delegate = Arc::new(move |errand| {
+            *heard.lock().unwrap() = Some(errand.csr);
+            Box::pin(async move { Ok(vec![certificate.to_owned()]) })
+        });
+        let roots = include_str!("subjects/ca.pem");
+        let registration = weft_ca::Registration::new("signer", roots, CaPolicy::default(), delegate).unwrap();
+        // What stands around the request is not passed on.
+        let text = format!("{csr}{}", node.0);
+        let answer = registration.sign(&id(REVIEWS), text.as_bytes(), Duration::ZERO, None, None).await;
+        match answer {
+            Ok(signed) => assert_eq!((signed.facts.subject.as_str(), says), ("", "")),
+            Err(error) => assert!(!says.is_empty() && error.to_string().contains(says), "{says}: {error}"),
+        }
+        let asked = asked.lock().unwrap().take();
+        assert_eq!(asked.map(|text| text.trim().replace('\r', "")), (csr == own.0).then(|| own.0.trim().to_owned()));
+    }
+}
+
 #[test]
 fn bad_material_is_named() {
     let now = SystemTime::now();

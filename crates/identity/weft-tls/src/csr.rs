@@ -6,7 +6,9 @@ use rustls_pki_types::CertificateSigningRequestDer;
 use rustls_pki_types::pem::PemObject;
 use std::net::IpAddr;
 use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::cri_attributes::ParsedCriAttribute;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::oid_registry;
 use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey;
 use zeroize::Zeroizing;
@@ -72,6 +74,10 @@ pub struct CertificateRequest {
     pub other_names: Vec<String>,
     /// It asks for a certificate that can sign others.
     pub wants_ca: bool,
+    /// Its subject, RFC 2253; empty for a workload's.
+    pub subject: String,
+    /// What was read, without what may have stood around it.
+    der: Vec<u8>,
 }
 
 impl CertificateRequest {
@@ -102,10 +108,57 @@ impl CertificateRequest {
             .map_err(|_| TlsError::Request("its signature does not verify: the sender does not hold the key".into()))?;
         let public_key = rcgen::SubjectPublicKeyInfo::from_der(key.raw)
             .map_err(|_| TlsError::Request("public key: only RSA, ECDSA P-256 and ECDSA P-384 are signed".into()))?;
-        let mut request =
-            Self { public_key, uris: Vec::new(), dns: Vec::new(), other_names: Vec::new(), wants_ca: false };
+        let mut request = Self {
+            public_key,
+            uris: Vec::new(),
+            dns: Vec::new(),
+            other_names: Vec::new(),
+            wants_ca: false,
+            subject: crate::dn::rfc2253(&csr.certification_request_info.subject),
+            der: der.to_vec(),
+        };
         request.read_extensions(&csr)?;
         Ok(request)
+    }
+
+    /// The request as PEM: what was checked, and nothing else that stood in the text.
+    pub fn pem(&self) -> String {
+        crate::pem::encode("CERTIFICATE REQUEST", &self.der)
+    }
+
+    /// Whether the request asks for a certificate with `uri` as its name and for nothing besides: for who passes a request on
+    /// to an authority that may grant whatever stands in it. A subject that holds no text, such as the `O=` of Istio's agent,
+    /// is no wish.
+    ///
+    /// # Errors
+    /// What it asks for besides: a subject, another extension or name, another attribute.
+    pub fn asks_only_for(&self, uri: &str) -> Result<(), TlsError> {
+        let (_, csr) = X509CertificationRequest::from_der(&self.der)
+            .map_err(|e| TlsError::Request(format!("it is not a PKCS#10 request: {e}")))?;
+        let info = &csr.certification_request_info;
+        if info.subject.iter_attributes().any(|attribute| !attribute.attr_value().data.is_empty()) {
+            let text = format!("it asks for the subject {:?}; a workload asks for its SPIFFE ID alone", self.subject);
+            return Err(TlsError::Request(text));
+        }
+        let extensions = info.iter_attributes().filter_map(|attribute| match attribute.parsed_attribute() {
+            ParsedCriAttribute::ExtensionRequest(requested) => Some(&requested.extensions),
+            _ => None,
+        });
+        let san = oid_registry::OID_X509_EXT_SUBJECT_ALT_NAME;
+        if let Some(other) = extensions.flatten().find(|extension| extension.oid != san) {
+            let text = format!("it asks for the extension {}; a workload asks for its SPIFFE ID alone", other.oid);
+            return Err(TlsError::Request(text));
+        }
+        // Every byte is accounted for: another parser has nothing left that it could read differently.
+        let before = |attributes: &Vec<u8>| {
+            let rest = info.raw.strip_suffix(&attributes[..])?;
+            let rest = rest.strip_suffix(info.subject_pki.raw)?;
+            rest.strip_suffix(info.subject.as_raw()).map(|head| head.ends_with(&[0x02, 0x01, 0x00]))
+        };
+        match [false, true].iter().any(|critical| before(&name_request(uri, *critical)) == Some(true)) {
+            true => Ok(()),
+            false => Err(TlsError::Request(format!("it asks for more than, or another thing than, the name {uri}"))),
+        }
     }
 
     /// Whether a certificate (DER) is for the key of this request.
@@ -139,6 +192,38 @@ impl CertificateRequest {
         }
         Ok(())
     }
+}
+
+/// The attributes of a request for one name of kind URI, DER (RFC 2986, section 4.1; RFC 2985, section 5.4.2).
+fn name_request(uri: &str, critical: bool) -> Vec<u8> {
+    const SEQUENCE: u8 = 0x30;
+    const EXTENSION_REQUEST: &[u8] = &[0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x09, 0x0e];
+    const SUBJECT_ALT_NAME: &[u8] = &[0x06, 0x03, 0x55, 0x1d, 0x11];
+    const TRUE: &[u8] = &[0x01, 0x01, 0xff];
+    let names = tlv(SEQUENCE, &[&tlv(0x86, &[uri.as_bytes()])]);
+    let critical = if critical { TRUE } else { &[] };
+    let extension = tlv(SEQUENCE, &[SUBJECT_ALT_NAME, critical, &tlv(0x04, &[&names])]);
+    let set = tlv(0x31, &[&tlv(SEQUENCE, &[&extension])]);
+    tlv(0xa0, &[&tlv(SEQUENCE, &[EXTENSION_REQUEST, &set])])
+}
+
+/// One value in DER: tag, length, content.
+fn tlv(tag: u8, content: &[&[u8]]) -> Vec<u8> {
+    let content = content.concat();
+    let mut out = vec![tag];
+    let bytes = content.len().to_be_bytes();
+    let length: &[u8] = &bytes[bytes.iter().take_while(|byte| **byte == 0).count()..];
+    match (content.len(), u8::try_from(length.len())) {
+        (0..=0x7f, _) => out.push(length.first().copied().unwrap_or(0)),
+        (_, Ok(count)) => {
+            out.push(0x80 | count);
+            out.extend_from_slice(length);
+        }
+        // A length has eight bytes at most.
+        (_, Err(_)) => {}
+    }
+    out.extend_from_slice(&content);
+    out
 }
 
 fn check_key(key: &PublicKey<'_>) -> Result<(), TlsError> {

@@ -282,7 +282,8 @@ async fn versions_and_suites() {
 async fn each_trust_domain_has_its_own_roots() {
     let (ours, theirs) = (Authority::new(), Authority::new());
     let domain = |name| TrustDomain::new(name).unwrap();
-    let anchors = TrustAnchors::default()
+    let anchors = ours
+        .anchors()
         .with_trust_domain(domain("cluster.local"), ours.0.certificate_pem().as_bytes())
         .unwrap()
         .with_trust_domain(domain("partner"), theirs.0.certificate_pem().as_bytes())
@@ -391,6 +392,52 @@ fn requests_are_checked() {
     for bad in [&b""[..], b"x", made.key_pem.as_bytes(), &vec![b'a'; csr::MAX_CSR_BYTES + 1]] {
         assert!(CertificateRequest::from_pem(bad).is_err());
     }
+}
+
+/// A request with what `change` adds to the own name.
+fn request_with(change: impl FnOnce(&mut rcgen::CertificateParams)) -> CertificateRequest {
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.subject_alt_names = vec![rcgen::SanType::URI(RATINGS.try_into().unwrap())];
+    change(&mut params);
+    let der = params.serialize_request(&rcgen::KeyPair::generate().unwrap()).unwrap();
+    CertificateRequest::from_pem(pem::encode("CERTIFICATE REQUEST", der.der()).as_bytes()).unwrap()
+}
+
+#[test]
+fn class_impersonation_a_request_that_is_passed_on_asks_for_the_own_name_alone() {
+    use rcgen::{CustomExtension, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, SanType};
+    let asks = |change: &dyn Fn(&mut rcgen::CertificateParams)| {
+        request_with(|params| change(params)).asks_only_for(RATINGS).map_err(|error| error.to_string())
+    };
+    assert_eq!(asks(&|_| {}), Ok(()));
+    // As Istio's agent makes them.
+    assert_eq!(asks(&|params| params.distinguished_name.push(DnType::OrganizationName, "")), Ok(()));
+    for (says, change) in [
+        (
+            "the subject \"CN=system:node:x,O=system:nodes\"",
+            &(|params: &mut rcgen::CertificateParams| {
+                params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
+                params.distinguished_name.push(DnType::CommonName, "system:node:x");
+            }) as &dyn Fn(&mut rcgen::CertificateParams),
+        ),
+        ("the extension 2.5.29.15", &|params| params.key_usages = vec![KeyUsagePurpose::KeyCertSign]),
+        ("the extension 2.5.29.37", &|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning]),
+        ("the extension 1.2.3", &|params| {
+            params.custom_extensions = vec![CustomExtension::from_oid_content(&[1, 2, 3], vec![5, 0])];
+        }),
+        ("the extension 2.5.29.19", &|params| params.is_ca = IsCa::ExplicitNoCa),
+        ("more than", &|params| params.subject_alt_names.push(SanType::DnsName("a.example".try_into().unwrap()))),
+        ("more than", &|params| params.subject_alt_names.push(SanType::URI(RATINGS.try_into().unwrap()))),
+        ("another thing than", &|params| params.subject_alt_names.clear()),
+    ] {
+        let answer = asks(change);
+        assert!(answer.as_ref().is_err_and(|text| text.contains(says)), "{says}: {answer:?}");
+    }
+    // A second request in the text does not travel along.
+    let (own, other) = (request_with(|_| {}), request_with(|params| params.is_ca = IsCa::ExplicitNoCa));
+    let both = format!("{}{}", own.pem(), other.pem());
+    assert_eq!(CertificateRequest::from_pem(both.as_bytes()).unwrap().pem(), own.pem());
 }
 
 #[test]
