@@ -82,6 +82,8 @@ impl TrustAnchors {
     }
 
     /// Adds roots for one trust domain alone: peers with a SPIFFE ID of that domain are checked against these and no others.
+    /// Peers of domains that are not added, the own one included, are refused then; those without a SPIFFE ID are checked
+    /// against the general roots.
     ///
     /// # Errors
     /// As [`from_pem`](Self::from_pem).
@@ -155,11 +157,13 @@ impl TrustAnchors {
         }
     }
 
-    /// The roots for a peer of the trust domain (`None` = it has no SPIFFE ID).
+    /// The roots for a peer of the trust domain (`None` = it has no SPIFFE ID). Where domains have roots of their own, a domain
+    /// that is not among them has none, as with Envoy's SPIFFE validator.
     pub(crate) fn roots_for(&self, domain: Option<&TrustDomain>) -> &[TrustAnchor<'static>] {
-        domain
-            .and_then(|domain| self.inner.by_trust_domain.get(domain))
-            .map_or(&self.inner.roots.anchors, |own| &own.anchors)
+        match domain.filter(|_| self.has_trust_domains()) {
+            Some(domain) => self.inner.by_trust_domain.get(domain).map_or(&[], |own| &own.anchors),
+            None => &self.inner.roots.anchors,
+        }
     }
 
     pub(crate) fn has_trust_domains(&self) -> bool {

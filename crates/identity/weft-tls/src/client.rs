@@ -29,6 +29,8 @@ pub enum ServerVerification {
         /// Names accepted; `None` = any under the roots.
         san: Option<SanPredicate>,
     },
+    /// Nobody vouches for it; only the predicate is asked: certificates that are known by their hashes.
+    Pinned(SanPredicate),
     /// Its chain leads to a trusted root, its certificate is for the name that is dialled (the SNI, or the host given to
     /// [`ClientContext::connect_to`]), and the predicate, if any, accepts it too.
     WebPki {
@@ -70,8 +72,8 @@ pub struct ClientContext {
     config: Arc<ClientConfig>,
     /// The same without SNI, when no name is to be sent.
     name: Option<ServerName<'static>>,
-    /// The server's certificate must be for its name.
-    needs_name: bool,
+    /// The server's certificate must be for its name; the same without that condition.
+    by_name: Option<ChainVerifier>,
     certificate: Option<CertifiedKey>,
 }
 
@@ -83,7 +85,12 @@ impl ClientContext {
     pub fn build(params: ClientParams) -> Result<Self, TlsError> {
         let provider = params.settings.provider()?;
         let name = params.sni.filter(|sni| !sni.is_empty()).map(|sni| server_name(&sni)).transpose()?;
-        let needs_name = matches!(params.verification, ServerVerification::WebPki { .. });
+        let by_name = match &params.verification {
+            ServerVerification::WebPki { anchors, san } => {
+                Some(ChainVerifier::new(anchors.clone(), san.clone(), &provider))
+            }
+            _ => None,
+        };
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(params.settings.versions()?)
             .map_err(|e| TlsError::Setting { field: "versions", reason: e.to_string() })?
@@ -97,7 +104,7 @@ impl ClientContext {
         // Envoy goes on when a server picks what was not offered or nothing; what is not offered stays refused.
         config.resumption = Resumption::in_memory_sessions(SESSIONS);
         config.enable_early_data = false;
-        Ok(Self { config: Arc::new(config), name, needs_name, certificate: params.certificate })
+        Ok(Self { config: Arc::new(config), name, by_name, certificate: params.certificate })
     }
 
     /// The same context, offering other protocols: trust, and the sessions kept under it, stay shared.
@@ -127,14 +134,31 @@ impl ClientContext {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        match (&self.name, self.needs_name) {
+        match (&self.name, &self.by_name) {
             (Some(name), _) => self.handshake(stream, name.clone()).await,
-            (None, true) => {
+            (None, Some(_)) => {
                 Err(HandshakeError::new(Reason::Local, "no name is set to check the server's certificate for"))
             }
-            // An address as name is never sent.
-            (None, false) => self.handshake(stream, ServerName::IpAddress(IpAddr::V4(Ipv4Addr::from([0; 4])))).await,
+            (None, None) => self.handshake(stream, nobody()).await,
         }
+    }
+
+    /// As [`connect`](Self::connect), but where the context has no name to check, the chain is enough: for bytes, which
+    /// name no host, in a context that takes the name from the request (Envoy's `auto_sni`, which is about HTTP alone).
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub async fn connect_unnamed<S>(&self, stream: S) -> Result<Connected<S>, HandshakeError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let (None, Some(chain)) = (&self.name, &self.by_name) else { return self.connect(stream).await };
+        let mut config = (*self.config).clone();
+        config.dangerous().set_certificate_verifier(Arc::new(chain.clone()));
+        // No session of a connection whose name was checked is shared with one whose name was not.
+        config.resumption = Resumption::disabled();
+        let context = Self { config: Arc::new(config), name: None, by_name: None, certificate: None };
+        context.handshake(stream, nobody()).await
     }
 
     /// As [`connect`](Self::connect), but with `host` as SNI and as the name checked (`auto_host_sni`).
@@ -170,6 +194,11 @@ pub struct Connected<S> {
     pub facts: TlsFacts,
 }
 
+/// The name where none is known: an address as name is never sent.
+fn nobody() -> ServerName<'static> {
+    ServerName::IpAddress(IpAddr::V4(Ipv4Addr::from([0; 4])))
+}
+
 fn server_name(text: &str) -> Result<ServerName<'static>, TlsError> {
     let plain = text.strip_suffix('.').unwrap_or(text).trim_matches(['[', ']']).to_owned();
     ServerName::try_from(plain).map_err(|_| TlsError::Setting {
@@ -184,6 +213,7 @@ fn server_verifier(verification: ServerVerification, provider: &CryptoProvider) 
         ServerVerification::WebPki { anchors, san } => {
             Arc::new(ChainVerifier { check_name: true, ..ChainVerifier::new(anchors, san, provider) })
         }
+        ServerVerification::Pinned(wanted) => Arc::new(ChainVerifier::pinned(wanted, provider)),
         ServerVerification::Insecure => {
             Arc::new(BelieveAnyServer { algorithms: provider.signature_verification_algorithms })
         }

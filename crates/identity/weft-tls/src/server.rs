@@ -36,6 +36,13 @@ pub enum ClientAuth {
         /// Names accepted; `None` = any.
         san: Option<SanPredicate>,
     },
+    /// Nobody has to vouch for the certificate; the predicate decides: certificates that are known by their hashes.
+    Pinned {
+        /// Certificates accepted.
+        san: SanPredicate,
+        /// One must come.
+        required: bool,
+    },
 }
 
 /// What a server context is made of.
@@ -149,6 +156,9 @@ fn client_verifier(auth: ClientAuth, provider: &CryptoProvider) -> Option<Arc<Ch
         ClientAuth::None => return None,
         ClientAuth::Optional { anchors, san } => (anchors, san, false),
         ClientAuth::Required { anchors, san } => (anchors, san, true),
+        ClientAuth::Pinned { san, required } => {
+            return Some(Arc::new(ChainVerifier { mandatory: required, ..ChainVerifier::pinned(san, provider) }));
+        }
     };
     Some(Arc::new(ChainVerifier { mandatory, ..ChainVerifier::new(anchors, san, provider) }))
 }

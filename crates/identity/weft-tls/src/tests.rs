@@ -279,6 +279,57 @@ async fn versions_and_suites() {
 }
 
 #[tokio::test]
+async fn what_is_pinned_needs_no_roots_and_is_checked() {
+    let ca = Authority::new();
+    let plain = server(ServerParams { certificates: vec![ca.spiffe(REVIEWS)], ..ServerParams::default() });
+    for (wanted, accepted) in [(REVIEWS, true), (RATINGS, false)] {
+        let client =
+            ClientContext::build(ClientParams::new(ServerVerification::Pinned(only(wanted).unwrap()))).unwrap();
+        assert_eq!(connect(&client, &plain).await.0.is_ok(), accepted, "server {wanted}");
+    }
+    for (shown, required, accepted) in [
+        (Some(RATINGS), true, true),
+        (Some(REVIEWS), true, false),
+        (Some(REVIEWS), false, false),
+        (None, true, false),
+        (None, false, true),
+    ] {
+        let client_auth = ClientAuth::Pinned { san: only(RATINGS).unwrap(), required };
+        let server =
+            server(ServerParams { certificates: vec![ca.spiffe(REVIEWS)], client_auth, ..ServerParams::default() });
+        let client = ClientContext::build(ClientParams {
+            certificate: shown.map(|id| ca.spiffe(id)),
+            ..ClientParams::new(ServerVerification::Insecure)
+        });
+        assert_eq!(connect(&client.unwrap(), &server).await.1.is_ok(), accepted, "client {shown:?} {required}");
+    }
+}
+
+#[tokio::test]
+async fn bytes_have_no_name_to_check_but_a_chain() {
+    let (ca, stranger) = (Authority::new(), Authority::new());
+    let by_name = |ca: &Authority| {
+        let verification = ServerVerification::WebPki { anchors: ca.anchors(), san: None };
+        ClientContext::build(ClientParams::new(verification)).unwrap()
+    };
+    let server = server(ServerParams {
+        certificates: vec![ca.key(San::Dns("reviews.example".into()))],
+        ..ServerParams::default()
+    });
+    for (client, named, accepted) in
+        [(by_name(&ca), true, false), (by_name(&ca), false, true), (by_name(&stranger), false, false)]
+    {
+        let (here, there) = tokio::io::duplex(1 << 16);
+        let accepting = server.accept(there);
+        let connecting = async {
+            if named { client.connect(here).await.map(drop) } else { client.connect_unnamed(here).await.map(drop) }
+        };
+        let (made, _) = tokio::join!(connecting, accepting);
+        assert_eq!(made.is_ok(), accepted, "named {named}");
+    }
+}
+
+#[tokio::test]
 async fn each_trust_domain_has_its_own_roots() {
     let (ours, theirs) = (Authority::new(), Authority::new());
     let domain = |name| TrustDomain::new(name).unwrap();

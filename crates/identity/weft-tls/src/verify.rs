@@ -20,7 +20,8 @@ pub type SanPredicate = Arc<dyn Fn(&PeerCertificate) -> bool + Send + Sync>;
 /// Checks chains and names.
 #[derive(Clone)]
 pub(crate) struct ChainVerifier {
-    pub anchors: TrustAnchors,
+    /// `None`: the predicate alone decides.
+    pub anchors: Option<TrustAnchors>,
     pub san: Option<SanPredicate>,
     /// The certificate must be for the server's name (clients only).
     pub check_name: bool,
@@ -32,7 +33,13 @@ pub(crate) struct ChainVerifier {
 impl ChainVerifier {
     pub(crate) fn new(anchors: TrustAnchors, san: Option<SanPredicate>, provider: &CryptoProvider) -> Self {
         let algorithms = provider.signature_verification_algorithms;
-        Self { anchors, san, check_name: false, mandatory: false, algorithms }
+        Self { anchors: Some(anchors), san, check_name: false, mandatory: false, algorithms }
+    }
+
+    /// Without roots: who is wanted is known by the certificate itself.
+    pub(crate) fn pinned(wanted: SanPredicate, provider: &CryptoProvider) -> Self {
+        let algorithms = provider.signature_verification_algorithms;
+        Self { anchors: None, san: Some(wanted), check_name: false, mandatory: false, algorithms }
     }
 
     /// The steps of belief: parse, roots of the peer's trust domain, chain with validity and purpose, revocation, names.
@@ -44,26 +51,41 @@ impl ChainVerifier {
         now: UnixTime,
         usage: KeyUsage,
     ) -> Result<(), Error> {
-        let cert = EndEntityCert::try_from(leaf).map_err(certificate_error)?;
-        let peer = match self.san.is_some() || self.anchors.has_trust_domains() {
+        let domains = self.anchors.as_ref().is_some_and(TrustAnchors::has_trust_domains);
+        let peer = match self.san.is_some() || domains {
             true => Some(PeerCertificate::from_chain(std::slice::from_ref(leaf)).map_err(|_| bad_encoding())?),
             false => None,
         };
-        let id = peer.as_ref().filter(|_| self.anchors.has_trust_domains()).and_then(|peer| peer.spiffe_id());
-        let roots = self.anchors.roots_for(id.as_ref().map(|id| id.trust_domain()));
-        let lists: Vec<_> = self.anchors.crls().iter().map(AsRef::as_ref).collect();
+        if let Some(anchors) = &self.anchors {
+            self.check_chain(anchors, peer.as_ref(), (leaf, intermediates), name, (now, usage))?;
+        }
+        match (&self.san, &peer) {
+            (Some(wanted), Some(peer)) if !wanted(peer) => Err(SanRefused { presented: names_of(peer) }.into_rustls()),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_chain(
+        &self,
+        anchors: &TrustAnchors,
+        peer: Option<&PeerCertificate>,
+        (leaf, intermediates): (&CertificateDer<'_>, &[CertificateDer<'_>]),
+        name: Option<&ServerName<'_>>,
+        (now, usage): (UnixTime, KeyUsage),
+    ) -> Result<(), Error> {
+        let cert = EndEntityCert::try_from(leaf).map_err(certificate_error)?;
+        let id = peer.filter(|_| anchors.has_trust_domains()).and_then(|peer| peer.spiffe_id());
+        let roots = anchors.roots_for(id.as_ref().map(|id| id.trust_domain()));
+        let lists: Vec<_> = anchors.crls().iter().map(AsRef::as_ref).collect();
         // Without lists there is nothing to check; with one, the default status policy is to refuse what is unknown.
         let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|builder| {
             builder.with_depth(RevocationCheckDepth::Chain).with_expiration_policy(ExpirationPolicy::Enforce).build()
         });
         cert.verify_for_usage(self.algorithms.all, roots, intermediates, now, usage, revocation, None)
             .map_err(certificate_error)?;
-        if let Some(name) = name {
-            cert.verify_is_valid_for_subject_name(name).map_err(certificate_error)?;
-        }
-        match (&self.san, &peer) {
-            (Some(wanted), Some(peer)) if !wanted(peer) => Err(SanRefused { presented: names_of(peer) }.into_rustls()),
-            _ => Ok(()),
+        match name {
+            Some(name) => cert.verify_is_valid_for_subject_name(name).map_err(certificate_error),
+            None => Ok(()),
         }
     }
 }

@@ -1,9 +1,11 @@
 //! A cluster with its live state in one worker: hosts, limits, counters. Its configuration never changes: a changed cluster
 //! is a new [`LiveCluster`] that takes over hosts, connections and counters.
 
+use crate::check::Checks;
 use crate::connect::{self, Alpn, ConnectionFacts, Plan};
 use crate::dns::Resolver;
 use crate::error::UpstreamError;
+use crate::health::ClusterHealth;
 use crate::hosts::{Host, HostSet};
 use crate::limits::Breaker;
 use crate::outlier::{self, Cause, Outcome, may_eject};
@@ -26,6 +28,10 @@ use weft_route::Priority;
 const RESOLVE_WAIT: Duration = Duration::from_secs(5);
 /// How long a name that a request brought stays resolved.
 const DYNAMIC_REFRESH: Duration = Duration::from_secs(60);
+/// How often a request looks whether endpoints have been checked.
+const CHECKED_WAIT: Duration = Duration::from_millis(5);
+/// How often it is looked who comes back, while endpoints are left out.
+const SWEEP: Duration = Duration::from_millis(100);
 /// In how many steps a new endpoint gets its share, and the bounds of a step.
 const WARM_STEPS: u32 = 50;
 const WARM_FASTEST: Duration = Duration::from_millis(20);
@@ -50,14 +56,13 @@ pub struct LiveCluster {
     pub(crate) subsets: SubsetCache,
     pub(crate) resolved: Cell<bool>,
     pub(crate) changed: Notify,
-    ejected: Cell<usize>,
-    next_sweep: Cell<Option<Instant>>,
+    /// What all workers know of its endpoints.
+    pub(crate) health: Arc<ClusterHealth>,
+    /// Changes of health that this worker has followed.
+    followed: Cell<u64>,
+    pub(crate) checks: Option<Checks>,
     next_warm: Cell<Option<Instant>>,
-    /// When the interval ends over which rates are counted.
-    next_rates: Cell<Option<Instant>>,
     pub(crate) used: Cell<bool>,
-    /// This worker reports gauges that must not be counted once per worker.
-    pub(crate) primary: bool,
 }
 
 /// What a pick is made by.
@@ -78,7 +83,14 @@ pub struct PickContext<'a> {
 }
 
 impl LiveCluster {
-    pub(crate) fn new(config: Arc<Cluster>, stats: Rc<ClusterStats>, breaker: Breaker, primary: bool) -> Self {
+    /// `checks`: this worker checks the endpoints.
+    pub(crate) fn new(
+        config: Arc<Cluster>,
+        stats: Rc<ClusterStats>,
+        breaker: Breaker,
+        health: Arc<ClusterHealth>,
+        checks: Option<Checks>,
+    ) -> Self {
         let resolved = !matches!(config.discovery, Discovery::StrictDns(..) | Discovery::LogicalDns(..));
         Self {
             config,
@@ -90,12 +102,11 @@ impl LiveCluster {
             subsets: SubsetCache::default(),
             resolved: Cell::new(resolved),
             changed: Notify::new(),
-            ejected: Cell::new(0),
-            next_sweep: Cell::new(None),
+            followed: Cell::new(health.changes()),
+            health,
+            checks,
             next_warm: Cell::new(None),
-            next_rates: Cell::new(None),
             used: Cell::new(true),
-            primary,
         }
     }
 
@@ -104,25 +115,30 @@ impl LiveCluster {
         self.hosts.replace(earlier.hosts.borrow().clone());
         self.destinations.replace(std::mem::take(&mut *earlier.destinations.borrow_mut()));
         self.source.replace(None);
-        self.ejected.set(earlier.ejected.get());
-        self.next_sweep.set(earlier.next_sweep.get());
         // What was resolved stays good until the new state has resolved again.
         self.resolved.set(self.resolved.get() || (earlier.resolved.get() && !self.hosts.borrow().all.is_empty()));
     }
 
     /// Replaces the hosts by those of `endpoints`; hosts that stay keep their connections.
     pub(crate) fn set_endpoints(
-        &self,
+        self: &Rc<Self>,
         endpoints: &Arc<EndpointSet>,
         resolve: &dyn Fn(&EndpointAddress) -> Vec<EndpointAddress>,
     ) {
         let before = self.hosts.borrow().clone();
         let next = Rc::new(HostSet::build(endpoints, &before, resolve));
         before.retire_missing(&next);
-        let ejected = next.all.iter().filter(|h| h.outlier.is_ejected()).count();
-        self.stats.outlier.active.add(ejected as i64 - self.ejected.get() as i64);
-        self.ejected.set(ejected);
-        self.hosts.replace(next);
+        if self.config.outlier.is_some() || self.config.health_check.is_some() {
+            for host in &next.all {
+                host.outlier.join(|| self.health.host(&host.address));
+                host.checked.set(self.config.health_check.is_some());
+            }
+        }
+        self.health.set_ejected(next.all.iter().filter(|h| h.outlier.is_ejected()).count());
+        self.hosts.replace(next.clone());
+        if let Some(checks) = &self.checks {
+            checks.follow(self, &next);
+        }
         self.subsets.clear();
         self.source.replace(Some(endpoints.clone()));
         self.next_warm.set(None);
@@ -131,21 +147,34 @@ impl LiveCluster {
     }
 
     pub(crate) fn report_membership(&self) {
-        if self.primary {
-            let hosts = self.hosts.borrow();
-            self.stats.membership_total.set(hosts.all.len() as i64);
-            self.stats.membership_healthy.set(hosts.all.iter().filter(|h| h.is_usable()).count() as i64);
+        let hosts = self.hosts.borrow();
+        let name = self.config.alt_stat_name.as_ref().unwrap_or(&self.config.name);
+        self.health.tell(name, hosts.all.len(), hosts.all.iter().filter(|h| h.is_usable()).count());
+    }
+
+    /// Heeds what this worker or another has found out about endpoints.
+    pub(crate) fn follow_health(&self) {
+        let changes = self.health.changes();
+        if self.followed.replace(changes) != changes {
+            self.hosts.borrow().invalidate();
+            self.subsets.invalidate();
+            self.report_membership();
         }
     }
 
-    /// Waits until names have been resolved for the first time; at once for clusters that need none.
+    /// Waits until names have been resolved, and endpoints checked, for the first time; at once for clusters that need none.
     pub async fn ready(&self) {
-        if self.resolved.get() {
+        let unchecked = || self.config.health_check.is_some() && !self.health.is_checked();
+        if self.resolved.get() && !unchecked() {
             return;
         }
         let wait = async {
             while !self.resolved.get() {
                 self.changed.notified().await;
+            }
+            // Another worker may be the one that checks.
+            while unchecked() {
+                tokio::time::sleep(CHECKED_WAIT).await;
             }
         };
         let _ = tokio::time::timeout(RESOLVE_WAIT, wait).await;
@@ -164,9 +193,10 @@ impl LiveCluster {
     }
 
     fn pick_listed(&self, context: &PickContext<'_>) -> Result<Rc<Host>, UpstreamError> {
-        if self.ejected.get() > 0 {
+        if self.health.ejected() > 0 {
             self.take_back();
         }
+        self.follow_health();
         let hosts = self.hosts.borrow();
         if hosts.drop > 0 && fastrand::u32(..1_000_000) < hosts.drop {
             return Err(UpstreamError::unsent(Reason::DropOverload));
@@ -299,7 +329,7 @@ impl LiveCluster {
             return Err(UpstreamError::unsent(Reason::Overflow));
         };
         let transport = self.transport(host);
-        let plan = Plan { cluster: self, transport, alpn: Alpn::Configured, sni, client };
+        let plan = Plan { cluster: self, transport, alpn: Alpn::Configured, sni, nameless: true, client };
         let (io, facts) = connect::connect(host, plan).await?;
         host.active.set(host.active.get() + 1);
         let guard = OpenGuard::unpooled(host, self, &facts, permit);
@@ -315,14 +345,8 @@ impl LiveCluster {
             host.outlier.restart(cause);
             self.detected(&policy, host, cause);
         }
-        let now = Instant::now();
-        match self.next_rates.get() {
-            None => self.next_rates.set(Some(now + policy.interval)),
-            Some(end) if now >= end => {
-                self.next_rates.set(Some(now + policy.interval));
-                self.judge_rates(&policy);
-            }
-            Some(_) => {}
+        if self.health.rates_are_due(Instant::now(), policy.interval) {
+            self.judge_rates(&policy);
         }
     }
 
@@ -347,6 +371,7 @@ impl LiveCluster {
     fn detected(&self, policy: &OutlierDetection, host: &Rc<Host>, cause: Cause) {
         // Requests may still be under way to an endpoint that is gone: it takes no place among those left out.
         let listed = || self.hosts.borrow().all.iter().any(|known| Rc::ptr_eq(known, host));
+        let _one_at_a_time = self.health.judging();
         if host.outlier.is_ejected() || host.removed.get() || !listed() {
             return;
         }
@@ -356,44 +381,46 @@ impl LiveCluster {
             return;
         }
         let total = self.hosts.borrow().all.len();
-        if !may_eject(policy, self.ejected.get(), total) {
+        if !may_eject(policy, self.health.ejected(), total) {
             self.stats.outlier.overflow.inc();
             return;
         }
         let now = Instant::now();
         host.outlier.eject(policy, now);
-        self.ejected.set(self.ejected.get() + 1);
         self.stats.outlier.enforced[cause as usize].inc();
         self.stats.outlier.total.inc();
-        self.stats.outlier.active.add(1);
-        self.hosts.borrow().invalidate();
-        self.subsets.invalidate();
-        self.report_membership();
-        self.next_sweep.set(Some(now + policy.interval.min(Duration::from_secs(1))));
+        self.health.note_ejected(now + policy.interval.min(Duration::from_secs(1)));
+        self.follow_health();
         tracing::info!(cluster = %self.config.name, host = %host.name, ?cause, "endpoint ejected");
     }
 
     /// Takes back ejected endpoints whose time is over.
     fn take_back(&self) {
         let now = Instant::now();
-        if self.next_sweep.get().is_some_and(|at| now < at) {
+        if !self.health.sweeps(now, SWEEP) {
             return;
         }
-        self.next_sweep.set(Some(now + Duration::from_millis(100)));
-        let hosts = self.hosts.borrow();
-        let back = hosts.all.iter().filter(|host| host.outlier.sweep(now)).count();
+        let back = self.hosts.borrow().all.iter().filter(|host| host.outlier.sweep(now)).count();
         if back > 0 {
-            self.ejected.set(self.ejected.get().saturating_sub(back));
-            self.stats.outlier.active.add(-(back as i64));
-            hosts.invalidate();
-            self.subsets.invalidate();
-            drop(hosts);
-            self.report_membership();
+            self.health.note_returned(back);
         }
     }
 
-    /// Closes idle connections whose time is over.
+    /// An active check found it well: it need not wait for its time to be over.
+    pub(crate) fn pardon(&self, host: &Host) {
+        if self.config.outlier.as_ref().is_some_and(|policy| policy.check_takes_back)
+            && host.outlier.pardon(Instant::now())
+        {
+            self.health.note_returned(1);
+        }
+    }
+
+    /// Closes idle connections whose time is over; takes endpoints back though nobody asks for them.
     pub(crate) fn sweep(&self, now: Instant) {
+        if self.health.ejected() > 0 {
+            self.take_back();
+        }
+        self.follow_health();
         for host in &self.hosts.borrow().all {
             host.pools.sweep(&self.config.limits, now);
         }

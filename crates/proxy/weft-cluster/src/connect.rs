@@ -14,7 +14,7 @@ use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use weft_codec::io::IoMeter;
 use weft_codec::{Io, Reason, Stream, proxy_protocol};
 use weft_core::Strng;
-use weft_proxy_config::{ClientTls, EndpointAddress, UpstreamTransport};
+use weft_proxy_config::{AutoSni, ClientTls, EndpointAddress, UpstreamTransport};
 use weft_tls::TlsFacts;
 
 /// The ALPN prefix by which meshes of Istio's kind tell proxies from applications.
@@ -67,8 +67,10 @@ pub struct Plan<'a> {
     pub transport: &'a UpstreamTransport,
     /// What to offer.
     pub alpn: Alpn,
-    /// SNI by the request's host (`auto_host_sni`).
+    /// SNI by the request's host (`auto_sni`), or that of the client's connection.
     pub sni: Option<&'a str>,
+    /// What is sent names no host: bytes, and probes. The server's chain is enough where its name would be the request's.
+    pub nameless: bool,
     /// Source and destination that the endpoint is told, where the cluster speaks the PROXY protocol.
     pub client: Option<(SocketAddr, SocketAddr)>,
 }
@@ -97,7 +99,7 @@ pub async fn connect(host: &Host, plan: Plan<'_>) -> Result<(Io, Rc<ConnectionFa
     Err(error)
 }
 
-async fn connect_untimed(host: &Host, plan: Plan<'_>) -> Result<(Io, Rc<ConnectionFacts>), UpstreamError> {
+pub(crate) async fn connect_untimed(host: &Host, plan: Plan<'_>) -> Result<(Io, Rc<ConnectionFacts>), UpstreamError> {
     let refused = |error: &io::Error| {
         UpstreamError::unsent(Reason::ConnectionFailure).with_detail(format!("delayed connect error: {}", text(error)))
     };
@@ -121,8 +123,10 @@ async fn connect_untimed(host: &Host, plan: Plan<'_>) -> Result<(Io, Rc<Connecti
     };
     let context = context(tls, plan.alpn)?;
     let own = context.certificate().and_then(|key| key.facts().uris.first().cloned());
-    let connected = match plan.sni {
+    let endpoint = host.hostname.as_deref().filter(|_| tls.spec.auto_sni == AutoSni::Endpoint);
+    let connected = match plan.sni.or(endpoint) {
         Some(sni) => context.connect_to(tcp, sni).await,
+        None if plan.nameless => context.connect_unnamed(tcp).await,
         None => context.connect(tcp).await,
     };
     match connected {

@@ -13,6 +13,7 @@ use http::{Request, Response};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use smallvec::SmallVec;
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::net::SocketAddr;
@@ -25,7 +26,7 @@ use tokio::sync::Notify;
 use weft_codec::upgrade::Upgrading;
 use weft_codec::{Io, LocalExec, ProxyBody, Reason};
 use weft_core::Strng;
-use weft_proxy_config::{ClientTls, ConnectionLimits, UpstreamProtocol, UpstreamTransport};
+use weft_proxy_config::{AutoSni, ClientTls, ConnectionLimits, UpstreamProtocol, UpstreamTransport};
 use weft_route::Priority;
 
 /// Idle time of a connection unless the cluster says otherwise.
@@ -150,8 +151,18 @@ fn same_kind(a: &UpstreamTransport, b: &UpstreamTransport) -> bool {
 }
 
 fn wants_host_sni(transport: &UpstreamTransport) -> bool {
-    let auto = |tls: &Arc<ClientTls>| tls.spec.auto_host_sni;
+    let auto = |tls: &Arc<ClientTls>| tls.spec.auto_sni == AutoSni::Request;
     matches!(transport, UpstreamTransport::Tls(tls) if auto(tls))
+}
+
+/// The name of a server in an authority: without port, in lower case (names do not differ by case, and pools must not).
+fn server_name(authority: &str) -> Cow<'_, str> {
+    let name = weft_route::normalize::without_port(authority);
+    let name = name.strip_suffix('.').unwrap_or(name);
+    match name.bytes().any(|b| b.is_ascii_uppercase()) {
+        true => Cow::Owned(name.to_ascii_lowercase()),
+        false => Cow::Borrowed(name),
+    }
 }
 
 impl HostPools {
@@ -319,9 +330,9 @@ pub async fn acquire(cluster: &Rc<LiveCluster>, host: &Rc<Host>, want: Want<'_>)
         UpstreamProtocol::Auto => (Alpn::Configured, false),
         _ => (Alpn::Http1, false),
     };
-    let sni = want.host.filter(|_| wants_host_sni(transport));
+    let sni = want.host.filter(|_| wants_host_sni(transport)).map(server_name);
     let client = want.client.filter(|_| cluster.config.proxy_protocol.is_some());
-    let pool = host.pools.pool(transport, alpn, sni, client);
+    let pool = host.pools.pool(transport, alpn, sni.as_deref(), client);
     let limits = &cluster.config.limits;
     if let Some(lease) = pool.take(host, want, limits) {
         return Ok(lease);
@@ -412,7 +423,8 @@ impl Pool {
         let attempt = Attempt(self, one_connection);
         let transport = self.transport.borrow().clone();
         let (alpn, client) = (self.alpn, self.client);
-        let plan = Plan { cluster, transport: &transport, alpn, sni: self.sni.as_deref(), client };
+        let sni = self.sni.as_deref();
+        let plan = Plan { cluster, transport: &transport, alpn, sni, nameless: false, client };
         let outcome = connect::connect(host, plan).await;
         let (io, facts) = outcome.inspect_err(|error| {
             self.failures.set(self.failures.get() + 1);
@@ -504,7 +516,6 @@ async fn start_http2(
     });
     let seen = peer.clone();
     tokio::task::spawn_local(async move {
-        let _guard = guard;
         let run = std::future::poll_fn(|cx| {
             let outcome = Pin::new(&mut connection).poll(cx);
             seen.max_streams.set(connection.current_max_send_streams());
@@ -514,6 +525,11 @@ async fn start_http2(
         if let Err(error) = run.await {
             tracing::debug!(%error, "upstream connection ended");
         }
+        // Somebody still has it: it was not this side that let it go.
+        if Rc::strong_count(&seen) > 1 {
+            guard.ended_by_endpoint();
+        }
+        drop(guard);
     });
     let now = Instant::now();
     Ok(Http2 {
@@ -534,6 +550,7 @@ pub(crate) struct OpenGuard {
     host: Weak<Host>,
     stats: Rc<ClusterStats>,
     facts: Rc<ConnectionFacts>,
+    ended_remotely: Cell<bool>,
     _permit: Permit,
 }
 
@@ -565,8 +582,14 @@ impl OpenGuard {
             host: Rc::downgrade(host),
             stats: cluster.stats.clone(),
             facts: facts.clone(),
+            ended_remotely: Cell::new(false),
             _permit: permit,
         }
+    }
+
+    /// It is the endpoint that ends the connection.
+    pub(crate) fn ended_by_endpoint(&self) {
+        self.ended_remotely.set(true);
     }
 }
 
@@ -574,6 +597,9 @@ impl Drop for OpenGuard {
     fn drop(&mut self) {
         self.stats.cx_active.add(-1);
         self.stats.cx_destroy.inc();
+        if self.ended_remotely.get() {
+            self.stats.cx_destroy_remote.inc();
+        }
         self.stats.cx_rx_bytes.add(self.facts.meter.read());
         self.stats.cx_tx_bytes.add(self.facts.meter.written());
         if let Some(host) = self.host.upgrade() {
@@ -676,6 +702,24 @@ impl Drop for Lease {
             conn.active.set(conn.active.get().saturating_sub(1));
             conn.idle_since.set(Instant::now());
             self.pool.freed.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_servers() {
+        for (authority, want) in [
+            ("a.example", "a.example"),
+            ("A.Example:50051", "a.example"),
+            ("a.example.:443", "a.example"),
+            ("1.2.3.4:80", "1.2.3.4"),
+            ("[::1]:80", "[::1]"),
+        ] {
+            assert_eq!(server_name(authority), want);
         }
     }
 }

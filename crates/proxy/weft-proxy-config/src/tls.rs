@@ -92,14 +92,28 @@ pub struct ClientTlsSpec {
     pub crl: Option<Arc<[u8]>>,
     /// SNI.
     pub sni: Strng,
-    /// SNI from the request's host, and the SAN checked against it.
-    pub auto_host_sni: bool,
+    /// Where the SNI comes from when none is set.
+    pub auto_sni: AutoSni,
+    /// The certificate must be for the name that is sent as SNI.
+    pub check_name: bool,
     /// ALPN.
     pub alpn: Vec<Strng>,
     /// Versions and ciphers.
     pub params: TlsParams,
     /// Skip verification of the chain (`insecureSkipVerify`).
     pub insecure_skip_verify: bool,
+}
+
+/// Where a server's name comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AutoSni {
+    /// The setting; without it none is sent.
+    #[default]
+    No,
+    /// The request's host (`auto_sni` of the HTTP options).
+    Request,
+    /// The endpoint's host name (`auto_host_sni` of the TLS context).
+    Endpoint,
 }
 
 /// TLS versions and ciphers.
@@ -166,11 +180,14 @@ impl ServerTls {
         let named = self.spec.certificates.iter().zip(&self.secrets.certificates);
         let certificates =
             named.map(|(source, secret)| certificate(source, secret.as_ref())).collect::<Result<_, _>>()?;
+        let san = predicate(&self.spec.san, &self.spec.pins);
         let client_auth = match &self.spec.validation {
-            None => weft_tls::ClientAuth::None,
+            None => match san {
+                None => weft_tls::ClientAuth::None,
+                Some(san) => weft_tls::ClientAuth::Pinned { san, required: self.spec.require_client_certificate },
+            },
             Some(source) => {
                 let anchors = anchors(source, self.secrets.validation.as_ref(), self.spec.crl.as_deref())?;
-                let san = predicate(&self.spec.san, &self.spec.pins);
                 if self.spec.require_client_certificate {
                     weft_tls::ClientAuth::Required { anchors, san }
                 } else {
@@ -211,14 +228,18 @@ impl ClientTls {
     fn build(&self) -> Result<weft_tls::ClientContext, Strng> {
         let own = self.spec.certificate.iter().zip(&self.secrets.certificates);
         let own = own.map(|(source, secret)| certificate(source, secret.as_ref())).next().transpose()?;
+        let san = predicate(&self.spec.san, &self.spec.pins);
         let verification = match &self.spec.validation {
+            // The chain is not looked at; what is pinned still is.
+            _ if self.spec.insecure_skip_verify && san.is_some() => {
+                san.map_or(weft_tls::ServerVerification::Insecure, weft_tls::ServerVerification::Pinned)
+            }
             _ if self.spec.insecure_skip_verify => weft_tls::ServerVerification::Insecure,
             // Envoy without a validation context does not verify the server.
-            None => weft_tls::ServerVerification::Insecure,
+            None => san.map_or(weft_tls::ServerVerification::Insecure, weft_tls::ServerVerification::Pinned),
             Some(source) => {
                 let anchors = anchors(source, self.secrets.validation.as_ref(), self.spec.crl.as_deref())?;
-                let san = predicate(&self.spec.san, &self.spec.pins);
-                if self.spec.auto_host_sni && san.is_none() {
+                if self.spec.check_name {
                     weft_tls::ServerVerification::WebPki { anchors, san }
                 } else {
                     weft_tls::ServerVerification::Chain { anchors, san }

@@ -2,8 +2,8 @@
 
 use super::Ctx;
 use crate::{
-    BoundSecrets, ClientTls, ClientTlsSpec, Pins, SanKind, SanMatcher, Secret, SecretSource, ServerTls, ServerTlsSpec,
-    TlsParams,
+    AutoSni, BoundSecrets, ClientTls, ClientTlsSpec, Pins, SanKind, SanMatcher, Secret, SecretSource, ServerTls,
+    ServerTlsSpec, TlsParams,
 };
 use std::sync::{Arc, OnceLock};
 use weft_core::Strng;
@@ -27,7 +27,7 @@ impl Ctx<'_> {
             common_tls_context,
             sni,
             auto_host_sni,
-            auto_sni_san_validation: _,
+            auto_sni_san_validation,
             // rustls never renegotiates.
             allow_renegotiation: _,
             max_session_keys: _,
@@ -38,6 +38,14 @@ impl Ctx<'_> {
         let mut secrets = BoundSecrets::default();
         let certificate = self.certificates(&common, &mut secrets, &path).into_iter().next();
         let validation = self.validation(&common, &mut secrets, &path);
+        self.refuse_names_without_roots(&validation, &path);
+        let auto_sni = match (*auto_host_sni, auto_sni && sni.is_empty()) {
+            (true, _) => AutoSni::Endpoint,
+            (false, true) => AutoSni::Request,
+            (false, false) => AutoSni::No,
+        };
+        // Names that are listed are those that count, but for a context that says otherwise.
+        let by_name = auto_sni != AutoSni::No && validation.san.is_empty() && validation.pins == Pins::default();
         let spec = ClientTlsSpec {
             certificate,
             validation: validation.source,
@@ -45,7 +53,8 @@ impl Ctx<'_> {
             pins: validation.pins,
             crl: validation.crl,
             sni: self.c.pool.text(sni),
-            auto_host_sni: *auto_host_sni || (auto_sni && sni.is_empty()),
+            auto_sni,
+            check_name: by_name || *auto_sni_san_validation,
             alpn: common.alpn_protocols.iter().map(|p| self.c.pool.text(p)).collect(),
             params: self.params(common.tls_params.as_ref(), &path),
             insecure_skip_verify: validation.insecure,
@@ -76,18 +85,15 @@ impl Ctx<'_> {
             self.c.errors.refuse(&path, "a TLS server needs tls_certificates or tls_certificate_sds_secret_configs");
         }
         let validation = self.validation(&common, &mut secrets, &path);
-        if validation.source.is_none() && !validation.san.is_empty() {
-            self.c
-                .errors
-                .refuse(&path, "client names can only be matched with a validation context that has trusted roots");
-        }
+        self.refuse_names_without_roots(&validation, &path);
         let require = require_client_certificate.unwrap_or(false);
-        if require && validation.source.is_none() {
+        let judges = validation.source.is_some() || validation.pins != Pins::default();
+        if require && !judges {
             self.c.errors.refuse(&path, "require_client_certificate needs a validation context with trusted roots");
         }
         let spec = ServerTlsSpec {
             certificates,
-            request_client_certificate: validation.source.is_some(),
+            request_client_certificate: judges,
             validation: validation.source,
             require_client_certificate: require,
             san: validation.san,
@@ -97,6 +103,13 @@ impl Ctx<'_> {
             params: self.params(common.tls_params.as_ref(), &path),
         };
         ServerTls { spec, secrets, built: OnceLock::new() }
+    }
+
+    /// Names prove nothing in a certificate that nobody vouches for (Envoy refuses the same).
+    fn refuse_names_without_roots(&mut self, validation: &Validation, path: &Path<'_>) {
+        if validation.source.is_none() && !validation.san.is_empty() {
+            self.c.errors.refuse(path, "names can only be matched with a validation context that has trusted roots");
+        }
     }
 
     /// Certificates to show: by SDS, or in the message.
@@ -171,7 +184,12 @@ impl Ctx<'_> {
         match &common.validation_context_type {
             None => Validation::default(),
             Some(Kind::ValidationContext(context)) => {
-                self.validation_context(context, secrets, &path.field("validation_context"))
+                let mut all = self.validation_context(context, secrets, &path.field("validation_context"));
+                if context.trusted_ca.is_some() {
+                    // They are among the roots.
+                    all.crl = None;
+                }
+                all
             }
             Some(Kind::ValidationContextSdsSecretConfig(sds)) => {
                 Validation { source: Some(self.sds_validation(sds, secrets)), ..Validation::default() }
@@ -180,8 +198,10 @@ impl Ctx<'_> {
                 let path = path.field("combined_validation_context");
                 let default = combined.default_validation_context.clone().unwrap_or_default();
                 let mut all = self.validation_context(&default, secrets, &path.field("default_validation_context"));
-                if let Some(sds) = &combined.validation_context_sds_secret_config {
-                    all.source = Some(self.sds_validation(sds, secrets));
+                match &combined.validation_context_sds_secret_config {
+                    Some(sds) => all.source = Some(self.sds_validation(sds, secrets)),
+                    None if default.trusted_ca.is_some() => all.crl = None,
+                    None => {}
                 }
                 all
             }
@@ -238,9 +258,9 @@ impl Ctx<'_> {
             let value = self.c.string_matcher(value, &path.item("match_subject_alt_names", i));
             san.extend(value.map(|value| SanMatcher { kind: None, value }));
         }
-        let lists = match (crl, trusted_ca) {
-            (Some(lists), None) => self.revocation_lists(lists, path),
-            _ => None,
+        let lists = match crl {
+            Some(lists) => self.revocation_lists(lists, path),
+            None => None,
         };
         let source = match (trusted_ca, system_root_certs) {
             (Some(ca), _) => self.inline_roots(ca, crl.as_ref(), secrets, path),
