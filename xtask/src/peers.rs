@@ -4,12 +4,14 @@ use crate::run;
 use anyhow::{Context as _, Result};
 use std::path::{Path, PathBuf};
 
-/// Debian packages, and for each a program by which to know that it is there.
+/// Debian packages, and for each a program (or the whole path of a file) by which to know that it is there.
 const DEBIAN: &[(&str, &str)] = &[
     ("nftables", "nft"),
     ("iproute2", "ip"),
     ("nginx-light", "nginx"),
+    ("libnginx-mod-stream", "/usr/lib/nginx/modules/ngx_stream_module.so"),
     ("haproxy", "haproxy"),
+    ("nodejs", "node"),
     ("curl", "curl"),
     ("openssl", "openssl"),
     ("tcpdump", "tcpdump"),

@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,6 +14,7 @@ const START: Duration = Duration::from_secs(30);
 pub struct Proxy {
     child: Child,
     port: u16,
+    admin: u16,
     _folder: tempfile::TempDir,
 }
 
@@ -41,9 +43,9 @@ impl Proxy {
     /// When it does not come up.
     pub fn with_upstream(backend: u16, more: &Value, upstream: &Value) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let (port, admin) = (free_port()?, free_port()?);
         let file = folder.path().join("proxy.json");
-        std::fs::write(&file, bootstrap(port, backend, more, upstream).to_string())?;
+        std::fs::write(&file, bootstrap([port, admin], backend, more, upstream).to_string())?;
         let program = program()?;
         let log = std::fs::File::create(folder.path().join("log"))?;
         let child = Command::new(&program)
@@ -54,7 +56,7 @@ impl Proxy {
             .stderr(log)
             .spawn()
             .with_context(|| format!("{}: build it with: cargo build -p weft-proxy", program.display()))?;
-        let mut proxy = Self { child, port, _folder: folder };
+        let mut proxy = Self { child, port, admin, _folder: folder };
         proxy.until_listening()?;
         Ok(proxy)
     }
@@ -77,6 +79,26 @@ impl Proxy {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.port))
+    }
+
+    /// A counter or gauge of the cluster, by Envoy's name of it without `cluster.app.`; 0 when nothing was counted yet.
+    ///
+    /// # Errors
+    /// When the admin port does not answer.
+    pub fn cluster_stat(&self, name: &str) -> Result<u64> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.admin))?;
+        stream.set_read_timeout(Some(START))?;
+        write!(stream, "GET /stats HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let prefix = format!("cluster.app.{name}: ");
+        let found = text.lines().find_map(|line| line.strip_prefix(&prefix));
+        found.map_or(Ok(0), |value| value.trim().parse().with_context(|| format!("{name}: {value}")))
+    }
+
+    /// The program is a release build: figures of speed mean something.
+    pub fn is_optimised() -> bool {
+        program().is_ok_and(|program| program.parent().is_some_and(|folder| folder.ends_with("release")))
     }
 
     /// Resident memory, bytes.
@@ -118,7 +140,11 @@ impl Drop for Proxy {
     }
 }
 
-fn bootstrap(port: u16, backend: u16, more: &Value, upstream: &Value) -> Value {
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+fn bootstrap([port, admin]: [u16; 2], backend: u16, more: &Value, upstream: &Value) -> Value {
     let address = |port: u16| json!({"socket_address": {"address": "127.0.0.1", "port_value": port}});
     let mut manager = json!({
         "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
@@ -131,7 +157,7 @@ fn bootstrap(port: u16, backend: u16, more: &Value, upstream: &Value) -> Value {
     let mut cluster = json!({"name": "app", "type": "STATIC", "connect_timeout": "5s",
         "load_assignment": {"cluster_name": "app", "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address(backend)}}]}]}});
     merge(&mut cluster, upstream);
-    json!({"static_resources": {
+    json!({"admin": {"address": address(admin)}, "static_resources": {
         "listeners": [{"name": "l", "address": address(port), "filter_chains": [{"filters": [
             {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}]}],
         "clusters": [cluster]}})

@@ -259,6 +259,30 @@ fn http_1_0_is_refused_unless_wanted() {
     );
 }
 
+/// … also when its first bytes came with the request before it, while that was served.
+#[test]
+fn a_slow_head_behind_another_request_is_given_up() {
+    let backend = Backend::start().unwrap();
+    let proxy = Proxy::start(backend.port, &json!({"request_headers_timeout": "1s"})).unwrap();
+    let begun = Instant::now();
+    let mut stream = TcpStream::connect(proxy.address()).unwrap();
+    stream.set_read_timeout(Some(ANSWER)).unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\nGET / HTTP/1.1\r\nhost: a\r\nx: 1").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert_eq!(statuses(&answer)[0], 200, "{answer}");
+    assert!(begun.elapsed() > Duration::from_millis(900), "given up too early");
+    assert_eq!(backend.requests(), 1);
+    // An empty line behind a request is no head (RFC 9112 §2.2): the connection stays.
+    let mut stream = TcpStream::connect(proxy.address()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n\r\n").unwrap();
+    let mut answer = [0; 8192];
+    assert!(stream.read(&mut answer).unwrap() > 0);
+    let waited = stream.read(&mut answer).map_err(|error| error.kind());
+    assert!(matches!(waited, Err(ErrorKind::WouldBlock | ErrorKind::TimedOut)), "{waited:?}");
+}
+
 /// A head that does not end is given up after `request_headers_timeout`, and costs next to nothing until then.
 #[test]
 fn slow_heads_are_given_up() {

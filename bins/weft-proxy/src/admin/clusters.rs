@@ -78,6 +78,9 @@ fn health_flags(host: &HostView) -> String {
     if host.ejected {
         flags.push_str("/failed_outlier_check");
     }
+    if host.fails_checks {
+        flags.push_str("/failed_active_hc");
+    }
     if flags.is_empty() { "healthy".to_owned() } else { flags }
 }
 
@@ -116,6 +119,7 @@ fn host_status(host: &HostView) -> dump::HostStatus {
             .collect(),
         health_status: Some(dump::HostHealthStatus {
             failed_outlier_check: host.ejected,
+            failed_active_health_check: host.fails_checks,
             eds_health_status: health.into(),
             ..dump::HostHealthStatus::default()
         }),

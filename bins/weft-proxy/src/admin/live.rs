@@ -30,6 +30,8 @@ pub struct HostView {
     pub healthy: bool,
     /// Left out after errors.
     pub ejected: bool,
+    /// Active checks have not found it well.
+    pub fails_checks: bool,
     /// Counts, by Envoy's names: `cx_active`, `cx_connect_fail`, `cx_total`, `rq_active`, `rq_error`, `rq_success`,
     /// `rq_timeout`, `rq_total`.
     pub counts: [(&'static str, u64); 8],

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 use weft_dataplane::control::ListenerStatus;
+use weft_dataplane::demand::Demands;
 use weft_dataplane::{ClusterStatus, DataPlane, Handle, HostStatus, LocalWorkload, Options};
 use weft_proxy_config::{
     Cluster, Discovery, Endpoint, EndpointAddress, EndpointHealth, EndpointSet, ProxySnapshot, Thresholds,
@@ -24,11 +25,18 @@ pub fn workers(concurrency: usize) -> NonZeroUsize {
 ///
 /// # Errors
 /// When no thread can be started.
-pub fn start(plane: &Plane, registry: Registry, local: LocalWorkload, concurrency: usize) -> std::io::Result<Handle> {
+pub fn start(
+    plane: &Plane,
+    registry: Registry,
+    local: LocalWorkload,
+    concurrency: usize,
+    demands: Option<Demands>,
+) -> std::io::Result<Handle> {
     let options = Options {
         concurrency: workers(concurrency),
         registry,
         local,
+        demands,
         max_connections: files::connections_for(files::raise_limit()),
         ..Options::new(tokio::runtime::Handle::current())
     };
@@ -197,6 +205,7 @@ fn running_host(host: &HostStatus) -> HostView {
         weight: host.weight,
         healthy: host.healthy,
         ejected: host.ejected,
+        fails_checks: host.fails_checks,
         counts: counts(Some(host)),
     }
 }
@@ -222,6 +231,7 @@ fn idle_host(endpoint: &Endpoint, locality: &str, priority: u32) -> HostView {
         weight: endpoint.weight,
         healthy: endpoint.health == EndpointHealth::Healthy,
         ejected: false,
+        fails_checks: false,
         counts: counts(None),
     }
 }

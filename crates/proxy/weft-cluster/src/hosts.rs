@@ -47,6 +47,10 @@ pub struct Host {
     pub removed: Cell<bool>,
     /// Outlier detection.
     pub outlier: OutlierState,
+    /// Active checks say whether it is well.
+    pub checked: Cell<bool>,
+    /// Which round of active checks is on it; 0 = none.
+    pub(crate) checker: Cell<u64>,
     /// Counts.
     pub counts: HostCounts,
     /// Connections of the whole process, where the cluster limits them.
@@ -77,6 +81,8 @@ impl Host {
             active: Cell::new(0),
             removed: Cell::new(false),
             outlier: OutlierState::default(),
+            checked: Cell::new(false),
+            checker: Cell::new(0),
             counts: HostCounts::default(),
             connections: OnceCell::new(),
             pools: HostPools::default(),
@@ -112,7 +118,15 @@ impl Host {
 
     /// May get new requests.
     pub fn is_usable(&self) -> bool {
-        self.health.get() == EndpointHealth::Healthy && !self.outlier.is_ejected() && !self.removed.get()
+        self.health.get() == EndpointHealth::Healthy
+            && !self.outlier.is_ejected()
+            && !self.fails_checks()
+            && !self.removed.get()
+    }
+
+    /// Active checks have not found it well.
+    pub fn fails_checks(&self) -> bool {
+        self.checked.get() && self.outlier.health().failed_check()
     }
 }
 

@@ -26,7 +26,7 @@ pub(crate) struct Http1 {
     pub idle_since: Instant,
     pub idle_limit: Duration,
     pub served: u32,
-    _guard: OpenGuard,
+    guard: OpenGuard,
 }
 
 impl fmt::Debug for Http1 {
@@ -38,6 +38,9 @@ impl fmt::Debug for Http1 {
 impl Drop for Http1 {
     fn drop(&mut self) {
         if let Ok(mut wire) = self.wire.try_borrow_mut() {
+            if wire.is_gone() {
+                self.guard.ended_by_endpoint();
+            }
             wire.close();
         }
     }
@@ -53,7 +56,7 @@ impl Http1 {
     ) -> Box<Self> {
         let now = Instant::now();
         let wire = Wire::client(io).shared();
-        Box::new(Self { wire, facts, secrets, created: now, idle_since: now, idle_limit, served: 0, _guard: guard })
+        Box::new(Self { wire, facts, secrets, created: now, idle_since: now, idle_limit, served: 0, guard })
     }
 
     /// Ready when the idle connection must not be used any more; else the waker is told when that changes.

@@ -3,13 +3,15 @@
 //! an answer (retries, timeouts) is the data plane's matter.
 //!
 //! Reading order: [`manager`] (name → live cluster), [`cluster`] (its live state), [`hosts`] (endpoints, priorities,
-//! localities), `subsets`, [`lb`] (the pick), [`outlier`], [`limits`] (circuit breakers), [`dns`], then [`pool`] (connections),
-//! [`connect`], [`error`], [`stats`].
+//! localities), `subsets`, [`lb`] (the pick), [`outlier`], [`health`] (what workers know together), [`check`] (active health checks),
+//! [`limits`] (circuit breakers), [`dns`], then [`pool`] (connections), [`connect`], [`error`], [`stats`].
 
+pub mod check;
 pub mod cluster;
 pub mod connect;
 pub mod dns;
 pub mod error;
+pub mod health;
 pub mod hosts;
 mod http1;
 pub mod lb;
@@ -17,6 +19,7 @@ pub mod limits;
 pub mod manager;
 pub mod outlier;
 pub mod pool;
+mod probe;
 pub mod stats;
 pub mod status;
 mod subsets;

@@ -1,8 +1,10 @@
 //! Name → live cluster, for one worker. Clusters come to life on first use, follow the configuration, and go when it drops
 //! them or nobody used them for long.
 
+use crate::check::Checks;
 use crate::cluster::LiveCluster;
 use crate::dns::{Resolution, Resolver};
+use crate::health::ClusterHealth;
 use crate::limits::{Breaker, Counts};
 use crate::stats::ClusterStats;
 use crate::status::ClusterStatus;
@@ -26,35 +28,45 @@ const LIVENESS: Duration = Duration::from_secs(5);
 pub struct ClusterShared {
     /// Names to addresses.
     pub resolver: Arc<Resolver>,
-    breakers: Mutex<HashMap<Strng, Arc<Counts>>>,
+    clusters: Mutex<HashMap<Strng, Together>>,
 }
 
 impl ClusterShared {
     /// Shared state over `resolver`.
     pub fn new(resolver: Arc<Resolver>) -> Arc<Self> {
-        Arc::new(Self { resolver, breakers: Mutex::default() })
+        Arc::new(Self { resolver, clusters: Mutex::default() })
     }
 
-    fn counts(&self, name: &Strng) -> Arc<Counts> {
-        let mut breakers = self.breakers.lock().unwrap_or_else(PoisonError::into_inner);
-        breakers.entry(name.clone()).or_default().clone()
+    fn of(&self, name: &Strng) -> Together {
+        let mut clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
+        clusters.entry(name.clone()).or_default().clone()
     }
 
     fn forget(&self, name: &str) {
-        let mut breakers = self.breakers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
         // Another worker, or a request under way, may still count on it.
-        if breakers.get(name).is_some_and(|counts| Arc::strong_count(counts) == 1) {
-            breakers.remove(name);
+        if clusters.get(name).is_some_and(|shared| Arc::strong_count(&shared.counts) == 1) {
+            clusters.remove(name);
         }
     }
 }
 
-/// The state of circuit breakers, as Envoy tells it.
+/// The state of circuit breakers and of endpoints, as Envoy tells it.
 impl Source for ClusterShared {
     fn report(&self, report: &mut Report<'_>) {
-        let breakers = self.breakers.lock().unwrap_or_else(PoisonError::into_inner);
-        breakers.values().for_each(|counts| counts.report(report));
+        let clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
+        for shared in clusters.values() {
+            shared.counts.report(report);
+            shared.health.report(report);
+        }
     }
+}
+
+/// What the workers share of one cluster.
+#[derive(Debug, Clone, Default)]
+struct Together {
+    counts: Arc<Counts>,
+    health: Arc<ClusterHealth>,
 }
 
 /// The clusters of one worker.
@@ -67,7 +79,7 @@ pub struct ClusterManager {
 }
 
 impl ClusterManager {
-    /// A manager that counts in `shard`. Exactly one worker is `primary`: it reports gauges of the whole process.
+    /// A manager that counts in `shard`. Exactly one worker is `primary`: it checks endpoints for the whole process.
     pub fn new(shared: Arc<ClusterShared>, shard: Shard, primary: bool) -> Self {
         Self { live: RefCell::default(), shared, shard, primary }
     }
@@ -109,6 +121,11 @@ impl ClusterManager {
             }
             self.shared.forget(&name);
         }
+        if self.primary {
+            // Endpoints are checked before the first request wants one.
+            let checked = snapshot.clusters.values().filter(|cluster| cluster.health_check.is_some());
+            checked.for_each(|cluster| drop(self.get(snapshot, &cluster.name)));
+        }
     }
 
     fn start(
@@ -117,16 +134,20 @@ impl ClusterManager {
         config: &Arc<Cluster>,
         earlier: Option<&Rc<LiveCluster>>,
     ) -> Rc<LiveCluster> {
-        let (stats, counts) = match earlier {
-            Some(earlier) => (earlier.stats.clone(), earlier.breaker.counts().clone()),
-            None => {
-                let name = config.alt_stat_name.as_ref().unwrap_or(&config.name);
-                (Rc::new(ClusterStats::new(&self.shard, name)), self.shared.counts(&config.name))
-            }
+        let Together { counts, health } = match earlier {
+            Some(earlier) => Together { counts: earlier.breaker.counts().clone(), health: earlier.health.clone() },
+            None => self.shared.of(&config.name),
         };
-        counts.describe(config.alt_stat_name.as_ref().unwrap_or(&config.name), &config.limits);
+        let stat_name = config.alt_stat_name.as_ref().unwrap_or(&config.name);
+        let stats = match earlier {
+            Some(earlier) => earlier.stats.clone(),
+            None => Rc::new(ClusterStats::new(&self.shard, stat_name)),
+        };
+        counts.describe(stat_name, &config.limits);
         let breaker = Breaker::new(counts, config.limits.clone());
-        let live = Rc::new(LiveCluster::new(config.clone(), stats, breaker, self.primary));
+        let checks = config.health_check.as_ref().filter(|_| self.primary);
+        let checks = checks.map(|check| Checks::new(check.clone(), &self.shard, stat_name));
+        let live = Rc::new(LiveCluster::new(config.clone(), stats, breaker, health, checks));
         if let Some(earlier) = earlier {
             live.inherit(earlier);
         }
@@ -172,7 +193,7 @@ impl ClusterManager {
 }
 
 /// Gives a cluster the endpoints of `snapshot`, when they are others than it has.
-fn follow_endpoints(snapshot: &ProxySnapshot, live: &LiveCluster) {
+fn follow_endpoints(snapshot: &ProxySnapshot, live: &Rc<LiveCluster>) {
     let next = match &live.config.discovery {
         Discovery::Static(endpoints) => Some(endpoints),
         Discovery::Eds(name) => snapshot.endpoints.get(name),

@@ -1,7 +1,10 @@
-//! Outlier detection: endpoints that fail in a row, or more often than the others, are left out for a while. Each worker
-//! judges by what it saw itself.
+//! Outlier detection: endpoints that fail in a row, or more often than the others, are left out for a while. What counts is
+//! what all workers of the process saw ([`crate::health`]).
 
-use std::cell::Cell;
+use crate::health::{Counted, HostHealth};
+use std::cell::OnceCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use weft_proxy_config::{FailureRule, OutlierDetection, SuccessRule};
 
@@ -72,48 +75,58 @@ pub struct Rate {
 }
 
 impl Rate {
-    fn add(cell: &Cell<Self>, good: bool) {
-        let Rate { total, good: before } = cell.get();
-        cell.set(Rate { total: total.saturating_add(1), good: before.saturating_add(u32::from(good)) });
-    }
-
     fn percent(self) -> f64 {
         f64::from(self.good) * 100.0 / f64::from(self.total.max(1))
     }
 }
 
-/// What is known of one endpoint.
+/// What is known of one endpoint: this worker's view of what all of them know.
 #[derive(Debug, Default)]
-pub struct OutlierState {
-    server_errors: Cell<u32>,
-    gateway_errors: Cell<u32>,
-    local_errors: Cell<u32>,
-    /// Answers of this interval; connections too where they are not counted apart.
-    answers: Cell<Rate>,
-    /// Whether there was an answer at all, where that is counted apart.
-    locals: Cell<Rate>,
-    ejections: Cell<u32>,
-    until: Cell<Option<Instant>>,
-    /// When it came back the last time.
-    returned: Cell<Option<Instant>>,
+pub struct OutlierState(OnceCell<Joined>);
+
+#[derive(Debug)]
+struct Joined {
+    health: Arc<HostHealth>,
+    counted: Arc<Counted>,
 }
 
+/// Places of the rows of errors.
+const SERVER: usize = 0;
+const GATEWAY: usize = 1;
+const LOCAL: usize = 2;
+
 impl OutlierState {
+    /// Shares what is known with the other workers. Without it the endpoint is this worker's alone.
+    pub(crate) fn join(&self, health: impl FnOnce() -> Arc<HostHealth>) {
+        self.0.get_or_init(|| Joined::new(health()));
+    }
+
+    fn joined(&self) -> &Joined {
+        self.0.get_or_init(|| Joined::new(Arc::default()))
+    }
+
+    /// What all workers know.
+    pub fn health(&self) -> &HostHealth {
+        &self.joined().health
+    }
+
     /// Left out now.
     pub fn is_ejected(&self) -> bool {
-        self.until.get().is_some()
+        self.ejected_until().is_some()
     }
 
     /// When it comes back.
     pub fn ejected_until(&self) -> Option<Instant> {
-        self.until.get()
+        self.0.get()?.health.until.get()
     }
 
     /// Notes an outcome; the rows of errors that are full now.
     pub fn note(&self, policy: &OutlierDetection, outcome: Outcome) -> smallvec::SmallVec<[Cause; 2]> {
-        let reached = |cell: &Cell<u32>, limit: u32| {
-            cell.set(cell.get().saturating_add(1));
-            limit > 0 && cell.get() >= limit
+        let Joined { health, counted } = self.joined();
+        let [server, gateway, local] = &health.rows;
+        let reached = |row: &AtomicU32, limit: u32| {
+            let errors = row.fetch_add(1, Relaxed).saturating_add(1);
+            limit > 0 && errors >= limit
         };
         // Without split, a local error counts as a gateway error (Envoy: local origin failures are mapped to 503).
         let outcome = match outcome {
@@ -121,10 +134,10 @@ impl OutlierState {
             other => other,
         };
         if policy.split_local {
-            Rate::add(&self.locals, outcome != Outcome::LocalError);
+            counted.local(outcome != Outcome::LocalError);
         }
         if outcome != Outcome::LocalError {
-            Rate::add(&self.answers, outcome == Outcome::Success);
+            counted.answer(outcome == Outcome::Success);
         }
         let mut full = smallvec::SmallVec::new();
         let mut check = |cause, is_full: bool| {
@@ -133,23 +146,19 @@ impl OutlierState {
             }
         };
         match outcome {
-            Outcome::Success => {
-                for cell in [&self.server_errors, &self.gateway_errors, &self.local_errors] {
-                    cell.set(0);
-                }
-            }
+            Outcome::Success => health.rows.iter().for_each(clear),
             Outcome::ServerError => {
-                self.gateway_errors.set(0);
-                self.local_errors.set(0);
-                check(Cause::Consecutive5xx, reached(&self.server_errors, policy.consecutive_5xx));
+                clear(gateway);
+                clear(local);
+                check(Cause::Consecutive5xx, reached(server, policy.consecutive_5xx));
             }
             Outcome::GatewayError => {
-                self.local_errors.set(0);
-                check(Cause::ConsecutiveGateway, reached(&self.gateway_errors, policy.consecutive_gateway));
-                check(Cause::Consecutive5xx, reached(&self.server_errors, policy.consecutive_5xx));
+                clear(local);
+                check(Cause::ConsecutiveGateway, reached(gateway, policy.consecutive_gateway));
+                check(Cause::Consecutive5xx, reached(server, policy.consecutive_5xx));
             }
             Outcome::LocalError => {
-                check(Cause::ConsecutiveLocal, reached(&self.local_errors, policy.consecutive_local));
+                check(Cause::ConsecutiveLocal, reached(local, policy.consecutive_local));
             }
         }
         full
@@ -157,44 +166,67 @@ impl OutlierState {
 
     /// Begins a row of errors anew: it was judged.
     pub fn restart(&self, cause: Cause) {
-        match cause {
-            Cause::Consecutive5xx => self.server_errors.set(0),
-            Cause::ConsecutiveGateway => self.gateway_errors.set(0),
-            Cause::ConsecutiveLocal => self.local_errors.set(0),
-            _ => {}
-        }
+        let row = match cause {
+            Cause::Consecutive5xx => SERVER,
+            Cause::ConsecutiveGateway => GATEWAY,
+            Cause::ConsecutiveLocal => LOCAL,
+            _ => return,
+        };
+        clear(&self.joined().health.rows[row]);
     }
 
-    /// The rates of the interval that ends now: answers, and local outcomes.
+    /// The rates of the interval that ends now, over all workers: answers, and local outcomes.
     pub fn take_rates(&self) -> (Rate, Rate) {
-        (self.answers.take(), self.locals.take())
+        self.joined().health.take_rates()
     }
 
     /// Leaves the endpoint out: the longer, the more often it happened. Each interval that it has served well since it came
     /// back forgives one time, as in Envoy.
     pub fn eject(&self, policy: &OutlierDetection, now: Instant) {
-        let served = self.returned.get().map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        let health = &self.joined().health;
+        let served = health.returned.get().map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
         let forgiven = served.as_millis() / policy.interval.as_millis().max(1);
         let forgiven = u32::try_from(forgiven).unwrap_or(u32::MAX);
-        let times = self.ejections.get().saturating_sub(forgiven).saturating_add(1);
-        self.ejections.set(times);
+        let times = health.ejections.load(Relaxed).saturating_sub(forgiven).saturating_add(1);
+        health.ejections.store(times, Relaxed);
         let length = policy.base_ejection.saturating_mul(times).min(policy.max_ejection.max(policy.base_ejection));
-        self.until.set(Some(now + length.min(Duration::from_secs(7 * 24 * 3600))));
-        for cell in [&self.server_errors, &self.gateway_errors, &self.local_errors] {
-            cell.set(0);
-        }
+        health.until.set(Some(now + length.min(Duration::from_secs(7 * 24 * 3600))));
+        health.rows.iter().for_each(clear);
     }
 
-    /// Takes the endpoint back when its time is over; true when it came back.
+    /// Takes the endpoint back when its time is over; true when it came back, for one caller alone.
     pub fn sweep(&self, now: Instant) -> bool {
-        match self.until.get() {
-            Some(until) if until <= now => {
-                self.until.set(None);
-                self.returned.set(Some(now));
-                true
-            }
-            _ => false,
+        let health = &self.joined().health;
+        let back = health.until.pass(now, None);
+        if back {
+            health.returned.set(Some(now));
         }
+        back
+    }
+
+    /// Takes the endpoint back before its time; true when it was out.
+    pub(crate) fn pardon(&self, now: Instant) -> bool {
+        let health = &self.joined().health;
+        let out = health.until.get().is_some();
+        if out {
+            health.until.set(None);
+            health.returned.set(Some(now));
+        }
+        out
+    }
+}
+
+impl Joined {
+    fn new(health: Arc<HostHealth>) -> Self {
+        let counted = health.counted();
+        Self { health, counted }
+    }
+}
+
+/// Ends a row of errors. Seldom is there one: what nobody writes, all workers can read at no cost.
+fn clear(row: &AtomicU32) {
+    if row.load(Relaxed) != 0 {
+        row.store(0, Relaxed);
     }
 }
 
@@ -246,6 +278,7 @@ mod tests {
             base_ejection: Duration::from_secs(30),
             max_ejection: Duration::from_secs(50),
             max_ejection_percent: 50,
+            check_takes_back: true,
             always_one: false,
         }
     }

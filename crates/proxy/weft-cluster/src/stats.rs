@@ -60,10 +60,8 @@ pub struct ClusterStats {
     pub cx_tx_bytes: Counter,
     /// Connections closed.
     pub cx_destroy: Counter,
-    /// Endpoints.
-    pub membership_total: Gauge,
-    /// Healthy endpoints.
-    pub membership_healthy: Gauge,
+    /// Of HTTP connections, those that their endpoints ended.
+    pub cx_destroy_remote: Counter,
     /// Outlier detection.
     pub outlier: OutlierStats,
     /// TLS handshakes that failed.
@@ -75,8 +73,6 @@ pub struct ClusterStats {
 /// Counters of outlier detection.
 #[derive(Debug)]
 pub struct OutlierStats {
-    /// Endpoints ejected now.
-    pub active: Gauge,
     /// Ejections.
     pub total: Counter,
     /// Ejections not made because too many endpoints were out.
@@ -145,10 +141,8 @@ impl ClusterStats {
             cx_rx_bytes: counter("envoy_cluster_upstream_cx_rx_bytes_total"),
             cx_tx_bytes: counter("envoy_cluster_upstream_cx_tx_bytes_total"),
             cx_destroy: counter("envoy_cluster_upstream_cx_destroy"),
-            membership_total: gauge("envoy_cluster_membership_total"),
-            membership_healthy: gauge("envoy_cluster_membership_healthy"),
+            cx_destroy_remote: counter("envoy_cluster_upstream_cx_destroy_remote"),
             outlier: OutlierStats {
-                active: gauge("envoy_cluster_outlier_detection_ejections_active"),
                 total: counter("envoy_cluster_outlier_detection_ejections_enforced_total"),
                 overflow: counter("envoy_cluster_outlier_detection_ejections_overflow"),
                 detected: DETECTED.map(counter),

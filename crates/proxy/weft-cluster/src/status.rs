@@ -31,6 +31,8 @@ pub struct HostStatus {
     pub healthy: bool,
     /// Left out after errors.
     pub ejected: bool,
+    /// Active checks have not found it well.
+    pub fails_checks: bool,
     /// Requests under way.
     pub rq_active: u64,
     /// Requests sent.
@@ -75,6 +77,7 @@ impl HostStatus {
             weight: host.weight.get(),
             healthy: host.health.get() == EndpointHealth::Healthy,
             ejected: host.outlier.is_ejected(),
+            fails_checks: host.fails_checks(),
             rq_active: u64::from(host.active.get()),
             rq_total: host.counts.rq_total.get(),
             rq_success: host.counts.rq_success.get(),
@@ -87,6 +90,7 @@ impl HostStatus {
 
     fn add(&mut self, other: &HostStatus) {
         self.ejected |= other.ejected;
+        self.fails_checks |= other.fails_checks;
         self.rq_active += other.rq_active;
         self.rq_total += other.rq_total;
         self.rq_success += other.rq_success;

@@ -90,6 +90,17 @@ impl Io {
         &self.stream
     }
 
+    /// When it is dropped the other side hears of a broken connection (RST), not of its end; what is not yet sent is lost.
+    pub fn reset_when_dropped(&self) {
+        // An error means that it is broken already. A Unix socket has no such thing.
+        let _ = match &self.stream {
+            Stream::Tcp(s) => s.set_zero_linger(),
+            Stream::ServerTls(s) => s.get_ref().0.set_zero_linger(),
+            Stream::ClientTls(s) => s.get_ref().0.set_zero_linger(),
+            Stream::Unix(_) => Ok(()),
+        };
+    }
+
     /// Gives the stream back; bytes that were put back are lost.
     pub fn into_stream(self) -> Stream {
         self.stream

@@ -130,6 +130,34 @@ async fn versions_are_translated() {
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("\r\n\r\n"), "{answer}");
 }
 
+/// To a client of HTTP/1.0 the end of the connection is the end of the body: one that broke off must not look like that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_breaks_off_does_not_end_in_order() {
+    for (end, whole) in [("0\r\n\r\n", true), ("", false)] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = [0; 4096];
+                stream.read(&mut request).await.unwrap();
+                let answer = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n{end}");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        let routes = all(r#"[{match: {prefix: "/"}, route: {cluster: one}}]"#);
+        let hcm = "http_protocol_options: {accept_http_10: true},";
+        let proxy = Proxy::start(&http_bootstrap(hcm, &routes, &[("one", addr, "")])).await;
+        let mut client = TcpStream::connect(proxy.addr()).await.unwrap();
+        client.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        let read = tokio::time::timeout(PATIENCE, client.read_to_string(&mut answer)).await.unwrap();
+        match read {
+            Ok(_) => assert!(whole && answer.ends_with("abc"), "{answer}"),
+            Err(error) => assert!(!whole && error.kind() == std::io::ErrorKind::ConnectionReset, "{error}"),
+        }
+    }
+}
+
 /// Agrees to a WebSocket and sends back what it gets.
 async fn websocket_server() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

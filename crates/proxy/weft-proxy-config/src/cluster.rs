@@ -2,8 +2,11 @@
 //! nothing else is kept for a cluster before its first use.
 
 use crate::ClientTls;
+use http::uri::PathAndQuery;
+use http::{HeaderName, HeaderValue, Method};
 use ipnet::IpNet;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 use weft_core::Strng;
@@ -31,6 +34,8 @@ pub struct Cluster {
     pub limits: Arc<ConnectionLimits>,
     /// Outlier detection.
     pub outlier: Option<Arc<OutlierDetection>>,
+    /// Active health checks.
+    pub health_check: Option<Arc<HealthCheck>>,
     /// Facts for telemetry.
     pub metadata: Arc<ClusterMetadata>,
     /// Share of healthy hosts (percent) below which health is ignored.
@@ -240,6 +245,107 @@ pub struct OutlierDetection {
     pub max_ejection_percent: u32,
     /// One endpoint may be ejected whatever that share is.
     pub always_one: bool,
+    /// An active check that finds an ejected endpoint well takes it back.
+    pub check_takes_back: bool,
+}
+
+/// Active health checks of a cluster's endpoints.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HealthCheck {
+    /// Time for one check.
+    pub timeout: Duration,
+    /// Between two checks of an endpoint, as Envoy distinguishes them.
+    pub intervals: CheckIntervals,
+    /// Up to so much is added before the first check.
+    pub initial_jitter: Duration,
+    /// Up to so much is added to each interval.
+    pub jitter: Duration,
+    /// Up to so many percent of it are added to each interval.
+    pub jitter_percent: u32,
+    /// Failures in a row by which a healthy endpoint becomes unhealthy.
+    pub unhealthy_threshold: u32,
+    /// Successes in a row by which an unhealthy endpoint becomes healthy; the first check alone decides.
+    pub healthy_threshold: u32,
+    /// Port to check in place of the endpoint's.
+    pub alt_port: Option<u16>,
+    /// A connection serves for several checks.
+    pub reuse_connection: bool,
+    /// What is asked.
+    pub probe: Probe,
+}
+
+/// Times between two checks of an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CheckIntervals {
+    /// Of a healthy one.
+    pub healthy: Duration,
+    /// Of an unhealthy one.
+    pub unhealthy: Duration,
+    /// After the first success of an unhealthy one.
+    pub healthy_edge: Duration,
+    /// After the first failure of a healthy one.
+    pub unhealthy_edge: Duration,
+    /// While the cluster has had no connection: of an unhealthy endpoint, and of a healthy one.
+    pub no_traffic: [Duration; 2],
+}
+
+/// What a check asks an endpoint.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Probe {
+    /// An HTTP request.
+    Http(HttpProbe),
+    /// Bytes over TCP, and those that must come back, in this order. Without any, connecting is enough.
+    Tcp {
+        /// Sent.
+        send: Vec<u8>,
+        /// Looked for in what comes back.
+        receive: Vec<Vec<u8>>,
+    },
+    /// `grpc.health.v1.Health/Check`.
+    Grpc {
+        /// The service that is asked about; empty: the whole server.
+        service: String,
+        /// `:authority`; the cluster's name unless set.
+        authority: HeaderValue,
+        /// Further headers.
+        headers: Vec<(HeaderName, HeaderValue)>,
+    },
+}
+
+impl Probe {
+    /// It can only be asked over HTTP/2.
+    pub fn needs_http2(&self) -> bool {
+        match self {
+            Probe::Http(http) => http.http2,
+            Probe::Grpc { .. } => true,
+            Probe::Tcp { .. } => false,
+        }
+    }
+}
+
+/// An HTTP request that checks an endpoint.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HttpProbe {
+    /// Host; the endpoint's own host name unless set, else the cluster's name.
+    pub host: Option<HeaderValue>,
+    /// What stands in for a host that is not set.
+    pub cluster: HeaderValue,
+    /// Path.
+    pub path: PathAndQuery,
+    /// Method.
+    pub method: Method,
+    /// Further headers.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Statuses of an endpoint that is well.
+    pub expected: Vec<Range<u16>>,
+    /// Statuses that count towards `unhealthy_threshold`; others are failures at once.
+    pub retriable: Vec<Range<u16>>,
+    /// Over HTTP/2.
+    pub http2: bool,
+    /// Looked for in the body, in this order.
+    pub receive: Vec<Vec<u8>>,
+    /// Bytes of the body that are looked at.
+    pub most: usize,
 }
 
 /// Ejection by success rate.

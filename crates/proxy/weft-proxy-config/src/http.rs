@@ -147,8 +147,6 @@ pub struct HttpLimits {
     pub request_timeout: Option<Duration>,
     /// Time for the request's headers to arrive.
     pub request_headers_timeout: Option<Duration>,
-    /// Time between the last request and the close when draining.
-    pub drain_timeout: Duration,
     /// Concurrent HTTP/2 streams; 100 unless set.
     pub http2_max_streams: u32,
     /// HTTP/2 stream window.
@@ -195,6 +193,8 @@ pub struct Telemetry {
     pub destination: bool,
     /// Off.
     pub disabled: bool,
+    /// The host asked for stands for the service where none is known.
+    pub host_is_label: bool,
     /// How often open connections are reported (TCP); `None` = 5 s.
     pub report_interval: Option<Duration>,
     /// Changes to metrics and tags.

@@ -123,11 +123,17 @@ fn network_filters_before_the_last() {
     let limit = "{name: c, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit, stat_prefix: l, max_connections: 5}}";
     let sni = "{name: s, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.network.sni_cluster.v3.SniCluster}}";
     let telemetry = "{name: t, typed_config: {'@type': type.googleapis.com/weft.v1.TcpTelemetry, reporter: DESTINATION, report_interval: 3s}}";
-    let l = good(&listener("", "", &format!("{rbac}, {limit}, {sni}, {telemetry}, {}", tcp("cluster: c"))));
+    let forward = "{name: forward_downstream_sni, typed_config: {'@type': type.googleapis.com/io.istio.tcp.forward_downstream_sni.v1.Config}}";
+    let verify =
+        "{name: sni_verifier, typed_config: {'@type': type.googleapis.com/io.istio.tcp.sni_verifier.v1.Config}}";
+    let all = format!("{rbac}, {limit}, {sni}, {forward}, {verify}, {telemetry}");
+    let l = good(&listener("", "", &format!("{all}, {}", tcp("cluster: c"))));
     let [
         NetworkFilter::Rbac(_),
         NetworkFilter::ConnectionLimit(5),
         NetworkFilter::SniCluster,
+        NetworkFilter::ForwardSni,
+        NetworkFilter::VerifySni,
         NetworkFilter::Telemetry(t),
     ] = l.chains[0].filters.as_slice()
     else {
@@ -148,7 +154,7 @@ fn manager_fields() {
         (limits.idle_timeout, limits.stream_idle_timeout),
         (Some(Duration::from_secs(3600)), Some(Duration::from_secs(300)))
     );
-    assert_eq!((limits.request_timeout, limits.drain_timeout), (None, Duration::from_secs(5)));
+    assert_eq!(limits.request_timeout, None);
 
     let m = manager(
         ", codec_type: HTTP2, normalize_path: true, merge_slashes: true, path_with_escaped_slashes_action: UNESCAPE_AND_FORWARD,
@@ -572,6 +578,7 @@ fn refused_clusters() {
         (tls("common_tls_context: {tls_certificates: [{certificate_chain: {filename: /none/such}}]}"), "/none/such"),
         (tls("common_tls_context: {combined_validation_context: {default_validation_context: {crl: {filename: /x}}, validation_context_sds_secret_config: {name: r}}}"), "crl"),
         (tls("common_tls_context: {validation_context: {verify_certificate_hash: [aa]}}"), "verify_certificate_hash"),
+        (tls("common_tls_context: {validation_context: {match_typed_subject_alt_names: [{san_type: DNS, matcher: {exact: a}}]}}"), "trusted roots"),
         (tls("common_tls_context: {tls_params: {compliance_policies: [FIPS_202205]}}"), "compliance_policies"),
         (tls("common_tls_context: {validation_context: {match_typed_subject_alt_names: [{san_type: URI, matcher: {safe_regex: {regex: '('}}}]}}"), "match_typed_subject_alt_names[0].matcher.safe_regex.regex"),
         ("typed_extension_protocol_options: {x: {'@type': type.googleapis.com/envoy.extensions.upstreams.tcp.v3.TcpProtocolOptions}}".into(), "typed_extension_protocol_options[\"x\"]"),

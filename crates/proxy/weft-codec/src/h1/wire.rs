@@ -342,7 +342,12 @@ impl Wire {
 
     /// Ready when an idle connection must not be used any more: it ended, or said something unasked.
     pub fn poll_stale(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.read.is_empty() || self.io.is_none() { Poll::Ready(()) } else { self.poll_fill(cx).map(|_| ()) }
+        if !self.read.is_empty() || self.io.is_none() {
+            return Poll::Ready(());
+        }
+        let filled = ready!(self.poll_fill(cx));
+        self.gone |= !matches!(filled, Ok(n) if n > 0);
+        Poll::Ready(())
     }
 
     /// Memory to write a head to.
@@ -544,6 +549,20 @@ impl Wire {
             io.unread(read.freeze());
         }
         Some(io)
+    }
+
+    /// A further message has begun to arrive.
+    pub fn has_read_ahead(&self) -> bool {
+        self.read.iter().any(|byte| !LINE_END.contains(byte))
+    }
+
+    /// Breaks the connection, so that what was written of a message does not look like all of it: the end of a connection
+    /// may be the end of a body (RFC 9112 §6.3).
+    pub fn abort(&mut self) {
+        if let Some(io) = self.io.take() {
+            io.reset_when_dropped();
+        }
+        self.close();
     }
 
     /// Closes the connection.

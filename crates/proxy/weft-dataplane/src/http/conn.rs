@@ -322,6 +322,13 @@ impl HttpConnection {
         !self.is_http2
     }
 
+    /// Bytes of the next request's head are there, but not all of it: its time runs.
+    pub fn head_began(&self) {
+        if self.partial_since.get().is_none() {
+            self.partial_since.set(Some(Instant::now()));
+        }
+    }
+
     /// A request begins.
     pub fn begin(&self, exchange: &Rc<Exchange>) {
         self.active.set(self.active.get() + 1);
@@ -379,8 +386,8 @@ impl HttpConnection {
         }
         if self.active.get() == 0 {
             let headers = limits.request_headers_timeout.or(limits.stream_idle_timeout).filter(|d| !d.is_zero());
-            if self.downstream.meter.take_touched() && self.partial_since.get().is_none() {
-                self.partial_since.set(Some(now));
+            if self.downstream.meter.take_touched() {
+                self.head_began();
             }
             if let (Some(since), Some(limit)) = (self.partial_since.get(), headers)
                 && left(since, limit).is_none()

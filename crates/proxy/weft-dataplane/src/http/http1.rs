@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::oneshot;
-use weft_codec::h1::encode::{self, Asked};
+use weft_codec::h1::encode::{self, Asked, Sending};
 use weft_codec::h1::{HeadLimits, Outgoing, PumpError, RequestHead, SharedWire, Wire, WireBody, WireError, pool};
 use weft_codec::upgrade::Upgrading;
 use weft_codec::{Io, ProxyBody};
@@ -51,9 +51,17 @@ async fn next(
     wire: &SharedWire,
     limits: HeadLimits,
 ) -> Result<Option<RequestHead>, WireError> {
-    poll_fn(|cx| match wire.borrow_mut().poll_request(cx, limits) {
-        Poll::Pending if connection.is_ending() => Poll::Ready(Ok(None)),
-        outcome => outcome,
+    poll_fn(|cx| {
+        let mut wire = wire.borrow_mut();
+        let polled = wire.poll_request(cx, limits);
+        if polled.is_ready() {
+            return polled;
+        }
+        // What came while the request before was served may be all that ever comes of a head.
+        if wire.has_read_ahead() {
+            connection.head_began();
+        }
+        if connection.is_ending() { Poll::Ready(Ok(None)) } else { Poll::Pending }
     })
     .await
 }
@@ -97,7 +105,7 @@ async fn one(connection: &Rc<HttpConnection>, wire: &SharedWire, head: RequestHe
         }
         return Ok(false);
     }
-    if !send(wire, Outgoing::new(body, answered.sending)).await? {
+    if !send(wire, body, answered.sending).await? {
         return Ok(false);
     }
     // Who still holds the request's body (an endpoint over HTTP/2 that has answered early) must not come upon the next one's.
@@ -123,8 +131,9 @@ async fn answer(
 }
 
 /// Writes the response; false when the client left meanwhile, or the body broke off, which the client learns by the
-/// connection's end.
-async fn send(wire: &SharedWire, mut outgoing: Outgoing) -> Result<bool, WireError> {
+/// connection's end, and where that could be the body's end too, by its breaking.
+async fn send(wire: &SharedWire, body: ProxyBody, sending: Sending) -> Result<bool, WireError> {
+    let mut outgoing = Outgoing::new(body, sending);
     let sent = poll_fn(|cx| match outgoing.poll(wire, cx) {
         Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
         Poll::Pending => wire.borrow_mut().poll_gone(cx).map(|()| None),
@@ -134,6 +143,10 @@ async fn send(wire: &SharedWire, mut outgoing: Outgoing) -> Result<bool, WireErr
     match sent {
         Some(Ok(())) => Ok(true),
         Some(Err(PumpError::Io(error))) => Err(error.into()),
+        Some(Err(PumpError::Body(_))) if sending == Sending::UntilClose => {
+            wire.borrow_mut().abort();
+            Ok(false)
+        }
         Some(Err(PumpError::Body(_) | PumpError::Length)) | None => {
             wire.borrow_mut().close();
             Ok(false)

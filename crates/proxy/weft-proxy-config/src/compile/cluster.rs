@@ -79,6 +79,7 @@ impl Ctx<'_> {
             protocol,
             limits: self.shared.limits(limits),
             outlier,
+            health_check: self.health_check(&message.health_checks, &message.name, &path),
             metadata: self.cluster_metadata(message.metadata.as_ref()),
             panic_threshold: common
                 .and_then(|c| c.healthy_panic_threshold.as_ref())
@@ -120,7 +121,8 @@ impl Ctx<'_> {
             per_connection_buffer_high_watermark_timeout: _,
             lb_policy: _,
             load_assignment: _,
-            health_checks,
+            // Compiled.
+            health_checks: _,
             max_requests_per_connection: _,
             circuit_breakers: _,
             upstream_http_protocol_options,
@@ -169,7 +171,6 @@ impl Ctx<'_> {
             path,
             transport_socket_matcher,
             lrs_server,
-            health_checks,
             upstream_http_protocol_options,
             common_http_protocol_options,
             dns_resolvers,
@@ -199,7 +200,7 @@ impl Ctx<'_> {
             healthy_panic_threshold: _,
             // Changes take effect at once.
             update_merge_window: _,
-            // There is no active health check that it could wait for.
+            // Endpoints that were not checked yet are counted as unhealthy.
             ignore_new_hosts_until_first_hc: _,
             close_connections_on_host_set_change,
             consistent_hashing_lb_config,

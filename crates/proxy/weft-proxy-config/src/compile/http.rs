@@ -23,8 +23,6 @@ const SERVER_NAME: &str = "envoy";
 const IDLE: Duration = Duration::from_secs(3600);
 /// Idle time of a stream unless set.
 const STREAM_IDLE: Duration = Duration::from_secs(300);
-/// Between the notice of a drain and the close.
-const DRAIN: Duration = Duration::from_secs(5);
 /// Request headers: bytes, and their number.
 const MAX_HEADER_BYTES: usize = 60 * 1024;
 const MAX_HEADERS: usize = 100;
@@ -110,6 +108,8 @@ impl Ctx<'_> {
             stream_flush_timeout: _,
             request_timeout: _,
             request_headers_timeout: _,
+            // How long a client has between the first word of a drain (a GOAWAY with the highest id) and the last one: hyper sends
+            // a ping after the first, and the answer to it, not a time, says that no request is on its way any more.
             drain_timeout: _,
             drain_timeout_jitter: _,
             // How long a closed connection is drained; the operating system does it.
@@ -293,10 +293,6 @@ impl Ctx<'_> {
             stream_idle_timeout: some(stream_idle, STREAM_IDLE),
             request_timeout: self.c.limit(message.request_timeout.as_ref(), &path.field("request_timeout")),
             request_headers_timeout: self.c.limit(headers_timeout, &path.field("request_headers_timeout")),
-            drain_timeout: self
-                .c
-                .duration(message.drain_timeout.as_ref(), &path.field("drain_timeout"))
-                .unwrap_or(DRAIN),
             http2_max_streams: http2.max_concurrent_streams.unwrap_or(MAX_STREAMS).max(1),
             http2_stream_window: window(http2.initial_stream_window_size, STREAM_WINDOW),
             http2_connection_window: window(http2.initial_connection_window_size, CONNECTION_WINDOW),

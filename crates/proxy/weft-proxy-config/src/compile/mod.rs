@@ -1,7 +1,7 @@
 //! From xDS messages to the compiled types. Every message is taken apart so that a field which changes behaviour is either
 //! used or refused by name; what is tolerated is named where it is.
 //!
-//! Reading order: this file (what compilation shares), [`cluster`], `subsets`, [`endpoint`], [`tls`], [`listener`], `network`, [`http`],
+//! Reading order: this file (what compilation shares), [`cluster`], `health`, `subsets`, [`endpoint`], [`tls`], [`listener`], `network`, [`http`],
 //! `http_filters`, [`jwt`], `ext_authz`, `ratelimit`, [`access_log`], `tracing`.
 
 pub mod access_log;
@@ -9,6 +9,7 @@ pub mod address;
 pub mod cluster;
 pub mod endpoint;
 mod ext_authz;
+mod health;
 pub mod http;
 mod http_filters;
 pub mod jwt;

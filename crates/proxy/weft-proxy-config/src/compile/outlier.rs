@@ -42,8 +42,7 @@ impl Ctx<'_> {
             failure_percentage_request_volume,
             max_ejection_time,
             max_ejection_time_jitter,
-            // There is no active health check that could take a host back.
-            successful_active_health_check_uneject_host: _,
+            successful_active_health_check_uneject_host,
             monitors,
             always_eject_one_host,
             detect_degraded_hosts,
@@ -85,6 +84,7 @@ impl Ctx<'_> {
             max_ejection: max.unwrap_or(Duration::from_secs(300)).max(base),
             max_ejection_percent: percent(max_ejection_percent, 10),
             always_one: always_eject_one_host.unwrap_or(false),
+            check_takes_back: successful_active_health_check_uneject_host.unwrap_or(true),
         }
     }
 
