@@ -5,6 +5,7 @@
 mod bench;
 mod deps;
 mod fuzz;
+mod helm;
 mod images;
 mod interop;
 mod journey;
@@ -28,6 +29,8 @@ const HELP: &str = "cargo xtask TASK
   deps      checks which crate may import which
   peers     install the programs that tests run against (Debian, PyPI), and print where they are
   kube-apiserver  build Kubernetes' API server for the tests on it, if it is not built, and print where it is
+  helm      build Helm for the tests of the charts, if it is not built, and print where it is
+  charts    write the parts of manifests/charts that follow from the code: definitions of kinds, rights
   images    write container images of the release programs as OCI archives: target/images
   interop   build the Go programs that tests/interop runs Weft beside, and print where they are
   codegen   generate the xDS types anew; with --check, fail when they differ from what is committed
@@ -46,6 +49,8 @@ fn main() -> Result<()> {
         ["deps"] => deps::check(),
         ["peers"] => peers::install().map(|peers| println!("envoy: {}", peers.envoy.display())),
         ["kube-apiserver"] => kube::apiserver().map(|program| println!("{}", program.display())),
+        ["helm"] => helm::program().map(|program| println!("{}", program.display())),
+        ["charts"] => helm::charts(),
         ["images"] => images::build(),
         ["interop"] => interop::programs().map(|folder| println!("{}", folder.display())),
         ["codegen"] => run::cargo(&["run", "--quiet", "--manifest-path", "xtask/codegen/Cargo.toml"]),

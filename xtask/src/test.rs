@@ -1,6 +1,6 @@
 //! Everything that must hold before a change lands, quickest first.
 
-use crate::{deps, images, interop, kube, peers, run, tidy};
+use crate::{deps, helm, images, interop, kube, peers, run, tidy};
 use anyhow::Result;
 use std::time::Instant;
 
@@ -13,6 +13,7 @@ pub fn all() -> Result<()> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let bins = run::target().join("release");
     let interop = interop::programs()?;
+    let helm = helm::program()?;
     let oracles = run::root().join("../shared/oracles");
     let mut env = vec![
         ("ENVOY", peers.envoy.as_path()),
@@ -20,6 +21,7 @@ pub fn all() -> Result<()> {
         ("WEFT_PYTHON", peers.python.as_path()),
         ("WEFT_BIN_DIR", bins.as_path()),
         ("WEFT_INTEROP", interop.as_path()),
+        ("WEFT_HELM", helm.as_path()),
     ];
     // Test data that no one here wrote, where it lies beside the project.
     if oracles.is_dir() {
@@ -35,7 +37,9 @@ pub fn all() -> Result<()> {
         &env,
     )?;
     let apiserver = kube::apiserver()?;
+    let go = kube::go()?;
     env.push(("WEFT_KUBE_APISERVER", apiserver.as_path()));
+    env.push(("WEFT_GO", go.as_path()));
     // Two API servers at a time: a small machine brings up no more in time.
     run::with_env(&cargo, &["test", "--package", "weft-kube-tests", "--", "--test-threads=2"], &env)?;
     // One lab at a time: each journey measures, and the machine may be small.

@@ -18,14 +18,19 @@ async fn pods_and_objects() {
         "data": {"mesh": "trustDomain: cluster.local\ndefaultConfig: {concurrency: 3}\n"}}),
         )
         .await;
-    for (kind, name, hook) in [
-        ("MutatingWebhookConfiguration", "istio-sidecar-injector", "namespace.sidecar-injector.istio.io"),
-        ("ValidatingWebhookConfiguration", "istiod-default-validator", "validation.istio.io"),
+    let (tag, other) =
+        (json!({"istio.io/tag": "prod", "istio.io/rev": "default"}), json!({"istio.io/tag": "x", "istio.io/rev": "y"}));
+    for (kind, name, hook, labels) in [
+        ("MutatingWebhookConfiguration", "istio-sidecar-injector", "namespace.sidecar-injector.istio.io", json!({})),
+        ("ValidatingWebhookConfiguration", "istiod-default-validator", "validation.istio.io", json!({})),
+        ("MutatingWebhookConfiguration", "istio-revision-tag-prod", "rev.namespace.sidecar-injector.istio.io", tag),
+        ("MutatingWebhookConfiguration", "istio-revision-tag-x", "rev.namespace.sidecar-injector.istio.io", other),
     ] {
         // Chooses nothing, so that the API server of the test asks nobody.
         let nobody = json!({"matchLabels": {"none": "such"}});
         cluster
-            .create(json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": {"name": name},
+            .create(json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind,
+            "metadata": {"name": name, "labels": labels},
             "webhooks": [{"name": hook, "clientConfig": {"url": "https://localhost:1/x"}, "failurePolicy": "Ignore",
                           "sideEffects": "None", "admissionReviewVersions": ["v1"], "objectSelector": nobody}]}))
             .await;
@@ -39,11 +44,16 @@ async fn pods_and_objects() {
     let known = async || {
         let mutating = configuration("MutatingWebhookConfiguration", "istio-sidecar-injector").await;
         let validating = configuration("ValidatingWebhookConfiguration", "istiod-default-validator").await;
+        let tagged = configuration("MutatingWebhookConfiguration", "istio-revision-tag-prod").await;
         let bundle = STANDARD.encode(&root);
-        let both = [&mutating, &validating].iter().all(|hook| hook["clientConfig"]["caBundle"] == bundle.as_str());
+        let both =
+            [&mutating, &validating, &tagged].iter().all(|hook| hook["clientConfig"]["caBundle"] == bundle.as_str());
         (both && validating["failurePolicy"] == "Fail" && mutating["failurePolicy"] == "Ignore").then_some(())
     };
     until("the webhooks in their configurations", known).await;
+    // A name for another revision is that one's.
+    let strange = configuration("MutatingWebhookConfiguration", "istio-revision-tag-x").await;
+    assert!(strange["clientConfig"]["caBundle"].is_null(), "{strange}");
 
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"generateName": "web-"},
                      "spec": {"containers": [{"name": "web", "image": "i"}]}});

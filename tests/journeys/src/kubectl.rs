@@ -87,8 +87,8 @@ impl Kubectl {
         printed(self.try_run(args)?, &format!("kubectl {}", args.join(" ")))
     }
 
-    /// Runs a line of a shell that must succeed, as the documents have it: `kubectl` is this one, `istioctl` is `weft`, and
-    /// `samples/` lies where the shell is. What it printed on standard output.
+    /// Runs a line of a shell that must succeed, as the documents have it: `kubectl` is this one, `istioctl` is `weft`,
+    /// `helm` the one that `cargo xtask helm` builds, and `samples/` and `manifests/` lie where the shell is. What it printed on standard output.
     ///
     /// # Errors
     /// Its exit code and words, when it failed.
@@ -105,12 +105,16 @@ impl Kubectl {
         if !bin.exists() {
             std::fs::create_dir(&bin)?;
             let samples = std::fs::canonicalize(crate::sample(""))?;
+            let manifests = std::fs::canonicalize(crate::sample("../manifests"))?;
             let weft = std::fs::canonicalize(bin_dir().join("weft"))?;
-            for (to, link) in [
+            let helm = helm().map(|helm| (helm, bin.join("helm")));
+            let links = [
                 (std::fs::canonicalize(&self.program)?, bin.join("kubectl")),
                 (weft, bin.join("istioctl")),
                 (samples, self.home.path().join("samples")),
-            ] {
+                (manifests, self.home.path().join("manifests")),
+            ];
+            for (to, link) in links.into_iter().chain(helm) {
                 std::os::unix::fs::symlink(to, link)?;
             }
         }
@@ -248,6 +252,13 @@ pub fn bounded(mut child: Child, what: &str) -> Result<Output> {
         }
     };
     Ok(Output { status, stdout: joined(stdout), stderr: joined(stderr) })
+}
+
+/// Helm: `$WEFT_HELM`, else the one that `cargo xtask helm` has built beside the programs; `None`: the machine's, if it has one.
+fn helm() -> Option<PathBuf> {
+    let built = || Some(bin_dir().parent()?.join("kube/helm")).filter(|file| file.is_file());
+    let helm = std::env::var_os("WEFT_HELM").map(PathBuf::from).or_else(built)?;
+    std::fs::canonicalize(helm).ok()
 }
 
 /// The kubectls to try, each with a word for it. At least one must be there.

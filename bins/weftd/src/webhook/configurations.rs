@@ -15,7 +15,7 @@ use weft_ca::Signing;
 use weft_k8s_api::Object;
 use weft_k8s_api::kinds::by_kind;
 use weft_runtime::ready::Readiness;
-use weft_store::client::WriteOptions;
+use weft_store::client::{ListOptions, WriteOptions};
 use weft_store::{ApiClient, ClientError};
 
 /// Pause between looks; shorter while something is missing or has failed.
@@ -35,7 +35,15 @@ pub(crate) async fn keep(
     loop {
         let bundle = STANDARD.encode(signing.borrow_and_update().root_pem());
         let mut complete = true;
-        for (kind, name) in names(&settings) {
+        let mut all = names(&settings);
+        match tags(&client, &settings).await {
+            Ok(tags) => all.extend(tags),
+            Err(error) => {
+                complete = false;
+                tracing::debug!("cannot list tags of revisions: {error}");
+            }
+        }
+        for (kind, name) in all {
             // Not before we answer: until then the policy that was installed holds.
             let closed = ready.reasons().is_empty();
             match update(&client, kind, &name, &bundle, closed, &settings).await {
@@ -85,6 +93,19 @@ fn names(settings: &Settings) -> Vec<(&'static str, String)> {
     ]
 }
 
+/// The configurations that give this revision further names: `weft tag`, and the charts' `revision-tags.yaml`.
+async fn tags(client: &ApiClient, settings: &Settings) -> Result<Vec<(&'static str, String)>, ClientError> {
+    let Some(info) = by_kind("admissionregistration.k8s.io", MUTATING) else { return Ok(Vec::new()) };
+    let own = own_revision(settings);
+    let options = ListOptions { labels: Some(format!("istio.io/tag,istio.io/rev={own}")), ..ListOptions::default() };
+    let listed = client.list(info, None, &options).await?;
+    Ok(listed.items.iter().map(|object| (MUTATING, object.name().to_string())).collect())
+}
+
+fn own_revision(settings: &Settings) -> &str {
+    if settings.revision.is_empty() { "default" } else { settings.revision.as_str() }
+}
+
 /// Updates one configuration; true when there was something to do.
 async fn update(
     client: &ApiClient,
@@ -105,7 +126,7 @@ async fn update(
 
 /// A configuration says whose it is; several control planes share a cluster.
 fn is_ours(object: &Object, settings: &Settings) -> bool {
-    let own = if settings.revision.is_empty() { "default" } else { settings.revision.as_str() };
+    let own = own_revision(settings);
     object.label("istio.io/rev").is_none_or(|revision| revision == own)
 }
 

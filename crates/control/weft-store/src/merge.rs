@@ -1,7 +1,7 @@
 //! Merging JSON objects as Kubernetes does: JSON merge patch, strategic merge patch, and the three-way merge of an apply.
 //! Pure; which objects are merged, and what an annotation keeps, is for the callers.
 //!
-//! Source of the list keys: `patchMergeKey` and `patchStrategy` in Kubernetes' core, apps and batch types.
+//! Source of the list keys: `patchMergeKey` and `patchStrategy` in Kubernetes' core, apps, batch and admissionregistration types.
 
 use serde_json::{Map, Value};
 
@@ -209,6 +209,8 @@ fn merge_keys<'a>(name: &str, mut items: impl Iterator<Item = &'a Value>) -> &'s
         | "volumes"
         | "imagePullSecrets"
         | "secrets"
+        | "webhooks"
+        | "matchConditions"
         | "resourceClaims" => &["name"],
         "ports" => match items.next() {
             Some(item) if item.get("containerPort").is_some() => &["containerPort", "protocol"],
@@ -332,6 +334,12 @@ mod tests {
                 json!({"containers": [{"name": "a", "image": "1"}, {"name": "b"}]}),
                 json!({"containers": [{"name": "a", "tty": true}, {"name": "c"}]}),
                 json!({"containers": [{"name": "a", "image": "1", "tty": true}, {"name": "b"}, {"name": "c"}]}),
+            ),
+            (
+                "webhooks by name",
+                json!({"webhooks": [{"name": "a", "sideEffects": "None"}, {"name": "b"}]}),
+                json!({"webhooks": [{"name": "a", "clientConfig": {"caBundle": "x"}}]}),
+                json!({"webhooks": [{"name": "a", "sideEffects": "None", "clientConfig": {"caBundle": "x"}}, {"name": "b"}]}),
             ),
             (
                 "delete by name",

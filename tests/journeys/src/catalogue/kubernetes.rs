@@ -8,7 +8,8 @@ use anyhow::{Result, ensure};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-const SAME: Option<&str> = Some("it is about objects, not about traffic; with Weft's own proxy it takes half the time");
+pub(super) const SAME: Option<&str> =
+    Some("it is about objects, not about traffic; with Weft's own proxy it takes half the time");
 
 /// The journeys.
 pub const JOURNEYS: &[Journey] = &[
@@ -27,14 +28,6 @@ pub const JOURNEYS: &[Journey] = &[
         not_with_envoy: SAME,
         options: &["--no-bookinfo"],
         run: kind,
-    },
-    Journey {
-        id: "1:J-HELM",
-        title: "all configuration saved and brought back",
-        proves: &["1:HELM-08", "1:HELM-10"],
-        not_with_envoy: SAME,
-        options: &["--no-bookinfo"],
-        run: backup,
     },
     Journey {
         id: "1:J-CAN",
@@ -65,9 +58,9 @@ pub const JOURNEYS: &[Journey] = &[
     },
 ];
 
-const SOON: Duration = Duration::from_secs(90);
+pub(super) const SOON: Duration = Duration::from_secs(90);
 
-fn holds(text: &str, wants: &[&str]) -> Result<()> {
+pub(super) fn holds(text: &str, wants: &[&str]) -> Result<()> {
     for want in wants {
         ensure!(text.contains(want), "{want:?} is not in\n{text}");
     }
@@ -75,7 +68,7 @@ fn holds(text: &str, wants: &[&str]) -> Result<()> {
 }
 
 /// Repeats a line until what it prints holds all of these.
-fn until(kubectl: &Kubectl, line: &str, wants: &[&str]) -> Result<String> {
+pub(super) fn until(kubectl: &Kubectl, line: &str, wants: &[&str]) -> Result<String> {
     eventually(SOON, || {
         let said = kubectl.sh(line)?;
         holds(&said, wants).map(|()| said)
@@ -83,7 +76,7 @@ fn until(kubectl: &Kubectl, line: &str, wants: &[&str]) -> Result<String> {
 }
 
 /// Waits until the pods of a selection are `count`, each with these READY and STATUS columns; their names.
-fn until_pods(kubectl: &Kubectl, selection: &str, count: usize, ready: &str) -> Result<BTreeSet<String>> {
+pub(super) fn until_pods(kubectl: &Kubectl, selection: &str, count: usize, ready: &str) -> Result<BTreeSet<String>> {
     eventually(SOON, || {
         let said = kubectl.sh(&format!("kubectl get pods {selection} --no-headers"))?;
         let words = |line: &str| line.split_whitespace().map(str::to_string).collect::<Vec<_>>();
@@ -173,25 +166,8 @@ fn kind(run: &mut Run) -> Result<()> {
     Ok(())
 }
 
-/// J-HELM: verification, and step 7.
-fn backup(run: &mut Run) -> Result<()> {
-    let kubectl = Kubectl::newest(&run.lab)?;
-    run.check(&["1:HELM-08"], "control plane and gateway run", |_| {
-        until_pods(&kubectl, "-n istio-system", 2, "1/1").map(drop)
-    });
-    run.check(&["1:HELM-10"], "what is deleted comes back from the saved file", |_| {
-        kubectl.sh("kubectl apply -f samples/bookinfo/networking/bookinfo-gateway.yaml")?;
-        kubectl.sh(r#"kubectl get istio-io --all-namespaces -oyaml > "$HOME"/istio_resource_backup.yaml"#)?;
-        kubectl.sh("kubectl delete virtualservice bookinfo")?;
-        kubectl.fails("get virtualservice bookinfo", "NotFound")?;
-        kubectl.sh(r#"kubectl apply -f "$HOME"/istio_resource_backup.yaml"#)?;
-        holds(&kubectl.sh("kubectl get virtualservice bookinfo")?, &["bookinfo-gateway"])
-    });
-    Ok(())
-}
-
 /// Which control plane a proxy is configured by, by its own command line and environment.
-fn control_plane_of(kubectl: &Kubectl, namespace: &str, pod: &str) -> Result<String> {
+pub(super) fn control_plane_of(kubectl: &Kubectl, namespace: &str, pod: &str) -> Result<String> {
     let path = r#"{.spec.containers[?(@.name=="istio-proxy")].env[?(@.name=="CA_ADDR")].value}"#;
     kubectl.sh(&format!("kubectl get pod {pod} -n {namespace} -o jsonpath='{path}'"))
 }

@@ -3,6 +3,7 @@
 
 mod bookinfo;
 mod egress;
+mod helm;
 mod identity;
 mod ingress;
 mod kubernetes;
@@ -16,6 +17,7 @@ use crate::journey::Journey;
 pub fn all() -> Vec<Journey> {
     let mut all = [
         kubernetes::JOURNEYS,
+        helm::JOURNEYS,
         bookinfo::JOURNEYS,
         resilience::JOURNEYS,
         ingress::JOURNEYS,
