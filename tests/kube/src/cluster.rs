@@ -159,6 +159,15 @@ impl Cluster {
         Ok(())
     }
 
+    /// A request as the administrator: status and JSON. `body` is its type and text.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub async fn rest(&self, method: &str, path: &str, body: Option<(&str, &str)>) -> Result<(u16, Value)> {
+        let root = std::fs::read_to_string(self.pki.file("ca.crt")).unwrap_or_default();
+        crate::http::rest(self.client.url(), &root, ADMIN_TOKEN, (method, path), body).await
+    }
+
     /// Deletes an object.
     ///
     /// # Errors

@@ -34,13 +34,44 @@ pub async fn get_tls(port: u16, path: &str, root: &str, token: Option<&str>) -> 
     tokio::time::timeout(LIMIT, exchange).await.context("no answer in time")?
 }
 
-async fn ask(
-    mut stream: impl AsyncRead + AsyncWrite + Unpin,
-    path: &str,
-    token: Option<&str>,
-) -> Result<(u16, String)> {
+async fn ask(stream: impl AsyncRead + AsyncWrite + Unpin, path: &str, token: Option<&str>) -> Result<(u16, String)> {
     let token = token.map(|t| format!("authorization: Bearer {t}\r\n")).unwrap_or_default();
-    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n{token}connection: close\r\n\r\n");
+    tell(stream, &format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n{token}connection: close\r\n\r\n")).await
+}
+
+/// A request to an API server: status and JSON. HTTP/1.0, so that the answer ends with the connection.
+///
+/// # Errors
+/// When nobody answers.
+pub async fn rest(
+    url: &str,
+    root: &str,
+    token: &str,
+    (method, path): (&str, &str),
+    body: Option<(&str, &str)>,
+) -> Result<(u16, serde_json::Value)> {
+    let (scheme, address) = url.split_once("://").context("a URL")?;
+    let (content_type, body) = body.unwrap_or_default();
+    let request = format!(
+        "{method} {path} HTTP/1.0\r\nhost: {address}\r\nauthorization: Bearer {token}\r\ncontent-type: {content_type}\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let exchange = async {
+        let connection = TcpStream::connect(address).await?;
+        if scheme == "http" {
+            return tell(connection, &request).await;
+        }
+        let roots = TrustAnchors::from_pem(root.as_bytes())?;
+        let verification = ServerVerification::WebPki { anchors: roots, san: None };
+        let params = ClientParams { sni: Some("127.0.0.1".into()), ..ClientParams::new(verification) };
+        tell(ClientContext::build(params)?.connect(connection).await?.stream, &request).await
+    };
+    let (status, body) = tokio::time::timeout(LIMIT, exchange).await.context("no answer in time")??;
+    Ok((status, serde_json::from_str(&body).with_context(|| format!("{method} {path}: {status} {body}"))?))
+}
+
+async fn tell(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> Result<(u16, String)> {
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
     // Some servers end TLS without a farewell.

@@ -255,6 +255,14 @@ impl FieldSelector {
     /// # Errors
     /// When the text does not follow the syntax, or names a field that `kind` cannot be selected by.
     pub fn parse(kind: &str, text: &str) -> Result<Self, SelectorError> {
+        Self::parse_with(kind, &[], text)
+    }
+
+    /// The same for a kind with further fields that its definition names (`spec.color`).
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn parse_with(kind: &str, further: &[String], text: &str) -> Result<Self, SelectorError> {
         if text.len() > MAX_SELECTOR {
             return Err(error(text, format!("longer than {MAX_SELECTOR} bytes")));
         }
@@ -267,7 +275,7 @@ impl FieldSelector {
             } else {
                 return Err(error(text, format!("{part:?} should read `field=value` or `field!=value`")));
             };
-            if !selectable(kind, path) {
+            if !selectable(kind, path) && !further.iter().any(|field| field == path) {
                 return Err(error(text, format!("field label not supported: {path} (kind {kind})")));
             }
             terms.push(FieldTerm { path: path.into(), value: value.into(), negated });
@@ -451,5 +459,8 @@ mod tests {
         assert!(FieldSelector::parse("Secret", "type=Opaque").is_ok());
         assert!(FieldSelector::parse("Event", "involvedObject.uid=1,type=Warning").is_ok());
         assert!(FieldSelector::parse("Pod", "metadata.name").is_err());
+        let further = ["spec.color".to_string()];
+        assert!(FieldSelector::parse_with("Widget", &further, "spec.color=red,metadata.name=a").is_ok());
+        assert!(FieldSelector::parse_with("Widget", &further, "spec.size=1").is_err());
     }
 }

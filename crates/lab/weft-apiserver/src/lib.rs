@@ -2,7 +2,7 @@
 //!
 //! Reading order, which is the order of a request: [`server`] (listen, limits, dispatch), [`route`] (path to target), [`kinds`],
 //! [`auth`] and [`tokens`] (who, and may they), [`resources`] (the verbs), [`admission`], [`defaults`], [`webhooks`],
-//! [`custom`], [`validation`] (before an object is stored), [`patch`] and [`managed`] (who manages which fields, by the types of
+//! [`custom`], [`cel`], [`validation`] (before an object is stored), [`patch`] and [`managed`] (who manages which fields, by the types of
 //! [`types`] and [`schema`]), [`rbac`], [`watching`], [`render`] and [`table`] (answers), [`status`] (errors). Beside
 //! them: [`discovery`] and [`openapi`], [`reviews`], [`pods`] (logs, exec, port-forward), [`collect`] (owners and
 //! namespaces), [`access`] (certificate and kubeconfig).
@@ -13,6 +13,7 @@
 pub mod access;
 pub mod admission;
 pub mod auth;
+mod cel;
 pub mod collect;
 mod custom;
 pub mod defaults;

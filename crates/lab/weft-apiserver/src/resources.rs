@@ -92,15 +92,19 @@ fn get(context: &Context, target: &Target) -> Result<Response, ApiError> {
 }
 
 /// The selectors of a request.
-pub(crate) fn selectors(kind: &KindInfo, params: &Params) -> Result<(LabelSelector, FieldSelector), ApiError> {
+pub(crate) fn selectors(context: &Context, target: &Target) -> Result<(LabelSelector, FieldSelector), ApiError> {
+    let params = &context.params;
+    let version = context.kinds.custom(target.kind).and_then(|c| c.version(&target.version));
+    let further = version.map_or(&[][..], |v| v.selectable.as_slice());
     let wrong = |e: weft_store::SelectorError| ApiError::bad_request(e.to_string());
     let labels = LabelSelector::parse(params.get("labelSelector").unwrap_or_default()).map_err(wrong)?;
-    let fields = FieldSelector::parse(kind.kind, params.get("fieldSelector").unwrap_or_default()).map_err(wrong)?;
+    let fields = FieldSelector::parse_with(target.kind.kind, further, params.get("fieldSelector").unwrap_or_default());
+    let fields = fields.map_err(wrong)?;
     Ok((labels, fields))
 }
 
 fn list_query(context: &Context, target: &Target) -> Result<ListQuery, ApiError> {
-    let (labels, fields) = selectors(target.kind, &context.params)?;
+    let (labels, fields) = selectors(context, target)?;
     Ok(ListQuery {
         group: target.kind.group.into(),
         kind: target.kind.kind.into(),
@@ -312,7 +316,7 @@ impl ApiServer {
         }
         if let Some(version) = version {
             custom::shape(version, object);
-            custom::validate(version, kind, object)?;
+            warnings.extend(custom::validate(version, kind, object, request.old)?);
         }
         warnings.extend(webhooks::validate(request, Some(object)).await?);
         Ok(warnings)

@@ -148,7 +148,7 @@ impl ApiError {
         error.details.insert("kind".into(), kind.kind.into());
         let causes = fields
             .iter()
-            .map(|f| json!({"reason": "FieldValueInvalid", "message": f.message, "field": f.field}))
+            .map(|f| json!({"reason": cause(&f.message), "message": f.message, "field": f.field}))
             .collect();
         error.details.insert("causes".into(), Value::Array(causes));
         error
@@ -216,6 +216,23 @@ impl ApiError {
         }
         status
     }
+}
+
+/// The reason word of a wrong field, by how its message begins.
+fn cause(message: &str) -> &'static str {
+    const WORDS: [(&str, &str); 7] = [
+        ("Required value", "FieldValueRequired"),
+        ("Forbidden", "FieldValueForbidden"),
+        ("Duplicate value", "FieldValueDuplicate"),
+        ("Unsupported value", "FieldValueNotSupported"),
+        ("Too many", "FieldValueTooMany"),
+        ("Too long", "FieldValueTooLong"),
+        ("Internal error", "InternalError"),
+    ];
+    if message.contains("in body must be of type ") && message.starts_with("Invalid value") {
+        return "FieldValueTypeInvalid";
+    }
+    WORDS.iter().find(|(begin, _)| message.starts_with(begin)).map_or("FieldValueInvalid", |(_, word)| *word)
 }
 
 /// Only for the details of a missing namespace.

@@ -47,7 +47,7 @@ struct Streaming {
 /// Begins a watch.
 pub(crate) fn watch(context: &Context, target: &Target) -> Result<Response, ApiError> {
     let params = &context.params;
-    let (labels, mut fields) = selectors(target.kind, params)?;
+    let (labels, mut fields) = selectors(context, target)?;
     if let Some(name) = &target.name {
         fields.terms.push(FieldTerm { path: "metadata.name".into(), value: name.clone(), negated: false });
     }

@@ -235,12 +235,47 @@ async fn configurations_that_cannot_be_followed() {
         (json!({}), json!({}), "webhooks[0].clientConfig"),
         (json!({"url": "http://127.0.0.1/"}), json!({}), "only allowed URL scheme"),
         (url.clone(), json!({"name": "short"}), "three segments"),
-        (url.clone(), json!({"matchConditions": [{"name": "x", "expression": "true"}]}), "matchConditions"),
+        (url.clone(), json!({"matchConditions": [{"name": "x", "expression": "authorizer.group('')"}]}), "authorizer"),
+        (url.clone(), json!({"matchConditions": [{"name": "x", "expression": "1"}]}), "must evaluate to a bool"),
+        (url.clone(), json!({"matchConditions": [{"expression": "true"}]}), "matchConditions[0].name"),
         (url.clone(), json!({"timeoutSeconds": 40}), "timeoutSeconds"),
         (url.clone(), json!({"sideEffects": "Some"}), "sideEffects"),
         (url, json!({"objectSelector": {"matchExpressions": [{"key": "a", "operator": "Like"}]}}), "objectSelector"),
     ] {
         let error = create(&lab, configuration("Mutating", "x", &client, more)).await.unwrap_err().to_string();
         assert!(error.contains(want), "{want}: {error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn conditions_decide_who_is_asked() {
+    let lab = lab().await;
+    let guard = hook(|_| json!({"allowed": false, "status": {"message": "seen"}})).await;
+    let conditions = json!({"matchConditions": [
+        {"name": "not-the-system", "expression": "!(request.userInfo.username.startsWith('system:'))"},
+        {"name": "of-a-team", "expression": "has(object.metadata.labels) && 'team' in object.metadata.labels"},
+        {"name": "where", "expression": "request.namespace == 'default' && object.data.size() >= 0"},
+    ]});
+    create(&lab, configuration("Validating", "guard", &guard.by_url(), conditions)).await.unwrap();
+    create(&lab, map("free", json!({"a": "b"}))).await.unwrap();
+    assert_eq!(guard.asked(), 0, "a condition does not hold");
+    assert!(create(&lab, map("held", json!({"team": "x"}))).await.unwrap_err().to_string().contains("seen"));
+    // A condition that has no value: refused, or left alone, as the failure policy says.
+    for (policy, taken) in [("Fail", false), ("Ignore", true)] {
+        let more =
+            json!({"failurePolicy": policy, "matchConditions": [{"name": "x", "expression": "object.none == 1"}]});
+        lab.server
+            .store()
+            .delete(
+                &weft_store::memory::key("admissionregistration.k8s.io", "ValidatingWebhookConfiguration", "", "guard"),
+                &Default::default(),
+            )
+            .unwrap();
+        create(&lab, configuration("Validating", "guard", &guard.by_url(), more)).await.unwrap();
+        let made = create(&lab, map(&format!("unclear-{}", policy.to_lowercase()), json!({"team": "x"}))).await;
+        assert_eq!(made.is_ok(), taken, "{policy}: {made:?}");
+        if let Err(error) = made {
+            assert!(error.to_string().contains("no such key: none"), "{error}");
+        }
     }
 }

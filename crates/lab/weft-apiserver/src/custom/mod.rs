@@ -1,21 +1,23 @@
 //! Kinds that CustomResourceDefinitions define: names, versions, schemas, columns; and what the server itself writes into a
-//! definition. Objects of these kinds are checked in [`structural`]; columns are read by [`path`].
-//!
-//! Versions of a kind differ in their names and schemas only: conversion webhooks are refused, and so are two schemas that
-//! would need one. Rules in CEL (`x-kubernetes-validations`) are kept and not evaluated.
+//! definition. Objects of these kinds are checked in [`structural`] and by the [`rules`] of their schemas; columns are read by
+//! [`path`].
 
 pub(crate) mod path;
+pub(crate) mod rules;
 pub(crate) mod structural;
 
 use crate::kinds::DEFINITION;
 use crate::status::{ApiError, FieldError};
+use rules::Rules;
 use serde_json::{Map, Value, json};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use weft_k8s_api::kinds::{KindName, intern};
 use weft_k8s_api::{KindInfo, Object};
 
 /// Holds a definition until its objects are gone.
 pub(crate) const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
+/// Fields of one version that objects can be selected by. Source: the API reference, `selectableFields`.
+const MAX_SELECTABLE: usize = 8;
 /// Versions of one kind at most.
 const MAX_VERSIONS: usize = 32;
 
@@ -31,10 +33,14 @@ pub(crate) struct Custom {
 pub(crate) struct Version {
     pub(crate) name: String,
     pub(crate) schema: Arc<Value>,
+    /// Its rules in CEL, read when the first object comes.
+    rules: OnceLock<Rules>,
     pub(crate) status: bool,
     /// Where replicas and selector are, when it has a scale.
     pub(crate) scale: Option<Scale>,
     pub(crate) columns: Vec<Column>,
+    /// Fields that objects can be selected by: `spec.color`.
+    pub(crate) selectable: Vec<String>,
     /// What to tell those who use a deprecated version.
     pub(crate) deprecation: Option<String>,
 }
@@ -125,11 +131,43 @@ impl Version {
         Self {
             name,
             schema: Arc::new(schema),
+            rules: OnceLock::new(),
             status: version.pointer("/subresources/status").is_some(),
             scale,
+            selectable: selectable(version).map(|path| path.trim_start_matches('.').to_string()).collect(),
             columns: if columns.is_empty() { vec![Column::age()] } else { columns },
             deprecation,
         }
+    }
+}
+
+/// JSON paths of `selectableFields`.
+fn selectable(version: &Value) -> impl Iterator<Item = &str> {
+    let all = version.get("selectableFields").and_then(Value::as_array).into_iter().flatten();
+    all.map(|field| text(field, "/jsonPath"))
+}
+
+/// What is wrong with a field that objects are to be selected by.
+fn check_selectable(schema: &Value, path: &str, before: &[&str]) -> Option<String> {
+    let invalid = |why: &str| Some(format!("Invalid value: {path:?}: {why}"));
+    if before.contains(&path) {
+        return Some(format!("Duplicate value: {path:?}"));
+    }
+    let Some(names) = path.strip_prefix('.') else { return invalid("is an invalid path: it begins with a dot") };
+    let mut at = schema;
+    for (depth, name) in names.split('.').enumerate() {
+        match at.get("properties").and_then(|p| p.get(name)) {
+            _ if depth == 0 && name == "metadata" => return invalid("must not point to fields in metadata"),
+            Some(inner) => at = inner,
+            None => return invalid("does not refer to a valid field"),
+        }
+    }
+    match at.get("type").and_then(Value::as_str) {
+        Some("string" | "integer" | "boolean") => None,
+        other => invalid(&format!(
+            "must point to a field of type string, boolean or integer, not {}",
+            other.unwrap_or("none")
+        )),
     }
 }
 
@@ -235,13 +273,28 @@ pub(crate) fn check(kind: &KindInfo, object: &Object) -> Result<(), ApiError> {
         match version.pointer("/schema/openAPIV3Schema") {
             Some(schema) if text(schema, "/type") == "object" => {
                 let mut found = Vec::new();
-                structural::check_schema(schema, &format!("{place}.schema.openAPIV3Schema"), &mut found);
+                // As Kubernetes names the schema of a definition with one version.
+                let at = if all.len() == 1 { "spec.validation".into() } else { format!("{place}.schema") };
+                let at = format!("{at}.openAPIV3Schema");
+                structural::check_schema(schema, &at, &mut found);
+                Rules::read(schema, &at, &mut found);
                 for (field, message) in found {
                     add(&field, message);
                 }
             }
             Some(_) => add(&format!("{place}.schema.openAPIV3Schema.type"), "must be object at the root".into()),
             None => add(&format!("{place}.schema.openAPIV3Schema"), "schemas are required".into()),
+        }
+        let fields: Vec<&str> = selectable(version).collect();
+        let at = if all.len() == 1 { "spec.selectableFields".into() } else { format!("{place}.selectableFields") };
+        if fields.len() > MAX_SELECTABLE {
+            add(&at, format!("Too many: {}: must have at most {MAX_SELECTABLE} items", fields.len()));
+        }
+        let schema = version.pointer("/schema/openAPIV3Schema").unwrap_or(&Value::Null);
+        for (field_at, path) in fields.iter().enumerate() {
+            if let Some(why) = check_selectable(schema, path, fields.get(..field_at).unwrap_or_default()) {
+                add(&format!("{at}[{field_at}].jsonPath"), why);
+            }
         }
         let columns = version.get("additionalPrinterColumns").and_then(Value::as_array).into_iter().flatten();
         for (column_at, column) in columns.enumerate() {
@@ -272,13 +325,48 @@ pub(crate) fn shape(version: &Version, object: &mut Object) -> Findings {
     found
 }
 
-/// Checks an object against its schema.
-pub(crate) fn validate(version: &Version, kind: &KindInfo, object: &Object) -> Result<(), ApiError> {
+/// Checks an object against its schema and the schema's rules; returns warnings.
+pub(crate) fn validate(
+    version: &Version,
+    kind: &KindInfo,
+    object: &Object,
+    old: Option<&Object>,
+) -> Result<Vec<String>, ApiError> {
+    let value = as_rules_see_it(object);
+    let mut errors = Vec::new();
+    structural::validate(&value, &version.schema, "", &mut errors);
+    let mut warnings = Vec::new();
+    let rules = version.rules.get_or_init(|| Rules::read(&version.schema, "schema", &mut Vec::new()));
+    if !rules.is_empty() && errors.iter().any(blocks_rules) {
+        errors.push(FieldError { field: "<nil>".into(), message: UNCHECKED.into() });
+    } else {
+        let old = old.map(as_rules_see_it);
+        let (found, told) = rules.check(&version.schema, &value, old.as_ref());
+        errors.extend(found);
+        warnings = told;
+    }
+    if errors.is_empty() { Ok(warnings) } else { Err(ApiError::invalid(kind, object.name(), &errors)) }
+}
+
+/// What is said when rules were not asked.
+const UNCHECKED: &str = "Invalid value: null: some validation rules were not checked because the object was invalid; \
+                         correct the existing errors to complete validation";
+
+/// Whether a value is so wrong that rules, which rely on the schema, are not asked.
+fn blocks_rules(error: &FieldError) -> bool {
+    let begins = |words: &str| error.message.starts_with(words);
+    let of_type = begins("Invalid value") && error.message.contains("in body must be of type ");
+    of_type || ["Required value", "Unsupported value", "Too long", "Too many"].into_iter().any(begins)
+}
+
+fn as_rules_see_it(object: &Object) -> Value {
     let mut body: Map<String, Value> = object.body.clone();
     body.insert("apiVersion".into(), object.api_version.clone().into());
     body.insert("kind".into(), object.kind.clone().into());
-    body.insert("metadata".into(), json!({"name": object.name()}));
-    let mut errors = Vec::new();
-    structural::validate(&Value::Object(body), &version.schema, "", &mut errors);
-    if errors.is_empty() { Ok(()) } else { Err(ApiError::invalid(kind, object.name(), &errors)) }
+    let mut metadata = json!({"name": object.name()});
+    if let Some(prefix) = object.metadata.generate_name.as_deref().filter(|p| !p.is_empty()) {
+        metadata["generateName"] = prefix.into();
+    }
+    body.insert("metadata".into(), metadata);
+    Value::Object(body)
 }

@@ -16,19 +16,19 @@ const MAX_PATTERNS: usize = 1024;
 /// Size of one compiled pattern, in bytes.
 const PATTERN_SIZE: usize = 1 << 20;
 
-fn flag(schema: &Value, name: &str) -> bool {
+pub(super) fn flag(schema: &Value, name: &str) -> bool {
     schema.get(name).and_then(Value::as_bool).unwrap_or(false)
 }
 
-fn word<'a>(schema: &'a Value, name: &str) -> &'a str {
+pub(super) fn word<'a>(schema: &'a Value, name: &str) -> &'a str {
     schema.get(name).and_then(Value::as_str).unwrap_or_default()
 }
 
-fn list<'a>(schema: &'a Value, name: &str) -> &'a [Value] {
+pub(super) fn list<'a>(schema: &'a Value, name: &str) -> &'a [Value] {
     schema.get(name).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
-fn join(path: &str, name: &str) -> String {
+pub(super) fn join(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_string() } else { format!("{path}.{name}") }
 }
 
@@ -79,15 +79,12 @@ pub(crate) fn default(value: &mut Value, schema: &Value) {
     match value {
         Value::Object(fields) => {
             for (name, inner) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
-                if let Some(default) = inner.get("default") {
-                    let missing = match fields.get(name) {
-                        None => true,
-                        Some(Value::Null) => !flag(inner, "nullable"),
-                        Some(_) => false,
-                    };
-                    if missing {
-                        fields.insert(name.clone(), default.clone());
-                    }
+                // A null where none may be is as if nothing had been said.
+                if fields.get(name).is_some_and(Value::is_null) && !flag(inner, "nullable") {
+                    fields.shift_remove(name);
+                }
+                if let Some(default) = inner.get("default").filter(|_| !fields.contains_key(name)) {
+                    fields.insert(name.clone(), default.clone());
                 }
                 if let Some(value) = fields.get_mut(name) {
                     self::default(value, inner);
@@ -127,7 +124,12 @@ pub(crate) fn validate(value: &Value, schema: &Value, path: &str, errors: &mut V
         add(format!("Unsupported value: {value}: supported values: {}", all.join(", ")));
     }
     match value {
-        Value::String(text) => text_rules(text, schema).into_iter().for_each(|why| add(invalid(value, path, &why))),
+        Value::String(text) => {
+            if let Some(max) = limit(schema, "maxLength").filter(|max| text.chars().count() > *max) {
+                add(format!("Too long: may not be more than {max} bytes"));
+            }
+            text_rules(text, schema).into_iter().for_each(|why| add(invalid(value, path, &why)));
+        }
         Value::Number(_) => number_rules(value, schema).into_iter().for_each(|why| add(invalid(value, path, &why))),
         Value::Array(items) => array(items, schema, path, errors),
         Value::Object(fields) => object(fields, schema, path, errors),
@@ -145,7 +147,7 @@ fn invalid(value: &Value, path: &str, why: &str) -> String {
 fn wrong_type(value: &Value, schema: &Value, path: &str) -> Option<String> {
     if flag(schema, "x-kubernetes-int-or-string") {
         let fits = value.is_string() || value.is_i64() || value.is_u64();
-        return (!fits).then(|| invalid(value, path, "must be of type integer or string"));
+        return (!fits).then(|| mistyped(value, path, "integer,string"));
     }
     let fits = match word(schema, "type") {
         "object" => value.is_object(),
@@ -157,18 +159,21 @@ fn wrong_type(value: &Value, schema: &Value, path: &str) -> Option<String> {
         _ => true,
     };
     let wanted = word(schema, "type");
+    (!fits).then(|| mistyped(value, path, wanted))
+}
+
+fn mistyped(value: &Value, path: &str, wanted: &str) -> String {
     let found = match value {
         Value::Null => "null",
         Value::Bool(_) => "boolean",
-        Value::Number(_) => "number",
+        Value::Number(number) if number.is_f64() => "number",
+        Value::Number(_) => "integer",
         Value::String(_) => "string",
         Value::Array(_) => "array",
         Value::Object(_) => "object",
     };
-    (!fits).then(|| {
-        let place = if path.is_empty() { "the object" } else { path };
-        format!("Invalid value: {found:?}: {place} in body must be of type {wanted}: {found:?}")
-    })
+    let place = if path.is_empty() { "the object" } else { path };
+    format!("Invalid value: {found:?}: {place} in body must be of type {wanted}: {found:?}")
 }
 
 fn limit(schema: &Value, name: &str) -> Option<usize> {
@@ -178,9 +183,6 @@ fn limit(schema: &Value, name: &str) -> Option<usize> {
 fn text_rules(text: &str, schema: &Value) -> Vec<String> {
     let mut wrong = Vec::new();
     let length = text.chars().count();
-    if let Some(max) = limit(schema, "maxLength").filter(|max| length > *max) {
-        wrong.push(format!("should be at most {max} chars long"));
-    }
     if let Some(min) = limit(schema, "minLength").filter(|min| length < *min) {
         wrong.push(format!("should be at least {min} chars long"));
     }
@@ -190,7 +192,7 @@ fn text_rules(text: &str, schema: &Value) -> Vec<String> {
     }
     let format = word(schema, "format");
     if !fits_format(text, format) {
-        wrong.push(format!("must be of type {format}"));
+        wrong.push(format!("must be of type {format}: {text:?}"));
     }
     wrong
 }
@@ -206,10 +208,19 @@ fn fits_format(text: &str, format: &str) -> bool {
             use base64::Engine;
             base64::engine::general_purpose::STANDARD.decode(text).is_ok()
         }
+        "cidr" => text.split_once('/').is_some_and(|(address, bits)| {
+            let widest = address.parse::<std::net::IpAddr>().map_or(0, |ip| if ip.is_ipv4() { 32 } else { 128 });
+            widest > 0 && bits.parse::<u8>().is_ok_and(|bits| bits <= widest)
+        }),
+        "duration" => compiled(DURATION).is_some_and(|p| p.is_match(text)),
         "uuid" => text.len() == 36 && text.chars().all(|c| c.is_ascii_hexdigit() || c == '-'),
         _ => true,
     }
 }
+
+/// Lengths of time as Go writes them, and in words.
+const DURATION: &str =
+    r"^-?(0|((\d+(\.\d*)?|\.\d+)\s*(ns|us|µs|ms|s|m|h|d|w|seconds?|minutes?|hours?|days?|weeks?))+)$";
 
 /// A pattern, compiled once.
 fn compiled(pattern: &str) -> Option<Arc<Regex>> {
@@ -275,7 +286,10 @@ fn array(items: &[Value], schema: &Value, path: &str, errors: &mut Vec<FieldErro
     let mut seen = std::collections::HashSet::new();
     for (at, item) in items.iter().enumerate() {
         if identity(item).is_some_and(|identity| !seen.insert(identity)) {
-            errors.push(FieldError { field: format!("{path}[{at}]"), message: format!("Duplicate value: {item}") });
+            let shown: Map<String, Value> =
+                keys.iter().filter_map(|key| Some(((*key).to_string(), item.get(*key)?.clone()))).collect();
+            let shown = if unique { item.clone() } else { Value::Object(shown) };
+            errors.push(FieldError { field: format!("{path}[{at}]"), message: format!("Duplicate value: {shown}") });
         }
         if let Some(inner) = schema.get("items") {
             validate(item, inner, &format!("{path}[{at}]"), errors);
@@ -415,15 +429,15 @@ mod tests {
             (json!({"host": "a"}), None),
             (json!({}), Some("spec.host: Required value")),
             (json!({"host": "ABC"}), Some("should match")),
-            (json!({"host": "abcdef"}), Some("at most 5 chars")),
-            (json!({"host": 1}), Some("must be of type string: \"number\"")),
+            (json!({"host": "abcdef"}), Some("Too long: may not be more than 5 bytes")),
+            (json!({"host": 1}), Some("must be of type string: \"integer\"")),
             (json!({"host": "a", "replicas": -1}), Some("greater than or equal to 0")),
             (json!({"host": "a", "replicas": 1.5}), Some("must be of type integer")),
             (json!({"host": "a", "replicas": 5_000_000_000_i64}), Some("int32")),
             (json!({"host": "a", "mode": "C"}), Some("supported values: \"A\", \"B\"")),
             (json!({"host": "a", "port": 1}), None),
             (json!({"host": "a", "port": "http"}), None),
-            (json!({"host": "a", "port": true}), Some("integer or string")),
+            (json!({"host": "a", "port": true}), Some("integer,string")),
             (json!({"host": "a", "labels": {"a": "1", "b": "2"}}), Some("at most 1 items")),
             (json!({"host": "a", "rules": [{"name": "x"}, {"name": "x"}]}), Some("Duplicate value")),
             (json!({"host": "a", "rules": [{}, {}, {}]}), Some("at most 2 items")),

@@ -1,13 +1,16 @@
 //! Admission webhooks: which of the registered ones see a request, in which order, and what follows from their answers.
-//! Talking to one is in [`call`]; the Kubernetes API's own hooks (the lab's) are in [`crate::admission`].
+//! Talking to one is in [`call`], their conditions in CEL in [`conditions`]; policies in CEL, which need no webhook, in
+//! [`policies`]. The Kubernetes API's own hooks (the lab's) are in [`crate::admission`].
 //!
-//! Source: the Kubernetes documentation, "Dynamic Admission Control". `matchConditions` (CEL) are not offered: a
-//! configuration that has some is refused when it is stored, so that none is passed over in silence.
+//! Source: the Kubernetes documentation, "Dynamic Admission Control".
 
 pub(crate) mod call;
+mod conditions;
+mod policies;
 mod select;
 
 use crate::auth::User;
+use crate::cel;
 use crate::patch::{Patch, apply_operations};
 use crate::server::ApiServer;
 use crate::status::{ApiError, FieldError};
@@ -79,7 +82,7 @@ pub(crate) async fn mutate(request: &Request<'_>, object: &mut Object) -> Result
             if round == 1 && !again {
                 continue;
             }
-            let Some(version) = select::version(request, hook, Some(object)) else { continue };
+            let Some(version) = wanted(request, hook, Some(object))? else { continue };
             let answer = ask(request, hook, version, Some(object)).await?;
             warnings.extend(answer.warnings);
             let before = object.clone();
@@ -94,7 +97,33 @@ pub(crate) async fn mutate(request: &Request<'_>, object: &mut Object) -> Result
     Ok(warnings)
 }
 
-/// Asks the validating webhooks, all at once. `object` is `None` for deletions. Returns their warnings.
+/// The version in which a webhook wants to see a request; `None` when it is not concerned.
+///
+/// # Errors
+/// When one of its conditions cannot be evaluated and its `failurePolicy` is `Fail`.
+fn wanted<'a>(request: &Request<'a>, hook: &Webhook, object: Option<&Object>) -> Result<Option<&'a str>, ApiError> {
+    let Some(version) = select::version(request, hook, object) else { return Ok(None) };
+    let all = hook.spec.get("matchConditions").and_then(Value::as_array).cloned().unwrap_or_default();
+    if all.is_empty() {
+        return Ok(Some(version));
+    }
+    let facts = conditions::Facts::of(request, version, object);
+    let held = cel::evaluate(|context| {
+        facts.bind(context);
+        conditions::hold(&all, &conditions::names(), context)
+    });
+    match held.unwrap_or_else(Err) {
+        Ok(held) => Ok(held.then_some(version)),
+        Err(_) if hook.text("failurePolicy") == "Ignore" => Ok(None),
+        Err(why) => {
+            let name = object.or(request.old).map(Object::name).unwrap_or_default();
+            let why = format!("the match conditions of webhook {:?} cannot be evaluated: {why}", hook.name);
+            Err(ApiError::forbidden_object(request.kind, name, &why))
+        }
+    }
+}
+
+/// Asks the policies, then the validating webhooks, all at once. `object` is `None` for deletions. Returns their warnings.
 ///
 /// # Errors
 /// The first denial in the order of the configurations, or that one could not be asked.
@@ -102,10 +131,13 @@ pub(crate) async fn validate(request: &Request<'_>, object: Option<&Object>) -> 
     if request.kind.group == GROUP {
         return Ok(Vec::new());
     }
+    let mut warnings = policies::judge(request, object)?;
     let hooks = registered(request.server, "ValidatingWebhookConfiguration");
-    let selected = hooks.iter().filter_map(|hook| Some((hook, select::version(request, hook, object)?)));
-    let answers = join_all(selected.map(|(hook, version)| ask(request, hook, version, object))).await;
-    let mut warnings = Vec::new();
+    let mut selected = Vec::new();
+    for hook in &hooks {
+        selected.extend(wanted(request, hook, object)?.map(|version| (hook, version)));
+    }
+    let answers = join_all(selected.into_iter().map(|(hook, version)| ask(request, hook, version, object))).await;
     for answer in answers {
         warnings.extend(answer?.warnings);
     }
@@ -259,7 +291,7 @@ pub(crate) fn check(kind: &KindInfo, object: &Object) -> Result<(), ApiError> {
         return Ok(());
     }
     let hooks = object.body.get("webhooks").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-    let mut wrong = Vec::new();
+    let mut wrong = policies::check(object);
     for (at, spec) in hooks.iter().enumerate() {
         let mut add = |field: &str, message: &str| {
             wrong.push(FieldError { field: format!("webhooks[{at}].{field}"), message: message.into() });
@@ -288,10 +320,6 @@ pub(crate) fn check(kind: &KindInfo, object: &Object) -> Result<(), ApiError> {
         if !versions.is_some_and(|v| v.iter().any(|v| v == "v1")) {
             add("admissionReviewVersions", "must name v1, the only version that is spoken here");
         }
-        let conditions = spec.get("matchConditions").and_then(Value::as_array);
-        if conditions.is_some_and(|c| !c.is_empty()) {
-            add("matchConditions", "is not offered by this API server; use rules and selectors");
-        }
         let seconds = spec.get("timeoutSeconds").and_then(Value::as_i64).unwrap_or(10);
         if !(1..=30).contains(&seconds) {
             add("timeoutSeconds", "must be between 1 and 30 seconds");
@@ -299,6 +327,9 @@ pub(crate) fn check(kind: &KindInfo, object: &Object) -> Result<(), ApiError> {
         if let Err((field, message)) = select::check(spec) {
             add(&field, &message);
         }
+        let place = format!("webhooks[{at}].matchConditions");
+        let given = spec.get("matchConditions").unwrap_or(&Value::Null);
+        wrong.extend(conditions::check(given, &conditions::names(), &place));
     }
     if wrong.is_empty() { Ok(()) } else { Err(ApiError::invalid(kind, object.name(), &wrong)) }
 }
