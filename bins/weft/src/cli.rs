@@ -58,6 +58,8 @@ pub enum Command {
     Authz(commands::authz::Args),
     /// Show and rotate the mesh's certificate authority
     Ca(commands::ca::Args),
+    /// Say what is wrong with the mesh's objects, in a cluster and in files
+    Analyze(commands::analyze::Args),
     /// Check manifests without a cluster
     #[command(alias = "v")]
     Validate(commands::validate::Args),
@@ -66,6 +68,40 @@ pub enum Command {
     /// Manifests of an installation on Kubernetes
     #[command(subcommand)]
     Manifest(commands::manifest::Action),
+    /// Named settings of an installation
+    #[command(subcommand)]
+    Profile(commands::profile::Action),
+    /// Install Weft on Kubernetes, or change an installation
+    Install(commands::install::Args),
+    /// Bring an installation to this program's version
+    Upgrade(commands::install::UpgradeArgs),
+    /// Remove an installation
+    Uninstall(commands::uninstall::Args),
+    /// Check that an installation is there and runs
+    VerifyInstall(commands::verify_install::Args),
+    /// Further names of revisions
+    #[command(subcommand)]
+    Tag(commands::tag::Action),
+    /// An operator on the cluster, which installs what IstioOperator objects say
+    #[command(subcommand)]
+    Operator(commands::operator::Action),
+    /// Show versions: of this program, the control plane, the proxies
+    Version(commands::version::Args),
+    /// Commands that Istio has under this name
+    #[command(subcommand, visible_alias = "x", visible_alias = "exp")]
+    Experimental(Experimental),
+}
+
+/// Commands that Istio has, or had, as experimental ones.
+#[derive(Debug, Subcommand)]
+pub enum Experimental {
+    /// Check whether the cluster can have an installation, or a newer one
+    Precheck(commands::precheck::Args),
+    /// Remove an installation
+    Uninstall(commands::uninstall::Args),
+    /// Further names of revisions
+    #[command(name = "tag", subcommand)]
+    Revision(commands::tag::Action),
 }
 
 #[cfg(test)]
@@ -108,9 +144,34 @@ mod tests {
             "weft ca status -o json",
             "weft ca rotate --from-dir /tmp/ca --timeout 5m -i istio-system",
             "weft ca cancel",
+            "weft analyze",
+            "weft analyze a.yaml b/ --recursive --use-kube=false -o json",
+            "weft analyze -A --failure-threshold Warning -S IST0102=Namespace*test -L",
             "weft validate -f a.yaml -f b/ -R",
             "weft kube-inject -f a.yaml",
             "weft kube-inject --injectConfigFile c --meshConfigFile m --valuesFile v --filename -",
+            "weft manifest generate --manifests mycharts/ --set profile=custom1 -f a.yaml -r 1-8-0",
+            "weft manifest diff a.yaml b.yaml",
+            "weft profile dump --config-path components.ingressGateways",
+            "weft profile dump demo",
+            "weft profile diff default demo",
+            "weft profile list",
+            "weft install --set profile=demo -y",
+            "weft install -n istio-system -f control-plane.yaml --revision 1-8-0",
+            "weft install --manifests istio-1.11.3/manifests --dry-run",
+            "weft upgrade -f a.yaml --set values.global.logging.level=debug",
+            "weft x uninstall --revision=canary",
+            "weft experimental uninstall --purge -y",
+            "weft uninstall -f manifests/profiles/default.yaml",
+            "weft x precheck",
+            "weft tag set prod-stable --revision 1-9-5",
+            "weft tag list",
+            "weft x tag remove prod-stable -y",
+            "weft verify-install",
+            "weft operator init --revision 1-8-0",
+            "weft operator dump --watchedNamespaces a,b --operatorNamespace o",
+            "weft operator server --watched-namespaces istio-system",
+            "weft version --remote=false -o json",
             "weft manifest generate --set profile=demo --set values.global.proxy.logLevel=debug -f a.yaml",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));

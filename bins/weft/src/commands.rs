@@ -1,5 +1,6 @@
 //! One file per command, and which runs.
 
+pub mod analyze;
 pub mod apply;
 pub mod authz;
 pub mod ca;
@@ -7,17 +8,25 @@ pub mod delete;
 pub mod down;
 pub mod exec;
 pub mod get;
+pub mod install;
 pub mod kube_inject;
 pub mod logs;
 pub mod manifest;
+pub mod operator;
 pub mod patch;
+pub mod precheck;
+pub mod profile;
 pub mod proxy_config;
 pub mod proxy_status;
 pub mod status;
+pub mod tag;
+pub mod uninstall;
 pub mod up;
 pub mod validate;
+pub mod verify_install;
+pub mod version;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, Experimental};
 use anyhow::Context;
 use std::future::Future;
 use std::process::ExitCode;
@@ -41,9 +50,23 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Authz(args) => block_on(authz::run(args, connection)),
         Command::Ca(args) => block_on(ca::run(args, connection)),
         Command::ProxyConfig(args) => block_on(proxy_config::run(args, connection)),
+        Command::Analyze(args) => block_on(analyze::run(args, connection)),
         Command::Validate(args) => validate::run(args),
         Command::KubeInject(args) => block_on(kube_inject::run(args, connection)),
         Command::Manifest(action) => manifest::run(action),
+        Command::Profile(action) => profile::run(action),
+        Command::Install(args) => block_on(install::run(args, connection)),
+        Command::Upgrade(args) => block_on(install::upgrade(args, connection)),
+        Command::Uninstall(args) | Command::Experimental(Experimental::Uninstall(args)) => {
+            block_on(uninstall::run(args, connection))
+        }
+        Command::VerifyInstall(args) => block_on(verify_install::run(args, connection)),
+        Command::Tag(action) | Command::Experimental(Experimental::Revision(action)) => {
+            block_on(tag::run(action, connection))
+        }
+        Command::Operator(action) => block_on(operator::run(action, connection)),
+        Command::Version(args) => block_on(version::run(args, connection)),
+        Command::Experimental(Experimental::Precheck(args)) => block_on(precheck::run(args, connection)),
     }
 }
 

@@ -1,34 +1,99 @@
-//! What an installation on Kubernetes consists of: settings → objects. Pure; `weft manifest generate` prints them.
+//! What an installation on Kubernetes consists of, and how it comes onto a cluster.
 //!
-//! Reading order: [`settings`] (what can be set), `crds`, `rbac`, `webhooks`, `control_plane`, `gateways`, `scaling` (the
-//! objects).
+//! Reading order is the way of the data: [`operator`] (files and `--set` over a [`profile`]; [`fields`] says what may stand there,
+//! [`path`] how places are named), [`settings`] (what that means), the objects (`rbac`, `control_plane`, `remote`, `webhooks`,
+//! `gateways`, with `k8s` and `scaling` for all of them), `overlay` (the user's changes to objects). Up to there everything is
+//! pure, and `weft manifest generate` prints it. [`cluster`] knows whose an object on a cluster is, [`apply`] brings an
+//! installation there, [`version`] says which one may follow which; [`tags`] are further names of revisions;
+//! [`reconcile`] is the operator.
 
+pub mod apply;
+pub mod cluster;
 mod control_plane;
+pub mod difference;
+pub mod fields;
 mod gateways;
+mod k8s;
+pub mod operator;
+mod overlay;
+pub mod path;
+pub mod profile;
 mod rbac;
+pub mod reconcile;
+mod remote;
 mod scaling;
 pub mod settings;
+pub mod tags;
+pub mod version;
 mod webhooks;
 
+pub use operator::Operator;
 pub use settings::Settings;
 
 use serde_json::{Value, json};
 use weft_k8s_api::crd;
 
-/// All objects, in the order in which they can be created. Their namespaces are not among them, as with Istio: they may hold
-/// more than this, and would go when the manifest is deleted.
-pub fn objects(settings: &Settings) -> Vec<Value> {
+/// A part of an installation.
+#[derive(Debug, Clone)]
+pub struct Component {
+    /// Its name in the progress: `Istiod`.
+    pub title: &'static str,
+    /// Its name on labels: `Pilot`.
+    pub name: &'static str,
+    /// Its objects, in the order in which they can be created.
+    pub objects: Vec<Value>,
+}
+
+/// The parts of an installation, in the order in which they are made; those that are off are left out. Their namespaces are not
+/// among the objects, as with Istio: they may hold more than this, and would go when the manifest is deleted.
+///
+/// # Errors
+/// Settings that cannot be fulfilled, overlays that fit nothing.
+pub fn components(settings: &Settings) -> anyhow::Result<Vec<Component>> {
     let mut all = Vec::new();
     if settings.base {
-        all.extend(crd::defined().filter_map(crd::definition));
+        let mut objects: Vec<Value> = crd::defined().filter_map(crd::definition).collect();
+        overlay::apply(&mut objects, &settings.components["base"]["k8s"]["overlays"], "components.base")?;
+        all.push(Component { title: "Istio core", name: "Base", objects });
     }
     if settings.pilot {
-        all.extend(rbac::objects(settings));
-        all.extend(control_plane::objects(settings));
-        all.extend(webhooks::objects(settings));
+        let mut objects = rbac::objects(settings);
+        objects.extend(control_plane::objects(settings)?);
+        objects.extend(webhooks::objects(settings));
+        overlay::apply(&mut objects, &settings.pilot_k8s()["overlays"], "components.pilot")?;
+        all.push(Component { title: "Istiod", name: "Pilot", objects });
     }
-    all.extend(settings.gateways.iter().flat_map(|gateway| gateways::objects(settings, gateway)));
-    all
+    if settings.remote {
+        let mut objects = remote::objects(settings)?;
+        overlay::apply(
+            &mut objects,
+            &settings.components["istiodRemote"]["k8s"]["overlays"],
+            "components.istiodRemote",
+        )?;
+        all.push(Component { title: "Istiod remote", name: "IstiodRemote", objects });
+    }
+    for (title, name, ingress) in
+        [("Egress gateways", "EgressGateways", false), ("Ingress gateways", "IngressGateways", true)]
+    {
+        let mut objects = Vec::new();
+        for gateway in settings.gateways.iter().filter(|gateway| gateway.ingress == ingress) {
+            let mut own = gateways::objects(settings, gateway);
+            overlay::apply(&mut own, &gateway.k8s["overlays"], &gateway.place)?;
+            objects.extend(own);
+        }
+        if !objects.is_empty() {
+            all.push(Component { title, name, objects });
+        }
+    }
+    Ok(all)
+}
+
+/// All objects of an installation.
+///
+/// # Errors
+/// As [`components`].
+pub fn objects(settings: &Settings) -> anyhow::Result<Vec<Value>> {
+    Ok(components(settings)?.into_iter().flat_map(|component| component.objects).collect())
 }
 
 /// Metadata of an object of the control plane.

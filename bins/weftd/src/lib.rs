@@ -95,6 +95,10 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let standing: Arc<ArcSwap<Option<Standing>>> = Arc::default();
     let hooks = Arc::new(webhook::Metrics::default());
     let shown = shown(&settings, &ads, &ready, &callers, &signer, &standing, &hooks);
+    if let Some(address) = settings.http_addr {
+        let listener = bind(address, "--http-addr").await?;
+        servers.spawn(serve_monitoring(listener, shown.clone(), closing.subscribe()));
+    }
     servers.spawn(serve_monitoring(listener, shown, closing.subscribe()));
 
     let client = connect(&settings).await?;

@@ -51,6 +51,9 @@ pub struct Settings {
     /// Address of xDS without TLS.
     #[arg(long, alias = "grpcAddr", default_value_t = any(port::XDS_PLAIN))]
     pub grpc_addr: SocketAddr,
+    /// Further address of readiness, metrics and debug endpoints, as Istio has it on 8080. Default: none.
+    #[arg(long, alias = "httpAddr")]
+    pub http_addr: Option<SocketAddr>,
     /// Address of readiness, metrics and debug endpoints.
     #[arg(long, alias = "monitoringAddr", default_value_t = any(port::MONITORING))]
     pub monitoring_addr: SocketAddr,
@@ -223,9 +226,22 @@ mod tests {
 
     #[test]
     fn flags_and_names() {
-        let settings = Settings::try_parse_from(["weftd", "--revision", "canary", "--drain", "250ms"]).unwrap();
+        let settings = Settings::try_parse_from([
+            "weftd",
+            "--revision",
+            "canary",
+            "--drain",
+            "250ms",
+            "--httpAddr",
+            "0.0.0.0:8080",
+            "--keepaliveMaxServerConnectionAge",
+            "7m",
+        ])
+        .unwrap();
         assert_eq!(settings.mesh_config_map(), "istio-canary");
         assert_eq!(settings.drain, Duration::from_millis(250));
+        // What the manifests say.
+        assert_eq!((settings.http_addr, settings.max_connection_age), (Some(any(8080)), Duration::from_secs(420)));
         assert!(settings.server_names().contains(&"istiod-canary.istio-system.svc".to_string()));
         assert!(settings.server_names().contains(&"istiod.istio-system.svc.cluster.local".to_string()));
         for bad in [["weftd", "--drain", "soon"], ["weftd", "--token-file", "/x"]] {

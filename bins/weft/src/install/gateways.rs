@@ -1,5 +1,6 @@
 //! A gateway: a Deployment whose only container is filled in by the injector (template `gateway`), its account and Service.
 
+use super::k8s::Component;
 use super::scaling::Scaling;
 use super::settings::{Gateway, Settings};
 use serde_json::{Value, json};
@@ -19,39 +20,49 @@ pub(super) fn objects(settings: &Settings, gateway: &Gateway) -> Vec<Value> {
         json!({"apiVersion": api, "kind": "RoleBinding", "metadata": metadata(&secrets),
                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": secrets},
                "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": gateway.namespace}]}),
-        json!({"apiVersion": "v1", "kind": "Service", "metadata": service_metadata(gateway),
-               "spec": {"type": service_type(gateway), "selector": gateway.labels, "ports": ports(gateway)}}),
-        json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": metadata(name),
-               "spec": {"minAvailable": 1, "selector": {"matchLabels": gateway.labels}}}),
-        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata(name),
-               "spec": deployment(settings, gateway, &account)}),
+        service(settings, gateway, metadata(name)),
     ];
+    if let Some(mut budget) = component(settings, gateway).budget() {
+        budget["selector"] = json!({"matchLabels": gateway.labels});
+        all.push(json!({"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": metadata(name), "spec": budget}));
+    }
+    all.push(json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata(name),
+                    "spec": deployment(settings, gateway, &account)}));
     all.extend(scaling(settings, gateway).object(metadata(name)));
     all
 }
 
+/// The values are of all gateways of a kind.
+fn values<'a>(settings: &'a Settings, gateway: &Gateway) -> &'a Value {
+    settings.values.get(if gateway.ingress { "gateways.istio-ingressgateway" } else { "gateways.istio-egressgateway" })
+}
+
+fn component<'a>(settings: &'a Settings, gateway: &'a Gateway) -> Component<'a> {
+    Component { k8s: &gateway.k8s, values: values(settings, gateway), all: &settings.values }
+}
+
 fn scaling<'a>(settings: &'a Settings, gateway: &'a Gateway) -> Scaling<'a> {
-    // The values are of all gateways of a kind.
-    let path = if gateway.ingress { "gateways.istio-ingressgateway" } else { "gateways.istio-egressgateway" };
-    Scaling { k8s: &gateway.k8s, values: settings.values.get(path), by_default: settings.autoscale }
+    Scaling { k8s: &gateway.k8s, values: values(settings, gateway) }
 }
 
-fn service_metadata(gateway: &Gateway) -> Value {
-    let mut metadata = json!({"name": gateway.name, "namespace": gateway.namespace, "labels": gateway.labels});
-    if let Some(annotations) = gateway.k8s["serviceAnnotations"].as_object() {
-        metadata["annotations"] = annotations.clone().into();
-    }
-    metadata
-}
-
-fn service_type(gateway: &Gateway) -> Value {
+fn service(settings: &Settings, gateway: &Gateway, metadata: Value) -> Value {
+    let values = values(settings, gateway);
     let usual = if gateway.ingress { "LoadBalancer" } else { "ClusterIP" };
-    gateway.k8s["service"]["type"].as_str().unwrap_or(usual).into()
+    let mut service = json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {
+        "type": values["type"].as_str().unwrap_or(usual), "selector": gateway.labels, "ports": ports(gateway, values),
+    }});
+    for name in ["externalTrafficPolicy", "loadBalancerIP", "loadBalancerSourceRanges"] {
+        if values[name].as_str().is_some_and(|text| !text.is_empty()) || values[name].is_array() {
+            service["spec"][name] = values[name].clone();
+        }
+    }
+    component(settings, gateway).service(&mut service);
+    service
 }
 
-fn ports(gateway: &Gateway) -> Value {
-    if let Some(own) = gateway.k8s["service"]["ports"].as_array() {
-        return own.clone().into();
+fn ports(gateway: &Gateway, values: &Value) -> Value {
+    if values["ports"].as_array().is_some_and(|ports| !ports.is_empty()) {
+        return values["ports"].clone();
     }
     let port = |name: &str, port: u16, target: u16| json!({"name": name, "port": port, "targetPort": target, "protocol": "TCP"});
     let mut ports = vec![port("http2", 80, 8080), port("https", 443, 8443)];
@@ -63,26 +74,33 @@ fn ports(gateway: &Gateway) -> Value {
 }
 
 fn deployment(settings: &Settings, gateway: &Gateway, account: &str) -> Value {
+    let values = values(settings, gateway);
     let mut labels = gateway.labels.clone();
     labels.insert("sidecar.istio.io/inject".into(), "true".into());
+    let version = if settings.revision.is_empty() { "latest" } else { &settings.revision };
+    labels.insert("service.istio.io/canonical-name".into(), gateway.name.as_str().into());
+    labels.insert("service.istio.io/canonical-revision".into(), version.into());
     if !settings.revision.is_empty() {
         labels.insert("istio.io/rev".into(), settings.revision.as_str().into());
     }
-    let resources = match &gateway.k8s["resources"] {
-        Value::Null => {
-            json!({"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"cpu": "2000m", "memory": "1024Mi"}})
-        }
-        own => own.clone(),
-    };
+    let template = values["injectionTemplate"].as_str().filter(|name| !name.is_empty()).unwrap_or("gateway");
+    let mut annotations = json!({"inject.istio.io/templates": template});
+    if let Some(image) = &gateway.image {
+        annotations["sidecar.istio.io/proxyImage"] = image.as_str().into();
+    }
+    if let Some(level) = values["debug"].as_str().filter(|level| !level.is_empty()) {
+        annotations["sidecar.istio.io/logLevel"] = level.into();
+    }
     let mut spec = json!({
         "selector": {"matchLabels": gateway.labels},
         "strategy": {"rollingUpdate": {"maxSurge": "100%", "maxUnavailable": "25%"}},
         "template": {
-            "metadata": {"labels": labels, "annotations": {"inject.istio.io/templates": "gateway"}},
+            "metadata": {"labels": labels, "annotations": annotations},
             "spec": {
                 "serviceAccountName": account,
                 "containers": [{
-                    "name": "istio-proxy", "image": "auto", "resources": resources,
+                    "name": "istio-proxy", "image": "auto",
+                    "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"cpu": "2000m", "memory": "1024Mi"}},
                     "securityContext": {"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
                                         "runAsNonRoot": true, "capabilities": {"drop": ["ALL"]}},
                 }],
@@ -92,5 +110,6 @@ fn deployment(settings: &Settings, gateway: &Gateway, account: &str) -> Value {
     if let Some(replicas) = scaling(settings, gateway).replicas() {
         spec["replicas"] = replicas.into();
     }
+    component(settings, gateway).deployment(&mut spec);
     spec
 }

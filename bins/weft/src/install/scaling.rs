@@ -1,7 +1,7 @@
 //! Autoscalers, and how many replicas a Deployment says when it has one.
 //!
 //! Source: Istio's operator API, `hpaSpec` and `replicaCount` of a component, and `autoscaleEnabled`, `autoscaleMin`,
-//! `autoscaleMax` of its values. One that is asked for by none of them is there too, as with Istio, but in profile `demo`.
+//! `autoscaleMax` of its values. One that is asked for by none of them is there too, as with Istio.
 
 use serde_json::{Value, json};
 
@@ -14,21 +14,22 @@ pub(super) struct Scaling<'a> {
     pub k8s: &'a Value,
     /// `values.pilot` or `values.gateways.NAME`.
     pub values: &'a Value,
-    /// Whether a component that does not say it has an autoscaler.
-    pub by_default: bool,
 }
 
 impl Scaling<'_> {
     fn is_on(&self) -> bool {
         let said = self.values["autoscaleEnabled"].as_bool();
         // Who says how many replicas there are does not want somebody else to say it.
-        let by_count = self.k8s["replicaCount"].is_null() && self.by_default;
-        said.unwrap_or(self.k8s["hpaSpec"].is_object() || by_count)
+        said.unwrap_or(self.k8s["hpaSpec"].is_object() || self.count().is_none())
+    }
+
+    fn count(&self) -> Option<u64> {
+        self.k8s["replicaCount"].as_u64().or(self.values["replicaCount"].as_u64())
     }
 
     /// `spec.replicas`; none where an autoscaler decides: applying the manifest again would undo what it did.
     pub(super) fn replicas(&self) -> Option<u64> {
-        let count = self.k8s["replicaCount"].as_u64();
+        let count = self.count();
         if self.is_on() { count } else { Some(count.unwrap_or(1)) }
     }
 
@@ -52,8 +53,10 @@ impl Scaling<'_> {
             "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": metadata["name"]},
             "metrics": if own["metrics"].is_array() { own["metrics"].clone() } else { json!([metric]) },
         });
-        if own["behavior"].is_object() {
-            spec["behavior"] = own["behavior"].clone();
+        for behavior in [&self.values["autoscaleBehavior"], &own["behavior"]] {
+            if behavior.as_object().is_some_and(|fields| !fields.is_empty()) {
+                spec["behavior"] = behavior.clone();
+            }
         }
         Some(
             json!({"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": metadata, "spec": spec}),
@@ -67,21 +70,15 @@ mod tests {
 
     #[test]
     fn who_decides_on_replicas() {
-        for (k8s, values, by_default, replicas, bounds) in [
-            (json!({}), json!({}), true, None, Some((1, 5))),
-            (json!({}), json!({}), false, Some(1), None),
-            (json!({"replicaCount": 3}), json!({}), true, Some(3), None),
-            (json!({"hpaSpec": {"minReplicas": 2, "maxReplicas": 10}}), json!({}), false, None, Some((2, 10))),
-            (json!({}), json!({"autoscaleEnabled": false}), true, Some(1), None),
-            (
-                json!({"replicaCount": 2}),
-                json!({"autoscaleEnabled": true, "autoscaleMin": 2}),
-                false,
-                Some(2),
-                Some((2, 5)),
-            ),
+        for (k8s, values, replicas, bounds) in [
+            (json!({}), json!({}), None, Some((1, 5))),
+            (json!({"replicaCount": 3}), json!({}), Some(3), None),
+            (json!({}), json!({"replicaCount": 4}), Some(4), None),
+            (json!({"hpaSpec": {"minReplicas": 2, "maxReplicas": 10}}), json!({}), None, Some((2, 10))),
+            (json!({}), json!({"autoscaleEnabled": false}), Some(1), None),
+            (json!({"replicaCount": 2}), json!({"autoscaleEnabled": true, "autoscaleMin": 2}), Some(2), Some((2, 5))),
         ] {
-            let scaling = Scaling { k8s: &k8s, values: &values, by_default };
+            let scaling = Scaling { k8s: &k8s, values: &values };
             assert_eq!(scaling.replicas(), replicas, "{k8s} {values}");
             let made = scaling.object(json!({"name": "istiod"}));
             let spec = made.as_ref().map(|made| &made["spec"]);

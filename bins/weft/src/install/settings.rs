@@ -1,19 +1,14 @@
-//! What can be set, under the names that an `IstioOperator` has: profile, then files, then `--set`, the later over the earlier.
+//! What an installation's fields mean: `spec` of an IstioOperator → what is to be made.
 
+use super::operator::Operator;
 use anyhow::{Context, bail};
 use serde_json::{Map, Value, json};
 use weft_inject::Values;
 use weft_inject::values::overlay;
+use weft_k8s_api::validate::parse_mesh_config;
 
 /// Most levels of a tree of settings.
 const MAX_DEPTH: usize = 32;
-/// Largest index in a path such as `components.ingressGateways[0]`.
-const MAX_INDEX: usize = 100;
-/// Names at the top.
-const TOP: [&str; 9] =
-    ["profile", "hub", "tag", "revision", "namespace", "meshConfig", "values", "components", "defaultRevision"];
-/// Components.
-const COMPONENTS: [&str; 5] = ["base", "pilot", "cni", "ingressGateways", "egressGateways"];
 
 /// An installation.
 #[derive(Debug, Clone)]
@@ -22,6 +17,8 @@ pub struct Settings {
     pub base: bool,
     /// The control plane.
     pub pilot: bool,
+    /// What leads to a control plane elsewhere.
+    pub remote: bool,
     /// Revision; empty for the default one.
     pub revision: String,
     /// Namespace of the control plane.
@@ -30,10 +27,8 @@ pub struct Settings {
     pub mesh: Value,
     /// The installer's values.
     pub values: Values,
-    /// Components that do not say how many replicas they have get an autoscaler.
-    pub autoscale: bool,
-    /// The control plane's settings on Kubernetes: `replicaCount`, `resources`, `env` …
-    pub pilot_k8s: Value,
+    /// `components.base`, `.pilot` and `.istiodRemote` as they were given.
+    pub components: Value,
     /// Gateways.
     pub gateways: Vec<Gateway>,
 }
@@ -51,66 +46,62 @@ pub struct Gateway {
     pub ingress: bool,
     /// Its settings on Kubernetes.
     pub k8s: Value,
+    /// Image, where it is not the mesh's.
+    pub image: Option<String>,
+    /// Where it stands in the settings.
+    pub place: String,
 }
 
 impl Settings {
-    /// Reads settings: `files` hold IstioOperator objects or their `spec`, `sets` are `path=value`.
+    /// Reads what an installation says.
     ///
     /// # Errors
-    /// What is not known, and what would be.
-    pub fn read(files: &[Value], sets: &[String]) -> anyhow::Result<Self> {
-        let mut user = json!({});
-        for file in files {
-            let spec = if file["kind"] == "IstioOperator" { &file["spec"] } else { file };
-            overlay(&mut user, spec, MAX_DEPTH);
-        }
-        for set in sets {
-            let (path, value) = set.split_once('=').with_context(|| format!("--set {set}: write path=value"))?;
-            put(&mut user, path, scalar(value)).with_context(|| format!("--set {set}"))?;
-        }
-        check_names(&user)?;
-        let mut all = profile(user["profile"].as_str().unwrap_or("default"))?;
-        overlay_lists(&mut all, &user);
-        Self::from_tree(&all)
-    }
-
-    fn from_tree(all: &Value) -> anyhow::Result<Self> {
+    /// What cannot be done, and what could.
+    pub fn new(operator: &Operator) -> anyhow::Result<Self> {
+        let all = &operator.spec;
         let revision = all["revision"].as_str().unwrap_or_default();
         let revision = if revision == "default" { "" } else { revision }.to_string();
         if !revision.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-') {
             bail!("revision {revision:?}: use lower-case letters, digits and dashes, such as 1-0-0 or canary");
         }
-        let namespace = all["namespace"].as_str().unwrap_or("istio-system").to_string();
+        let components = &all["components"];
+        let on = |name: &str| components[name]["enabled"].as_bool().unwrap_or(false);
+        if on("cni") {
+            bail!(
+                "components.cni: Weft has no CNI plugin; its init container captures traffic. Where another plugin does that, \
+                 say values.pilot.cni.enabled=true"
+            );
+        }
+        let said = [&components["pilot"]["namespace"], &all["namespace"], &all["values"]["global"]["istioNamespace"]];
+        let namespace = said.iter().find_map(|n| n.as_str()).unwrap_or("istio-system").to_string();
         let mut tree = all.clone();
         tree["revision"] = revision.clone().into();
+        overlay(&mut tree["values"], &all["unvalidatedValues"], MAX_DEPTH);
         overlay(&mut tree, &json!({"values": {"global": {"istioNamespace": namespace}}}), MAX_DEPTH);
-        let on = |name: &str| all["components"][name]["enabled"].as_bool().unwrap_or(false);
-        let mut mesh = json!({
-            "trustDomain": "cluster.local", "rootNamespace": namespace,
-            "defaultConfig": {"discoveryAddress": format!("{}.{namespace}.svc:15012", with_revision("istiod", &revision))},
-            "enablePrometheusMerge": true,
-        });
-        overlay(&mut mesh, &tree["values"]["meshConfig"], MAX_DEPTH);
-        overlay(&mut mesh, &all["meshConfig"], MAX_DEPTH);
+        let mesh = mesh(&tree, &namespace, &revision)?;
+        let values = Values::from_installation(&tree);
         let mut gateways = Vec::new();
-        for (list, ingress) in [("ingressGateways", true), ("egressGateways", false)] {
-            for (at, one) in all["components"][list].as_array().into_iter().flatten().enumerate() {
+        for (list, ingress) in [("egressGateways", false), ("ingressGateways", true)] {
+            for (at, one) in components[list].as_array().into_iter().flatten().enumerate() {
+                let place = format!("components.{list}[{at}]");
+                let name = one["name"].as_str();
+                let name =
+                    name.with_context(|| format!("{place}: the name is missing; each gateway of the list needs one"))?;
                 if one["enabled"].as_bool().unwrap_or(true) {
-                    gateways
-                        .push(gateway(one, ingress, &namespace).with_context(|| format!("components.{list}[{at}]"))?);
+                    let usual = all["namespace"].as_str().unwrap_or(&namespace);
+                    gateways.push(gateway(one, name, ingress, usual, place, &values));
                 }
             }
         }
         Ok(Self {
             base: on("base"),
             pilot: on("pilot"),
-            values: Values::from_installation(&tree),
-            // As in Istio's profile, in which components are small.
-            autoscale: all["profile"] != "demo",
-            pilot_k8s: all["components"]["pilot"]["k8s"].clone(),
+            remote: on("istiodRemote"),
+            values,
             revision,
             namespace,
             mesh,
+            components: components.clone(),
             gateways,
         })
     }
@@ -125,120 +116,93 @@ impl Settings {
         if self.revision.is_empty() { "default" } else { &self.revision }
     }
 
-    /// An image of ours.
-    pub fn image(&self, name: &str) -> String {
-        if name.contains('/') {
-            return name.to_string();
-        }
-        format!("{}/{name}:{}", self.values.text("global.hub"), self.values.text("global.tag"))
+    /// Settings of the control plane on Kubernetes.
+    pub fn pilot_k8s(&self) -> &Value {
+        &self.components["pilot"]["k8s"]
     }
+
+    /// The image of the control plane.
+    pub fn pilot_image(&self) -> String {
+        let (own, values) = (&self.components["pilot"], self.values.get("pilot"));
+        let image = values["image"].as_str().unwrap_or("weftd");
+        image_of(&self.values, image, [own, values])
+    }
+
+    /// An image of the mesh.
+    pub fn image(&self, name: &str) -> String {
+        image_of(&self.values, name, [&Value::Null; 2])
+    }
+
+    /// Version that is installed: the tag of the control plane's image.
+    pub fn tag(&self) -> String {
+        let image = self.pilot_image();
+        image.rsplit_once(':').map_or(String::new(), |(_, tag)| tag.to_string())
+    }
+}
+
+/// `hub/name:tag`, both the component's own before those of the mesh; a name with a folder is an image already.
+fn image_of(values: &Values, name: &str, own: [&Value; 2]) -> String {
+    if name.contains('/') {
+        return name.to_string();
+    }
+    let part = |field: &str| {
+        let own = own.iter().find_map(|from| match &from[field] {
+            Value::String(text) => Some(text.clone()),
+            Value::Number(number) => Some(number.to_string()),
+            _ => None,
+        });
+        own.unwrap_or_else(|| values.text(&format!("global.{field}")))
+    };
+    format!("{}/{name}:{}", part("hub"), part("tag"))
 }
 
 fn with_revision(name: &str, revision: &str) -> String {
     if revision.is_empty() { name.to_string() } else { format!("{name}-{revision}") }
 }
 
-fn gateway(one: &Value, ingress: bool, namespace: &str) -> anyhow::Result<Gateway> {
-    let name = one["name"].as_str().context("the name is missing; each gateway of the list needs one")?;
+fn mesh(tree: &Value, namespace: &str, revision: &str) -> anyhow::Result<Value> {
+    let mut user = json!({});
+    overlay(&mut user, &tree["values"]["meshConfig"], MAX_DEPTH);
+    overlay(&mut user, &tree["meshConfig"], MAX_DEPTH);
+    // `--set …proxyMetadata.X=true` means the text.
+    for (_, value) in user["defaultConfig"]["proxyMetadata"].as_object_mut().into_iter().flatten() {
+        if value.is_boolean() || value.is_number() {
+            *value = value.to_string().into();
+        }
+    }
+    if user["defaultConfig"].is_null() {
+        user.as_object_mut().map(|user| user.shift_remove("defaultConfig"));
+    }
+    let mut unknown = Vec::new();
+    parse_mesh_config(&user.to_string(), &mut unknown).map_err(|error| anyhow::anyhow!("meshConfig: {error}"))?;
+    if let Some(field) = unknown.first() {
+        let meant = field.suggestion.map(|s| format!("; did you mean {s}?")).unwrap_or_default();
+        bail!("meshConfig.{}: unknown field{meant}", field.path);
+    }
+    let mut mesh = json!({
+        "trustDomain": "cluster.local", "rootNamespace": namespace,
+        "defaultConfig": {"discoveryAddress": format!("{}.{namespace}.svc:15012", with_revision("istiod", revision))},
+        "enablePrometheusMerge": true,
+    });
+    if let Some(sampling) = tree["values"]["pilot"]["traceSampling"].as_f64() {
+        mesh["defaultConfig"]["tracing"] = json!({"sampling": sampling});
+    }
+    overlay(&mut mesh, &user, MAX_DEPTH);
+    Ok(mesh)
+}
+
+fn gateway(one: &Value, name: &str, ingress: bool, namespace: &str, place: String, values: &Values) -> Gateway {
     let kind = if ingress { "ingressgateway" } else { "egressgateway" };
     let mut labels = Map::from_iter([("app".to_string(), json!(name)), ("istio".to_string(), json!(kind))]);
     labels.extend(one["label"].as_object().cloned().unwrap_or_default());
-    let namespace = one["namespace"].as_str().unwrap_or(namespace).to_string();
-    Ok(Gateway { name: name.into(), namespace, labels, ingress, k8s: one["k8s"].clone() })
-}
-
-/// What a profile switches on.
-fn profile(name: &str) -> anyhow::Result<Value> {
-    let on = json!({"enabled": true});
-    let (ingress, egress) = (gateway_item("istio-ingressgateway"), gateway_item("istio-egressgateway"));
-    Ok(match name {
-        "default" | "" => json!({"components": {"base": on, "pilot": on, "ingressGateways": [ingress]}}),
-        "demo" => {
-            json!({"components": {"base": on, "pilot": on, "ingressGateways": [ingress], "egressGateways": [egress]}})
-        }
-        "minimal" => json!({"components": {"base": on, "pilot": on}}),
-        "empty" => json!({"components": {}}),
-        other => bail!("profile {other:?} is not known; there are default, demo, minimal and empty"),
-    })
-}
-
-fn gateway_item(name: &str) -> Value {
-    json!({"name": name, "enabled": true})
-}
-
-fn check_names(user: &Value) -> anyhow::Result<()> {
-    let names = |value: &Value| value.as_object().map(|o| o.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
-    if let Some(name) = names(user).iter().find(|name| !TOP.contains(&name.as_str())) {
-        bail!("{name} cannot be set; the names at the top are {}", TOP.join(", "));
+    let own_image = !one["hub"].is_null() || !one["tag"].is_null();
+    Gateway {
+        name: name.into(),
+        namespace: one["namespace"].as_str().unwrap_or(namespace).to_string(),
+        labels,
+        ingress,
+        k8s: one["k8s"].clone(),
+        image: own_image.then(|| image_of(values, &values.text("global.proxy.image"), [one, &Value::Null])),
+        place,
     }
-    if let Some(name) = names(&user["components"]).iter().find(|name| !COMPONENTS.contains(&name.as_str())) {
-        bail!("components.{name} is not a component; there are {}", COMPONENTS.join(", "));
-    }
-    Ok(())
-}
-
-/// As `overlay`, but the items of a list with names are merged by them.
-fn overlay_lists(base: &mut Value, over: &Value) {
-    match (base, over) {
-        (Value::Object(base), Value::Object(over)) => {
-            for (name, value) in over {
-                overlay_lists(base.entry(name.clone()).or_insert(Value::Null), value);
-            }
-        }
-        (Value::Array(base), Value::Array(over)) if over.iter().all(|item| item["name"].is_string()) => {
-            for item in over {
-                match base.iter_mut().find(|known| known["name"] == item["name"]) {
-                    Some(known) => overlay_lists(known, item),
-                    None => base.push(item.clone()),
-                }
-            }
-        }
-        (_, Value::Null) => {}
-        (base, over) => *base = over.clone(),
-    }
-}
-
-/// `true`, `12` and `1.5` are what they look like; everything else is text.
-fn scalar(text: &str) -> Value {
-    match serde_json::from_str(text) {
-        Ok(value @ (Value::Bool(_) | Value::Number(_))) => value,
-        _ => text.into(),
-    }
-}
-
-/// Sets the value at `a.b[0].c`; what is missing on the way is made. `\.` is a dot in a name.
-fn put(tree: &mut Value, path: &str, value: Value) -> anyhow::Result<()> {
-    let mut at = tree;
-    for step in path.replace("\\.", "\u{0}").split('.') {
-        let step = step.replace('\u{0}', ".");
-        let (name, index) = match step.split_once('[') {
-            Some((name, rest)) => {
-                let index = rest.strip_suffix(']').and_then(|digits| digits.parse::<usize>().ok());
-                (name.to_string(), Some(index.context("an index is written as [0]")?))
-            }
-            None => (step, None),
-        };
-        if name.is_empty() {
-            bail!("a name is missing in the path {path:?}");
-        }
-        if !at.is_object() {
-            *at = json!({});
-        }
-        at = at.as_object_mut().context("not an object")?.entry(name).or_insert(Value::Null);
-        if let Some(index) = index {
-            if index > MAX_INDEX {
-                bail!("the index {index} is larger than {MAX_INDEX}");
-            }
-            if !at.is_array() {
-                *at = json!([]);
-            }
-            let list = at.as_array_mut().context("not a list")?;
-            while list.len() <= index {
-                list.push(json!({}));
-            }
-            at = list.get_mut(index).context("no such item")?;
-        }
-    }
-    *at = value;
-    Ok(())
 }

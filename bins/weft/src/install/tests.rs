@@ -3,9 +3,18 @@
 use super::*;
 use weft_k8s_api::{Object, validate};
 
-fn made(sets: &[&str]) -> Vec<Value> {
+fn settings(file: Option<&str>, sets: &[&str]) -> anyhow::Result<Settings> {
     let sets: Vec<String> = sets.iter().map(|s| (*s).to_string()).collect();
-    objects(&Settings::read(&[], &sets).unwrap())
+    let files = file.map(|text| ("file".to_string(), weft_k8s_api::yaml::value(text).unwrap()));
+    Settings::new(&Operator::merge(&files.into_iter().collect::<Vec<_>>(), &sets, None)?)
+}
+
+fn made(sets: &[&str]) -> Vec<Value> {
+    objects(&settings(None, sets).unwrap()).unwrap()
+}
+
+fn made_of(file: &str) -> Vec<Value> {
+    objects(&settings(Some(file), &[]).unwrap()).unwrap()
 }
 
 fn find<'a>(all: &'a [Value], kind: &str, name: &str) -> &'a Value {
@@ -25,16 +34,14 @@ fn profiles_and_components() {
         (vec!["profile=minimal"], vec!["istiod"], vec!["istio-ingressgateway"]),
         (vec!["profile=empty"], vec![], vec!["istiod", "istio-ingressgateway"]),
         (vec!["components.pilot.enabled=false"], vec!["istio-ingressgateway"], vec!["istiod"]),
+        (vec!["components.ingressGateways[0].enabled=false"], vec!["istiod"], vec!["istio-ingressgateway"]),
         (
-            vec![
-                "components.ingressGateways[0].name=istio-ingressgateway",
-                "components.ingressGateways[0].enabled=false",
-            ],
-            vec!["istiod"],
-            vec!["istio-ingressgateway"],
+            vec!["components.egressGateways.[name:istio-egressgateway].enabled=true"],
+            vec!["istio-egressgateway"],
+            vec![],
         ),
         (
-            vec!["components.ingressGateways[0].name=ilb", "components.ingressGateways[0].namespace=edge"],
+            vec!["components.ingressGateways[1].name=ilb", "components.ingressGateways[1].namespace=edge"],
             vec!["ilb", "istio-ingressgateway"],
             vec![],
         ),
@@ -51,18 +58,27 @@ fn profiles_and_components() {
         ("revision=A b", "lower-case"),
         ("hub", "path=value"),
         ("components.ingressGateways[9999].name=x", "larger"),
-        ("components.ingressGateways[0].enabled=true", "name"),
+        ("components.ingressGateways[1].enabled=true", "components.ingressGateways[1]: the name is missing"),
+        ("components.cni.enabled=true", "values.pilot.cni.enabled"),
+        ("meshConfig.accessLogFil=x", "did you mean accessLogFile"),
+        ("values.global.monitoringPort=none", "must be a port"),
+        ("values.pilot.keepaliveMaxServerConnectionAge=soon", "keepaliveMaxServerConnectionAge"),
+        ("profile=external", "remotePilotAddress"),
     ] {
-        let sets = [bad.to_string()];
-        let error = Settings::read(&[], &sets).map(|s| objects(&s).len()).map_err(|e| format!("{e:#}"));
-        // A gateway without name stands beside the named one.
+        let error = settings(None, &[bad]).and_then(|s| objects(&s)).map(|all| all.len()).map_err(|e| format!("{e:#}"));
         assert!(error.as_ref().err().is_some_and(|e| e.contains(said)), "{bad}: {error:?}");
     }
 }
 
 #[test]
 fn everything_is_valid() {
-    for sets in [vec!["profile=demo"], vec!["revision=canary", "profile=demo", "namespace=mesh"]] {
+    for sets in [
+        vec!["profile=demo"],
+        vec!["revision=canary", "profile=demo", "namespace=mesh"],
+        vec!["profile=external", "values.global.remotePilotAddress=10.0.0.9"],
+        vec!["profile=preview"],
+        vec!["profile=openshift"],
+    ] {
         for value in made(&sets) {
             let object: Object = serde_json::from_value(value).unwrap();
             let found = validate(&object);
@@ -144,4 +160,123 @@ fn mesh_config_and_values_reach_their_config_maps() {
     assert_eq!(values["global"]["proxy"]["logLevel"], "debug");
     let deployment = find(&all, "Deployment", "istiod").to_string();
     assert!(deployment.contains("h.example/weftd:9"), "{deployment}");
+}
+
+const PATCH: &str = r#"
+apiVersion: install.istio.io/v1alpha1
+kind: IstioOperator
+spec:
+  profile: empty
+  hub: docker.io/istio
+  tag: 1.1.6
+  components:
+    pilot:
+      enabled: true
+      namespace: istio-control
+      k8s:
+        overlays:
+        - kind: Deployment
+          name: istiod
+          patches:
+          - {path: "spec.template.spec.containers.[name:discovery].args.[30m]", value: "60m"}
+          - {path: "spec.template.spec.containers.[name:discovery].ports.[containerPort:8080].containerPort", value: 1234}
+          - path: spec.template.spec.containers.[name:discovery].env.[name:POD_NAMESPACE].valueFrom
+            value: |
+              fieldRef:
+                apiVersion: v2
+                fieldPath: metadata.myPath
+          - {path: "spec.template.spec.containers.[name:discovery].env.[name:REVISION]"}
+          - path: spec.template.spec.containers.[name:discovery].securityContext
+        - kind: Service
+          name: istiod
+          patches:
+          - {path: "spec.ports.[name:https-dns].port", value: 11111}
+"#;
+
+#[test]
+fn the_documents_patch() {
+    let all = made_of(PATCH);
+    let deployment = find(&all, "Deployment", "istiod");
+    assert_eq!(deployment["metadata"]["namespace"], "istio-control");
+    let container = &deployment["spec"]["template"]["spec"]["containers"][0];
+    let arguments: Vec<&str> = container["args"].as_array().unwrap().iter().map(|a| a.as_str().unwrap()).collect();
+    assert!(arguments.contains(&"60m") && !arguments.contains(&"30m"), "{arguments:?}");
+    let ports: Vec<u64> =
+        container["ports"].as_array().unwrap().iter().map(|p| p["containerPort"].as_u64().unwrap()).collect();
+    assert!(ports.contains(&1234) && !ports.contains(&8080), "{ports:?}");
+    let env = container["env"].as_array().unwrap();
+    let namespace = env.iter().find(|e| e["name"] == "POD_NAMESPACE").unwrap();
+    assert_eq!(namespace["valueFrom"], json!({"fieldRef": {"apiVersion": "v2", "fieldPath": "metadata.myPath"}}));
+    assert!(env.iter().all(|e| e["name"] != "REVISION") && container["securityContext"].is_null());
+    assert_eq!(container["image"], "docker.io/istio/weftd:1.1.6");
+    let ports = &find(&all, "Service", "istiod")["spec"]["ports"];
+    assert_eq!(ports[0], json!({"name": "https-dns", "port": 11111, "targetPort": 15012, "protocol": "TCP"}));
+}
+
+#[test]
+fn what_the_flags_say_reaches_weftd_and_the_mesh() {
+    let arguments = |sets: &[&str]| {
+        find(&made(sets), "Deployment", "istiod")["spec"]["template"]["spec"]["containers"][0]["args"].to_string()
+    };
+    assert!(
+        !arguments(&[]).contains("--log-level")
+            && arguments(&[]).contains(r#""--keepaliveMaxServerConnectionAge","30m""#)
+    );
+    assert!(arguments(&["values.global.logging.level=debug"]).contains(r#""--log-level","debug""#));
+    assert!(arguments(&["values.global.monitoringPort=15099"]).contains("0.0.0.0:15099"));
+    let mesh = |sets: &[&str]| {
+        let all = made(sets);
+        weft_k8s_api::yaml::value(find(&all, "ConfigMap", "istio")["data"]["mesh"].as_str().unwrap()).unwrap()
+    };
+    assert_eq!(mesh(&["values.pilot.traceSampling=0.1"])["defaultConfig"]["tracing"]["sampling"], 0.1);
+    let own = ["values.pilot.traceSampling=0.1", "meshConfig.defaultConfig.tracing.sampling=7"];
+    assert_eq!(mesh(&own)["defaultConfig"]["tracing"]["sampling"], 7);
+    let capture = mesh(&["meshConfig.defaultConfig.proxyMetadata.ISTIO_META_DNS_CAPTURE=true"]);
+    assert_eq!(capture["defaultConfig"]["proxyMetadata"]["ISTIO_META_DNS_CAPTURE"], "true");
+}
+
+#[test]
+fn gateways_of_ones_own() {
+    let all = made_of(
+        "spec:\n  profile: empty\n  revision: 1-8-0\n  components:\n    ingressGateways:\n    - name: ilb-gateway\n      namespace: user-ns\n      \
+         enabled: true\n      tag: '9'\n      k8s:\n        resources: {requests: {cpu: 200m}}\n        serviceAnnotations: {lb: internal}\n        \
+         service: {ports: [{port: 8060, targetPort: 8060, name: tcp-citadel-grpc-tls}, {port: 5353, name: tcp-dns}]}\n  \
+         values: {gateways: {istio-ingressgateway: {debug: error, injectionTemplate: mine}}}\nkind: IstioOperator\napiVersion: install.istio.io/v1alpha1\n",
+    );
+    assert!(all.iter().all(|object| object["metadata"]["namespace"] == "user-ns"));
+    let service = find(&all, "Service", "ilb-gateway");
+    assert_eq!(
+        (&service["metadata"]["annotations"]["lb"], &service["spec"]["ports"][1]["port"]),
+        (&json!("internal"), &json!(5353))
+    );
+    let template = &find(&all, "Deployment", "ilb-gateway")["spec"]["template"];
+    assert_eq!(template["spec"]["containers"][0]["resources"], json!({"requests": {"cpu": "200m"}}));
+    for (name, value) in [
+        ("inject.istio.io/templates", "mine"),
+        ("sidecar.istio.io/logLevel", "error"),
+        ("sidecar.istio.io/proxyImage", "localhost/weft/weft-proxy:9"),
+    ] {
+        assert_eq!(template["metadata"]["annotations"][name], value, "{name}");
+    }
+    assert_eq!(template["metadata"]["labels"]["service.istio.io/canonical-revision"], "1-8-0");
+}
+
+#[test]
+fn a_profile_of_a_folder_is_as_a_file_before_the_others() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("profiles")).unwrap();
+    let custom = "apiVersion: install.istio.io/v1alpha1\nkind: IstioOperator\nspec:\n  tag: mine\n  components:\n    pilot: {k8s: {replicaCount: 3}}\n  meshConfig: {accessLogFile: /a}\n";
+    let file = folder.path().join("profiles/custom1.yaml");
+    std::fs::write(&file, custom).unwrap();
+    let user = "apiVersion: install.istio.io/v1alpha1\nkind: IstioOperator\nspec:\n  meshConfig: {accessLogFile: /b, accessLogEncoding: JSON}\n  values: {global: {network: n}}\n";
+    let read = |text: &str| ("f".to_string(), weft_k8s_api::yaml::value(text).unwrap());
+    let written = |files: &[(String, Value)], sets: &[&str]| {
+        let sets: Vec<String> = sets.iter().map(|s| (*s).to_string()).collect();
+        let made =
+            objects(&Settings::new(&Operator::merge(files, &sets, Some(folder.path())).unwrap()).unwrap()).unwrap();
+        weft_k8s_api::yaml::write(&made).unwrap()
+    };
+    let by_name = written(&[read(user)], &["profile=custom1"]);
+    assert_eq!(by_name, written(&[read(custom), read(user)], &[]));
+    assert!(by_name.contains("replicas: 3") && by_name.contains("weftd:mine") && by_name.contains("/b"));
 }

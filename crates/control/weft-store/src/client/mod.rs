@@ -324,6 +324,43 @@ impl ApiClient {
         self.patch(kind, namespace, name, PatchType::Json, &patch).await
     }
 
+    /// Server-side apply: what `manager` wants of an object, all of it. What it set before and leaves out now goes; fields of
+    /// others are taken over where they differ. Fields that the kind does not have are refused.
+    ///
+    /// # Errors
+    /// As [`Self::create`] and [`Self::patch`].
+    pub async fn server_side_apply(
+        &self,
+        kind: &KindInfo,
+        object: &Object,
+        manager: &str,
+        dry_run: bool,
+    ) -> Result<Written, ClientError> {
+        let object = self.placed(kind, object);
+        let options = WriteOptions { dry_run, field_manager: Some(manager.to_string()) };
+        let mut query = write_query(&options);
+        query.add("force", Some("true"));
+        query.add("fieldValidation", Some("Strict"));
+        let path = query.on(&object_path(kind, Some(object.version()), object.namespace(), object.name()));
+        self.write(Method::PATCH, &path, "application/apply-patch+yaml", &object.to_value()).await
+    }
+
+    /// Asks the server whether the caller may do something with a resource anywhere (SelfSubjectAccessReview).
+    ///
+    /// # Errors
+    /// [`ClientError::Unreachable`] and its kin.
+    pub async fn may_i(&self, verb: &str, group: &str, resource: &str) -> Result<bool, ClientError> {
+        let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+        let body = json!({
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": {"verb": verb, "group": group, "resource": resource}},
+        });
+        let answer = self.call(Method::POST, path, Some(("application/json", body.to_string().into_bytes()))).await?;
+        let answer: Value = self.parse(path, &answer.body)?;
+        Ok(answer.pointer("/status/allowed").and_then(Value::as_bool) == Some(true))
+    }
+
     /// Merges `{"status": status}` into the object's status.
     ///
     /// # Errors

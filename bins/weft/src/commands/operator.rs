@@ -1,0 +1,134 @@
+//! `weft operator`: an operator on the cluster, which installs what IstioOperator objects there say.
+
+use crate::cli::Connection;
+use crate::connect::connect;
+use crate::install::apply::{rolled_out, send};
+use crate::install::operator::definition;
+use crate::install::reconcile::{self, Reconciler};
+use crate::install::{Operator, Settings, cluster};
+use crate::output;
+use anyhow::{Context, bail};
+use serde_json::Value;
+use std::process::ExitCode;
+use std::time::Duration;
+use weft_k8s_api::{Object, yaml};
+use weft_store::ApiClient;
+
+/// What to do with operators.
+#[derive(Debug, clap::Subcommand)]
+pub enum Action {
+    /// Install an operator
+    Init(Args),
+    /// Remove an operator; what it installed stays
+    Remove(Args),
+    /// Print the objects of an operator
+    Dump(Args),
+    /// Be the operator; in its pod
+    #[command(hide = true)]
+    Server(Server),
+}
+
+/// Which operator.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Acts on objects of this revision alone
+    #[arg(short, long, value_name = "NAME")]
+    revision: Option<String>,
+    /// Its own namespace
+    #[arg(long, visible_alias = "operatorNamespace", value_name = "NS", default_value = "istio-operator")]
+    operator_namespace: String,
+    /// Namespaces whose objects it acts on, with commas between
+    #[arg(long, visible_alias = "watchedNamespaces", value_name = "NS,…", default_value = "istio-system")]
+    watched_namespaces: String,
+    /// Registry and folder of its image
+    #[arg(long, value_name = "HUB")]
+    hub: Option<String>,
+    /// Tag of its image
+    #[arg(long, value_name = "TAG")]
+    tag: Option<String>,
+    /// How long it may take until it is ready
+    #[arg(long, default_value = "5m", value_name = "DURATION", value_parser = weft_core::duration::parse)]
+    readiness_timeout: Duration,
+}
+
+/// An operator's own settings.
+#[derive(Debug, clap::Args)]
+pub struct Server {
+    /// Acts on objects of this revision alone
+    #[arg(long, value_name = "NAME", default_value = "")]
+    revision: String,
+    /// Namespaces whose objects it acts on
+    #[arg(long, value_name = "NS,…", value_delimiter = ',')]
+    watched_namespaces: Vec<String>,
+}
+
+pub async fn run(action: Action, connection: Connection) -> anyhow::Result<ExitCode> {
+    match action {
+        Action::Init(args) => init(&connect(&connection).await?, &args).await,
+        Action::Remove(args) => remove(&connect(&connection).await?, &args).await,
+        Action::Dump(args) => {
+            for object in objects(&args)? {
+                output::print(&(yaml::write(&object).map_err(anyhow::Error::msg)? + "---\n"))?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Action::Server(args) => serve(args).await,
+    }
+}
+
+/// The definition of the kind, and the operator.
+fn objects(args: &Args) -> anyhow::Result<Vec<Value>> {
+    let given = [("revision", &args.revision), ("hub", &args.hub), ("tag", &args.tag)];
+    let sets: Vec<String> =
+        given.iter().filter_map(|(name, value)| Some(format!("{name}={}", value.as_ref()?))).collect();
+    let settings = Settings::new(&Operator::merge(&[], &sets, None)?)?;
+    let mut all = vec![definition()];
+    all.extend(reconcile::deployment(&settings, &args.operator_namespace, &args.watched_namespaces));
+    Ok(all)
+}
+
+async fn init(client: &ApiClient, args: &Args) -> anyhow::Result<ExitCode> {
+    output::line(format!("Installing operator controller in namespace: {}", args.operator_namespace))?;
+    output::line(format!("Operator controller will watch namespaces: {}", args.watched_namespaces))?;
+    let mut last = None;
+    for value in objects(args)? {
+        let object: Object = serde_json::from_value(value).context("an object of the operator")?;
+        send(client, &object, false).await?;
+        last = Some(object);
+    }
+    if let Some(deployment) = last {
+        rolled_out(client, "Istio operator", &deployment, args.readiness_timeout).await?;
+    }
+    output::line("✓ Istio operator installed\n✓ Installation complete")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn remove(client: &ApiClient, args: &Args) -> anyhow::Result<ExitCode> {
+    // Neither the kind, of which there may be objects, nor the namespace, which may hold other operators.
+    let own: Vec<Value> = objects(args)?.into_iter().filter(|object| object["kind"] != "Namespace").collect();
+    let revision = args.revision.as_deref().unwrap_or("default");
+    let found = cluster::find_named(client, &own, revision).await?;
+    if found.is_empty() {
+        bail!("there is no operator of revision {revision} in {}", args.operator_namespace);
+    }
+    cluster::remove(client, &found, false, |_| Ok(())).await?;
+    output::line("✓ Removal complete")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(args: Server) -> anyhow::Result<ExitCode> {
+    weft_runtime::logging::init("info", weft_runtime::logging::Format::Text).map_err(anyhow::Error::msg)?;
+    let client = match ApiClient::in_cluster() {
+        Ok(client) => client,
+        Err(_) => ApiClient::infer().await.context("connection to the API server")?,
+    };
+    tracing::info!("operator of revision {:?} for {}", args.revision, args.watched_namespaces.join(", "));
+    let reconciler = Reconciler::new(client, args.revision, args.watched_namespaces);
+    tokio::select! {
+        never = reconciler.run() => never,
+        stop = weft_runtime::signal::stop() => {
+            stop.context("signals")?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}

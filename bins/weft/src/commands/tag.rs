@@ -1,0 +1,188 @@
+//! `weft tag`: further names of revisions, which namespaces carry so that they need not be relabelled.
+
+use crate::cli::Connection;
+use crate::commands::install::confirmed;
+use crate::connect::connect;
+use crate::install::apply::send;
+use crate::install::cluster::{self, REVISION, revision_of};
+use crate::install::tags::{self, LABEL};
+use crate::output::{self, Table};
+use crate::target::known;
+use anyhow::{Context, bail};
+use serde_json::Value;
+use std::process::ExitCode;
+use weft_k8s_api::{Object, yaml};
+use weft_store::ApiClient;
+use weft_store::client::ListOptions;
+
+/// What to do with tags.
+#[derive(Debug, clap::Subcommand)]
+pub enum Action {
+    /// Let a tag stand for a revision, from now on
+    Set(Set),
+    /// Print the objects that `tag set` would apply
+    Generate(Set),
+    /// Show the tags, what they stand for, and who carries them
+    List,
+    /// Remove a tag
+    Remove(Remove),
+}
+
+/// A tag and its revision.
+#[derive(Debug, clap::Args)]
+pub struct Set {
+    /// The tag; default stands for no revision at all: istio-injection=enabled
+    tag: String,
+    /// The revision
+    #[arg(short, long, value_name = "NAME")]
+    revision: String,
+    /// Also when the tag stands for another revision; it is so anyway
+    #[arg(long, hide = true)]
+    overwrite: bool,
+    /// Do not ask
+    #[arg(short = 'y', long)]
+    skip_confirmation: bool,
+}
+
+/// A tag that goes.
+#[derive(Debug, clap::Args)]
+pub struct Remove {
+    /// The tag
+    tag: String,
+    /// Do not ask
+    #[arg(short = 'y', long)]
+    skip_confirmation: bool,
+}
+
+pub async fn run(action: Action, connection: Connection) -> anyhow::Result<ExitCode> {
+    let client = connect(&connection).await?;
+    match action {
+        Action::Set(args) => set(&client, &args).await,
+        Action::Generate(args) => {
+            for object in wanted(&client, &args).await? {
+                output::print(&(yaml::write(&object).map_err(anyhow::Error::msg)? + "---\n"))?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Action::List => list(&client).await,
+        Action::Remove(args) => remove(&client, &args).await,
+    }
+}
+
+async fn configurations(client: &ApiClient, labels: &str) -> anyhow::Result<Vec<Object>> {
+    let options = ListOptions { labels: Some(labels.to_string()), ..ListOptions::default() };
+    let list = client.list(known("MutatingWebhookConfiguration")?, None, &options).await;
+    Ok(list.context("cannot list webhook configurations")?.items)
+}
+
+async fn wanted(client: &ApiClient, args: &Set) -> anyhow::Result<Vec<Value>> {
+    let is_label = |text: &str| {
+        let plain = text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+        !text.is_empty() && text.len() <= 63 && plain && !text.starts_with('-') && !text.ends_with('-')
+    };
+    if !is_label(&args.tag) {
+        bail!("tag {:?}: use lower-case letters, digits and dashes, such as prod-stable", args.tag);
+    }
+    let injectors = configurations(client, &format!("{REVISION},!{LABEL}")).await?;
+    let injectors: Vec<&Object> = injectors.iter().filter(|o| o.name().starts_with("istio-sidecar-injector")).collect();
+    if args.tag != "default" && injectors.iter().any(|injector| revision_of(injector) == args.tag) {
+        bail!("{:?} is a revision; a tag needs a name of its own", args.tag);
+    }
+    let Some(injector) = injectors.iter().find(|injector| revision_of(injector) == args.revision) else {
+        let mut known: Vec<&str> = injectors.iter().map(|injector| revision_of(injector)).collect();
+        known.sort_unstable();
+        bail!("there is no revision {:?}; there are {}", args.revision, known.join(", "));
+    };
+    tags::objects(&args.tag, injector, true)
+}
+
+async fn set(client: &ApiClient, args: &Set) -> anyhow::Result<ExitCode> {
+    for value in wanted(client, args).await? {
+        let object: Object = serde_json::from_value(value).context("an object of the tag")?;
+        send(client, &object, false).await?;
+    }
+    let Set { tag, revision, .. } = args;
+    output::print(&format!(
+        "Revision tag {tag:?} created, referencing control plane revision {revision:?}. To enable injection using this\n\
+         revision tag, use 'kubectl label namespace <NAMESPACE> {REVISION}={tag}'\n"
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn list(client: &ApiClient) -> anyhow::Result<ExitCode> {
+    let tags = configurations(client, LABEL).await?;
+    if tags.is_empty() {
+        output::line("No Istio revision tag MutatingWebhookConfigurations to list")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let namespaces = namespaces(client).await?;
+    let mut table = Table::new(["TAG", "REVISION", "NAMESPACES"]);
+    for object in &tags {
+        let tag = object.label(LABEL).unwrap_or_default();
+        table.row([tag.to_string(), revision_of(object).to_string(), carriers(&namespaces, tag).join(",")]);
+    }
+    table.sort();
+    table.print()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn namespaces(client: &ApiClient) -> anyhow::Result<Vec<Object>> {
+    let list = client.list(known("Namespace")?, None, &ListOptions::default()).await;
+    Ok(list.context("cannot list namespaces")?.items)
+}
+
+/// Namespaces whose pods a tag is for.
+fn carriers<'a>(namespaces: &'a [Object], tag: &str) -> Vec<&'a str> {
+    let by_default = |namespace: &&Object| tag == "default" && namespace.label("istio-injection") == Some("enabled");
+    let carries =
+        |namespace: &&Object| namespace.label("istio-injection").is_none() && namespace.label(REVISION) == Some(tag);
+    namespaces.iter().filter(|namespace| carries(namespace) || by_default(namespace)).map(Object::name).collect()
+}
+
+async fn remove(client: &ApiClient, args: &Remove) -> anyhow::Result<ExitCode> {
+    let found = cluster::find(client, &format!("{LABEL}={}", args.tag)).await?;
+    if found.is_empty() {
+        bail!("there is no tag {:?}; weft tag list shows them", args.tag);
+    }
+    let namespaces = namespaces(client).await?;
+    let carriers = carriers(&namespaces, &args.tag);
+    if !carriers.is_empty() && !args.skip_confirmation {
+        let question = format!(
+            "Caution, found {} namespace(s) still injected by tag {:?}: {}. Proceed with operation?",
+            carriers.len(),
+            args.tag,
+            carriers.join(", ")
+        );
+        if !confirmed(&question)? {
+            output::line("Aborting operation.")?;
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    cluster::remove(client, &found, false, |_| Ok(())).await?;
+    output::line(format!("Revision tag {} removed", args.tag))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn who_carries_a_tag() {
+        let namespace = |name: &str, labels: Value| {
+            serde_json::from_value::<Object>(
+                json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}),
+            )
+            .unwrap()
+        };
+        let all = [
+            namespace("a", json!({"istio.io/rev": "prod"})),
+            namespace("b", json!({"istio.io/rev": "prod", "istio-injection": "enabled"})),
+            namespace("c", json!({"istio.io/rev": "default"})),
+            namespace("d", json!({})),
+        ];
+        assert_eq!(carriers(&all, "prod"), ["a"]);
+        assert_eq!(carriers(&all, "default"), ["b", "c"]);
+    }
+}
