@@ -81,7 +81,7 @@ async fn serve(bootstrap: Bootstrap, plane: Plane, args: &BootstrapArgs, path: &
     let block = |reason| state.readiness.block(reason);
     let (node_id, node_cluster) = (bootstrap.node.id.clone(), bootstrap.node.cluster.clone());
     let local = LocalWorkload { node_id, node_cluster, ..LocalWorkload::default() };
-    let handle = weft::start(&plane, registry.clone(), local, args.concurrency)?;
+    let handle = weft::start(&plane, registry.clone(), local, args.concurrency, None)?;
     handle.wait_ready().await;
     if let Some(reason) = weft::unbound(&handle, Needs::All) {
         bail!("cannot open {reason}");
@@ -95,7 +95,7 @@ async fn serve(bootstrap: Bootstrap, plane: Plane, args: &BootstrapArgs, path: &
         };
         let connect = ClusterConnect { snapshot: plane.snapshot(), cluster: ads.cluster.clone() };
         let (client, updates) = weft_xds_client::start(config, Arc::new(connect));
-        let subscriptions = Subscriptions { name_table: false };
+        let subscriptions = Subscriptions { name_table: false, demands: None };
         let server = format!("cluster {}", ads.cluster);
         tokio::spawn(xds::follow(client, updates, plane.clone(), block("configuration"), server, subscriptions));
         let watch = weft::watch_listeners(handle.clone(), plane.clone(), state.clone(), block("listeners"), Needs::Any);
@@ -130,6 +130,7 @@ async fn admin(
     let listener = TcpListener::bind(address).await.with_context(|| format!("the admin port {address}"))?;
     let drain_time = Duration::from_secs(args.drain_time_s);
     let admin = Admin {
+        demands: None,
         state: state.clone(),
         metrics: Metrics::new(Source::Registry(registry), state.clone(), None, None),
         held: plane.held.clone(),

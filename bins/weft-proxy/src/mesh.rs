@@ -25,6 +25,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use weft_core::node::NodeType;
 use weft_core::well_known::label;
+use weft_dataplane::demand::Demands;
 use weft_dataplane::{Handle, LocalWorkload};
 use weft_proto::envoy::config::core::v3::Node;
 use weft_proto::weft::v1::PeerMetadata;
@@ -66,11 +67,15 @@ async fn run_weft(settings: &AgentSettings, node: Node, state: ProxyState, manag
     let _ports = ports::start(settings.ports, probes, &state, &metrics).await.map_err(|error| anyhow!(error))?;
     start_dns(settings, &plane, &resolv, &metrics).await?;
     tokio::spawn(files::follow(plane.clone()));
-    start_xds(settings, &node, &plane, configuration, &manager);
-    let handle = weft::start(&plane, registry, local_workload(settings, &node), settings.concurrency)?;
+    let demands = settings.on_demand.map(Demands::new);
+    let source: Option<Arc<dyn weft_telemetry::Source>> = demands.clone().map(|demands| Arc::new(demands) as _);
+    source.iter().for_each(|source| registry.add_source(Arc::downgrade(source)));
+    start_xds(settings, &node, &plane, configuration, &manager, demands.clone());
+    let local = local_workload(settings, &node);
+    let handle = weft::start(&plane, registry, local, settings.concurrency, demands.clone())?;
     let needs = if settings.role == NodeType::Sidecar { Needs::All } else { Needs::Any };
     tokio::spawn(weft::watch_listeners(handle.clone(), plane.clone(), state.clone(), listeners, needs));
-    let _admin = start_admin(settings, node, &plane, &state, &metrics, &handle, &manager).await?;
+    let _admin = start_admin(settings, node, (&plane, demands), &state, &metrics, &handle, &manager).await?;
     let cause = tokio::select! {
         cause = drain::cause(&state) => cause?,
         () = identity::follow(&manager, plane, identity) => return Err(anyhow!("the identity's keeper ended")),
@@ -101,7 +106,14 @@ async fn start_dns(
     Ok(())
 }
 
-fn start_xds(settings: &AgentSettings, node: &Node, plane: &Plane, block: ReadyBlock, manager: &SvidManager) {
+fn start_xds(
+    settings: &AgentSettings,
+    node: &Node,
+    plane: &Plane,
+    block: ReadyBlock,
+    manager: &SvidManager,
+    demands: Option<Demands>,
+) {
     let connect = MeshConnect {
         address: settings.discovery_address.clone(),
         name: settings.discovery_name.clone(),
@@ -117,7 +129,7 @@ fn start_xds(settings: &AgentSettings, node: &Node, plane: &Plane, block: ReadyB
         headers: Arc::new(move || prover.headers()),
     };
     let (client, updates) = weft_xds_client::start(config, Arc::new(connect));
-    let subscriptions = Subscriptions { name_table: settings.dns_capture };
+    let subscriptions = Subscriptions { name_table: settings.dns_capture, demands };
     let server = settings.discovery_address.clone();
     if let Some(probe) = &settings.readiness_probe {
         tokio::spawn(health::follow(probe.clone(), client.clone()));
@@ -128,7 +140,7 @@ fn start_xds(settings: &AgentSettings, node: &Node, plane: &Plane, block: ReadyB
 async fn start_admin(
     settings: &AgentSettings,
     node: Node,
-    plane: &Plane,
+    (plane, demands): (&Plane, Option<Demands>),
     state: &ProxyState,
     metrics: &Metrics,
     handle: &Handle,
@@ -138,6 +150,7 @@ async fn start_admin(
     let listener = TcpListener::bind(address).await.with_context(|| format!("the admin port {address}"))?;
     let drain_time = settings.drain_duration;
     let admin = Admin {
+        demands,
         state: state.clone(),
         metrics: metrics.clone(),
         held: plane.held.clone(),

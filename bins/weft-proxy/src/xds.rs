@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
+use weft_dataplane::demand::Demands;
 use weft_proto::type_url;
+use weft_proto::weft::v1::Demand;
 use weft_proxy_config::{Discovery, EndpointAddress, ProxySnapshot, Update, Upsert, UpstreamTransport};
 use weft_runtime::ReadyBlock;
 use weft_sds::WorkloadSecrets;
@@ -123,10 +125,12 @@ impl weft_xds_client::Connect for ClusterConnect {
 }
 
 /// What is asked for from the start.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Subscriptions {
     /// The DNS name table.
     pub name_table: bool,
+    /// What traffic asks for, when nothing else of the outbound side is taken.
+    pub demands: Option<Demands>,
 }
 
 /// Asks for what is wanted, applies what comes, asks for what that names; for as long as the client lives. Readiness waits
@@ -144,6 +148,14 @@ pub async fn follow(
     if subscriptions.name_table {
         client.want(type_url::NAME_TABLE, Interest::all());
     }
+    if subscriptions.demands.is_some() {
+        // Everything that is sent is wanted: what is sent is what traffic asked for. To ask for what that names would cost
+        // the first request a further round trip.
+        for named in [type_url::ENDPOINT, type_url::ROUTE, type_url::VIRTUAL_HOST] {
+            client.want(named, Interest::all());
+        }
+    }
+    let mut asking = subscriptions.demands.as_ref().map(Asking::new);
     let mut start = Some(Start { block, server, clusters: false, listeners: false, until: None });
     let mut connection = client.state();
     loop {
@@ -156,16 +168,77 @@ pub async fn follow(
             update = updates.recv() => {
                 let Some(update) = update else { return };
                 let seen = update.type_url.clone();
-                apply(update, &plane);
+                match &subscriptions.demands {
+                    Some(demands) if seen == type_url::DEMAND => answered(update, demands, &plane),
+                    _ => apply(update, &plane),
+                }
                 if names_others(&seen) {
-                    subscribe(&client, &plane);
+                    subscribe(&client, &plane, subscriptions.demands.is_some());
                 }
                 start.iter_mut().for_each(|start| start.saw(&seen));
             }
             changed = connection.changed() => if changed.is_err() { return },
+            () = Asking::next(&mut asking) => {
+                let names = subscriptions.demands.iter().flat_map(Demands::names);
+                client.want(type_url::DEMAND, Interest::named(names));
+            }
             () = sleep_until(due), if due.is_some() => {}
         }
     }
+}
+
+/// Follows what traffic asks for, and gives up what it does not use.
+struct Asking {
+    demands: Demands,
+    changes: watch::Receiver<u64>,
+    evict: tokio::time::Interval,
+}
+
+impl Asking {
+    fn new(demands: &Demands) -> Self {
+        let mut evict = tokio::time::interval(demands.evict_every());
+        evict.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        Self { demands: demands.clone(), changes: demands.changes(), evict }
+    }
+
+    /// Returns when something else is asked for than before; never without an asker.
+    async fn next(asking: &mut Option<Self>) {
+        let Some(asking) = asking else { return std::future::pending().await };
+        loop {
+            tokio::select! {
+                changed = asking.changes.changed() => match changed {
+                    Ok(()) => return,
+                    Err(_) => std::future::pending().await,
+                },
+                _ = asking.evict.tick() => {
+                    let evicted = asking.demands.evict();
+                    if evicted > 0 {
+                        tracing::debug!(evicted, "configuration that nobody used is given up");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Tells those who wait that what they asked for is there: it came before this.
+fn answered(update: ResourceUpdate, demands: &Demands, plane: &Plane) {
+    let version = plane.snapshot().load().version;
+    let mut refused = Vec::new();
+    for resource in &update.upserts {
+        match weft_proto::unpack::<Demand>(&resource.any) {
+            Ok(answer) => {
+                let found = answer.listeners.into_iter().chain(answer.virtual_hosts).collect();
+                demands.answered(&resource.name, version, found);
+            }
+            Err(error) => refused.push((resource.name.clone(), error.to_string())),
+        }
+    }
+    for name in &update.removals {
+        // A control plane that gives everything to everybody has no answer to it.
+        demands.answered(name, version, Vec::new());
+    }
+    update.done(Outcome { refused });
 }
 
 async fn sleep_until(due: Option<Instant>) {
@@ -204,11 +277,13 @@ fn names_others(type_url: &str) -> bool {
     matches!(type_url, type_url::CLUSTER | type_url::LISTENER | type_url::ROUTE)
 }
 
-fn subscribe(client: &Client, plane: &Plane) {
+fn subscribe(client: &Client, plane: &Plane, on_demand: bool) {
     let wanted = plane.wanted();
-    client.want(type_url::ENDPOINT, Interest::named(wanted.endpoints));
-    client.want(type_url::ROUTE, Interest::named(wanted.routes));
-    client.want(type_url::VIRTUAL_HOST, Interest::named(wanted.virtual_hosts));
+    if !on_demand {
+        client.want(type_url::ENDPOINT, Interest::named(wanted.endpoints));
+        client.want(type_url::ROUTE, Interest::named(wanted.routes));
+        client.want(type_url::VIRTUAL_HOST, Interest::named(wanted.virtual_hosts));
+    }
     client.want(type_url::SECRET, Interest::named(wanted.secrets));
 }
 

@@ -5,6 +5,7 @@
 pub mod clusters;
 pub mod endpoints;
 pub mod listeners;
+pub mod on_demand;
 pub mod routes;
 pub mod secrets;
 

@@ -18,6 +18,7 @@ use http::{Method, StatusCode};
 use live::Live;
 use std::sync::Arc;
 use tokio::sync::watch;
+use weft_dataplane::demand::Demands;
 use weft_proto::envoy::config::core::v3::Node;
 use weft_sds::WorkloadSecrets;
 
@@ -30,6 +31,8 @@ pub struct Admin {
     pub metrics: Metrics,
     /// The configuration as it came.
     pub held: Held,
+    /// What traffic asked for; `None` = the proxy takes everything.
+    pub demands: Option<Demands>,
     /// The data plane.
     pub live: Arc<dyn Live>,
     /// The workload's identity; `None` = the proxy has none of its own.
@@ -41,7 +44,7 @@ pub struct Admin {
 }
 
 /// A page: path, what a POST is needed for, help.
-const PAGES: [(&str, Method, &str); 21] = [
+const PAGES: [(&str, Method, &str); 22] = [
     ("/", Method::GET, "this page"),
     ("/certs", Method::GET, "certificates in use, with their ends"),
     ("/clusters", Method::GET, "upstream clusters and endpoints (?format=json)"),
@@ -54,6 +57,7 @@ const PAGES: [(&str, Method, &str); 21] = [
     ("/listeners", Method::GET, "listeners and their addresses (?format=json)"),
     ("/logging", Method::POST, "log level (?level=debug, ?MODULE=debug, ?paths=MODULE:debug)"),
     ("/memory", Method::GET, "memory in use"),
+    ("/on_demand", Method::GET, "what traffic asked for, where only that is taken"),
     ("/quitquitquit", Method::POST, "exit"),
     ("/ready", Method::GET, "LIVE, or why not"),
     ("/reset_counters", Method::POST, "set all counters to zero"),
@@ -104,6 +108,7 @@ impl Admin {
             "/listeners" => listeners::page(self, asked),
             "/logging" => server_info::logging(asked),
             "/memory" => server_info::memory(),
+            "/on_demand" => server_info::on_demand(self.demands.as_ref()),
             "/quitquitquit" => {
                 self.state.ask_to_stop();
                 text(StatusCode::OK, "OK\n")

@@ -1,4 +1,4 @@
-//! `/server_info`, `/ready`, `/init_dump`, `/memory`, `/logging`.
+//! `/server_info`, `/ready`, `/init_dump`, `/on_demand`, `/memory`, `/logging`.
 
 use super::{Admin, config_dump};
 use crate::cli::log_filter;
@@ -8,6 +8,7 @@ use crate::state::{Phase, ProxyState};
 use http::StatusCode;
 use serde_json::json;
 use std::time::Duration;
+use weft_dataplane::demand::{Asked as Demanded, Demands};
 use weft_proto::envoy::admin::v3 as dump;
 use weft_proto::envoy::admin::v3::server_info::State;
 
@@ -64,6 +65,20 @@ pub fn ready(state: &ProxyState) -> Answer {
 /// `/init_dump`.
 pub fn waiting(state: &ProxyState) -> Answer {
     json(&json!({ "waiting_for": state.readiness.reasons() }))
+}
+
+/// `/on_demand`: what is asked for and what there is for it; `enabled` says whether only that is taken.
+pub fn on_demand(demands: Option<&Demands>) -> Answer {
+    let entry = |asked: &Demanded| {
+        json!({
+            "name": asked.name,
+            "answered": asked.answered,
+            "found": asked.found,
+            "idle_seconds": asked.idle.as_secs(),
+        })
+    };
+    let asked: Vec<_> = demands.map(Demands::list).unwrap_or_default().iter().map(entry).collect();
+    json(&json!({ "enabled": demands.is_some(), "asked": asked }))
 }
 
 /// `/memory`.

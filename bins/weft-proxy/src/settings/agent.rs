@@ -10,10 +10,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 use weft_core::node::NodeType;
 use weft_core::well_known::{DEFAULT_CLUSTER_ID, DEFAULT_DOMAIN, annotation, path, port};
+use weft_dataplane::demand::Limits;
 use weft_identity::{SpiffeId, TrustDomain};
 use weft_sds::SvidConfig;
 use weft_tls::KeyKind;
 
+/// The mesh's word on whether a proxy takes only the configuration that it uses.
+const ON_DEMAND: &str = "ISTIO_META_WEFT_ON_DEMAND";
 /// Where the control plane is unless told otherwise.
 const DEFAULT_DISCOVERY: &str = "istiod.istio-system.svc:15012";
 /// The control plane's name when it is reached by address.
@@ -75,6 +78,9 @@ pub struct AgentSettings {
     pub cluster_id: String,
     /// `ISTIO_META_DNS_CAPTURE`.
     pub dns_capture: bool,
+    /// Bounds of what is asked for, when the proxy takes only the configuration that it uses: annotation
+    /// `weft.dev/on-demand`, else `ISTIO_META_WEFT_ON_DEMAND`; sidecars of our own engine alone.
+    pub on_demand: Option<Limits>,
     /// Where the DNS server listens: `DNS_PROXY_ADDR`; 127.0.0.1:15053.
     pub dns_address: String,
     /// Lifetime asked for: `SECRET_TTL`; 24 h.
@@ -180,6 +186,7 @@ impl AgentSettings {
                 .unwrap_or(service_cluster),
             cluster_id: env.get("ISTIO_META_CLUSTER_ID").unwrap_or(DEFAULT_CLUSTER_ID).to_owned(),
             dns_capture: env.flag("ISTIO_META_DNS_CAPTURE"),
+            on_demand: on_demand(role, args.engine, &env, &annotations)?,
             dns_address: env.get("DNS_PROXY_ADDR").map_or_else(|| format!("127.0.0.1:{}", port::DNS), local_address),
             secret_ttl: env.duration("SECRET_TTL")?.unwrap_or(Duration::from_secs(24 * 3600)),
             key: key_kind(&env)?,
@@ -245,6 +252,35 @@ fn proxy_config(env: &Environment, annotations: &BTreeMap<String, String>) -> Re
     let annotated = annotations.get(annotation::PROXY_CONFIG).map(String::as_str).unwrap_or_default();
     let source = format!("annotation {}", annotation::PROXY_CONFIG);
     Ok(given.overridden_by(ProxyConfig::parse(&source, annotated)?))
+}
+
+/// Whether the proxy takes only the configuration that it uses: the pod's word, else the mesh's.
+fn on_demand(
+    role: NodeType,
+    engine: Engine,
+    env: &Environment,
+    annotations: &BTreeMap<String, String>,
+) -> Result<Option<Limits>, String> {
+    let wanted = match annotations.get(annotation::ON_DEMAND).map(String::as_str) {
+        None => env.flag(ON_DEMAND),
+        Some("true") => true,
+        Some("false") => false,
+        Some(other) => return Err(format!("annotation {}: {other:?} must be true or false", annotation::ON_DEMAND)),
+    };
+    if !wanted {
+        return Ok(None);
+    }
+    if role != NodeType::Sidecar || engine != Engine::Weft {
+        let who = if role == NodeType::Sidecar { "Envoy" } else { "a gateway" };
+        tracing::warn!("on-demand configuration is not for {who}: it takes all of it");
+        return Ok(None);
+    }
+    let defaults = Limits::default();
+    Ok(Some(Limits {
+        wait: env.duration("WEFT_ON_DEMAND_WAIT")?.unwrap_or(defaults.wait),
+        idle: env.duration("WEFT_ON_DEMAND_IDLE")?.unwrap_or(defaults.idle),
+        ..defaults
+    }))
 }
 
 fn required(env: &Environment, name: &str) -> Result<String, String> {

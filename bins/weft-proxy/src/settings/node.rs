@@ -61,10 +61,11 @@ fn metadata(settings: &AgentSettings) -> Result<Map<String, Value>, String> {
         auto_register_group: env("AUTO_REGISTER_GROUP"),
         // An Envoy would not understand our extension messages.
         weft: if settings.engine == Engine::Weft { EXTENSIONS.into() } else { String::new() },
+        weft_on_demand: if settings.on_demand.is_some() { "true".into() } else { String::new() },
     };
     let Ok(Value::Object(mut all)) = serde_json::to_value(known) else { return Err("the node's metadata".into()) };
     for (name, value) in settings.environment.with_prefix(META) {
-        let absent = all.get(name).is_none_or(|known| known.as_str() == Some(""));
+        let absent = all.get(name).is_none_or(|known| known.as_str() == Some("")) && name != "WEFT_ON_DEMAND";
         if absent {
             all.insert(name.to_owned(), Value::String(value.to_owned()));
         }
@@ -177,6 +178,30 @@ mod tests {
         assert_eq!(text(&node, "NETWORK"), None, "what is not known is not said");
         let locality = node.locality.unwrap();
         assert_eq!((locality.region.as_str(), locality.zone.as_str()), ("r1", "z1"));
+    }
+
+    #[test]
+    fn whether_it_takes_only_what_it_asks_for_is_said() {
+        for (engine, role, given, said) in [
+            (Engine::Weft, NodeType::Sidecar, "true", Some("true")),
+            (Engine::Weft, NodeType::Sidecar, "false", None),
+            (Engine::Weft, NodeType::Router, "true", None),
+            (Engine::Envoy, NodeType::Sidecar, "true", None),
+        ] {
+            let environment = Environment::of(&[
+                ("POD_NAME", "a"),
+                ("POD_NAMESPACE", "default"),
+                ("INSTANCE_IP", "10.244.0.5"),
+                ("ISTIO_META_WEFT_ON_DEMAND", given),
+            ]);
+            let args = MeshArgs { engine, ..MeshArgs::default() };
+            let settings = AgentSettings::read(role, &args, environment).unwrap();
+            assert_eq!(
+                text(&node(&settings).unwrap(), "WEFT_ON_DEMAND").as_deref(),
+                said,
+                "{engine:?} {role:?} {given}"
+            );
+        }
     }
 
     #[test]

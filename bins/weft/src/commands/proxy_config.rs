@@ -113,6 +113,11 @@ enum What {
         #[command(flatten)]
         common: Common,
     },
+    /// What it asked for, where it takes only the configuration that it uses
+    OnDemand {
+        #[command(flatten)]
+        common: Common,
+    },
     /// All of it
     #[command(alias = "a")]
     All {
@@ -129,6 +134,7 @@ impl What {
             | What::Cluster { common, .. }
             | What::Endpoint { common, .. }
             | What::Secret { common }
+            | What::OnDemand { common }
             | What::All { common } => common,
         }
     }
@@ -146,12 +152,27 @@ pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode>
     let target = target::parse(&common.target, common.namespace.as_deref(), true)?;
     let client = connect(&connection).await?;
     let pod = target::resolve(&client, &target).await?;
+    if matches!(args.what, What::OnDemand { .. }) {
+        return on_demand(&client, &pod, common.output).await;
+    }
     let wants_hosts = matches!(args.what, What::Endpoint { .. } | What::All { .. });
     let read = read(&client, &pod, wants_hosts).await?;
     if common.output == Format::Table {
         show(&tables(&args.what, &read))?;
     } else {
         document(&value(&args.what, &read), common.output == Format::Yaml)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn on_demand(client: &ApiClient, pod: &Object, output: Format) -> anyhow::Result<ExitCode> {
+    let body = forward::get(client, pod, port::ADMIN, "/on_demand").await.with_context(|| {
+        format!("pod {}/{} has no proxy that can take configuration on demand", pod.namespace(), pod.name())
+    })?;
+    let page: Value = serde_json::from_slice(&body).context("/on_demand is no JSON")?;
+    match output {
+        Format::Table => dump::on_demand::table(&page)?.print()?,
+        _ => document(&page, output == Format::Yaml)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -223,6 +244,7 @@ fn tables(what: &What, read: &Read) -> Vec<Table> {
         What::Cluster { .. } => vec![cluster()],
         What::Endpoint { .. } => vec![endpoint()],
         What::Secret { .. } => vec![secret()],
+        What::OnDemand { .. } => Vec::new(),
         What::All { .. } => vec![cluster(), listener(), route(), endpoint(), secret()],
     }
 }
@@ -252,6 +274,7 @@ fn value(what: &What, read: &Read) -> Value {
         What::Cluster { .. } => list(clusters::items(dump, &what.clusters())),
         What::Endpoint { .. } => list(endpoints::items(dump, live.as_ref(), &what.endpoints())),
         What::Secret { .. } => secrets::items(dump).map_or_else(|| json!({}), dump::canonical),
+        What::OnDemand { .. } => Value::Null,
         What::All { .. } => dump::canonical(&dump.to_value()),
     }
 }

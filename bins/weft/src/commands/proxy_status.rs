@@ -48,8 +48,18 @@ pub struct Proxy {
     pub engine: String,
     /// Pod of the control plane it is connected to.
     pub istiod: String,
+    /// What it asked for, when it takes only that.
+    pub on_demand: Option<OnDemand>,
     /// State by type of configuration.
     pub types: BTreeMap<String, TypeState>,
+}
+
+/// What a proxy asked for that takes only the configuration that it uses.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct OnDemand {
+    /// How many hosts and addresses.
+    pub asked: u64,
 }
 
 /// State of one type of configuration.
@@ -175,12 +185,16 @@ pub async fn debug_token(client: &ApiClient, pod: &Object) -> anyhow::Result<Str
 }
 
 fn table(proxies: &[Proxy]) -> Table {
-    let mut table = Table::new(["NAME", "CLUSTER", "CDS", "LDS", "EDS", "RDS", "ISTIOD", "VERSION"]);
+    let some_ask = proxies.iter().any(|proxy| proxy.on_demand.is_some());
+    let columns = ["NAME", "CLUSTER", "CDS", "LDS", "EDS", "RDS", "ISTIOD", "VERSION", "ASKED"];
+    let mut table = Table::new(columns.into_iter().take(if some_ask { 9 } else { 8 }));
     let word = |text: &str| if text.is_empty() { "-".to_string() } else { text.replace(' ', "_") };
     for proxy in proxies {
         let states = TYPES.iter().map(|kind| proxy.state(kind));
         let before = [word(&proxy.proxy), word(&proxy.cluster_id)];
-        table.row(before.into_iter().chain(states).chain([word(&proxy.istiod), word(&proxy.version)]));
+        let asked = proxy.on_demand.as_ref().map_or_else(|| "-".to_string(), |asks| asks.asked.to_string());
+        let after = [word(&proxy.istiod), word(&proxy.version)].into_iter().chain(some_ask.then_some(asked));
+        table.row(before.into_iter().chain(states).chain(after));
     }
     table.sort();
     table
@@ -217,6 +231,11 @@ mod tests {
         assert_eq!(lines[1], ["a-1.default", "-", "ERROR", "NOT_SENT", "NOT_SENT", "NOT_SENT", "istiod-2", "1.31"]);
         assert_eq!(lines[2][6], "istiod-6956db645c-vwhsk");
         assert_eq!(lines[2][5], "NOT_SENT");
+        let mut asking = proxies.clone();
+        asking[0].on_demand = Some(OnDemand { asked: 7 });
+        let text = table(&asking).render(false);
+        let last: Vec<Option<&str>> = text.lines().map(|l| l.split_whitespace().last()).collect();
+        assert_eq!(last, [Some("ASKED"), Some("-"), Some("7")], "of those that take everything nothing is said");
         assert_eq!(errors(&proxies), [("a-1.default", "CDS", "cluster x: no")]);
         assert_eq!(proxies[0].overall(), "STALE");
         assert_eq!(proxies[1].overall(), "ERROR");

@@ -62,6 +62,11 @@ impl Report<'_> {
         self.0.insert(Key { name, labels: labels.to_vec() }, Value::Gauge(value));
     }
 
+    /// Adds a counter.
+    pub fn counter(&mut self, name: &'static str, labels: &[Label], value: u64) {
+        self.0.insert(Key { name, labels: labels.to_vec() }, Value::Counter(value));
+    }
+
     /// The counter or gauge of that name and those labels, summed up over the workers; 0 when there is none.
     pub fn value(&self, name: &'static str, labels: &[Label]) -> i64 {
         match self.0.get(&Key { name, labels: labels.to_vec() }) {

@@ -1,6 +1,7 @@
 //! From accept to the last filter: original destination, first bytes, filter chain, TLS, network filters.
 
 use crate::chain::{ChainRuntime, ChainSlot};
+use crate::demand::{self, Unanswered};
 use crate::downstream::Downstream;
 use crate::inspect::{self, InspectError};
 use crate::listener::LiveListener;
@@ -45,6 +46,10 @@ pub(crate) async fn serve(worker: Rc<Worker>, listener: Rc<LiveListener>, accept
             let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
             (Stream::Unix(stream), new_downstream(&worker, &listener, nowhere, nowhere, nowhere))
         }
+    };
+    let _asked = match demand::of_connection(&worker, &listener, downstream.destination, downstream.local).await {
+        Ok(asked) => asked,
+        Err(why) => return unanswered(&worker, &listener, &downstream, why),
     };
     let listener = hand_over(&worker, listener, &downstream);
     downstream.direction = listener.config.direction;
@@ -120,6 +125,15 @@ fn first_facts(
 /// `::ffff:10.0.0.1` is an IPv4 client on a dual-stack socket.
 fn unmapped(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// What listener there is for the connection is not known: it is closed.
+fn unanswered(worker: &Rc<Worker>, listener: &LiveListener, downstream: &Downstream, why: Unanswered) {
+    tracing::debug!(peer = %downstream.peer, destination = %downstream.destination, details = why.details(), "closed");
+    let logs = listener.logs(worker);
+    let mut record = ConnectionRecord::new(worker, logs);
+    record.fail(why.reason().flag(), why.details());
+    record.emit(downstream, logs);
 }
 
 /// A listener that only redirects hands the connection to the listener of its original destination, when there is one.

@@ -80,7 +80,8 @@ impl DataPlane {
         let clusters = ClusterShared::new(resolver);
         let source: Weak<dyn Source> = Arc::<ClusterShared>::downgrade(&clusters);
         options.registry.add_source(source);
-        let shared = Shared::new(clusters, options.registry.clone(), options.local, options.max_connections);
+        let demands = options.demands;
+        let shared = Shared::new(clusters, options.registry.clone(), options.local, options.max_connections, demands);
         let mut workers = Vec::new();
         let mut threads = Vec::new();
         for index in 0..options.concurrency.get() {

@@ -5,12 +5,13 @@
 //! `listener` (which filter chain), `accept` (from accept to filter chain), `inspect` (first bytes), `tcp` and `http` (the
 //! last filter), and for HTTP `http::conn` (a connection), `http::serve` (the life of a request), `http::intake` (what is
 //! let in), `http::forward` (towards the endpoint), `http::respond` (back to the client). What is recorded of all that
-//! stands in `record` and `log`.
+//! stands in `record` and `log`. [`demand`] is for proxies that take only the configuration that they use.
 
 mod accept;
 mod ask;
 mod chain;
 pub mod control;
+pub mod demand;
 mod downstream;
 mod http;
 mod inspect;

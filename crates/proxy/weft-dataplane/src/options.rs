@@ -1,5 +1,6 @@
 //! What a data plane is started with.
 
+use crate::demand::Demands;
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
@@ -21,6 +22,8 @@ pub struct Options {
     /// Connections of clients open at once over all listeners that are not exempt (`ignore_global_conn_limit`); further ones
     /// are closed when they are accepted. Without limit unless set.
     pub max_connections: u64,
+    /// What is asked for, by a proxy that takes only the configuration that it uses; `None` unless set.
+    pub demands: Option<Demands>,
     /// Runtime of the control thread: DNS, and following the configuration.
     pub runtime: tokio::runtime::Handle,
 }
@@ -35,6 +38,7 @@ impl Options {
             registry: Registry::default(),
             local: LocalWorkload::default(),
             max_connections: u64::MAX,
+            demands: None,
             runtime,
         }
     }

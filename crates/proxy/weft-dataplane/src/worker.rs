@@ -3,6 +3,7 @@
 
 use crate::accept::{self, Accepted};
 use crate::chain::ChainSlot;
+use crate::demand::{Asks, Demands};
 use crate::listener::Listeners;
 use crate::log::LogSinks;
 use crate::sockets::Listening;
@@ -43,6 +44,7 @@ pub(crate) struct Shared {
     limits: Mutex<HashMap<String, ConnectionCount>>,
     open: ConnectionCount,
     max_connections: u64,
+    demands: Option<Demands>,
 }
 
 /// What a worker is told.
@@ -87,6 +89,10 @@ pub(crate) struct Snapshot {
 #[derive(Debug)]
 pub(crate) struct Worker {
     snapshot: RefCell<Rc<Snapshot>>,
+    /// Rung after each change of it.
+    changed: Notify,
+    /// What is asked for, when the proxy takes only what it uses.
+    pub asks: Option<Asks>,
     pub clusters: ClusterManager,
     pub metrics: MeshMetrics,
     pub parties: Parties,
@@ -108,9 +114,10 @@ impl Shared {
         registry: Registry,
         local: LocalWorkload,
         max_connections: u64,
+        demands: Option<Demands>,
     ) -> Arc<Self> {
         let (limits, open) = (Mutex::default(), ConnectionCount::default());
-        Arc::new(Self { clusters, registry, sinks: Arc::default(), local, limits, open, max_connections })
+        Arc::new(Self { clusters, registry, sinks: Arc::default(), local, limits, open, max_connections, demands })
     }
 
     fn count(&self, name: &str) -> ConnectionCount {
@@ -124,6 +131,8 @@ impl Worker {
         let shard = shared.registry.shard();
         Rc::new(Self {
             snapshot: RefCell::default(),
+            changed: Notify::new(),
+            asks: shared.demands.clone().map(Asks::new),
             clusters: ClusterManager::new(shared.clusters.clone(), shard.clone(), index == 0),
             metrics: MeshMetrics::new(shard.clone()),
             parties: Parties::new(shared.local.clone()),
@@ -143,6 +152,18 @@ impl Worker {
     /// The configuration in force.
     pub fn snapshot(&self) -> Rc<Snapshot> {
         self.snapshot.borrow().clone()
+    }
+
+    /// Returns when the configuration in force is `version` or a later one.
+    pub async fn followed(&self, version: u64) {
+        loop {
+            // Nothing can happen on this thread between the look and the wait.
+            let changed = self.changed.notified();
+            if self.snapshot.borrow().config.version >= version {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// A number for a connection.
@@ -192,6 +213,7 @@ impl Worker {
         let listeners = before.listeners.follow(self, &config);
         self.clusters.apply(&config);
         self.snapshot.replace(Rc::new(Snapshot { config, listeners }));
+        self.changed.notify_waiters();
         for entry in self.connections.borrow().values().filter(|entry| entry.slot.retired.get()) {
             if !entry.is_draining() {
                 entry.drain();
@@ -285,6 +307,7 @@ async fn sweep(worker: Weak<Worker>) {
         let Some(worker) = worker.upgrade() else { return };
         let snapshot = worker.snapshot();
         worker.clusters.sweep(&snapshot.config);
+        worker.asks.iter().for_each(Asks::sweep);
     }
 }
 

@@ -32,6 +32,14 @@ impl RouteTable {
     }
 }
 
+impl RouteTable {
+    /// Some virtual host has the authority among its domains as it is, so that no other could be the one.
+    pub fn names(&self, authority: &str) -> bool {
+        let host = if self.ignore_port_in_host { crate::normalize::without_port(authority) } else { authority };
+        self.exact.contains_key(host)
+    }
+}
+
 impl VirtualHost {
     /// The first route that matches.
     pub fn find_route(&self, request: &RequestView<'_>, random: u64) -> Option<&Arc<Route>> {

@@ -2,6 +2,7 @@
 
 use crate::types::Interest;
 use std::collections::BTreeMap;
+use weft_proto::type_url;
 
 /// One type's state.
 #[derive(Debug, Default)]
@@ -26,7 +27,10 @@ pub(crate) struct States {
 impl States {
     pub(crate) fn get_mut(&mut self, type_url: &str) -> &mut TypeState {
         if !self.by_type.contains_key(type_url) {
-            self.order.push(type_url.to_string());
+            // What says which resources there are for this proxy goes before all of them: a control plane that hears of it
+            // later would take back what the proxy has.
+            let place = if type_url == type_url::DEMAND { 0 } else { self.order.len() };
+            self.order.insert(place, type_url.to_string());
         }
         self.by_type.entry(type_url.to_string()).or_default()
     }
@@ -80,6 +84,16 @@ fn covers(interest: &Interest, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_asked_for_is_said_first() {
+        let mut states = States::default();
+        for wanted in [type_url::CLUSTER, type_url::DEMAND, type_url::LISTENER] {
+            states.get_mut(wanted).change_interest(Interest::named(["x"]));
+        }
+        let order: Vec<&str> = states.wanted().into_iter().map(|(wanted, _)| wanted).collect();
+        assert_eq!(order, [type_url::DEMAND, type_url::CLUSTER, type_url::LISTENER]);
+    }
 
     #[test]
     fn interest_changes() {

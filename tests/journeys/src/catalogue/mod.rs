@@ -7,6 +7,7 @@ mod helm;
 mod identity;
 mod ingress;
 mod kubernetes;
+mod on_demand;
 mod policy;
 mod resilience;
 mod security;
@@ -25,6 +26,7 @@ pub fn all() -> Vec<Journey> {
         identity::JOURNEYS,
         security::JOURNEYS,
         policy::JOURNEYS,
+        on_demand::JOURNEYS,
     ]
     .concat();
     // Spec files in their order; within one the order of the modules above.
@@ -39,11 +41,11 @@ mod tests {
         let all = super::all();
         for (at, journey) in all.iter().enumerate() {
             let (file, name) = journey.id.split_once(':').unwrap();
-            assert!(["1", "2", "3"].contains(&file) && name.starts_with('J'), "{}", journey.id);
+            assert!(["1", "2", "3", "6"].contains(&file) && name.starts_with('J'), "{}", journey.id);
             assert!(all[..at].iter().all(|other| other.id != journey.id), "{} twice", journey.id);
             assert!(!journey.proves.is_empty(), "{} proves nothing", journey.id);
             for id in journey.proves {
-                assert!(id.split_once(':').is_some_and(|(file, _)| ["1", "2", "3"].contains(&file)), "{id}");
+                assert!(id.split_once(':').is_some_and(|(file, _)| ["1", "2", "3", "6"].contains(&file)), "{id}");
             }
         }
     }

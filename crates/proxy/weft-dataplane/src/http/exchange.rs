@@ -2,6 +2,7 @@
 //! bodies on their way. When the last of them lets go, log lines are written and metrics counted.
 
 use crate::chain::HttpRuntime;
+use crate::demand::Answered;
 use crate::http::conn::HttpConnection;
 use crate::http::forward::Place;
 use crate::http::trace::{self, ActiveSpan};
@@ -12,7 +13,7 @@ use http::HeaderValue;
 use http_body::Frame;
 use smallvec::SmallVec;
 use std::borrow::Cow;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -30,7 +31,10 @@ use weft_route::Route;
 pub(crate) struct Exchange {
     pub conn: Rc<HttpConnection>,
     pub http: Rc<HttpRuntime>,
-    pub snapshot: Rc<Snapshot>,
+    /// The configuration in force when its routes were looked up.
+    snapshot: OnceCell<Rc<Snapshot>>,
+    /// What it asked the control plane for is in use while it lasts.
+    asked: RefCell<Option<Rc<Answered>>>,
     pub began: Instant,
     /// By the clock on the wall; only when something is logged.
     started: SystemTime,
@@ -93,7 +97,8 @@ impl Exchange {
         http.stats.rq_active.add(1);
         let exchange = Rc::new(Self {
             conn: conn.clone(),
-            snapshot: conn.worker.snapshot(),
+            snapshot: OnceCell::new(),
+            asked: RefCell::default(),
             began: now,
             started,
             moved: Cell::new(now),
@@ -113,6 +118,18 @@ impl Exchange {
         });
         conn.begin(&exchange);
         exchange
+    }
+
+    /// The configuration that it goes by.
+    pub fn snapshot(&self) -> &Rc<Snapshot> {
+        self.snapshot.get_or_init(|| self.conn.worker.snapshot())
+    }
+
+    /// Keeps in use what was asked for.
+    pub fn hold(&self, asked: Option<Rc<Answered>>) {
+        if asked.is_some() {
+            self.asked.replace(asked);
+        }
     }
 
     /// Something is logged, and facts for that are worth keeping.

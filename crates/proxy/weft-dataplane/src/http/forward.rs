@@ -101,7 +101,7 @@ pub(crate) async fn run(
         return Err(Upgrade::refusal());
     }
     let worker = exchange.conn.worker.clone();
-    let Some(cluster) = worker.clusters.get(&exchange.snapshot.config, forwarding.cluster) else {
+    let Some(cluster) = worker.clusters.get(&exchange.snapshot().config, forwarding.cluster) else {
         let mut reply = LocalReply::new(Reason::NoCluster);
         reply.status = forward.cluster_not_found;
         return Err(Box::new(reply));

@@ -50,7 +50,7 @@ pub(crate) fn start(of: &Mirrored<'_>) -> Copies {
         let worker = exchange.conn.worker.clone();
         let named = mirror.cluster_header.as_ref().and_then(|name| head.headers.get(name)?.to_str().ok());
         let name = named.unwrap_or(&mirror.cluster);
-        let Some(cluster) = worker.clusters.get(&exchange.snapshot.config, name) else { continue };
+        let Some(cluster) = worker.clusters.get(&exchange.snapshot().config, name) else { continue };
         let body = if of.has_body {
             let (copy, frames) = mpsc::channel(LAG + 1);
             copies.push(copy);

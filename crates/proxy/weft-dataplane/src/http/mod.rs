@@ -6,7 +6,7 @@
 
 pub(crate) mod authorize;
 mod conn;
-mod exchange;
+pub(super) mod exchange;
 mod filters;
 mod format;
 pub(crate) mod forward;

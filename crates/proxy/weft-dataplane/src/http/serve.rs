@@ -1,5 +1,6 @@
 //! The life of a request, in the order of events.
 
+use crate::demand;
 use crate::http::conn::HttpConnection;
 use crate::http::exchange::Exchange;
 use crate::http::filters::{self, Destination, Marks};
@@ -63,6 +64,7 @@ async fn handle(
     if exchange.conn.is_misdirected(head.authority()) {
         return Err(Box::new(LocalReply::new(Reason::Misdirected)));
     }
+    exchange.hold(demand::of_request(exchange, head.authority()).await?);
     let table = route_table(exchange);
     let mut marks = Marks::default();
     let mut next = 0;
@@ -146,7 +148,7 @@ fn refused(
 fn route_table(exchange: &Exchange) -> Option<&RouteTable> {
     match &exchange.http.hcm.routes {
         RouteSource::Inline(table) => Some(table),
-        RouteSource::Rds(name) => exchange.snapshot.config.routes.get(name).map(|table| &**table),
+        RouteSource::Rds(name) => exchange.snapshot().config.routes.get(name).map(|table| &**table),
     }
 }
 
