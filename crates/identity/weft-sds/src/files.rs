@@ -1,5 +1,5 @@
-//! Secrets named after files of the pod: `file-cert:CERTIFICATE~KEY`, `file-root:FILE`, and `file-root:system` for the roots of
-//! the operating system. The control plane names them so when a DestinationRule or Gateway names files.
+//! Secrets named after files of the pod: `file-cert:CERTIFICATE~KEY`, `file-root:FILE` or `file-root:FILE~LISTS` with
+//! revocation lists, and `file-root:system` for the roots of the operating system. The control plane names them so when a DestinationRule or Gateway names files.
 
 use std::io;
 use std::io::Read as _;
@@ -22,18 +22,18 @@ pub enum FileSecret {
         /// Private key.
         key: String,
     },
-    /// Trusted roots.
-    Roots(String),
-    /// The operating system's roots.
-    SystemRoots(String),
+    /// Trusted roots, and revocation lists where the name names some.
+    Roots(String, Option<String>),
+    /// The same with the operating system's roots.
+    SystemRoots(String, Option<String>),
 }
 
 impl std::fmt::Debug for FileSecret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Certificate { .. } => "Certificate",
-            Self::Roots(_) => "Roots",
-            Self::SystemRoots(_) => "SystemRoots",
+            Self::Roots(..) => "Roots",
+            Self::SystemRoots(..) => "SystemRoots",
         })
     }
 }
@@ -57,14 +57,16 @@ impl FileSecret {
     /// # Errors
     /// When one cannot be read or is larger than 4 MiB, or the name is not as it should be.
     pub fn read(name: &str) -> io::Result<Self> {
-        if name == format!("{ROOTS}{SYSTEM}") {
+        if let Some(files) = name.strip_prefix(ROOTS) {
+            let (roots, lists) = files.split_once('~').map_or((files, None), |(roots, lists)| (roots, Some(lists)));
+            let lists = lists.map(text).transpose()?;
+            if roots != SYSTEM {
+                return Ok(Self::Roots(text(roots)?, lists));
+            }
             let bundle = weft_tls::SYSTEM_BUNDLES.iter().find_map(|path| text(path).ok());
             let none =
                 || io::Error::new(io::ErrorKind::NotFound, "no system roots; install the ca-certificates package");
-            return Ok(Self::SystemRoots(bundle.ok_or_else(none)?));
-        }
-        if let Some(path) = name.strip_prefix(ROOTS) {
-            return Ok(Self::Roots(text(path)?));
+            return Ok(Self::SystemRoots(bundle.ok_or_else(none)?, lists));
         }
         let files = name.strip_prefix(CERTIFICATE).and_then(|files| files.split_once('~'));
         let wrong = || {
@@ -83,10 +85,17 @@ impl FileSecret {
             Self::Certificate { chain, key } => {
                 CertifiedKey::from_pem(chain.as_bytes(), key.as_bytes()).map(Ready::Certificate)
             }
-            Self::Roots(text) => TrustAnchors::from_pem(text.as_bytes()).map(Ready::Roots),
+            Self::Roots(text, lists) => with_lists(TrustAnchors::from_pem(text.as_bytes())?, lists.as_deref()),
             // Distributions carry roots that a strict parser refuses.
-            Self::SystemRoots(_) => TrustAnchors::system().map(Ready::Roots),
+            Self::SystemRoots(_, lists) => with_lists(TrustAnchors::system()?, lists.as_deref()),
         }
+    }
+}
+
+fn with_lists(roots: TrustAnchors, lists: Option<&str>) -> Result<Ready, TlsError> {
+    match lists {
+        Some(lists) => roots.with_crls(lists.as_bytes()).map(Ready::Roots),
+        None => Ok(Ready::Roots(roots)),
     }
 }
 
@@ -115,7 +124,11 @@ mod tests {
         let want = FileSecret::Certificate { chain: "cert.pem".into(), key: "key.pem".into() };
         assert_eq!(FileSecret::read(&certificate).unwrap(), want);
         let roots = FileSecret::read(&format!("file-root:{}", path("root.pem"))).unwrap();
-        assert_eq!(roots, FileSecret::Roots("root.pem".into()));
+        assert_eq!(roots, FileSecret::Roots("root.pem".into(), None));
+        let both = FileSecret::read(&format!("file-root:{}~{}", path("root.pem"), path("key.pem"))).unwrap();
+        assert_eq!(both, FileSecret::Roots("root.pem".into(), Some("key.pem".into())));
+        let missing = format!("file-root:{}~/none", path("root.pem"));
+        assert!(FileSecret::read(&missing).is_err(), "without its lists it trusts nobody");
         assert!(roots.ready().is_err(), "it is no PEM");
         for (name, said) in [("file-root:/none", "/none"), ("file-cert:/only-one", "CERTIFICATE~KEY")] {
             assert!(FileSecret::read(name).unwrap_err().to_string().contains(said), "{name}");

@@ -267,9 +267,9 @@ fn of_files(name: &str) -> Option<Type> {
             private_key: inline(&key),
             ..TlsCertificate::default()
         })),
-        Ok(FileSecret::Roots(text) | FileSecret::SystemRoots(text)) => {
-            let trusted_ca = inline(&text);
-            Some(Type::ValidationContext(CertificateValidationContext { trusted_ca, ..Default::default() }))
+        Ok(FileSecret::Roots(text, lists) | FileSecret::SystemRoots(text, lists)) => {
+            let (trusted_ca, crl) = (inline(&text), lists.and_then(|lists| inline(&lists)));
+            Some(Type::ValidationContext(CertificateValidationContext { trusted_ca, crl, ..Default::default() }))
         }
         Err(error) => {
             tracing::warn!(secret = name, %error, "Envoy asks for a secret of files that cannot be read");

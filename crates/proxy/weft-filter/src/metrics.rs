@@ -52,7 +52,9 @@ pub struct Labels<'a> {
     pub destination: &'a Rc<Party>,
     /// The service called.
     pub service: Option<&'a ClusterMetadata>,
-    /// The host asked for, when no service is known.
+    /// Name of the cluster chosen; empty when there is none.
+    pub cluster: &'a str,
+    /// The host asked for; empty for bytes.
     pub host: &'a str,
     /// Protocol.
     pub protocol: Protocol,
@@ -102,6 +104,7 @@ struct Key {
     source: u64,
     destination: u64,
     service: Strng,
+    service_name: Strng,
     protocol: Protocol,
     code: u16,
     grpc_status: Option<u32>,
@@ -216,7 +219,7 @@ impl MeshMetrics {
     }
 
     fn hash(&self, labels: &Labels<'_>) -> u64 {
-        let service = service_host(labels);
+        let service = (service_host(labels), service_name(labels));
         self.hasher.hash_one((
             Arc::as_ptr(labels.telemetry) as usize,
             labels.source.id,
@@ -244,6 +247,7 @@ impl MeshMetrics {
             source: labels.source.id,
             destination: labels.destination.id,
             service: Strng::from(service_host(labels)),
+            service_name: Strng::from(service_name(labels)),
             protocol: labels.protocol,
             code: labels.code,
             grpc_status: labels.grpc_status,
@@ -264,6 +268,7 @@ impl Key {
             && self.security == labels.security
             && self.telemetry == Arc::as_ptr(labels.telemetry) as usize
             && *self.service == *service_host(labels)
+            && *self.service_name == *service_name(labels)
     }
 }
 
@@ -297,11 +302,28 @@ fn bounded<V>(map: &mut HashMap<u64, V, RandomState>) {
     }
 }
 
-/// The service's host, else the host asked for.
+/// The service's host, else the host asked for where that may be a label.
 fn service_host<'a>(labels: &Labels<'a>) -> &'a str {
     match labels.service {
         Some(service) if !service.service_host.is_empty() => &service.service_host,
-        _ => labels.host,
+        _ if labels.telemetry.host_is_label => labels.host,
+        _ => "",
+    }
+}
+
+/// The service's name; clusters that stand for no service stand for themselves, as in Istio's metrics.
+fn service_name<'a>(labels: &Labels<'a>) -> &'a str {
+    const NO_SERVICES: [&str; 5] = [
+        "BlackHoleCluster",
+        "PassthroughCluster",
+        "InboundPassthroughCluster",
+        "InboundPassthroughClusterIpv4",
+        "InboundPassthroughClusterIpv6",
+    ];
+    match labels.service {
+        Some(service) if !service.service_host.is_empty() => &service.service_name,
+        _ if NO_SERVICES.contains(&labels.cluster) => labels.cluster,
+        _ => service_host(labels),
     }
 }
 
@@ -398,7 +420,7 @@ fn standard_labels(labels: &Labels<'_>) -> Vec<Label> {
         ("destination_service", word(host)),
         ("destination_canonical_service", word(&destination.canonical_service)),
         ("destination_canonical_revision", word(&destination.canonical_revision)),
-        ("destination_service_name", word(service.map_or(host, |s| &s.service_name))),
+        ("destination_service_name", word(service_name(labels))),
         ("destination_service_namespace", word(service_namespace)),
         ("destination_cluster", word(&destination.cluster)),
         ("request_protocol", word(protocol)),
@@ -444,6 +466,7 @@ mod tests {
             source: &source,
             destination: &destination,
             service: Some(&service),
+            cluster: "inbound|9080||",
             host: "reviews:9080",
             protocol: Protocol::Http,
             code: 200,
@@ -472,6 +495,38 @@ mod tests {
     }
 
     #[test]
+    fn hosts_of_strangers_are_no_labels() {
+        let someone = party(1, "a");
+        let measured = Measured { duration: Duration::ZERO, request_bytes: 0, response_bytes: 0 };
+        for (host_is_label, cluster, service, name) in [
+            (true, "", "x.example", "x.example"),
+            (true, "PassthroughCluster", "x.example", "PassthroughCluster"),
+            (false, "", "unknown", "unknown"),
+            (false, "InboundPassthroughClusterIpv4", "unknown", "InboundPassthroughClusterIpv4"),
+        ] {
+            let registry = Registry::default();
+            let metrics = MeshMetrics::new(registry.shard());
+            let telemetry = Arc::new(Telemetry { host_is_label, ..Telemetry::default() });
+            let labels = Labels {
+                telemetry: &telemetry,
+                source: &someone,
+                destination: &someone,
+                service: None,
+                cluster,
+                host: "x.example",
+                protocol: Protocol::Http,
+                code: 404,
+                grpc_status: None,
+                flags: Flags::NONE,
+                security: Security::Unknown,
+            };
+            metrics.request(&labels, &measured);
+            let want = [("destination_service", service), ("destination_service_name", name)];
+            assert_eq!(count(&registry, &want), Some(1.0), "{host_is_label} {cluster}");
+        }
+    }
+
+    #[test]
     fn overrides() {
         let registry = Registry::default();
         let metrics = MeshMetrics::new(registry.shard());
@@ -493,6 +548,7 @@ mod tests {
             source: &someone,
             destination: &someone,
             service: None,
+            cluster: "",
             host: "x",
             protocol: Protocol::Http,
             code: 200,

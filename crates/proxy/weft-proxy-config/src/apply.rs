@@ -137,7 +137,7 @@ impl ConfigBuilder {
         }
         if update.type_url == type_url::SECRET {
             rebind_clusters(&mut draft.next);
-            self.rebind_listeners(&draft.next);
+            self.rebind_listeners(&mut draft.next);
         }
         self.finish(draft)
     }
@@ -147,7 +147,7 @@ impl ConfigBuilder {
         let mut draft = self.draft();
         draft.next.secrets.insert(self.pool.text(name), Arc::new(secret));
         rebind_clusters(&mut draft.next);
-        self.rebind_listeners(&draft.next);
+        self.rebind_listeners(&mut draft.next);
         self.finish(draft).snapshot
     }
 
@@ -350,25 +350,31 @@ impl ConfigBuilder {
         next.routes.contains_key(name) && !waits_for_hosts
     }
 
-    fn rebind_listeners(&mut self, next: &ProxySnapshot) {
-        let find = |name: &str| next.secrets.get(name).cloned();
-        for listener in self.listeners.values_mut() {
-            let chains: Option<Vec<_>> = rebound_chains(&listener.chains, &find);
-            let default = listener.default_chain.as_ref().and_then(|chain| rebound_chain(chain, &find));
-            if chains.is_none() && default.is_none() {
-                continue;
+    /// Listeners whose contexts use secrets that changed get new contexts: those that are to come, and those in force, which
+    /// may be older ones that serve until what the new ones name has arrived.
+    fn rebind_listeners(&mut self, next: &mut ProxySnapshot) {
+        let (secrets, in_force) = (&next.secrets, &mut next.listeners);
+        let find = |name: &str| secrets.get(name).cloned();
+        for (name, listener) in &mut self.listeners {
+            let serving = in_force.get_mut(name).filter(|serving| Arc::ptr_eq(serving, listener));
+            if let Some(new) = rebound_listener(listener, &find) {
+                *listener = Arc::new(new);
+                serving.into_iter().for_each(|serving| *serving = listener.clone());
             }
-            let mut new = (**listener).clone();
-            new.chains = chains.unwrap_or(new.chains);
-            new.default_chain = default.or(new.default_chain);
-            *listener = Arc::new(new);
+        }
+        for (name, serving) in in_force {
+            let is_newest = self.listeners.get(name).is_some_and(|newest| Arc::ptr_eq(newest, serving));
+            if let Some(new) = rebound_listener(serving, &find).filter(|_| !is_newest) {
+                *serving = Arc::new(new);
+            }
         }
     }
 
     /// What the configuration needs now, by name: to be subscribed to.
     pub fn wanted(&self) -> Wanted {
         let mut wanted = Wanted::default();
-        for listener in self.listeners.values() {
+        // Those in force too: they serve until what the new ones name has arrived.
+        for listener in self.listeners.values().chain(self.snapshot.listeners.values()) {
             wanted.routes.extend(route_names(listener).map(str::to_string));
             for chain in listener.chains.iter().chain(&listener.default_chain) {
                 wanted.secrets.extend(chain.tls.iter().flat_map(|t| t.secret_names()).map(ToString::to_string));
@@ -461,6 +467,18 @@ fn transports(cluster: &Cluster) -> impl Iterator<Item = &Arc<crate::ClientTls>>
         UpstreamTransport::Tls(tls) => Some(tls),
         UpstreamTransport::Plain => None,
     })
+}
+
+fn rebound_listener(listener: &Listener, find: &dyn Fn(&str) -> Option<Arc<Secret>>) -> Option<Listener> {
+    let chains = rebound_chains(&listener.chains, find);
+    let default = listener.default_chain.as_ref().and_then(|chain| rebound_chain(chain, find));
+    if chains.is_none() && default.is_none() {
+        return None;
+    }
+    let mut new = listener.clone();
+    new.chains = chains.unwrap_or(new.chains);
+    new.default_chain = default.or(new.default_chain);
+    Some(new)
 }
 
 /// Clusters whose contexts use secrets that changed get new contexts; the others stay the same.

@@ -176,6 +176,10 @@ pub enum HttpFilter {
     Telemetry(Arc<Telemetry>),
     /// Rejects what does not look like gRPC-Web …; passes gRPC-Web through a bridge.
     GrpcWeb,
+    /// Compresses responses.
+    Compressor(Arc<crate::Compressor>),
+    /// Takes compressed bodies apart.
+    Decompressor(Arc<crate::Decompressor>),
     /// Counts gRPC calls.
     GrpcStats,
     /// Edits headers.

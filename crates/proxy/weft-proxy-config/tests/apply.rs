@@ -240,6 +240,17 @@ fn secrets_bind_when_they_arrive_and_rebind_when_they_change() {
 
     let again = accept(&mut builder, &update::<Listener>(&[("l", TLS_LISTENER)], &[])).snapshot;
     assert!(Arc::ptr_eq(&server(&again), &server(&rotated)), "an equal listener keeps its secrets");
+
+    // A newer version waits for its route; the one that serves meanwhile follows the secrets.
+    let by_route = listener("l", 1, "late");
+    let chain = by_route.split_once("filter_chains:\n").unwrap().1;
+    let waiting =
+        format!("{TLS_LISTENER}{}", chain.replacen("name: http", "filter_chain_match: {destination_port: 8}", 1));
+    let kept = accept(&mut builder, &update::<Listener>(&[("l", &waiting)], &[])).snapshot;
+    assert_eq!((kept.listeners["l"].chains.len(), builder.missing()), (2, vec!["route late".to_string()]));
+    let again = accept(&mut builder, &secrets(vec![pki.certificate("default")])).snapshot;
+    assert_eq!(again.listeners["l"].chains.len(), 2);
+    assert!(!Arc::ptr_eq(&server(&again), &server(&kept)), "what serves has the new certificate");
 }
 
 #[test]

@@ -208,7 +208,8 @@ impl HeaderEdit {
     }
 }
 
-fn put(headers: &mut HeaderMap, name: &http::HeaderName, value: HeaderValue, append: AppendAction) {
+/// Sets or adds a header.
+pub fn put(headers: &mut HeaderMap, name: &http::HeaderName, value: HeaderValue, append: AppendAction) {
     match append {
         AppendAction::AppendOrAdd => {
             headers.append(name.clone(), value);

@@ -517,8 +517,9 @@ pub struct FilterOverrides {
     pub local_rate_limit: Option<Arc<crate::LocalRateLimit>>,
     /// Rate limits by a service.
     pub rate_limit: Option<Arc<crate::RateLimitPerRoute>>,
-    /// Filters switched off here, by filter name.
-    pub disabled: Vec<Strng>,
+    /// Filters of which something is said here, by name: whether they are on. The most specific level that speaks of a filter
+    /// decides, and settings without a switch say "on" (Envoy's `typed_per_filter_config`).
+    pub switched: Vec<(Strng, bool)>,
     /// What no field above stands for: filter name and its message, for filters compiled elsewhere.
     pub other: Vec<(Strng, prost_types::Any)>,
 }

@@ -149,10 +149,39 @@ pub mod envoy {
             }
         }
         pub mod compression {
+            pub mod brotli {
+                pub mod compressor {
+                    pub mod v3 {
+                        include!("envoy.extensions.compression.brotli.compressor.v3.rs");
+                    }
+                }
+                pub mod decompressor {
+                    pub mod v3 {
+                        include!("envoy.extensions.compression.brotli.decompressor.v3.rs");
+                    }
+                }
+            }
             pub mod gzip {
                 pub mod compressor {
                     pub mod v3 {
                         include!("envoy.extensions.compression.gzip.compressor.v3.rs");
+                    }
+                }
+                pub mod decompressor {
+                    pub mod v3 {
+                        include!("envoy.extensions.compression.gzip.decompressor.v3.rs");
+                    }
+                }
+            }
+            pub mod zstd {
+                pub mod compressor {
+                    pub mod v3 {
+                        include!("envoy.extensions.compression.zstd.compressor.v3.rs");
+                    }
+                }
+                pub mod decompressor {
+                    pub mod v3 {
+                        include!("envoy.extensions.compression.zstd.decompressor.v3.rs");
                     }
                 }
             }
@@ -179,6 +208,11 @@ pub mod envoy {
                 pub mod cors {
                     pub mod v3 {
                         include!("envoy.extensions.filters.http.cors.v3.rs");
+                    }
+                }
+                pub mod decompressor {
+                    pub mod v3 {
+                        include!("envoy.extensions.filters.http.decompressor.v3.rs");
                     }
                 }
                 pub mod dynamic_forward_proxy {
@@ -548,6 +582,22 @@ pub mod google {
     }
     pub mod rpc {
         include!("google.rpc.rs");
+    }
+}
+pub mod io {
+    pub mod istio {
+        pub mod tcp {
+            pub mod forward_downstream_sni {
+                pub mod v1 {
+                    include!("io.istio.tcp.forward_downstream_sni.v1.rs");
+                }
+            }
+            pub mod sni_verifier {
+                pub mod v1 {
+                    include!("io.istio.tcp.sni_verifier.v1.rs");
+                }
+            }
+        }
     }
 }
 pub mod istio {

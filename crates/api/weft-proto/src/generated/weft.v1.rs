@@ -12,6 +12,8 @@ pub struct Telemetry {
     pub overrides: ::prost::alloc::vec::Vec<MetricOverride>,
     #[prost(bool, tag = "4")]
     pub disabled: bool,
+    #[prost(bool, tag = "5")]
+    pub disable_host_header_fallback: bool,
 }
 /// Nested message and enum types in `Telemetry`.
 pub mod telemetry {

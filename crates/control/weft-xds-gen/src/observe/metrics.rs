@@ -11,11 +11,17 @@ pub(crate) const HTTP_FILTER: &str = "weft.filters.http.telemetry";
 /// Name of the filter for connections.
 pub(crate) const NETWORK_FILTER: &str = "weft.filters.network.telemetry";
 
-/// The filter for requests.
-pub(super) fn http(bound: &[Bound], side: Side) -> hcm::HttpFilter {
+/// The filter for requests. Hosts that no service has become labels where applications of the mesh ask for them, and nowhere
+/// else, as in Istio's proxies (`disable_host_header_fallback` inbound and at gateways).
+pub(super) fn http(bound: &[Bound], side: Side, gateway: bool) -> hcm::HttpFilter {
     let overrides = overrides(bound, side);
-    let message =
-        weft::Telemetry { reporter: reporter(side), disabled: is_off(&overrides), overrides, ..Default::default() };
+    let message = weft::Telemetry {
+        reporter: reporter(side),
+        disabled: is_off(&overrides),
+        disable_host_header_fallback: gateway || side == Side::Server,
+        overrides,
+        ..Default::default()
+    };
     http_filter(HTTP_FILTER, &message)
 }
 

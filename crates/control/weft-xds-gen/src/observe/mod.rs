@@ -4,7 +4,7 @@
 //! but only through [`ObserveKey`]: workloads of equal key share it, and the listeners made with it.
 
 mod access_log;
-mod metrics;
+pub(crate) mod metrics;
 mod proxy_config;
 mod tracing;
 
@@ -106,7 +106,7 @@ impl Observability {
                 listener_logs,
                 tracing: traces.tracing,
                 request_id: traces.request_id,
-                http_metrics: view.scope.key.weft.then(|| metrics::http(&bound, side)),
+                http_metrics: view.scope.key.weft.then(|| metrics::http(&bound, side, view.scope.key.gateway)),
                 tcp_metrics: view.scope.key.weft.then(|| metrics::tcp(&bound, side)),
             }
         };
@@ -124,11 +124,7 @@ impl Observability {
 
 /// Cluster and host of a provider's service: `[namespace/]host` and port. `None` when there is no such service.
 pub(crate) fn provider_cluster(view: View<'_>, service: &str, port: u32) -> Option<(String, String)> {
-    let (namespace, host) = service.split_once('/').map_or((None, service), |(ns, host)| (Some(ns), host));
-    let host =
-        weft_model::hosts::complete(host, &view.snapshot.settings.root_namespace, &view.snapshot.settings.domain);
-    let known = view.snapshot.services.get(&host)?;
-    let found = known.iter().find(|s| namespace.is_none_or(|ns| s.namespace == ns))?;
+    let found = weft_model::authorizers::service_of(view.snapshot, service)?;
     let port = u16::try_from(port).ok()?;
     let cluster = weft_core::names::ClusterName::outbound(port, "", &found.host).to_string();
     Some((cluster, found.host.to_string()))

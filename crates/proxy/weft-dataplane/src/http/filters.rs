@@ -1,6 +1,9 @@
 //! The HTTP filters in the order of the configuration: each may answer, delay, or change the request.
 
+use crate::chain::{HttpRuntime, HttpStats};
+use crate::downstream::Downstream;
 use crate::http::authorize;
+use crate::http::compress;
 use crate::http::exchange::Exchange;
 use crate::http::format;
 use crate::http::intake::Head;
@@ -9,16 +12,21 @@ use crate::http::trace;
 use http::{HeaderName, HeaderValue, Uri};
 use std::sync::{Arc, LazyLock};
 use std::time::{SystemTime, UNIX_EPOCH};
+use weft_authz::Decision;
 use weft_codec::{Flags, LocalReply, ProxyBody, Reason};
 use weft_core::Strng;
 use weft_filter::{cors, fault, grpc_web, jwt, rbac};
 use weft_proxy_config::{HttpFilter, JwtAuthn};
 use weft_route::{
-    Action, CorsPolicy, Fault, FilterOverrides, LocalRateLimit, RateLimitPerRoute, Route, VirtualHost, WeightedCluster,
+    Action, AppendAction, CorsPolicy, Fault, FilterOverrides, LocalRateLimit, RateLimitPerRoute, Route, VirtualHost,
+    WeightedCluster,
 };
 
 /// Name under which claims of tokens are known.
 static JWT: LazyLock<Strng> = LazyLock::new(|| Strng::from(jwt::FILTER));
+
+/// Name by which a route switches authorization off.
+const RBAC: &str = "envoy.filters.http.rbac";
 
 /// Where the request would go; what filters may be told by it.
 #[derive(Clone, Copy, Default)]
@@ -35,8 +43,10 @@ pub(crate) struct Marks {
     /// The origin that may read the response, and the policy that says so.
     pub cors: Option<(Arc<CorsPolicy>, HeaderValue)>,
     /// Headers, and whether they stand beside those there.
-    pub response: Vec<(HeaderName, HeaderValue, bool)>,
+    pub response: Vec<(HeaderName, HeaderValue, AppendAction)>,
 }
+
+const CORS: &str = "envoy.filters.http.cors";
 
 impl<'a> Destination<'a> {
     /// Settings for filters, the most specific first.
@@ -68,7 +78,8 @@ impl<'a> Destination<'a> {
     }
 
     fn is_disabled(&self, filter: &str) -> bool {
-        self.overrides().any(|o| o.disabled.iter().any(|name| &**name == filter))
+        let said = |o: &FilterOverrides| o.switched.iter().find(|(name, _)| &**name == filter).map(|(_, on)| *on);
+        self.overrides().find_map(said) == Some(false)
     }
 }
 
@@ -94,7 +105,7 @@ pub(crate) async fn run(
                     return Ok(Some(number + 1));
                 }
             }
-            HttpFilter::Rbac(rbac) if !destination.is_disabled("envoy.filters.http.rbac") => {
+            HttpFilter::Rbac(rbac) if !destination.is_disabled(RBAC) => {
                 authorize(exchange, head, rbac)?;
             }
             HttpFilter::ExtAuthz(ask) if !destination.is_disabled("envoy.filters.http.ext_authz") => {
@@ -108,26 +119,43 @@ pub(crate) async fn run(
             HttpFilter::RateLimit(service) if !destination.is_disabled("envoy.filters.http.ratelimit") => {
                 ratelimit::service(exchange, head, destination, marks, service).await?;
             }
-            HttpFilter::Cors => {
+            HttpFilter::Cors if !destination.is_disabled(CORS) => {
                 if let Some(policy) = destination.cors() {
                     check_origin(head, policy, marks)?;
                 }
             }
-            HttpFilter::CorsPolicy(own) => check_origin(head, destination.cors().unwrap_or(own), marks)?,
-            HttpFilter::Fault(own) => {
+            HttpFilter::CorsPolicy(own) if !destination.is_disabled(CORS) => {
+                check_origin(head, destination.cors().unwrap_or(own), marks)?;
+            }
+            HttpFilter::Fault(own) if !destination.is_disabled("envoy.filters.http.fault") => {
                 if let Some(fault) = destination.fault().or(own.as_ref()) {
                     inject(exchange, head, fault, destination.cluster).await?;
                 }
             }
-            HttpFilter::GrpcWeb => {
+            HttpFilter::GrpcWeb if !destination.is_disabled("envoy.filters.http.grpc_web") => {
                 if let Some(web) = grpc_web::request(&mut head.headers) {
                     let mut facts = exchange.facts.borrow_mut();
                     facts.web = Some(web);
                     facts.is_grpc = true;
                 }
             }
-            HttpFilter::HeaderMutation(edits) => format::edit_request(exchange, head, &edits.request),
+            HttpFilter::HeaderMutation(edits) if !destination.is_disabled("envoy.filters.http.header_mutation") => {
+                format::edit_request(exchange, head, &edits.request);
+            }
+            HttpFilter::Compressor(own) if !destination.is_disabled(&own.name) => {
+                compress::compressor(exchange, head, own, number);
+            }
+            HttpFilter::Decompressor(own) if !destination.is_disabled(&own.name) => {
+                compress::decompressor(exchange, head, body, own, number);
+            }
             HttpFilter::Rbac(_)
+            | HttpFilter::Compressor(_)
+            | HttpFilter::Decompressor(_)
+            | HttpFilter::Cors
+            | HttpFilter::CorsPolicy(_)
+            | HttpFilter::Fault(_)
+            | HttpFilter::GrpcWeb
+            | HttpFilter::HeaderMutation(_)
             | HttpFilter::LocalRateLimit(_)
             | HttpFilter::RateLimit(_)
             | HttpFilter::Jwt(_)
@@ -177,7 +205,12 @@ fn authenticate(exchange: &Exchange, head: &mut Head, filter: &JwtAuthn) -> Resu
 }
 
 fn authorize(exchange: &Exchange, head: &mut Head, filter: &weft_authz::Rbac) -> Result<(), Box<LocalReply>> {
-    let downstream = &exchange.conn.downstream;
+    let decision = decide(&exchange.conn.downstream, &exchange.http.stats, head, filter);
+    trace::said(exchange, &head.metadata);
+    if decision.allowed { Ok(()) } else { Err(Box::new(rbac::reply(&decision))) }
+}
+
+fn decide(downstream: &Downstream, stats: &HttpStats, head: &mut Head, filter: &weft_authz::Rbac) -> Decision {
     let facts = weft_authz::Facts {
         peer: downstream.peer,
         remote: head.client,
@@ -189,20 +222,40 @@ fn authorize(exchange: &Exchange, head: &mut Head, filter: &weft_authz::Rbac) ->
     };
     let (decision, told) = rbac::decide(filter, &facts, &rbac::HTTP_FILTER);
     told.into_iter().for_each(|one| one.put(&mut head.metadata));
-    trace::said(exchange, &head.metadata);
-    let stats = &exchange.http.stats;
     if let Some((allowed, _)) = &decision.shadow {
         if !allowed {
             stats.rbac_shadow_denied.inc();
         }
         stats.dry_run(&filter.shadow_prefix, *allowed);
     }
-    if decision.allowed {
-        stats.rbac_allowed.inc();
-        return Ok(());
+    (if decision.allowed { &stats.rbac_allowed } else { &stats.rbac_denied }).inc();
+    decision
+}
+
+/// A request that was let in and lasts, as authorization saw it.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    head: Head,
+    /// Its route has authorization switched off.
+    exempt: bool,
+}
+
+impl Admitted {
+    /// `head` after the filters, on its way to `destination`.
+    pub fn new(head: &Head, destination: Destination<'_>) -> Self {
+        Self { head: head.copy(), exempt: destination.is_disabled(RBAC) }
     }
-    stats.rbac_denied.inc();
-    Err(Box::new(rbac::reply(&decision)))
+
+    /// Asks the authorization filters of `http`; the details word when one says no. Neither tokens nor authorizers outside the
+    /// proxy are asked again: what they said stands.
+    pub fn denied(&self, downstream: &Downstream, http: &HttpRuntime) -> Option<String> {
+        let mut head = self.head.copy();
+        http.hcm.filters.iter().filter(|_| !self.exempt).find_map(|filter| {
+            let HttpFilter::Rbac(rbac) = filter else { return None };
+            let decision = decide(downstream, &http.stats, &mut head, rbac);
+            (!decision.allowed).then(|| rbac::details(&decision))
+        })
+    }
 }
 
 fn check_origin(head: &Head, policy: &Arc<CorsPolicy>, marks: &mut Marks) -> Result<(), Box<LocalReply>> {

@@ -292,9 +292,16 @@ fn wishes(
     (Some(wish), limits)
 }
 
-/// What the route does to path, host and headers.
+/// What the route does to headers, host and path, in Envoy's order: a rewrite sees the headers that were edited.
 fn shape(exchange: &Exchange, head: &mut Head, forwarding: &Forwarding<'_>, limits: Limits) {
     let forward = forwarding.forward;
+    if let Some(via) = &exchange.http.via {
+        head.headers.append(VIA, via.clone());
+    }
+    let edits = rewrite::edits(forwarding.table, forwarding.host, forwarding.route, forwarding.weighted, Side::Request);
+    for edit in edits {
+        format::edit_request(exchange, head, edit);
+    }
     let new_host = forwarding
         .weighted
         .and_then(|w| w.host_rewrite.clone())
@@ -320,13 +327,6 @@ fn shape(exchange: &Exchange, head: &mut Head, forwarding: &Forwarding<'_>, limi
             head.headers.insert(ORIGINAL_HOST, head.host.clone());
         }
         head.host = host;
-    }
-    if let Some(via) = &exchange.http.via {
-        head.headers.append(VIA, via.clone());
-    }
-    let edits = rewrite::edits(forwarding.table, forwarding.host, forwarding.route, forwarding.weighted, Side::Request);
-    for edit in edits {
-        format::edit_request(exchange, head, edit);
     }
     if exchange.facts.borrow().shown.is_some() {
         format::remember(exchange, head);

@@ -14,7 +14,7 @@ use weft_core::Strng;
 use weft_filter::ratelimit::{self, MAX_ANSWER, Verdict};
 use weft_proxy_config::{RateLimitService, RequestType};
 use weft_route::ratelimit::{Asked, Entry, descriptors};
-use weft_route::{Action, HostLimits, LocalRateLimit, RateLimit};
+use weft_route::{Action, AppendAction, HostLimits, LocalRateLimit, RateLimit};
 use weft_telemetry::{Counter, Shard};
 
 /// Counters of buckets with one prefix.
@@ -130,7 +130,7 @@ pub(crate) async fn service(
             for (name, value) in request {
                 head.headers.append(name, value);
             }
-            marks.response.extend(response.into_iter().map(|(name, value)| (name, value, true)));
+            marks.response.extend(response.into_iter().map(|(name, value)| (name, value, AppendAction::AppendOrAdd)));
             Ok(())
         }
         Verdict::OverLimit(headers, body) => {

@@ -1,5 +1,6 @@
 //! Back to the client: the upstream's response made fit for it, or an answer of the proxy's own.
 
+use crate::http::compress;
 use crate::http::exchange::{Exchange, ResponseObserver};
 use crate::http::filters::Marks;
 use crate::http::format;
@@ -27,6 +28,7 @@ pub(crate) fn local(exchange: &Rc<Exchange>, reply: LocalReply) -> Response<Prox
         facts.is_grpc
     };
     let mut response = reply.into_response(is_grpc);
+    compress::response(exchange, &mut response);
     if let Some(web) = exchange.facts.borrow().web {
         grpc_web::answer(web, response.headers_mut());
     }
@@ -70,6 +72,8 @@ pub(crate) fn upstream_head<'e>(
         format::edit_response(exchange, headers, edit);
     }
     filters(exchange, headers);
+    compress::response(exchange, response);
+    let headers = response.headers_mut();
     mark(headers, marks);
     finish(exchange, headers, false);
     note(exchange, status, headers);
@@ -118,12 +122,8 @@ pub(crate) fn mark(headers: &mut HeaderMap, marks: Marks) {
     if let Some((policy, origin)) = marks.cors {
         cors::response(&policy, origin, headers);
     }
-    for (name, value, beside) in marks.response {
-        if beside {
-            headers.append(name, value);
-        } else {
-            headers.insert(name, value);
-        }
+    for (name, value, how) in marks.response {
+        weft_route::rewrite::put(headers, &name, value, how);
     }
 }
 

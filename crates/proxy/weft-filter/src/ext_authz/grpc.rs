@@ -10,7 +10,7 @@ use weft_codec::{LocalReply, Reason};
 use weft_proto::envoy::config::core::v3 as core;
 use weft_proto::envoy::service::auth::v3 as auth;
 use weft_proxy_config::ExtAuthz;
-use weft_route::MetadataValue;
+use weft_route::{AppendAction, MetadataValue};
 
 /// Path of the method.
 pub const PATH: &str = "/envoy.service.auth.v3.Authorization/Check";
@@ -207,14 +207,17 @@ pub fn verdict(status: Option<u32>, body: &[u8]) -> Verdict {
 fn allowed(ok: &auth::OkHttpResponse) -> Changes {
     let mut changes = Changes::default();
     for option in &ok.headers {
-        if let Some((name, value, append)) = header(option) {
-            let list = if append { &mut changes.append } else { &mut changes.set };
+        if let Some((name, value)) = header(option) {
+            let list = if appends(option) { &mut changes.append } else { &mut changes.set };
             list.push((name, value));
         }
     }
     let named = ok.headers_to_remove.iter().filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok());
     changes.remove = named.filter(|name| !is_protected(name)).collect();
-    changes.response = ok.response_headers_to_add.iter().filter_map(header).collect();
+    let response = ok.response_headers_to_add.iter();
+    let with_action =
+        |option| header(option).zip(AppendAction::of(option)).map(|((name, value), how)| (name, value, how));
+    changes.response = response.filter_map(with_action).collect();
     changes.query_set = ok.query_parameters_to_set.iter().map(|q| (q.key.clone(), q.value.clone())).collect();
     changes.query_remove.clone_from(&ok.query_parameters_to_remove);
     changes
@@ -226,23 +229,29 @@ fn denial(denied: &auth::DeniedHttpResponse) -> LocalReply {
     reply.status = code.and_then(|code| StatusCode::from_u16(code).ok()).unwrap_or(StatusCode::FORBIDDEN);
     reply.body = Bytes::from(denied.body.clone().into_bytes());
     let mut headers = HeaderMap::new();
-    for (name, value, append) in denied.headers.iter().filter_map(header) {
-        if append {
-            headers.append(name, value);
-        } else {
-            headers.insert(name, value);
+    for option in &denied.headers {
+        match header(option) {
+            Some((name, value)) if appends(option) => drop(headers.append(name, value)),
+            Some((name, value)) => drop(headers.insert(name, value)),
+            None => {}
         }
     }
     reply.headers = headers;
     reply
 }
 
-/// A header that may be set; whether it stands beside one that is there.
+/// Whether a header of a request, or of a refusal, stands beside one that is there: for these Envoy looks at the deprecated
+/// switch alone.
 #[allow(deprecated)]
-fn header(option: &core::HeaderValueOption) -> Option<(HeaderName, HeaderValue, bool)> {
+fn appends(option: &core::HeaderValueOption) -> bool {
+    option.append.unwrap_or(false)
+}
+
+/// A header that may be set.
+fn header(option: &core::HeaderValueOption) -> Option<(HeaderName, HeaderValue)> {
     let header = option.header.as_ref()?;
     let name = HeaderName::from_bytes(header.key.as_bytes()).ok().filter(|name| !is_protected(name))?;
     let bytes = if header.value.is_empty() { &header.raw_value[..] } else { header.value.as_bytes() };
     let value = HeaderValue::from_bytes(bytes).ok()?;
-    Some((name, value, option.append.unwrap_or(false)))
+    Some((name, value))
 }

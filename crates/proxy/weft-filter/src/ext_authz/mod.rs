@@ -15,7 +15,7 @@ use std::time::SystemTime;
 use weft_codec::{LocalReply, Reason};
 use weft_core::Strng;
 use weft_proxy_config::ExtAuthz;
-use weft_route::{MetadataValue, StringMatcher};
+use weft_route::{AppendAction, MetadataValue, StringMatcher};
 
 /// Name under which an authorizer's metadata is put.
 pub const FILTER: &str = "envoy.filters.http.ext_authz";
@@ -80,8 +80,8 @@ pub struct Changes {
     pub set: Vec<(HeaderName, HeaderValue)>,
     /// Headers to put beside those there.
     pub append: Vec<(HeaderName, HeaderValue)>,
-    /// Headers for the response, and whether they stand beside those there.
-    pub response: Vec<(HeaderName, HeaderValue, bool)>,
+    /// Headers for the response, and how they go with those that are there.
+    pub response: Vec<(HeaderName, HeaderValue, AppendAction)>,
     /// Query parameters to set, decoded.
     pub query_set: Vec<(String, String)>,
     /// Query parameters to take out.

@@ -6,6 +6,7 @@ use http::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, LOCATION, PROXY_AUTHENTI
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, response};
 use weft_codec::{LocalReply, Reason};
 use weft_proxy_config::{AuthzHttp, ExtAuthz};
+use weft_route::AppendAction;
 
 /// The question about a request, and the host that it names.
 ///
@@ -67,7 +68,7 @@ pub fn verdict(http: &AuthzHttp, head: &response::Parts, body: Bytes) -> Verdict
                 changes.append.push((name.clone(), value.clone()));
             }
             if matches(&http.to_client_on_success, name.as_str()) {
-                changes.response.push((name.clone(), value.clone(), true));
+                changes.response.push((name.clone(), value.clone(), AppendAction::AppendOrAdd));
             }
         }
         return Verdict::Allowed(Box::new(changes));

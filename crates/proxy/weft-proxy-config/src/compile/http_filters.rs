@@ -117,6 +117,14 @@ impl Ctx<'_> {
                 let message = self.c.unpacked(any, &path)?;
                 Some(HttpFilter::HeaderMutation(Arc::new(self.header_mutation(&message, &path))))
             }
+            url if url == filters::compressor::v3::Compressor::type_url_of() => {
+                let message = self.c.unpacked(any, &path)?;
+                self.compressor(&filter.name, &message, &path).map(|c| HttpFilter::Compressor(Arc::new(c)))
+            }
+            url if url == filters::decompressor::v3::Decompressor::type_url_of() => {
+                let message = self.c.unpacked(any, &path)?;
+                self.decompressor(&filter.name, &message, &path).map(|d| HttpFilter::Decompressor(Arc::new(d)))
+            }
             url if url == weft::Telemetry::type_url_of() => {
                 let message = self.c.unpacked(any, &path)?;
                 Some(HttpFilter::Telemetry(Arc::new(self.telemetry(&message, &path))))
@@ -161,11 +169,12 @@ impl Ctx<'_> {
     }
 
     fn telemetry(&mut self, message: &weft::Telemetry, path: &Path<'_>) -> Telemetry {
-        let weft::Telemetry { reporter, tags, overrides, disabled } = message;
+        let weft::Telemetry { reporter, tags, overrides, disabled, disable_host_header_fallback } = message;
         refuse_set!(self.c.errors, path, tags);
         Telemetry {
             destination: *reporter == weft::telemetry::Reporter::Destination as i32,
             disabled: *disabled,
+            host_is_label: !disable_host_header_fallback,
             report_interval: None,
             overrides: overrides
                 .iter()

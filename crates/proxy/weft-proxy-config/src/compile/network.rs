@@ -9,6 +9,7 @@ use weft_proto::any::TypeUrl as _;
 use weft_proto::envoy::config::listener::v3 as proto;
 use weft_proto::envoy::extensions::filters::network as network_filters;
 use weft_proto::envoy::r#type::v3::hash_policy;
+use weft_proto::io::istio::tcp;
 use weft_proto::weft::v1 as weft;
 use weft_route::error::Path;
 use weft_route::refuse_set;
@@ -32,7 +33,11 @@ impl Ctx<'_> {
             filters.extend(self.network_filter(filter, &path.item("filters", i)));
         }
         let path = path.item("filters", before.len());
-        Some((filters, self.terminal(last, &path)?))
+        let terminal = self.terminal(last, &path)?;
+        if filters.iter().any(|f| matches!(f, NetworkFilter::VerifySni)) && matches!(terminal, Terminal::Http(_)) {
+            self.c.errors.refuse(&path, "must be a TCP proxy: sni_verifier stands before it");
+        }
+        Some((filters, terminal))
     }
 
     fn network_config<'f>(&mut self, filter: &'f proto::Filter, path: &Path<'_>) -> Option<&'f Any> {
@@ -76,11 +81,14 @@ impl Ctx<'_> {
                 let message = self.c.unpacked(any, &path)?;
                 self.sni_forward(&message, &path)
             }
+            url if url == tcp::forward_downstream_sni::v1::Config::type_url_of() => Some(NetworkFilter::ForwardSni),
+            url if url == tcp::sni_verifier::v1::Config::type_url_of() => Some(NetworkFilter::VerifySni),
             url if url == weft::TcpTelemetry::type_url_of() => {
                 let message: weft::TcpTelemetry = self.c.unpacked(any, &path)?;
                 Some(NetworkFilter::Telemetry(Arc::new(Telemetry {
                     destination: message.reporter == weft::telemetry::Reporter::Destination as i32,
                     disabled: message.disabled,
+                    host_is_label: false,
                     report_interval: self.c.limit(message.report_interval.as_ref(), &path.field("report_interval")),
                     overrides: Vec::new(),
                 })))

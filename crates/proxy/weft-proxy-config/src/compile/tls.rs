@@ -12,6 +12,8 @@ use weft_proto::envoy::extensions::transport_sockets::tls::v3 as proto;
 use weft_route::error::Path;
 use weft_route::{StringMatcher, refuse_set};
 
+/// Beginning of the names of roots that the agent reads from files; a `~` and a file of revocation lists may follow.
+const FILE_ROOTS: &str = "file-root:";
 /// Largest file or inline text read.
 const MAX_PEM: u64 = 1 << 20;
 
@@ -199,7 +201,17 @@ impl Ctx<'_> {
                 let default = combined.default_validation_context.clone().unwrap_or_default();
                 let mut all = self.validation_context(&default, secrets, &path.field("default_validation_context"));
                 match &combined.validation_context_sds_secret_config {
-                    Some(sds) => all.source = Some(self.sds_validation(sds, secrets)),
+                    Some(sds) => {
+                        let mut sds = sds.clone();
+                        if let Some(lists) = default.crl.as_ref().and_then(list_file)
+                            && sds.name.starts_with(FILE_ROOTS)
+                        {
+                            // Watched like the roots: lists are made anew before they end.
+                            sds.name = format!("{}~{lists}", sds.name);
+                            all.crl = None;
+                        }
+                        all.source = Some(self.sds_validation(&sds, secrets));
+                    }
                     None if default.trusted_ca.is_some() => all.crl = None,
                     None => {}
                 }
@@ -458,6 +470,14 @@ struct Validation {
     pins: Pins,
     crl: Option<Arc<[u8]>>,
     insecure: bool,
+}
+
+/// The file of revocation lists.
+fn list_file(lists: &core::DataSource) -> Option<&str> {
+    match &lists.specifier {
+        Some(core::data_source::Specifier::Filename(file)) => Some(file),
+        _ => None,
+    }
 }
 
 fn anchors(roots: &[u8], crls: Option<&[u8]>) -> Result<weft_tls::TrustAnchors, weft_tls::TlsError> {

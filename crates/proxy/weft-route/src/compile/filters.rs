@@ -11,6 +11,7 @@ use weft_proto::any::TypeUrl;
 use weft_proto::envoy::config::core::v3::RuntimeFractionalPercent;
 use weft_proto::envoy::config::route::v3 as proto;
 use weft_proto::envoy::extensions::filters::common::fault::v3 as fault_common;
+use weft_proto::envoy::extensions::filters::http::compressor::v3 as compressor;
 use weft_proto::envoy::extensions::filters::http::cors::v3 as cors_filter;
 use weft_proto::envoy::extensions::filters::http::fault::v3 as fault_filter;
 use weft_proto::envoy::extensions::filters::http::local_ratelimit::v3 as local_rate_limit;
@@ -32,29 +33,37 @@ impl Compiler<'_> {
         if any.type_url == proto::FilterConfig::type_url_of() {
             return self.wrapped_override(name, any, out, path);
         }
+        let mut on = true;
         if any.type_url == fault_filter::HttpFault::type_url_of() {
             // Settings that ask for no fault still replace those of the filter.
             out.fault = self.unpacked(any, path).map(|m| self.fault(&m, path).unwrap_or_default());
         } else if any.type_url == cors_filter::CorsPolicy::type_url_of() {
             out.cors = self.unpacked(any, path).and_then(|m| self.filter_cors(&m, path));
-            if out.cors.is_none() {
-                out.disabled.push(self.pool.text(name));
-            }
+            on = out.cors.is_some();
         } else if any.type_url == local_rate_limit::LocalRateLimit::type_url_of() {
             out.local_rate_limit = self.unpacked(any, path).map(|m| Arc::new(self.local_rate_limit(&m, path)));
+        } else if any.type_url == compressor::CompressorPerRoute::type_url_of() {
+            let message: Option<compressor::CompressorPerRoute> = self.unpacked(any, path);
+            match message.and_then(|message| message.r#override) {
+                Some(compressor::compressor_per_route::Override::Disabled(true)) => {
+                    on = false;
+                }
+                _ => self.errors.refuse(path, "weft-proxy takes disabled: true alone"),
+            }
         } else if any.type_url == rate_limit::RateLimitPerRoute::type_url_of() {
             out.rate_limit = self.unpacked(any, path).map(|m| Arc::new(self.rate_limit_per_route(&m, path)));
         } else {
             let message = format!("settings of type {} are not supported on routes by weft-proxy", any.type_url);
             self.errors.refuse(path, message);
         }
+        out.switched.push((self.pool.text(name), on));
     }
 
     /// `FilterConfig`: a switch around the settings.
     fn wrapped_override(&mut self, name: &str, any: &Any, out: &mut FilterOverrides, path: &Path<'_>) {
         let Some(proto::FilterConfig { config, is_optional, disabled }) = self.unpacked(any, path) else { return };
         if disabled {
-            out.disabled.push(self.pool.text(name));
+            out.switched.push((self.pool.text(name), false));
             return;
         }
         match config {
@@ -68,7 +77,7 @@ impl Compiler<'_> {
                     self.errors.contain(from);
                 }
             }
-            None => {}
+            None => out.switched.push((self.pool.text(name), true)),
         }
     }
 

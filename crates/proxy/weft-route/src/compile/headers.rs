@@ -7,6 +7,23 @@ use http::{HeaderName, HeaderValue};
 use weft_proto::envoy::config::common::mutation_rules::v3 as mutation;
 use weft_proto::envoy::config::core::v3 as core;
 
+impl AppendAction {
+    /// What a message says; its deprecated switch counts where it is there. `None`: it is no action.
+    pub fn of(message: &core::HeaderValueOption) -> Option<Self> {
+        use core::header_value_option::HeaderAppendAction as Append;
+        #[allow(deprecated)]
+        let append = message.append;
+        Some(match (append, Append::try_from(message.append_action)) {
+            (Some(false), _) => Self::OverwriteOrAdd,
+            (Some(true), _) | (None, Ok(Append::AppendIfExistsOrAdd)) => Self::AppendOrAdd,
+            (None, Ok(Append::AddIfAbsent)) => Self::AddIfAbsent,
+            (None, Ok(Append::OverwriteIfExistsOrAdd)) => Self::OverwriteOrAdd,
+            (None, Ok(Append::OverwriteIfExists)) => Self::OverwriteIfExists,
+            (None, Err(_)) => return None,
+        })
+    }
+}
+
 impl Compiler<'_> {
     /// Removals and additions of one side; `side` is `request` or `response`, and names the fields in errors.
     pub fn header_edit(
@@ -76,8 +93,7 @@ impl Compiler<'_> {
 
     #[allow(deprecated)]
     fn header_add(&mut self, message: &core::HeaderValueOption, path: &Path<'_>) -> Option<HeaderAdd> {
-        use core::header_value_option::HeaderAppendAction as Append;
-        let core::HeaderValueOption { header, append, append_action, keep_empty_value } = message;
+        let core::HeaderValueOption { header, append: _, append_action, keep_empty_value } = message;
         let Some(core::HeaderValue { key, value, raw_value }) = header else {
             self.errors.refuse(&path.field("header"), "must be set");
             return None;
@@ -90,16 +106,9 @@ impl Compiler<'_> {
         }
         let value = if raw_value.is_empty() { value.as_bytes() } else { raw_value.as_slice() };
         let value = self.header_format(value, &header_path.field("value"))?;
-        let append = match (append, Append::try_from(*append_action)) {
-            (Some(false), _) => AppendAction::OverwriteOrAdd,
-            (Some(true), _) | (None, Ok(Append::AppendIfExistsOrAdd)) => AppendAction::AppendOrAdd,
-            (None, Ok(Append::AddIfAbsent)) => AppendAction::AddIfAbsent,
-            (None, Ok(Append::OverwriteIfExistsOrAdd)) => AppendAction::OverwriteOrAdd,
-            (None, Ok(Append::OverwriteIfExists)) => AppendAction::OverwriteIfExists,
-            (None, Err(_)) => {
-                self.errors.refuse(&path.field("append_action"), format!("{append_action} is not an action"));
-                return None;
-            }
+        let Some(append) = AppendAction::of(message) else {
+            self.errors.refuse(&path.field("append_action"), format!("{append_action} is not an action"));
+            return None;
         };
         Some(HeaderAdd { key, value, append, keep_empty: *keep_empty_value })
     }

@@ -66,6 +66,7 @@ fn filters_of_routes() {
               abort: {{percentage: {{numerator: 1, denominator: MILLION}}, http_status: 500}}}},
             envoy.filters.http.cors: {{"@type": {cors}, allow_origin_string_match: [{{exact: "https://a"}}], allow_methods: GET, allow_credentials: true,
               filter_enabled: {{default_value: {{numerator: 100}}}}}},
+            on: {{"@type": {wrapper}, disabled: false}},
             off: {{"@type": {wrapper}, disabled: true}}}}}}"#
     ));
     assert_eq!(errors, vec![]);
@@ -75,7 +76,9 @@ fn filters_of_routes() {
     let cors = route.filters.cors.as_ref().unwrap();
     assert!(cors.credentials && cors.forward_unmatched_preflights);
     assert_eq!(cors.methods.as_ref().unwrap(), "GET");
-    assert_eq!(route.filters.disabled, vec!["off".into()]);
+    let switched: Vec<_> = route.filters.switched.iter().map(|(name, on)| (&**name, *on)).collect();
+    let want = [("envoy.filters.http.cors", true), ("envoy.filters.http.fault", true), ("off", false), ("on", true)];
+    assert_eq!(switched, want);
 }
 
 #[test]
