@@ -26,8 +26,6 @@ use weft_route::Priority;
 
 /// How long a first request waits for a name to be resolved.
 const RESOLVE_WAIT: Duration = Duration::from_secs(5);
-/// How long a name that a request brought stays resolved.
-const DYNAMIC_REFRESH: Duration = Duration::from_secs(60);
 /// How often a request looks whether endpoints have been checked.
 const CHECKED_WAIT: Duration = Duration::from_millis(5);
 /// How often it is looked who comes back, while endpoints are left out.
@@ -51,8 +49,9 @@ pub struct LiveCluster {
     pub(crate) hosts: RefCell<Rc<HostSet>>,
     /// What `hosts` was built from.
     pub(crate) source: RefCell<Option<Arc<EndpointSet>>>,
-    /// Hosts by destination, for clusters that have no list.
-    pub(crate) destinations: RefCell<HashMap<EndpointAddress, Rc<Host>, foldhash::fast::RandomState>>,
+    /// Hosts by name and address, for clusters that have no list. Names that share an address share no connection: each was
+    /// made for its name.
+    pub(crate) destinations: RefCell<HashMap<Destination, Rc<Host>, foldhash::fast::RandomState>>,
     pub(crate) subsets: SubsetCache,
     pub(crate) resolved: Cell<bool>,
     pub(crate) changed: Notify,
@@ -64,6 +63,9 @@ pub struct LiveCluster {
     next_warm: Cell<Option<Instant>>,
     pub(crate) used: Cell<bool>,
 }
+
+/// Where a client wanted to go: the name that it said, if any, and the address.
+pub(crate) type Destination = (Option<Strng>, SocketAddr);
 
 /// What a pick is made by.
 #[derive(Debug, Default)]
@@ -253,46 +255,45 @@ impl LiveCluster {
         if let Some(port) = port {
             destination.set_port(port);
         }
-        let address = EndpointAddress::Ip(destination);
+        Ok(self.destination(None, destination))
+    }
+
+    /// The host of a destination.
+    fn destination(&self, name: Option<Strng>, address: SocketAddr) -> Rc<Host> {
+        let key = (name, address);
         let mut known = self.destinations.borrow_mut();
-        if let Some(host) = known.get(&address) {
-            return Ok(host.clone());
+        if let Some(host) = known.get(&key) {
+            return host.clone();
         }
         if known.len() >= MAX_DESTINATIONS {
             known.retain(|_, host| host.active.get() > 0 || host.counts.cx_active.get() > 0);
         }
-        let host = Rc::new(Host::new(address.clone(), Strng::from(""), 0));
-        known.insert(address, host.clone());
-        Ok(host)
+        let host = Host::new(EndpointAddress::Ip(address), Strng::from(""), 0);
+        let host = Rc::new(Host { hostname: key.0.clone(), ..host });
+        known.insert(key, host.clone());
+        host
     }
 
     /// The endpoint that a name resolves to, for clusters that forward to where the client says.
     ///
     /// # Errors
-    /// `NoHealthyUpstream` when the name does not resolve in time.
+    /// `NoHealthyUpstream` when the name does not resolve in time, `Overflow` when too many names are looked up already.
     pub async fn resolve(&self, resolver: &Arc<Resolver>, name: &str, port: u16) -> Result<Rc<Host>, UpstreamError> {
         let none = || UpstreamError::unsent(Reason::NoHealthyUpstream).with_detail("dns_resolution_failure");
-        let mut known = resolver.watch(name, DYNAMIC_REFRESH);
+        let overflow = || UpstreamError::unsent(Reason::Overflow).with_detail("dns_cache_overflow");
+        let name = name.to_ascii_lowercase();
+        let mut known = resolver.watch_dynamic(&name).ok_or_else(overflow)?;
         let resolved = tokio::time::timeout(RESOLVE_WAIT, known.wait_for(|r| r.done)).await;
         let address = match resolved {
             Ok(Ok(resolution)) => resolution.addresses.first().copied(),
             _ => None,
         };
-        Ok(self.dynamic_host(name, SocketAddr::new(address.ok_or_else(none)?, port)))
+        Ok(self.dynamic_host(&name, SocketAddr::new(address.ok_or_else(none)?, port)))
     }
 
-    /// The host that `authority` names, for dynamic forwarding; `addresses` is what it resolved to.
+    /// The host of a name that a request brought and of the address that it resolved to.
     pub fn dynamic_host(&self, name: &str, address: SocketAddr) -> Rc<Host> {
-        let key = EndpointAddress::Ip(address);
-        let mut known = self.destinations.borrow_mut();
-        if known.len() >= MAX_DESTINATIONS {
-            known.retain(|_, host| host.active.get() > 0 || host.counts.cx_active.get() > 0);
-        }
-        let make = || {
-            let host = Host::new(key.clone(), Strng::from(""), 0);
-            Rc::new(Host { hostname: Some(Strng::from(name)), ..host })
-        };
-        known.entry(key.clone()).or_insert_with(make).clone()
+        self.destination(Some(Strng::from(name)), address)
     }
 
     /// The transport for an endpoint: the first match of its metadata, else the cluster's own.

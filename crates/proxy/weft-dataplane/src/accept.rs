@@ -3,9 +3,10 @@
 use crate::chain::{ChainRuntime, ChainSlot};
 use crate::demand::{self, Unanswered};
 use crate::downstream::Downstream;
-use crate::inspect::{self, InspectError};
+use crate::inspect::{self, Found, InspectError};
 use crate::listener::LiveListener;
 use crate::record::ConnectionRecord;
+use crate::standing::Standing;
 use crate::worker::{ConnectionEntry, Worker};
 use crate::{http, sockets, tcp};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -15,7 +16,7 @@ use std::time::Duration;
 use tokio::net::{TcpStream, UnixStream};
 use weft_codec::{Flags, Io, Reason, Stream};
 use weft_core::Strng;
-use weft_proxy_config::{ConnectionFacts, NetworkFilter, ServerTls, Terminal, Transport};
+use weft_proxy_config::{ConnectionFacts, ListenAddress, NetworkFilter, ServerTls, Terminal};
 use weft_route::DynamicMetadata;
 
 /// Time for a handshake unless the chain says otherwise; Envoy's default.
@@ -28,7 +29,8 @@ pub(crate) enum Accepted {
 }
 
 /// Serves one connection from accept to close.
-pub(crate) async fn serve(worker: Rc<Worker>, listener: Rc<LiveListener>, accepted: Accepted) {
+pub(crate) async fn serve(worker: Rc<Worker>, address: ListenAddress, accepted: Accepted) {
+    let Some(listener) = worker.snapshot().listeners.at(&address).cloned() else { return };
     // Before anything is read or kept for it.
     let Some(_open) = worker.process_place(&listener.config) else {
         listener.stats.cx_global_overflow.inc();
@@ -51,14 +53,15 @@ pub(crate) async fn serve(worker: Rc<Worker>, listener: Rc<LiveListener>, accept
         Ok(asked) => asked,
         Err(why) => return unanswered(&worker, &listener, &downstream, why),
     };
-    let listener = hand_over(&worker, listener, &downstream);
-    downstream.direction = listener.config.direction;
+    let way = Way { address, destination: downstream.destination, local: downstream.local };
+    let Some(listener) = way.listener(&worker) else { return };
     let counted = Counted::start(&listener);
-    let Some(_place) = worker.listener_place(&listener.config) else {
+    let Some(_place) = listener.place(&worker) else {
         listener.stats.cx_overflow.inc();
         return;
     };
-    let Ok(slot) = choose(&worker, &listener, &mut stream, &mut downstream).await else { return };
+    let Some((listener, slot)) = choose(&worker, &way, listener, &mut stream, &mut downstream).await else { return };
+    downstream.direction = listener.config.direction;
     let chain = slot.current();
     downstream.chain = chain.chain.name.clone();
     let mut io = Io::new(stream);
@@ -136,62 +139,100 @@ fn unanswered(worker: &Rc<Worker>, listener: &LiveListener, downstream: &Downstr
     record.emit(downstream, logs);
 }
 
-/// A listener that only redirects hands the connection to the listener of its original destination, when there is one.
-fn hand_over(worker: &Worker, listener: Rc<LiveListener>, downstream: &Downstream) -> Rc<LiveListener> {
-    if !listener.config.use_original_dst || downstream.destination == downstream.local {
-        return listener;
-    }
-    let snapshot = worker.snapshot();
-    let other = snapshot.listeners.for_destination(downstream.destination);
-    other.filter(|other| !other.config.bind).cloned().unwrap_or(listener)
+/// How a connection came: the socket that accepted it, where it wanted to go, where it arrived.
+struct Way {
+    address: ListenAddress,
+    destination: SocketAddr,
+    local: SocketAddr,
 }
 
-/// Looks at the first bytes and finds the filter chain. An error means that the connection is to be closed.
+impl Way {
+    /// The listener that the configuration in force has for it. One that only redirects hands the connection to the listener
+    /// of its original destination, when there is one.
+    fn listener(&self, worker: &Worker) -> Option<Rc<LiveListener>> {
+        let snapshot = worker.snapshot();
+        let listener = snapshot.listeners.at(&self.address)?;
+        if !listener.config.use_original_dst || self.destination == self.local {
+            return Some(listener.clone());
+        }
+        let other = snapshot.listeners.for_destination(self.destination);
+        Some(other.filter(|other| !other.config.bind).unwrap_or(listener).clone())
+    }
+}
+
+/// Looks at the first bytes and finds the filter chain, in the listener as it is when the bytes are there: a client that takes
+/// its time must not get rules that are gone meanwhile. `None` means that the connection is to be closed.
 async fn choose(
     worker: &Rc<Worker>,
-    listener: &Rc<LiveListener>,
+    way: &Way,
+    mut listener: Rc<LiveListener>,
     stream: &mut Stream,
     downstream: &mut Downstream,
-) -> Result<Rc<ChainSlot>, ()> {
-    let mut transport = Transport::RawBuffer;
-    let mut protocols = Vec::new();
-    if let Stream::Tcp(tcp) = stream {
-        match inspect::inspect(tcp, &listener.config.inspect, downstream.destination.port()).await {
-            Ok(found) => {
-                if let Some((source, destination)) = found.proxied {
-                    downstream.source = source;
-                    downstream.destination = destination;
-                }
-                transport = found.transport;
-                downstream.server_name = found.server_name;
-                protocols = found.protocols;
-            }
-            Err(error) => {
-                if !matches!(error, InspectError::Io(_)) {
-                    tracing::debug!(listener = %listener.config.name, peer = %downstream.peer, %error, "closed");
-                }
-                return Err(());
-            }
+) -> Option<(Rc<LiveListener>, Rc<ChainSlot>)> {
+    let found = loop {
+        let found = look(worker, &listener, stream, downstream, way.destination.port()).await?;
+        let earlier = std::mem::replace(&mut listener, way.listener(worker)?);
+        if looks_alike(&earlier, &listener, way.destination.port()) {
+            break found;
         }
+        let takes_header = |listener: &LiveListener| listener.config.inspect.proxy_protocol.is_some();
+        if takes_header(&earlier) || takes_header(&listener) {
+            // The header, if there was one, is read already.
+            return None;
+        }
+    };
+    if let Some((source, destination)) = found.proxied {
+        downstream.source = source;
+        downstream.destination = destination;
     }
+    downstream.server_name = found.server_name;
     let facts = ConnectionFacts {
         destination: downstream.destination,
         source: downstream.source,
         server_name: downstream.server_name.as_deref(),
-        transport,
-        application_protocols: &protocols,
+        transport: found.transport,
+        application_protocols: &found.protocols,
         direct_source: downstream.peer.ip(),
     };
-    let slot = listener.slot(worker, &facts);
-    slot.ok_or_else(|| {
-        listener.stats.no_filter_chain_match.inc();
-        tracing::debug!(listener = %listener.config.name, peer = %downstream.peer, destination = %downstream.destination,
-            server_name = downstream.server_name.as_deref(), "no filter chain matches");
-        let logs = listener.logs(worker);
-        let mut record = ConnectionRecord::new(worker, logs);
-        record.fail(Flags::NR, "filter_chain_not_found");
-        record.emit(downstream, logs);
-    })
+    if let Some(slot) = listener.slot(worker, &facts) {
+        return Some((listener, slot));
+    }
+    listener.stats.no_filter_chain_match.inc();
+    tracing::debug!(listener = %listener.config.name, peer = %downstream.peer, destination = %downstream.destination,
+        server_name = downstream.server_name.as_deref(), "no filter chain matches");
+    let logs = listener.logs(worker);
+    let mut record = ConnectionRecord::new(worker, logs);
+    record.fail(Flags::NR, "filter_chain_not_found");
+    record.emit(downstream, logs);
+    None
+}
+
+/// What the listener's inspectors find; `None` when the connection is to be closed.
+async fn look(
+    worker: &Worker,
+    listener: &LiveListener,
+    stream: &mut Stream,
+    downstream: &Downstream,
+    port: u16,
+) -> Option<Found> {
+    let Stream::Tcp(tcp) = stream else { return Some(Found::default()) };
+    let error = match inspect::inspect(tcp, &listener.config.inspect, port).await {
+        Ok(found) => return Some(found),
+        Err(error) => error,
+    };
+    if matches!(error, InspectError::HelloTooLong) {
+        worker.shard.counter("envoy_tls_inspector_client_hello_too_large", &[]).inc();
+    }
+    if !matches!(error, InspectError::Io(_)) {
+        tracing::debug!(listener = %listener.config.name, peer = %downstream.peer, %error, "closed");
+    }
+    None
+}
+
+/// Two states of a listener look for the same in first bytes.
+fn looks_alike(one: &LiveListener, other: &LiveListener, port: u16) -> bool {
+    let (one, other) = (&one.config.inspect, &other.config.inspect);
+    one.at(port) == other.at(port) && one.proxy_protocol == other.proxy_protocol
 }
 
 async fn handshake(tls: &ServerTls, io: Io, downstream: &mut Downstream) -> Result<Io, String> {
@@ -226,29 +267,45 @@ async fn serve_chain(
     io: Io,
     downstream: Downstream,
 ) {
-    let chain = slot.current();
-    let place = match &chain.limit {
-        Some((most, count)) => match count.take(*most) {
-            Some(place) => Some(place),
-            None => return,
-        },
-        None => None,
-    };
-    if let Err(details) = admitted(&worker, &chain, &listener, &downstream).await {
-        tracing::debug!(peer = %downstream.peer, details, "connection denied");
-        if let Some(tcp) = &chain.tcp {
-            let mut record = ConnectionRecord::new(&worker, &tcp.logs);
-            record.fail(Flags::NONE, &details);
-            record.emit(&downstream, &tcp.logs);
+    let (chain, place) = loop {
+        let chain = slot.current();
+        let place = match &chain.limit {
+            Some((most, count)) => match count.take(*most) {
+                Some(place) => Some(place),
+                None => return,
+            },
+            None => None,
+        };
+        let mut admitted = admitted(&worker, &chain, &listener, &downstream).await;
+        if slot.is_retired() {
+            // It has no successor whose rules could be asked.
+            admitted = Err("filter_chain_removed".into());
         }
-        return;
-    }
-    let entry = ConnectionEntry::register(&worker, &slot, downstream.direction);
+        if let Err(details) = admitted {
+            return denied_at_once(&worker, &chain, &downstream, &details);
+        }
+        // While an authorizer was asked the rules may have changed.
+        if slot.is_current(&chain) {
+            break (chain, place);
+        }
+    };
+    let standing = Standing::new(&slot, Some(chain.clone()));
+    let entry = ConnectionEntry::register(&worker, standing, downstream.direction);
     match &chain.chain.terminal {
         Terminal::Http(_) => http::serve_connection(worker, listener, slot, entry, io, downstream).await,
-        Terminal::Tcp(_) => tcp::serve(worker, listener, slot, entry, io, downstream).await,
+        Terminal::Tcp(_) => tcp::serve(worker, listener, entry, io, downstream).await,
     }
     drop(place);
+}
+
+fn denied_at_once(worker: &Rc<Worker>, chain: &ChainRuntime, downstream: &Downstream, details: &str) {
+    tracing::debug!(peer = %downstream.peer, details, "connection denied");
+    // Envoy's HTTP connection manager logs requests, and there was none.
+    let Some(tcp) = &chain.tcp else { return };
+    let flags = if details.starts_with("ext_authz") { Flags::UAEX } else { Flags::NONE };
+    let mut record = ConnectionRecord::new(worker, &tcp.logs);
+    record.close(flags, details);
+    record.emit(downstream, &tcp.logs);
 }
 
 /// Asks the chain's authorization filters, external ones too.

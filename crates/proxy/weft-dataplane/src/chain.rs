@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use weft_core::Strng;
 use weft_filter::limit::ConnectionCount;
 use weft_proxy_config::{FilterChain, HttpConnectionManager, HttpFilter, NetworkFilter, Telemetry, Terminal};
@@ -20,8 +21,11 @@ use weft_telemetry::{Counter, Gauge, Shard};
 #[derive(Debug)]
 pub(crate) struct ChainSlot {
     current: RefCell<Rc<ChainRuntime>>,
-    /// The chain is gone, or differs in what an open connection cannot follow (TLS): connections end as they become idle.
-    pub retired: Cell<bool>,
+    /// The chain is gone, or differs in what an open connection cannot follow (TLS): connections end as they become idle, and
+    /// at this time in any case.
+    ends_at: Cell<Option<Instant>>,
+    /// Name of the listener.
+    listener: Strng,
     /// Rung after each change.
     pub changed: Notify,
 }
@@ -96,13 +100,33 @@ pub(crate) struct TcpRuntime {
 }
 
 impl ChainSlot {
-    pub fn new(worker: &Worker, chain: &Arc<FilterChain>) -> Rc<Self> {
-        let runtime = Rc::new(ChainRuntime::new(worker, chain, None));
-        Rc::new(Self { current: RefCell::new(runtime), retired: Cell::new(false), changed: Notify::new() })
+    pub fn new(worker: &Worker, listener: &Strng, chain: &Arc<FilterChain>) -> Rc<Self> {
+        let runtime = Rc::new(ChainRuntime::new(worker, listener, chain, None));
+        Rc::new(Self {
+            current: RefCell::new(runtime),
+            ends_at: Cell::new(None),
+            listener: listener.clone(),
+            changed: Notify::new(),
+        })
     }
 
     pub fn current(&self) -> Rc<ChainRuntime> {
         self.current.borrow().clone()
+    }
+
+    /// `chain` is the one in force.
+    pub fn is_current(&self, chain: &Rc<ChainRuntime>) -> bool {
+        Rc::ptr_eq(&self.current.borrow(), chain)
+    }
+
+    /// When the last connection ends, once the chain is gone.
+    pub fn ends_at(&self) -> Option<Instant> {
+        self.ends_at.get()
+    }
+
+    /// The chain is gone.
+    pub fn is_retired(&self) -> bool {
+        self.ends_at.get().is_some()
     }
 
     /// Goes on with `next`, when open connections can follow; else the slot is retired.
@@ -111,9 +135,10 @@ impl ChainSlot {
         match next {
             Some(next) if Arc::ptr_eq(next, &before.chain) => return,
             Some(next) if can_follow(&before.chain, next) => {
-                self.current.replace(Rc::new(ChainRuntime::new(worker, next, Some(&before))));
+                self.current.replace(Rc::new(ChainRuntime::new(worker, &self.listener, next, Some(&before))));
             }
-            _ => self.retired.set(true),
+            _ if self.is_retired() => return,
+            _ => self.ends_at.set(Some(Instant::now() + worker.retired_time())),
         }
         self.changed.notify_waiters();
     }
@@ -134,14 +159,14 @@ fn can_follow(chain: &FilterChain, next: &FilterChain) -> bool {
 }
 
 impl ChainRuntime {
-    fn new(worker: &Worker, chain: &Arc<FilterChain>, before: Option<&ChainRuntime>) -> Self {
+    fn new(worker: &Worker, listener: &Strng, chain: &Arc<FilterChain>, before: Option<&ChainRuntime>) -> Self {
         let most = chain.filters.iter().find_map(|filter| match filter {
             NetworkFilter::ConnectionLimit(most) => Some(*most),
             _ => None,
         });
         let limit = most.map(|most| {
             let kept = before.and_then(|b| b.limit.as_ref()).map(|(_, count)| count.clone());
-            (most, kept.unwrap_or_else(|| worker.connection_count(chain)))
+            (most, kept.unwrap_or_else(|| worker.connection_count(listener, chain)))
         });
         let network_telemetry = chain.filters.iter().find_map(|filter| match filter {
             NetworkFilter::Telemetry(telemetry) => Some(telemetry.clone()),

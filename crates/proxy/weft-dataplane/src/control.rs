@@ -80,8 +80,9 @@ impl DataPlane {
         let clusters = ClusterShared::new(resolver);
         let source: Weak<dyn Source> = Arc::<ClusterShared>::downgrade(&clusters);
         options.registry.add_source(source);
-        let demands = options.demands;
-        let shared = Shared::new(clusters, options.registry.clone(), options.local, options.max_connections, demands);
+        let (registry, demands) = (options.registry.clone(), options.demands);
+        let (most, retired_time) = (options.max_connections, options.retired_time);
+        let shared = Shared::new(clusters, registry, options.local, most, retired_time, demands);
         let mut workers = Vec::new();
         let mut threads = Vec::new();
         for index in 0..options.concurrency.get() {

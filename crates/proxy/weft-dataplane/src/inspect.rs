@@ -19,7 +19,7 @@ const MAX_PEEK: usize = 16 * 1024;
 /// Envoy's default `listener_filters_timeout`.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What was found.
+/// What was found; nothing, by default.
 #[derive(Debug)]
 pub(crate) struct Found {
     /// TLS or not.
@@ -32,6 +32,12 @@ pub(crate) struct Found {
     pub proxied: Option<(SocketAddr, SocketAddr)>,
 }
 
+impl Default for Found {
+    fn default() -> Self {
+        Self { transport: Transport::RawBuffer, server_name: None, protocols: Vec::new(), proxied: None }
+    }
+}
+
 /// Why a connection is closed before a filter chain was chosen.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum InspectError {
@@ -39,13 +45,15 @@ pub(crate) enum InspectError {
     Timeout,
     #[error("the PROXY header is missing or malformed")]
     ProxyHeader,
+    #[error("the ClientHello is longer than {MAX_PEEK} bytes")]
+    HelloTooLong,
     #[error("the connection ended: {0}")]
     Io(#[from] io::Error),
 }
 
 /// Runs the listener's inspectors.
 pub(crate) async fn inspect(stream: &mut TcpStream, how: &Inspect, port: u16) -> Result<Found, InspectError> {
-    let mut found = Found { transport: Transport::RawBuffer, server_name: None, protocols: Vec::new(), proxied: None };
+    let mut found = Found::default();
     let (tls, http) = how.at(port);
     if !tls && !http && how.proxy_protocol.is_none() {
         return Ok(found);
@@ -112,7 +120,9 @@ async fn first_bytes(stream: &TcpStream, tls: bool, http: bool, found: &mut Foun
                     found.transport = Transport::Tls;
                     return Ok(());
                 }
-                PeekedHello::NotTls | PeekedHello::Incomplete => try_tls = false,
+                // It is TLS, of which no chain can be chosen; as plain text it would pass by the rules for TLS.
+                PeekedHello::Incomplete => return Err(InspectError::HelloTooLong),
+                PeekedHello::NotTls => try_tls = false,
             }
         }
         let protocol = match http_sniff::sniff(bytes) {

@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use weft_core::Strng;
+use weft_filter::limit::{ConnectionCount, ConnectionPlace};
 use weft_proxy_config::{ConnectionFacts, FilterChain, ListenAddress, Listener, ProxySnapshot};
 use weft_telemetry::{Counter, Gauge};
 
@@ -21,6 +22,8 @@ pub(crate) struct LiveListener {
     slots: RefCell<HashMap<usize, Rc<ChainSlot>, foldhash::fast::RandomState>>,
     pub stats: ListenerStats,
     logs: OnceCell<AccessLogs>,
+    /// Open connections, when the listener limits them.
+    open: OnceCell<ConnectionCount>,
 }
 
 /// Counters of a listener.
@@ -51,6 +54,13 @@ impl LiveListener {
         self.logs.get_or_init(|| AccessLogs::new(&self.config.access_logs, &worker.sinks))
     }
 
+    /// A place under the listener's own limit: `Some(None)` when it has none, `None` when it is reached.
+    pub fn place(&self, worker: &Worker) -> Option<Option<ConnectionPlace>> {
+        let Some(most) = self.config.max_connections else { return Some(None) };
+        let open = self.open.get_or_init(|| worker.listener_count(&self.config.name));
+        open.take(u64::from(most)).map(Some)
+    }
+
     /// The slot of the chain for a connection; `None` when no chain matches.
     pub fn slot(&self, worker: &Worker, facts: &ConnectionFacts<'_>) -> Option<Rc<ChainSlot>> {
         let chain = self.config.find_chain(facts)?;
@@ -58,7 +68,7 @@ impl LiveListener {
         if let Some(slot) = self.slots.borrow().get(&key) {
             return Some(slot.clone());
         }
-        let slot = ChainSlot::new(worker, chain);
+        let slot = ChainSlot::new(worker, &self.config.name, chain);
         self.slots.borrow_mut().insert(key, slot.clone());
         Some(slot)
     }
@@ -78,6 +88,7 @@ impl Listeners {
                     slots: RefCell::default(),
                     stats: ListenerStats::new(worker, config),
                     logs: OnceCell::new(),
+                    open: OnceCell::new(),
                 }),
             };
             for address in &config.addresses {
@@ -120,12 +131,18 @@ impl LiveListener {
             let next = successor(&before.chain, config);
             slot.follow(worker, next);
             if let Some(next) = next
-                && !slot.retired.get()
+                && !slot.is_retired()
             {
                 slots.insert(Arc::as_ptr(next) as usize, slot.clone());
             }
         }
-        Self { config: config.clone(), slots: RefCell::new(slots), stats: self.stats.clone(), logs: OnceCell::new() }
+        Self {
+            config: config.clone(),
+            slots: RefCell::new(slots),
+            stats: self.stats.clone(),
+            logs: OnceCell::new(),
+            open: self.open.clone(),
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use crate::demand::Demands;
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
+use std::time::Duration;
 use weft_filter::LocalWorkload;
 use weft_telemetry::Registry;
 
@@ -22,6 +23,9 @@ pub struct Options {
     /// Connections of clients open at once over all listeners that are not exempt (`ignore_global_conn_limit`); further ones
     /// are closed when they are accepted. Without limit unless set.
     pub max_connections: u64,
+    /// Time left to connections of a filter chain that is gone before they are cut, whatever they do; 45 s unless set, as
+    /// Istio's `drainDuration`.
+    pub retired_time: Duration,
     /// What is asked for, by a proxy that takes only the configuration that it uses; `None` unless set.
     pub demands: Option<Demands>,
     /// Runtime of the control thread: DNS, and following the configuration.
@@ -38,6 +42,7 @@ impl Options {
             registry: Registry::default(),
             local: LocalWorkload::default(),
             max_connections: u64::MAX,
+            retired_time: Duration::from_secs(45),
             demands: None,
             runtime,
         }

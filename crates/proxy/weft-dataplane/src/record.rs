@@ -17,7 +17,8 @@ pub(crate) struct ConnectionRecord {
     pub upstream: LoggedUpstream,
     pub flags: Flags,
     details: String,
-    pub termination: Option<&'static str>,
+    /// Why this proxy ended it (`%CONNECTION_TERMINATION_DETAILS%`).
+    pub termination: Option<String>,
     pub transport_failure: Option<String>,
     pub attempts: u32,
     pub received: u64,
@@ -50,6 +51,12 @@ impl ConnectionRecord {
         }
     }
 
+    /// Notes why this proxy closes the connection.
+    pub fn close(&mut self, flags: Flags, details: &str) {
+        self.fail(flags, details);
+        self.termination.get_or_insert_with(|| details.to_string());
+    }
+
     /// Writes the log lines.
     pub fn emit(&self, downstream: &Downstream, logs: &AccessLogs) {
         if logs.is_empty() {
@@ -66,7 +73,7 @@ impl ConnectionRecord {
             code: 0,
             flags: self.flags,
             details: &self.details,
-            termination: self.termination,
+            termination: self.termination.as_deref(),
             transport_failure: self.transport_failure.as_deref(),
             received: self.received,
             sent: self.sent,

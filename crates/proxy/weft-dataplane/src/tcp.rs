@@ -1,28 +1,32 @@
 //! The TCP proxy: chooses a cluster and an endpoint, connects, and passes bytes both ways.
 
 use crate::accept;
-use crate::chain::{ChainRuntime, ChainSlot, TcpRuntime};
+use crate::chain::{ChainRuntime, TcpRuntime};
 use crate::downstream::Downstream;
 use crate::listener::LiveListener;
 use crate::record::ConnectionRecord;
+use crate::sni;
+use crate::standing::Standing;
 use crate::through;
 use crate::tunnel::{self, Ended, Traffic};
 use crate::worker::{Registered, Worker};
 use smallvec::SmallVec;
+use std::borrow::Cow;
 use std::cell::Cell;
+use std::future::Future;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::Interest;
 use weft_cluster::cluster::TcpGuard;
 use weft_cluster::{ConnectionFacts, Host, Lease, LiveCluster, PickContext, UpstreamError};
-use weft_codec::{Flags, Io, Reason};
+use weft_codec::{Flags, Io, Reason, Stream};
 use weft_core::Strng;
 use weft_filter::metrics::{Labels, Protocol, Security, TcpCells};
 use weft_filter::peer::{Facts, Party};
 use weft_proxy_config::{NetworkFilter, TcpCluster, TcpProxy, Telemetry, Terminal};
 
-/// Time left to connections of a filter chain that is gone: Istio's drain time.
-const RETIRED: Duration = Duration::from_secs(45);
 /// How often byte counters of long connections are brought up to date.
 const REPORT: Duration = Duration::from_secs(5);
 
@@ -30,18 +34,32 @@ const REPORT: Duration = Duration::from_secs(5);
 pub(crate) async fn serve(
     worker: Rc<Worker>,
     listener: Rc<LiveListener>,
-    slot: Rc<ChainSlot>,
     entry: Registered,
-    io: Io,
+    mut io: Io,
     downstream: Downstream,
 ) {
-    let chain = slot.current();
+    let standing = &entry.entry.standing;
+    let chain = standing.slot.current();
     let (Terminal::Tcp(proxy), Some(runtime)) = (&chain.chain.terminal, &chain.tcp) else { return };
     runtime.cx_total.inc();
     let mut record = ConnectionRecord::new(&worker, &runtime.logs);
-    match connect(&worker, &chain, proxy, runtime, &downstream, &mut record).await {
-        Ok(upstream) => pass(&worker, &listener, &slot, io, &downstream, upstream, &mut record).await,
-        Err(error) => {
+    // From here on to its last byte; asked first whenever something happens.
+    let mut end = pin!(must_end(&listener, standing, &downstream, proxy));
+    let made = tokio::select! {
+        biased;
+        end = &mut end => Err(Failure::Ended(end)),
+        made = make(&worker, &chain, &mut io, &downstream, &mut record) => made,
+    };
+    match made {
+        Ok(upstream) => pass(&worker, &chain, io, &downstream, upstream, end, &mut record).await,
+        Err(Failure::Ended((details, flags))) => record.close(flags, &details),
+        Err(Failure::Refused(details)) => {
+            let name = downstream.server_name.as_deref();
+            tracing::debug!(peer = %downstream.peer, server_name = name, details, "closed");
+            record.fail(Flags::NONE, details);
+        }
+        Err(Failure::Gone) => record.fail(Flags::DC, Reason::DownstreamDisconnect.details()),
+        Err(Failure::Upstream(error)) => {
             let detail = error.detail.as_deref().map(str::to_string);
             record.transport_failure = detail;
             record.fail(error.reason.flag(), error.reason.details());
@@ -54,7 +72,48 @@ pub(crate) async fn serve(
         }
     }
     record.emit(&downstream, &runtime.logs);
-    drop(entry);
+}
+
+/// Why a connection got no endpoint.
+enum Failure {
+    /// It had to end before.
+    Ended(Ending),
+    /// What its client says first is not what it must be; the details word.
+    Refused(&'static str),
+    /// Its client broke it off.
+    Gone,
+    /// No endpoint was reached.
+    Upstream(UpstreamError),
+}
+
+/// Details word and flags of a connection that this proxy ends.
+type Ending = (Cow<'static, str>, Flags);
+
+/// Finds out what has to be known of the client, and connects to an endpoint.
+async fn make(
+    worker: &Rc<Worker>,
+    chain: &ChainRuntime,
+    io: &mut Io,
+    downstream: &Downstream,
+    record: &mut ConnectionRecord,
+) -> Result<Upstream, Failure> {
+    sni::verified(worker, chain, io, downstream).await.map_err(Failure::Refused)?;
+    tokio::select! {
+        biased;
+        () = gone(io) => Err(Failure::Gone),
+        connected = connect(worker, chain, downstream, record) => connected.map_err(Failure::Upstream),
+    }
+}
+
+/// Returns when the client has broken its connection off. That it sends no more does not mean that it wants no answer.
+async fn gone(io: &Io) {
+    let socket = match io.stream() {
+        Stream::Tcp(socket) => socket,
+        Stream::ServerTls(tls) => tls.get_ref().0,
+        Stream::ClientTls(_) | Stream::Unix(_) => return std::future::pending().await,
+    };
+    // An error is a broken connection too.
+    let _ = socket.ready(Interest::ERROR).await;
 }
 
 /// A connection to an endpoint.
@@ -81,11 +140,12 @@ enum Open {
 async fn connect(
     worker: &Rc<Worker>,
     chain: &ChainRuntime,
-    proxy: &TcpProxy,
-    runtime: &TcpRuntime,
     downstream: &Downstream,
     record: &mut ConnectionRecord,
 ) -> Result<Upstream, UpstreamError> {
+    let (Terminal::Tcp(proxy), Some(runtime)) = (&chain.chain.terminal, &chain.tcp) else {
+        return Err(UpstreamError::unsent(Reason::NoCluster));
+    };
     let name = cluster_name(chain, proxy, downstream);
     let snapshot = worker.snapshot();
     record.upstream.cluster = Some(name.clone());
@@ -107,14 +167,14 @@ async fn connect(
             destination: Some(downstream.destination),
             authority: None,
         };
-        let host = match sni_forward(chain) {
-            Some(port) => named_host(worker, &cluster, downstream, port).await?,
+        let host = match sni::forward(chain) {
+            Some(port) => sni::named_host(worker, &cluster, downstream, port).await?,
             None => cluster.pick(&context)?,
         };
         record.attempts += 1;
         record.upstream.host = Some(host.name.clone());
         let connected = match &proxy.tunnel {
-            None => directly(&cluster, &host, downstream).await,
+            None => directly(&cluster, &host, sni::upstream(chain, downstream), downstream).await,
             Some(tunnel) => through::open(&cluster, &host, tunnel, downstream)
                 .await
                 .map(|(stream, facts, lease)| (Endpoint::Tunnel(stream), facts, Open::Tunnel { _lease: lease })),
@@ -139,30 +199,12 @@ async fn connect(
 async fn directly(
     cluster: &Rc<LiveCluster>,
     host: &Rc<Host>,
+    sni: Option<&str>,
     downstream: &Downstream,
 ) -> Result<(Endpoint, Rc<ConnectionFacts>, Open), UpstreamError> {
     let client = Some((downstream.source, downstream.destination));
-    let (io, facts, guard) = cluster.connect_tcp(host, downstream.server_name.as_deref(), client).await?;
+    let (io, facts, guard) = cluster.connect_tcp(host, sni, client).await?;
     Ok((Endpoint::Direct(Box::new(io)), facts, Open::Direct { _guard: guard }))
-}
-
-/// The port on which connections go to the endpoint that the server name resolves to.
-fn sni_forward(chain: &ChainRuntime) -> Option<u16> {
-    chain.chain.filters.iter().find_map(|filter| match filter {
-        NetworkFilter::SniForward(port) => Some(*port),
-        _ => None,
-    })
-}
-
-async fn named_host(
-    worker: &Rc<Worker>,
-    cluster: &Rc<LiveCluster>,
-    downstream: &Downstream,
-    port: u16,
-) -> Result<Rc<Host>, UpstreamError> {
-    let name = downstream.server_name.as_deref().filter(|name| !name.is_empty());
-    let name = name.ok_or_else(|| UpstreamError::unsent(Reason::NoHealthyUpstream).with_detail("no server name"))?;
-    cluster.resolve(worker.clusters.resolver(), name, port).await
 }
 
 fn cluster_name(chain: &ChainRuntime, proxy: &TcpProxy, downstream: &Downstream) -> Strng {
@@ -188,14 +230,13 @@ fn cluster_name(chain: &ChainRuntime, proxy: &TcpProxy, downstream: &Downstream)
 /// Passes bytes until the connection ends by itself, or has to.
 async fn pass(
     worker: &Rc<Worker>,
-    listener: &Rc<LiveListener>,
-    slot: &Rc<ChainSlot>,
+    chain: &ChainRuntime,
     io: Io,
     downstream: &Downstream,
     upstream: Upstream,
+    end: Pin<&mut impl Future<Output = Ending>>,
     record: &mut ConnectionRecord,
 ) {
-    let chain = slot.current();
     let (Terminal::Tcp(proxy), Some(runtime)) = (&chain.chain.terminal, &chain.tcp) else { return };
     let cells = runtime.telemetry.as_ref().and_then(|telemetry| {
         let peer = Some((&*upstream.cluster, &*upstream.host, &*upstream.facts));
@@ -207,12 +248,11 @@ async fn pass(
     let reporter = Reporter { traffic: Traffic::default(), runtime, cells, reported: Cell::new((0, 0)) };
     let ended = tokio::select! {
         biased;
-        ended = run(io, upstream.io, proxy, &reporter.traffic) => Some(ended),
-        (details, flags) = must_end(listener, slot, downstream, proxy) => {
-            record.fail(flags, details);
-            record.termination = Some(details);
+        (details, flags) = end => {
+            record.close(flags, &details);
             None
         }
+        ended = run(io, upstream.io, proxy, &reporter.traffic) => Some(ended),
         () = reporter.now_and_then() => None,
     };
     match ended {
@@ -263,34 +303,18 @@ impl Reporter<'_> {
     }
 }
 
-/// Returns when an open connection must end: its longest life is over, its chain is gone, or authorization would now say no.
-async fn must_end(
-    listener: &LiveListener,
-    slot: &ChainSlot,
-    downstream: &Downstream,
-    proxy: &TcpProxy,
-) -> (&'static str, Flags) {
+/// Returns when the connection must end: its longest life is over, its chain is gone, or authorization would now say no.
+async fn must_end(listener: &LiveListener, standing: &Standing, downstream: &Downstream, proxy: &TcpProxy) -> Ending {
     let lifetime = async {
         match proxy.max_duration {
             Some(longest) => tokio::time::sleep(longest).await,
             None => std::future::pending().await,
         }
     };
-    let forbidden = async {
-        loop {
-            if slot.retired.get() {
-                tokio::time::sleep(RETIRED).await;
-                return ("filter_chain_removed", Flags::NONE);
-            }
-            slot.changed.notified().await;
-            if !slot.retired.get() && accept::denied(&slot.current(), listener, downstream).is_some() {
-                return ("rbac_access_denied", Flags::NONE);
-            }
-        }
-    };
     tokio::select! {
-        () = lifetime => ("max_duration_timeout", Flags::DT),
-        why = forbidden => why,
+        biased;
+        end = standing.ended(|chain| accept::denied(chain, listener, downstream)) => (end.details(), Flags::NONE),
+        () = lifetime => (Cow::Borrowed("max_duration_timeout"), Flags::DT),
     }
 }
 
@@ -317,13 +341,13 @@ fn cells(
         let own = facts.and_then(|(_, facts)| facts.local_uri.clone());
         (parties.local(own.as_deref()), destination, Security::Unknown)
     };
-    let host = downstream.destination.to_string();
     worker.metrics.connection(&Labels {
         telemetry,
         source: &source,
         destination: &destination,
         service: service.as_deref(),
-        host: downstream.server_name.as_deref().unwrap_or(&host),
+        cluster: upstream.map_or("", |(cluster, ..)| &cluster.config.name),
+        host: "",
         protocol: Protocol::Tcp,
         code: 0,
         grpc_status: None,

@@ -36,10 +36,10 @@ pub(crate) enum Stream {
 
 type Frames = mpsc::Sender<Result<Frame<Bytes>, BodyError>>;
 
-/// Asks an endpoint for a way to the tunnel's target.
+/// Asks an endpoint for a way to the tunnel's target; it has the cluster's connect timeout for its answer.
 ///
 /// # Errors
-/// When the endpoint cannot be reached or does not agree.
+/// When the endpoint cannot be reached or does not agree in time.
 pub(crate) async fn open(
     cluster: &Rc<LiveCluster>,
     host: &Rc<Host>,
@@ -56,13 +56,27 @@ pub(crate) async fn open(
         client: Some((downstream.source, downstream.destination)),
         priority: weft_route::Priority::Default,
     };
-    let mut lease = cluster.acquire(host, want).await?;
+    let limit = cluster.config.connect_timeout;
+    let lease = cluster.acquire(host, want).await?;
+    let asked = ask(cluster, tunnel, &target, lease);
+    tokio::time::timeout(limit, asked).await.unwrap_or_else(|_elapsed| {
+        cluster.stats.cx_connect_timeout.inc();
+        Err(UpstreamError::unsent(Reason::ConnectTimeout).with_detail("the HTTP proxy did not answer to the tunnel"))
+    })
+}
+
+async fn ask(
+    cluster: &Rc<LiveCluster>,
+    tunnel: &Tunnel,
+    target: &HeaderValue,
+    mut lease: Lease,
+) -> Result<(Stream, Rc<ConnectionFacts>, Option<Lease>), UpstreamError> {
     let facts = lease.facts.clone();
     let (mut request, sender) = request(tunnel.post);
     for (name, value) in &tunnel.headers {
         request.headers_mut().append(name, value.clone());
     }
-    address(&mut request, &target, "http", lease.is_http2());
+    address(&mut request, target, "http", lease.is_http2());
     cluster.stats.rq_total.inc();
     let mut response = lease.send(request).await.map_err(|failure| failure.error)?;
     cluster.stats.response(response.status().as_u16());

@@ -2,11 +2,11 @@
 //! leaves the worker that accepted it.
 
 use crate::accept::{self, Accepted};
-use crate::chain::ChainSlot;
 use crate::demand::{Asks, Demands};
 use crate::listener::Listeners;
 use crate::log::LogSinks;
 use crate::sockets::Listening;
+use crate::standing::Standing;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
@@ -18,9 +18,10 @@ use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{LocalSet, spawn_local};
+use tokio::time::Instant;
 use weft_cluster::{ClusterManager, ClusterShared, ClusterStatus};
 use weft_core::Strng;
-use weft_filter::limit::{ConnectionCount, ConnectionPlace};
+use weft_filter::limit::{ConnectionCount, ConnectionPlace, WeakCount};
 use weft_filter::{LocalWorkload, MeshMetrics, Parties};
 use weft_proxy_config::{FilterChain, ListenAddress, Listener, ProxySnapshot, TrafficDirection};
 use weft_telemetry::{Format, Registry, Shard};
@@ -41,10 +42,18 @@ pub(crate) struct Shared {
     pub registry: Registry,
     pub sinks: Arc<LogSinks>,
     pub local: LocalWorkload,
-    limits: Mutex<HashMap<String, ConnectionCount>>,
+    limits: Mutex<HashMap<CountKey, WeakCount>>,
     open: ConnectionCount,
     max_connections: u64,
+    retired_time: Duration,
     demands: Option<Demands>,
+}
+
+/// Whose connections are counted: a listener's, or those of one of its filter chains.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct CountKey {
+    listener: Strng,
+    chain: Option<Strng>,
 }
 
 /// What a worker is told.
@@ -114,15 +123,23 @@ impl Shared {
         registry: Registry,
         local: LocalWorkload,
         max_connections: u64,
+        retired_time: Duration,
         demands: Option<Demands>,
     ) -> Arc<Self> {
-        let (limits, open) = (Mutex::default(), ConnectionCount::default());
-        Arc::new(Self { clusters, registry, sinks: Arc::default(), local, limits, open, max_connections, demands })
+        let (sinks, limits, open) = (Arc::default(), Mutex::default(), ConnectionCount::default());
+        Arc::new(Self { clusters, registry, sinks, local, limits, open, max_connections, retired_time, demands })
     }
 
-    fn count(&self, name: &str) -> ConnectionCount {
+    /// What all workers count under `key`, for as long as one of them, or an open connection, holds it.
+    fn count(&self, key: CountKey) -> ConnectionCount {
         let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
-        limits.entry(name.to_string()).or_default().clone()
+        if let Some(known) = limits.get(&key).and_then(WeakCount::upgrade) {
+            return known;
+        }
+        limits.retain(|_, count| count.upgrade().is_some());
+        let count = ConnectionCount::default();
+        limits.insert(key, count.downgrade());
+        count
     }
 }
 
@@ -173,9 +190,23 @@ impl Worker {
         id
     }
 
-    /// Open connections of a chain over all workers.
-    pub fn connection_count(&self, chain: &FilterChain) -> ConnectionCount {
-        self.shared.count(&format!("chain {}", chain.name))
+    /// Open connections of a listener's chain over all workers. A chain without a name is known by what it matches.
+    pub fn connection_count(&self, listener: &Strng, chain: &FilterChain) -> ConnectionCount {
+        let chain = match chain.name.is_empty() {
+            true => Strng::from(format!("{:?}", chain.matcher)),
+            false => chain.name.clone(),
+        };
+        self.shared.count(CountKey { listener: listener.clone(), chain: Some(chain) })
+    }
+
+    /// Open connections of a listener over all workers.
+    pub fn listener_count(&self, listener: &Strng) -> ConnectionCount {
+        self.shared.count(CountKey { listener: listener.clone(), chain: None })
+    }
+
+    /// Time left to connections of a filter chain that is gone.
+    pub fn retired_time(&self) -> Duration {
+        self.shared.retired_time
     }
 
     /// A place under the limit of the whole process: `Some(None)` when the listener is exempt, `None` when it is reached.
@@ -183,14 +214,6 @@ impl Worker {
         match listener.exempt {
             true => Some(None),
             false => self.shared.open.take(self.shared.max_connections).map(Some),
-        }
-    }
-
-    /// A place under the listener's own limit: `Some(None)` when it has none, `None` when it is reached.
-    pub fn listener_place(&self, listener: &Listener) -> Option<Option<ConnectionPlace>> {
-        match listener.max_connections {
-            None => Some(None),
-            Some(most) => self.shared.count(&format!("listener {}", listener.name)).take(u64::from(most)).map(Some),
         }
     }
 
@@ -214,10 +237,14 @@ impl Worker {
         self.clusters.apply(&config);
         self.snapshot.replace(Rc::new(Snapshot { config, listeners }));
         self.changed.notify_waiters();
-        for entry in self.connections.borrow().values().filter(|entry| entry.slot.retired.get()) {
-            if !entry.is_draining() {
-                entry.drain();
-                spawn_local(close_later(Rc::downgrade(entry)));
+        for entry in self.connections.borrow().values() {
+            if let Some(ends_at) = entry.standing.slot.ends_at() {
+                if !entry.retiring.replace(true) {
+                    entry.drain();
+                    spawn_local(close_later(Rc::downgrade(entry), ends_at));
+                }
+            } else if entry.standing.is_in_question() {
+                entry.wake();
             }
         }
     }
@@ -293,11 +320,15 @@ async fn obey(worker: &Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command
     }
 }
 
-/// A connection whose filter chain is gone ends when its client has had time to go by itself.
-async fn close_later(entry: Weak<ConnectionEntry>) {
-    tokio::time::sleep(GRACE).await;
+/// A connection whose filter chain is gone ends when its client has had time to go by itself, and is cut at `ends_at`.
+async fn close_later(entry: Weak<ConnectionEntry>, ends_at: Instant) {
+    tokio::time::sleep_until(ends_at.min(Instant::now() + GRACE)).await;
     if let Some(entry) = entry.upgrade() {
         entry.close_idle();
+    }
+    tokio::time::sleep_until(ends_at).await;
+    if let Some(entry) = entry.upgrade() {
+        entry.wake();
     }
 }
 
@@ -368,9 +399,7 @@ async fn accept_on(
         };
         match accepted {
             Ok(accepted) => {
-                if let Some(listener) = worker.snapshot().listeners.at(address).cloned() {
-                    spawn_local(accept::serve(worker.clone(), listener, accepted));
-                }
+                spawn_local(accept::serve(worker.clone(), address.clone(), accepted));
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
@@ -390,8 +419,10 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 /// An open connection, as the worker knows it.
 #[derive(Debug)]
 pub(crate) struct ConnectionEntry {
-    pub slot: Rc<ChainSlot>,
+    pub standing: Standing,
     direction: TrafficDirection,
+    /// Its filter chain is gone, and its end is seen to.
+    retiring: Cell<bool>,
     drain: Cell<bool>,
     close_idle: Cell<bool>,
     waker: RefCell<Option<Waker>>,
@@ -407,12 +438,13 @@ pub(crate) struct Registered {
 
 impl ConnectionEntry {
     /// Puts a connection on the list.
-    pub fn register(worker: &Rc<Worker>, slot: &Rc<ChainSlot>, direction: TrafficDirection) -> Registered {
+    pub fn register(worker: &Rc<Worker>, standing: Standing, direction: TrafficDirection) -> Registered {
         let inbound = worker.draining_inbound.get() && direction == TrafficDirection::Inbound;
-        let drain = worker.draining.get() || inbound || slot.retired.get();
+        let drain = worker.draining.get() || inbound;
         let entry = Rc::new(Self {
-            slot: slot.clone(),
+            standing,
             direction,
+            retiring: Cell::new(false),
             drain: Cell::new(drain),
             close_idle: Cell::new(false),
             waker: RefCell::default(),

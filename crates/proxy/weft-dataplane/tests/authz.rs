@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 use weft_proto::envoy::service::auth::v3 as auth;
@@ -277,6 +278,26 @@ async fn failures_and_bodies_as_the_settings_say() {
     assert!(got.status == 200 && got.body.contains("body=9\n"), "{got:?}");
     let lengths: Vec<String> = seen.lock().unwrap().iter().map(|l| l.rsplit('=').next().unwrap().into()).collect();
     assert_eq!(lengths, ["8", "4"]);
+}
+
+/// A body that is read for an authorizer is not idle while it moves.
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_bodies_are_shown_whole() {
+    let (a, seen) = (Backend::echo("a").await, Arc::new(Mutex::new(Vec::new())));
+    let authz = authorizer(seen.clone()).await;
+    let clusters = [("a", a.addr, ""), ("authz", authz.addr, "")];
+    let filters = custom(by_http(json!({"with_request_body": {"max_request_bytes": 64}})));
+    let proxy = Proxy::start(&bootstrap("stream_idle_timeout: 1s,", &filters, TO_A, &clusters)).await;
+    let mut stream = tokio::net::TcpStream::connect(proxy.addr()).await.unwrap();
+    let head = b"POST /headers HTTP/1.1\r\nHost: a\r\nx-ext-authz: allow\r\nContent-Length: 8\r\n\r\n";
+    stream.write_all(head).await.unwrap();
+    for byte in b"12345678" {
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        stream.write_all(&[*byte]).await.unwrap();
+    }
+    let mut status = [0; 12];
+    tokio::time::timeout(PATIENCE, stream.read_exact(&mut status)).await.unwrap().unwrap();
+    assert_eq!(String::from_utf8_lossy(&status), "HTTP/1.1 200");
 }
 
 /// Istio's sample authorizer over gRPC.

@@ -176,3 +176,27 @@ async fn proxy_headers_say_who_asks() {
     }
     assert_eq!(app.count(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_hello_that_is_too_long_is_not_plain_text() {
+    let app = greeter("").await;
+    let chains = [tcp_chain("transport_protocol: raw_buffer", "raw")];
+    let proxy = Proxy::start(&bootstrap(&["tls_inspector"], &chains, &[("raw", app)])).await;
+    // A ClientHello of 60000 bytes, in records of 8192.
+    let mut hello = Vec::new();
+    for n in 0..8 {
+        hello.extend([0x16, 3, 1, 0x20, 0]);
+        let mut record = vec![0; 8192];
+        if n == 0 {
+            record[..4].copy_from_slice(&[1, 0, 0xea, 0x60]);
+        }
+        hello.extend(record);
+    }
+    let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
+    // It may be closed before all of it is there.
+    let _ = stream.write_all(&hello).await;
+    let mut back = Vec::new();
+    let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut back)).await.expect("it is closed");
+    assert_eq!(back, b"", "the application heard nothing of it");
+    assert_eq!(proxy.metric("envoy_tls_inspector_client_hello_too_large", &[]), 1.0);
+}

@@ -139,6 +139,28 @@ async fn endpoints_by_server_name() {
     assert!(!handshake.await.unwrap());
 }
 
+/// Two names at one address share no connection: it was made, and its certificate checked, for one of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn endpoints_by_host() {
+    let backend = Backend::echo("a").await;
+    let port = backend.addr.port();
+    let filter = r#"http_filters: [{name: d, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.dynamic_forward_proxy.v3.FilterConfig, dns_cache_config: {name: c}}},"#;
+    let clusters = "  - {name: a, lb_policy: CLUSTER_PROVIDED, connect_timeout: 2s, cluster_type: {name: envoy.clusters.dynamic_forward_proxy, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig, dns_cache_config: {name: c}}}}\n";
+    let routes = all(r#"[{match: {prefix: "/"}, route: {cluster: a}}]"#);
+    let file = http_bootstrap_raw("", &routes, clusters).replace("http_filters: [", filter);
+    let proxy = Proxy::start_with(&file, |options| options.concurrency = std::num::NonZeroUsize::MIN).await;
+    let ask = async |name: &str| {
+        let host = format!("{name}:{port}");
+        let got = get_with(proxy.addr(), "/", &[("host", host.as_str())]).await;
+        assert_eq!((got.status, got.seen("host")), (200, Some(host.as_str())), "{}", got.body);
+        backend.connections.load(std::sync::atomic::Ordering::SeqCst)
+    };
+    assert_eq!(ask("localhost").await, 1);
+    assert_eq!(ask("localhost").await, 1);
+    assert_eq!(ask("127.0.0.1").await, 2);
+    assert_eq!(ask("127.0.0.1").await, 2);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn browsers_speak_to_grpc_services() {
     use http_body_util::{BodyExt, Full};

@@ -1,11 +1,15 @@
 //! The connection limit of a filter chain, counted over the workers of the process.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Connections open under one limit.
 #[derive(Debug, Clone, Default)]
 pub struct ConnectionCount(Arc<AtomicU64>);
+
+/// The same, for as long as somebody counts by it.
+#[derive(Debug, Clone, Default)]
+pub struct WeakCount(Weak<AtomicU64>);
 
 /// One open connection; ends on drop.
 #[derive(Debug)]
@@ -21,9 +25,21 @@ impl ConnectionCount {
         Some(ConnectionPlace(self.0.clone()))
     }
 
+    /// Finds the count for as long as somebody counts by it.
+    pub fn downgrade(&self) -> WeakCount {
+        WeakCount(Arc::downgrade(&self.0))
+    }
+
     /// Places taken.
     pub fn open(&self) -> u64 {
         self.0.load(Relaxed)
+    }
+}
+
+impl WeakCount {
+    /// The count, when somebody still counts by it or holds a place.
+    pub fn upgrade(&self) -> Option<ConnectionCount> {
+        self.0.upgrade().map(ConnectionCount)
     }
 }
 
@@ -45,5 +61,10 @@ mod tests {
         drop(first);
         assert!(count.take(1).is_some());
         assert_eq!(count.open(), 0);
+        let (weak, last) = (count.downgrade(), count.take(1));
+        drop(count);
+        assert_eq!(weak.upgrade().map(|count| count.open()), Some(1), "an open connection keeps the count");
+        drop(last);
+        assert!(weak.upgrade().is_none());
     }
 }

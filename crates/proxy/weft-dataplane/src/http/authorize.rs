@@ -40,7 +40,7 @@ pub(crate) async fn request(
     }
     let stats = &exchange.http.stats;
     let shown = match filter.body {
-        Some(how) => Some(look_into(body, how).await?),
+        Some(how) => Some(look_into(exchange, body, how).await?),
         None => None,
     };
     let downstream = &exchange.conn.downstream;
@@ -181,7 +181,11 @@ fn take_over(head: &mut Head, marks: &mut Marks, changes: Changes, reroute: bool
 ///
 /// # Errors
 /// 413 for a body that is too long to be shown, 400 for one that breaks off.
-async fn look_into(body: &mut ProxyBody, how: AuthzBody) -> Result<(Bytes, bool), Box<LocalReply>> {
+async fn look_into(
+    exchange: &Exchange,
+    body: &mut ProxyBody,
+    how: AuthzBody,
+) -> Result<(Bytes, bool), Box<LocalReply>> {
     let mut rest = std::mem::take(body);
     let mut read: VecDeque<Frame<Bytes>> = VecDeque::new();
     let mut shown = BytesMut::new();
@@ -190,6 +194,7 @@ async fn look_into(body: &mut ProxyBody, how: AuthzBody) -> Result<(Bytes, bool)
         let Ok(frame) = frame else {
             return Err(Box::new(LocalReply::new(Reason::DownstreamDisconnect)));
         };
+        exchange.step();
         if let Some(data) = frame.data_ref() {
             let room = how.most - shown.len();
             shown.extend_from_slice(&data[..data.len().min(room)]);

@@ -1,10 +1,12 @@
 //! A client's HTTP connection: which version it speaks, its bounds in time and number, and its end.
 
-use crate::chain::ChainSlot;
+use crate::accept;
+use crate::chain::{ChainRuntime, ChainSlot};
 use crate::downstream::Downstream;
 use crate::http::exchange::Exchange;
 use crate::http::{http1, serve};
 use crate::listener::LiveListener;
+use crate::standing::End;
 use crate::worker::{ConnectionEntry, Registered, Worker};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Request, Response};
@@ -35,6 +37,8 @@ const FIRST_BYTES: Duration = Duration::from_secs(3600);
 const SLOWEST_TICK: Duration = Duration::from_secs(300);
 /// … and at the most often.
 const FASTEST_TICK: Duration = Duration::from_millis(1);
+/// Time left to a client that was told to go, when nothing of it is under way, before it is cut.
+const LEAVING: Duration = Duration::from_secs(5);
 
 /// A client's connection.
 #[derive(Debug)]
@@ -52,7 +56,8 @@ pub(crate) struct HttpConnection {
     active: Cell<u32>,
     /// When the last request ended.
     quiet_since: Cell<Instant>,
-    /// When the first bytes of a request arrived whose headers are not complete.
+    /// When the first bytes of a request arrived whose headers are not complete. Of HTTP/1 only: HTTP/2 has frames that belong
+    /// to no request.
     partial_since: Cell<Option<Instant>>,
     exchanges: RefCell<Vec<Weak<Exchange>>>,
     tick: Cell<Duration>,
@@ -60,6 +65,8 @@ pub(crate) struct HttpConnection {
     rearm: Cell<bool>,
     /// It ends as soon as it is idle.
     ending: Cell<bool>,
+    /// Since when the client is told to go and nothing is under way.
+    leaving_since: Cell<Option<Instant>>,
 }
 
 /// Serves a connection until it ends.
@@ -102,6 +109,7 @@ pub(crate) async fn serve_connection(
         tick: Cell::new(tick(&http.hcm.limits)),
         rearm: Cell::new(false),
         ending: Cell::new(false),
+        leaving_since: Cell::new(None),
     });
     let limits = &http.hcm.limits;
     let outcome = if is_http2 {
@@ -219,6 +227,10 @@ async fn drive(connection: &Rc<HttpConnection>, mut served: impl Drive) -> Resul
         if connection.rearm.take() {
             timer.as_mut().reset(tokio::time::Instant::now() + connection.tick.get());
         }
+        if let Some(end) = connection.end_now() {
+            connection.cut(end);
+            return Poll::Ready(Ok(()));
+        }
         if !ending && connection.must_end() {
             ending = true;
             served.graceful();
@@ -240,11 +252,16 @@ async fn drive(connection: &Rc<HttpConnection>, mut served: impl Drive) -> Resul
                     if let Poll::Ready(outcome) = served.poll(cx) {
                         return Poll::Ready(outcome);
                     }
-                    connection.tick.get()
+                    let left = if connection.is_http1() { None } else { connection.leaving() };
+                    left.unwrap_or(connection.tick.get())
                 }
                 // It did not end within a tick: its client does not take what is written.
                 Watched::End if connection.is_http1() && connection.active.get() == 0 => return Poll::Ready(Ok(())),
-                Watched::End => connection.tick.get(),
+                // Or does not heed what it was told.
+                Watched::End => match connection.leaving() {
+                    Some(left) => left,
+                    None => return Poll::Ready(Ok(())),
+                },
                 // A client that is in the middle of its headers would not notice a shutdown in order.
                 Watched::Cut => return Poll::Ready(Ok(())),
             };
@@ -329,6 +346,43 @@ impl HttpConnection {
         }
     }
 
+    /// Why the connection must end whatever it does: its filter chain is gone, or the chain's authorization of connections
+    /// says no now.
+    fn end_now(&self) -> Option<End> {
+        self.entry().standing.now(|chain| self.denied(chain))
+    }
+
+    /// Ends what is under way.
+    fn cut(&self, end: End) {
+        let details = end.details();
+        tracing::debug!(peer = %self.downstream.peer, %details, "client connection cut");
+        for exchange in self.exchanges.borrow().iter().filter_map(Weak::upgrade) {
+            exchange.cut(details.clone());
+        }
+    }
+
+    /// Whether authorization of connections lets it in under `chain`; the details word when it does not.
+    pub fn denied(&self, chain: &ChainRuntime) -> Option<String> {
+        accept::denied(chain, &self.listener, &self.downstream)
+    }
+
+    /// When the longest life of the connection is over, with the time that its client has to go then.
+    pub fn longest_life(&self) -> Option<Instant> {
+        let limit = self.slot.current().http.as_ref()?.hcm.limits.max_connection_duration?;
+        Some(self.created + limit + LEAVING)
+    }
+
+    /// Time left to a client that was told to go; `None` when it is over.
+    fn leaving(&self) -> Option<Duration> {
+        if self.active.get() > 0 {
+            self.leaving_since.set(None);
+            return Some(self.tick.get());
+        }
+        let since = self.leaving_since.get().unwrap_or_else(Instant::now);
+        self.leaving_since.set(Some(since));
+        LEAVING.checked_sub(since.elapsed()).filter(|left| !left.is_zero())
+    }
+
     /// A request begins.
     pub fn begin(&self, exchange: &Rc<Exchange>) {
         self.active.set(self.active.get() + 1);
@@ -386,7 +440,7 @@ impl HttpConnection {
         }
         if self.active.get() == 0 {
             let headers = limits.request_headers_timeout.or(limits.stream_idle_timeout).filter(|d| !d.is_zero());
-            if self.downstream.meter.take_touched() {
+            if self.is_http1() && self.downstream.meter.take_touched() {
                 self.head_began();
             }
             if let (Some(since), Some(limit)) = (self.partial_since.get(), headers)

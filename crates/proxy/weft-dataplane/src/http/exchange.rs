@@ -3,7 +3,9 @@
 
 use crate::chain::HttpRuntime;
 use crate::demand::Answered;
+use crate::http::compress::Codings;
 use crate::http::conn::HttpConnection;
+use crate::http::filters::Admitted;
 use crate::http::forward::Place;
 use crate::http::trace::{self, ActiveSpan};
 use crate::log::{LogFacts, LoggedRequest, LoggedUpstream};
@@ -84,6 +86,10 @@ pub(crate) struct ExchangeFacts {
     pub shown: Option<Box<LoggedRequest>>,
     /// The other side's workload, for the standard metrics.
     pub peer: Option<Rc<Party>>,
+    /// The request as authorization saw it, when it asks for a tunnel: policies that come later bind that too.
+    pub admitted: Option<Box<Admitted>>,
+    /// What compressors noted for the response.
+    pub codings: Option<Box<Codings>>,
     /// Host asked for, for the standard metrics.
     pub authority: Option<HeaderValue>,
 }
@@ -220,6 +226,13 @@ impl Exchange {
         }
     }
 
+    /// The connection ends, and the exchange with it.
+    pub fn cut(&self, details: Cow<'static, str>) {
+        let mut facts = self.facts.borrow_mut();
+        facts.finished = true;
+        facts.details = details;
+    }
+
     /// Returns when the exchange is cut short. It is then for the caller to answer, and that answer is not cut.
     pub async fn cancelled(&self) -> Reason {
         let reason = std::future::poll_fn(|cx| self.poll_cancelled(cx)).await;
@@ -275,7 +288,8 @@ impl Exchange {
         self.sent.set(self.sent.get() + sent);
     }
 
-    fn step(&self) {
+    /// Something moved.
+    pub fn step(&self) {
         self.moved.set(Instant::now());
     }
 }
@@ -361,6 +375,7 @@ impl Exchange {
             source: &source,
             destination: &destination,
             service: facts.cluster.as_ref().map(|c| &*c.config.metadata),
+            cluster: facts.cluster.as_ref().map_or("", |c| &c.config.name),
             host,
             protocol: if facts.is_grpc { Protocol::Grpc } else { Protocol::Http },
             code: facts.code,

@@ -56,6 +56,23 @@ impl Head {
         }
     }
 
+    /// The same, of which nothing becomes a tunnel.
+    pub fn copy(&self) -> Head {
+        Head {
+            method: self.method.clone(),
+            version: self.version,
+            uri: self.uri.clone(),
+            headers: self.headers.clone(),
+            host: self.host.clone(),
+            authority: self.authority.clone(),
+            scheme: self.scheme,
+            client: self.client,
+            internal: self.internal,
+            metadata: self.metadata.clone(),
+            upgrade: None,
+        }
+    }
+
     /// What authorization sees.
     pub fn facts(&self) -> weft_authz::RequestFacts<'_> {
         let path_and_query = self.uri.path_and_query().map_or("", PathAndQuery::as_str);

@@ -3,7 +3,7 @@
 use crate::demand;
 use crate::http::conn::HttpConnection;
 use crate::http::exchange::Exchange;
-use crate::http::filters::{self, Destination, Marks};
+use crate::http::filters::{self, Admitted, Destination, Marks};
 use crate::http::forward::{self, Forwarding};
 use crate::http::intake::{self, Head};
 use crate::http::{format, respond, upgrade};
@@ -77,6 +77,9 @@ async fn handle(
             Err(reply) => return Ok(refused(exchange, *reply, table, destination, marks)),
         }
     };
+    if head.upgrade.is_some() {
+        exchange.facts.borrow_mut().admitted = Some(Box::new(Admitted::new(&head, destination)));
+    }
     let remembers = table.is_some_and(|table| makes_values(table, destination));
     if remembers {
         exchange.facts.borrow_mut().route = destination.route.cloned();

@@ -1,14 +1,17 @@
 //! Connections that become something else: WebSocket over HTTP/1.1 and over HTTP/2 (RFC 8441), and `CONNECT`. After the
 //! upstream agreed, bytes pass both ways until one side is done.
 
+use crate::chain::ChainRuntime;
 use crate::http::exchange::Exchange;
 use crate::http::forward::Place;
-use crate::tunnel::{self, Traffic};
+use crate::standing::{End, Standing};
+use crate::tunnel::{self, Ended, Traffic};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{CONNECTION, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version};
 use hyper::ext::Protocol;
+use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
 use weft_cluster::Lease;
@@ -168,25 +171,16 @@ fn websocket_key() -> HeaderValue {
 
 /// Passes bytes between client and an endpoint that speaks no HTTP.
 pub(crate) fn tunnel_to(exchange: Rc<Exchange>, client: Upgrading, endpoint: (Io, TcpGuard), idle: Option<Duration>) {
-    exchange.clear_limits();
-    exchange.complete_request();
-    exchange.facts.borrow_mut().finished = true;
-    let stats = &exchange.http.stats;
-    stats.cx_upgrades_total.inc();
-    stats.cx_upgrades_active.add(1);
     tokio::task::spawn_local(async move {
         let (io, open) = endpoint;
         let traffic = Traffic::default();
-        match client.done().await {
-            Ok(client) => {
-                if let tunnel::Ended::Idle = tunnel::run(client, io, idle, &traffic).await {
-                    exchange.note(Flags::SI, Reason::StreamIdleTimeout.details());
-                }
+        let pass = async {
+            match client.done().await {
+                Ok(client) => tunnel::run(client, io, idle, &traffic).await,
+                Err(error) => Ended::Failed(error),
             }
-            Err(error) => tracing::debug!(%error, "CONNECT not completed"),
-        }
-        exchange.count(traffic.received(), traffic.sent());
-        exchange.http.stats.cx_upgrades_active.add(-1);
+        };
+        last(&exchange, &traffic, pass).await;
         drop(open);
     });
 }
@@ -199,27 +193,59 @@ pub(crate) fn tunnel(
     held: (Lease, Place),
     idle: Option<Duration>,
 ) {
+    tokio::task::spawn_local(async move {
+        let traffic = Traffic::default();
+        let pass = async {
+            match (client.done().await, endpoint.done().await) {
+                (Ok(client), Ok(endpoint)) => tunnel::run(client, endpoint, idle, &traffic).await,
+                (Err(error), _) | (_, Err(error)) => Ended::Failed(error),
+            }
+        };
+        last(&exchange, &traffic, pass).await;
+        drop(held);
+    });
+}
+
+/// A tunnel from its beginning to its end: it ends by itself, or because it must.
+async fn last(exchange: &Exchange, traffic: &Traffic, pass: impl Future<Output = Ended>) {
     exchange.clear_limits();
     exchange.complete_request();
     exchange.facts.borrow_mut().finished = true;
     let stats = &exchange.http.stats;
     stats.cx_upgrades_total.inc();
     stats.cx_upgrades_active.add(1);
-    tokio::task::spawn_local(async move {
-        let traffic = Traffic::default();
-        match (client.done().await, endpoint.done().await) {
-            (Ok(client), Ok(endpoint)) => {
-                let ended = tunnel::run(client, endpoint, idle, &traffic).await;
-                if let tunnel::Ended::Idle = ended {
-                    exchange.note(Flags::SI, Reason::StreamIdleTimeout.details());
-                }
-            }
-            (Err(error), _) | (_, Err(error)) => tracing::debug!(%error, "upgrade not completed"),
-        }
-        exchange.count(traffic.received(), traffic.sent());
-        exchange.http.stats.cx_upgrades_active.add(-1);
-        drop(held);
-    });
+    tokio::select! {
+        biased;
+        end = forbidden(exchange) => exchange.note(Flags::NONE, end.details()),
+        () = too_old(exchange) => exchange.note(Reason::MaxDuration.flag(), Reason::MaxDuration.details()),
+        ended = pass => match ended {
+            Ended::Idle => exchange.note(Flags::SI, Reason::StreamIdleTimeout.details()),
+            Ended::Failed(error) => tracing::debug!(%error, "tunnel broke off"),
+            Ended::Closed => {}
+        },
+    }
+    exchange.count(traffic.received(), traffic.sent());
+    stats.cx_upgrades_active.add(-1);
+}
+
+/// Returns when the tunnel's filter chain is gone, or authorization would refuse its connection or its request now.
+async fn forbidden(exchange: &Exchange) -> End {
+    let conn = &exchange.conn;
+    let admitted = exchange.facts.borrow_mut().admitted.take();
+    let current = conn.slot.current();
+    let is_judged = current.http.as_ref().is_some_and(|http| Rc::ptr_eq(http, &exchange.http));
+    let standing = Standing::new(&conn.slot, is_judged.then_some(current));
+    let by_request = |chain: &ChainRuntime| admitted.as_ref()?.denied(&conn.downstream, chain.http.as_deref()?);
+    standing.ended(|chain| conn.denied(chain).or_else(|| by_request(chain))).await
+}
+
+/// Returns when the longest life of the stream or of its connection is over.
+async fn too_old(exchange: &Exchange) {
+    let of_stream = exchange.longest_life().map(|longest| exchange.began + longest);
+    match of_stream.into_iter().chain(exchange.conn.longest_life()).min() {
+        Some(end) => tokio::time::sleep_until(end.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 #[cfg(test)]
