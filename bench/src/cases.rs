@@ -3,11 +3,11 @@
 use crate::backend::Backend;
 use crate::child::{Program, free_port, local};
 use crate::config::{self, Features, Traffic};
-use crate::control_plane;
 use crate::load::{self, Outcome, Plan};
 use crate::pair::{Pair, Peer, Programs};
 use crate::pki::Pki;
 use crate::report::Metric;
+use crate::{control_plane, on_demand};
 use anyhow::{Context as _, Result, bail};
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -177,6 +177,16 @@ pub const CASES: &[Case] = &[
                 and 60); choose with --services and --proxies.",
         peers: OURS,
         run: |bench, _| control_plane::run(bench.mesh),
+    },
+    Case {
+        name: "on-demand",
+        about: "weftd and one proxy in a mesh of 100, 1000 and 10 000 services (with --quick up to 1000), of which 20 are called: \
+                with all of the configuration, and with what is used alone.",
+        peers: OURS,
+        run: |bench, _| {
+            let largest = on_demand::SIZES.into_iter().rev().find(|size| bench.full || *size <= 1000).unwrap_or(100);
+            on_demand::run(&bench.programs.weft, &bench.folder, bench.backend.http, largest)
+        },
     },
 ];
 

@@ -11,6 +11,7 @@ mod config;
 mod control_plane;
 mod jwt;
 mod load;
+mod on_demand;
 mod pair;
 mod pki;
 mod report;
