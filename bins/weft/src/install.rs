@@ -1,7 +1,7 @@
 //! What an installation on Kubernetes consists of, and how it comes onto a cluster.
 //!
 //! Reading order is the way of the data: [`operator`] (files and `--set` over a [`profile`]; [`fields`] says what may stand there,
-//! [`path`] how places are named), [`settings`] (what that means), the objects (`rbac`, `control_plane`, `remote`, `webhooks`,
+//! [`path`] how places are named), [`settings`] (what that means), the objects (`rbac`, `control_plane`, `cni`, `remote`, `webhooks`,
 //! `gateways`, with `k8s` and `scaling` for all of them), `overlay` (the user's changes to objects). Up to there everything is
 //! pure, and `weft manifest generate` prints it. [`cluster`] knows whose an object on a cluster is, [`apply`] brings an
 //! installation there, [`version`] says which one may follow which; [`tags`] are further names of revisions;
@@ -9,6 +9,7 @@
 
 pub mod apply;
 pub mod cluster;
+mod cni;
 mod control_plane;
 pub mod difference;
 pub mod fields;
@@ -62,6 +63,11 @@ pub fn components(settings: &Settings) -> anyhow::Result<Vec<Component>> {
         objects.extend(webhooks::objects(settings));
         overlay::apply(&mut objects, &settings.pilot_k8s()["overlays"], "components.pilot")?;
         all.push(Component { title: "Istiod", name: "Pilot", objects });
+    }
+    if settings.cni {
+        let mut objects = cni::objects(settings)?;
+        overlay::apply(&mut objects, &settings.components["cni"]["k8s"]["overlays"], "components.cni")?;
+        all.push(Component { title: "CNI", name: "Cni", objects });
     }
     if settings.remote {
         let mut objects = remote::objects(settings)?;

@@ -125,7 +125,7 @@ pub async fn send(client: &ApiClient, object: &Object, dry_run: bool) -> anyhow:
 
 /// Waits for the Deployments among the objects, and for the injector's webhook to be trusted.
 async fn ready(client: &ApiClient, title: &str, objects: &[Object], limit: Duration) -> anyhow::Result<()> {
-    for object in objects.iter().filter(|object| object.kind == "Deployment") {
+    for object in objects.iter().filter(|object| matches!(object.kind.as_str(), "Deployment" | "DaemonSet")) {
         rolled_out(client, title, object, limit).await?;
     }
     let local = objects.iter().any(|object| object.kind == "Deployment");
@@ -135,15 +135,15 @@ async fn ready(client: &ApiClient, title: &str, objects: &[Object], limit: Durat
     Ok(())
 }
 
-/// Waits until a Deployment's pods are all of its present state and ready.
+/// Waits until a Deployment's (or DaemonSet's) pods are all of its present state and ready.
 ///
 /// # Errors
 /// After `limit`, with what its pods wait for.
 pub async fn rolled_out(client: &ApiClient, title: &str, object: &Object, limit: Duration) -> anyhow::Result<()> {
-    let (start, place) = (Instant::now(), format!("Deployment/{}/{}", object.namespace(), object.name()));
+    let (start, place) = (Instant::now(), format!("{}/{}/{}", object.kind, object.namespace(), object.name()));
     let mut told = false;
     loop {
-        let now = client.get(known("Deployment")?, object.namespace(), object.name()).await;
+        let now = client.get(known(&object.kind)?, object.namespace(), object.name()).await;
         let now = now.with_context(|| format!("cannot read {place}"))?;
         if is_rolled_out(&now) {
             return Ok(());
@@ -163,8 +163,12 @@ pub async fn rolled_out(client: &ApiClient, title: &str, object: &Object, limit:
 fn is_rolled_out(deployment: &Object) -> bool {
     let status = deployment.body.get("status").unwrap_or(&Value::Null);
     let number = |name: &str| status[name].as_i64().unwrap_or(0);
-    let wanted = deployment.spec()["replicas"].as_i64().unwrap_or(1);
     let seen = number("observedGeneration") >= deployment.metadata.generation.unwrap_or(0);
+    if deployment.kind == "DaemonSet" {
+        let wanted = number("desiredNumberScheduled");
+        return seen && number("updatedNumberScheduled") >= wanted && number("numberAvailable") >= wanted;
+    }
+    let wanted = deployment.spec()["replicas"].as_i64().unwrap_or(1);
     seen && number("updatedReplicas") >= wanted
         && number("replicas") <= number("updatedReplicas")
         && number("availableReplicas") >= number("updatedReplicas")

@@ -24,11 +24,12 @@ const COMPONENT: &str = "operator.istio.io/component";
 pub const MANAGED: &str = "operator.istio.io/managed=Reconcile";
 /// Kinds of which an installation has objects, in the order in which they go: first what would hold up others. Definitions are
 /// not among them: with them all configuration goes.
-const KINDS: [(&str, &str); 13] = [
+const KINDS: [(&str, &str); 14] = [
     ("admissionregistration.k8s.io", "MutatingWebhookConfiguration"),
     ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration"),
     ("autoscaling", "HorizontalPodAutoscaler"),
     ("apps", "Deployment"),
+    ("apps", "DaemonSet"),
     ("policy", "PodDisruptionBudget"),
     ("", "Service"),
     ("discovery.k8s.io", "EndpointSlice"),

@@ -79,7 +79,10 @@ fn injector_config(settings: &Settings) -> Value {
     });
     let tree = settings.values.tree();
     let carried = ["global", "sidecarInjectorWebhook", "revision", "pilot", "gateways"];
-    let values: Map<String, Value> = carried.iter().map(|name| ((*name).to_string(), tree[*name].clone())).collect();
+    let mut values: Map<String, Value> =
+        carried.iter().map(|name| ((*name).to_string(), tree[*name].clone())).collect();
+    // What single gateways are like is in their own objects.
+    values.insert("gateways".into(), json!({"securityContext": tree["gateways"]["securityContext"]}));
     let values = serde_json::to_string_pretty(&values).unwrap_or_default();
     json!({"apiVersion": "v1", "kind": "ConfigMap",
            "metadata": metadata(settings, &settings.named("istio-sidecar-injector"), true),
@@ -154,15 +157,20 @@ fn container(settings: &Settings) -> anyhow::Result<Value> {
     let cluster = settings.values.text("global.multiCluster.clusterName");
     let cluster = if cluster.is_empty() { "Kubernetes".to_string() } else { cluster };
     let monitoring = monitoring(settings)?;
+    let mut env = vec![
+        field("POD_NAME", "metadata.name"),
+        field("POD_NAMESPACE", "metadata.namespace"),
+        field("SERVICE_ACCOUNT", "spec.serviceAccountName"),
+        json!({"name": "REVISION", "value": settings.revision_label()}),
+        json!({"name": "CLUSTER_ID", "value": cluster}),
+    ];
+    let level = log_level(&settings.values.text("global.logging.level"))?;
+    if level != "info" {
+        env.push(json!({"name": "WEFT_LOG", "value": level}));
+    }
     Ok(json!({
         "name": "discovery", "image": settings.pilot_image(), "args": arguments(settings)?,
-        "env": [
-            field("POD_NAME", "metadata.name"),
-            field("POD_NAMESPACE", "metadata.namespace"),
-            field("SERVICE_ACCOUNT", "spec.serviceAccountName"),
-            json!({"name": "REVISION", "value": settings.revision_label()}),
-            json!({"name": "CLUSTER_ID", "value": cluster}),
-        ],
+        "env": env,
         "ports": [port("http-debug", 8080), port("tls-xds", 15012), port("https-webhooks", 15017), port("http-monitoring", monitoring)],
         "readinessProbe": {"httpGet": {"path": "/ready", "port": 8080}, "initialDelaySeconds": 1, "periodSeconds": 3, "timeoutSeconds": 5},
         // Alive is who accepts connections; who waits for the API server is alive and not ready.
@@ -181,10 +189,6 @@ fn arguments(settings: &Settings) -> anyhow::Result<Vec<String>> {
         .map_err(|e| anyhow::anyhow!("values.pilot.keepaliveMaxServerConnectionAge: {e}"))?;
     let mut arguments = vec!["--domain".to_string(), values.text("global.proxy.clusterDomain")];
     arguments.extend(["--keepaliveMaxServerConnectionAge", age, "--httpAddr", "0.0.0.0:8080"].map(String::from));
-    let level = log_level(&values.text("global.logging.level"))?;
-    if level != "info" {
-        arguments.extend(["--log-level".to_string(), level]);
-    }
     let port = monitoring(settings)?;
     if port != 15014 {
         arguments.extend(["--monitoring-addr".to_string(), format!("0.0.0.0:{port}")]);

@@ -1,6 +1,6 @@
 //! What two trees differ in, one line a place: `path: a -> b`.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Most lines about one pair.
 const MAX_LINES: usize = 1000;
@@ -44,21 +44,26 @@ fn walk(a: &Value, b: &Value, path: &str, lines: &mut Vec<String>) {
     if a == b || lines.len() >= MAX_LINES {
         return;
     }
+    let (empty, none) = (Map::new(), Value::Null);
     match (a, b) {
-        (Value::Object(a), Value::Object(b)) => {
-            for name in a.keys().chain(b.keys().filter(|name| !a.contains_key(*name))) {
-                let place = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-                let none = &Value::Null;
-                walk(a.get(name).unwrap_or(none), b.get(name).unwrap_or(none), &place, lines);
-            }
-        }
+        // What is there on one side alone is told leaf by leaf.
+        (Value::Object(a), Value::Null) if !a.is_empty() => fields(a, &empty, path, lines),
+        (Value::Null, Value::Object(b)) if !b.is_empty() => fields(&empty, b, path, lines),
+        (Value::Object(a), Value::Object(b)) => fields(a, b, path, lines),
         (Value::Array(a), Value::Array(b)) => {
             for at in 0..a.len().max(b.len()) {
-                let none = &Value::Null;
-                walk(a.get(at).unwrap_or(none), b.get(at).unwrap_or(none), &format!("{path}[{at}]"), lines);
+                walk(a.get(at).unwrap_or(&none), b.get(at).unwrap_or(&none), &format!("{path}[{at}]"), lines);
             }
         }
         _ => lines.push(format!("{path}: {} -> {}", shown(a), shown(b))),
+    }
+}
+
+fn fields(a: &Map<String, Value>, b: &Map<String, Value>, path: &str, lines: &mut Vec<String>) {
+    let none = Value::Null;
+    for name in a.keys().chain(b.keys().filter(|name| !a.contains_key(*name))) {
+        let place = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        walk(a.get(name).unwrap_or(&none), b.get(name).unwrap_or(&none), &place, lines);
     }
 }
 
@@ -77,10 +82,11 @@ mod tests {
 
     #[test]
     fn places_and_objects() {
-        let (a, b) = (json!({"x": {"y": 1, "z": [1, 2]}, "only": "a"}), json!({"x": {"y": 2, "z": [1]}, "new": true}));
+        let (a, b) =
+            (json!({"x": {"y": 1, "z": [1, 2]}, "only": {"a": "b"}}), json!({"x": {"y": 2, "z": [1]}, "new": true}));
         assert_eq!(
             of_trees(&a, &b),
-            ["x.y: 1 -> 2", "x.z[1]: 2 -> <none>", "only: a -> <none>", "new: <none> -> true"]
+            ["x.y: 1 -> 2", "x.z[1]: 2 -> <none>", "only.a: b -> <none>", "new: <none> -> true"]
         );
         let object = |name: &str, data: &str| json!({"kind": "ConfigMap", "metadata": {"name": name, "namespace": "n"}, "data": {"k": data}});
         let text = of_objects(&[object("a", "1"), object("b", "1")], &[object("a", "2"), object("c", "1")]);

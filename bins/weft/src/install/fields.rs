@@ -270,21 +270,21 @@ const INJECTOR: &[(&str, Known)] = &[
 ];
 const INJECTOR_WITHOUT: &[&str] =
     &["injectionURL", "objectSelector", "gatewayTemplates", "hub", "image", "tag", "useLegacySelectors"];
-const CNI_WITHOUT: &[&str] = &[
-    "chained",
-    "cniBinDir",
-    "cniConfDir",
-    "cniConfFileName",
-    "cniNetnsDir",
-    "excludeNamespaces",
-    "hub",
-    "image",
-    "logLevel",
-    "psp_cluster_role",
-    "repair",
-    "resources",
-    "tag",
+const CNI: &[(&str, Known)] = &[
+    ("chained", Any),
+    ("cniBinDir", Any),
+    ("cniConfDir", Any),
+    ("cniConfFileName", Any),
+    ("enabled", Any),
+    ("excludeNamespaces", Any),
+    ("hub", Any),
+    ("image", Any),
+    ("provider", Any),
+    ("repair", Fields(&[("enabled", Any)])),
+    ("resources", Any),
+    ("tag", Any),
 ];
+const CNI_WITHOUT: &[&str] = &["cniNetnsDir", "logLevel", "psp_cluster_role"];
 const VALUES: &[(&str, Known)] = &[
     ("global", Values(GLOBAL, GLOBAL_WITHOUT)),
     ("pilot", Values(PILOT, PILOT_WITHOUT)),
@@ -302,7 +302,7 @@ const VALUES: &[(&str, Known)] = &[
     ("sidecarInjectorWebhook", Values(INJECTOR, INJECTOR_WITHOUT)),
     ("meshConfig", Any),
     ("istio_cni", Values(&[("enabled", Any)], &["chained", "provider"])),
-    ("cni", Values(&[("enabled", Any), ("provider", Any)], CNI_WITHOUT)),
+    ("cni", Values(CNI, CNI_WITHOUT)),
     (
         "istiodRemote",
         Values(

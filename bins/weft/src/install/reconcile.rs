@@ -227,7 +227,7 @@ fn rules() -> Value {
         rule("install.istio.io", &["istiooperators", "istiooperators/status"], &all),
         rule("", &["configmaps", "namespaces", "serviceaccounts", "services"], &all),
         rule("", &["pods"], &["get", "list"]),
-        rule("apps", &["deployments"], &all),
+        rule("apps", &["daemonsets", "deployments"], &all),
         rule("autoscaling", &["horizontalpodautoscalers"], &all),
         rule("policy", &["poddisruptionbudgets"], &all),
         rule("discovery.k8s.io", &["endpointslices"], &all),

@@ -17,6 +17,8 @@ pub struct Settings {
     pub base: bool,
     /// The control plane.
     pub pilot: bool,
+    /// The CNI agent.
+    pub cni: bool,
     /// What leads to a control plane elsewhere.
     pub remote: bool,
     /// Revision; empty for the default one.
@@ -27,7 +29,7 @@ pub struct Settings {
     pub mesh: Value,
     /// The installer's values.
     pub values: Values,
-    /// `components.base`, `.pilot` and `.istiodRemote` as they were given.
+    /// `components` as they were given.
     pub components: Value,
     /// Gateways.
     pub gateways: Vec<Gateway>,
@@ -66,12 +68,6 @@ impl Settings {
         }
         let components = &all["components"];
         let on = |name: &str| components[name]["enabled"].as_bool().unwrap_or(false);
-        if on("cni") {
-            bail!(
-                "components.cni: Weft has no CNI plugin; its init container captures traffic. Where another plugin does that, \
-                 say values.pilot.cni.enabled=true"
-            );
-        }
         let said = [&components["pilot"]["namespace"], &all["namespace"], &all["values"]["global"]["istioNamespace"]];
         let namespace = said.iter().find_map(|n| n.as_str()).unwrap_or("istio-system").to_string();
         let mut tree = all.clone();
@@ -96,6 +92,7 @@ impl Settings {
         Ok(Self {
             base: on("base"),
             pilot: on("pilot"),
+            cni: on("cni"),
             remote: on("istiodRemote"),
             values,
             revision,
@@ -141,7 +138,7 @@ impl Settings {
 }
 
 /// `hub/name:tag`, both the component's own before those of the mesh; a name with a folder is an image already.
-fn image_of(values: &Values, name: &str, own: [&Value; 2]) -> String {
+pub(super) fn image_of(values: &Values, name: &str, own: [&Value; 2]) -> String {
     if name.contains('/') {
         return name.to_string();
     }

@@ -59,7 +59,6 @@ fn profiles_and_components() {
         ("hub", "path=value"),
         ("components.ingressGateways[9999].name=x", "larger"),
         ("components.ingressGateways[1].enabled=true", "components.ingressGateways[1]: the name is missing"),
-        ("components.cni.enabled=true", "values.pilot.cni.enabled"),
         ("meshConfig.accessLogFil=x", "did you mean accessLogFile"),
         ("values.global.monitoringPort=none", "must be a port"),
         ("values.pilot.keepaliveMaxServerConnectionAge=soon", "keepaliveMaxServerConnectionAge"),
@@ -215,14 +214,13 @@ fn the_documents_patch() {
 
 #[test]
 fn what_the_flags_say_reaches_weftd_and_the_mesh() {
-    let arguments = |sets: &[&str]| {
-        find(&made(sets), "Deployment", "istiod")["spec"]["template"]["spec"]["containers"][0]["args"].to_string()
-    };
-    assert!(
-        !arguments(&[]).contains("--log-level")
-            && arguments(&[]).contains(r#""--keepaliveMaxServerConnectionAge","30m""#)
-    );
-    assert!(arguments(&["values.global.logging.level=debug"]).contains(r#""--log-level","debug""#));
+    let container =
+        |sets: &[&str]| find(&made(sets), "Deployment", "istiod")["spec"]["template"]["spec"]["containers"][0].clone();
+    let arguments = |sets: &[&str]| container(sets)["args"].to_string();
+    assert!(arguments(&[]).contains(r#""--keepaliveMaxServerConnectionAge","30m""#));
+    assert!(!container(&[])["env"].to_string().contains("WEFT_LOG"));
+    let level = container(&["values.global.logging.level=debug"])["env"].to_string();
+    assert!(level.contains(r#"{"name":"WEFT_LOG","value":"debug"}"#), "{level}");
     assert!(arguments(&["values.global.monitoringPort=15099"]).contains("0.0.0.0:15099"));
     let mesh = |sets: &[&str]| {
         let all = made(sets);

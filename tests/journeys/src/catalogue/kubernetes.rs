@@ -1,5 +1,5 @@
 //! Journeys with kubectl, line by line as the documents have them: getting started, injection, revisions, gateways of one's
-//! own. Where the documents install with `istioctl`, `istioctl manifest generate … | kubectl apply -f -` does it here.
+//! own.
 
 use crate::journey::{Journey, Run};
 use crate::kubectl::Kubectl;
@@ -32,7 +32,10 @@ pub const JOURNEYS: &[Journey] = &[
     Journey {
         id: "1:J-CAN",
         title: "a second control plane beside the first, and a namespace that moves to it",
-        proves: &["1:CAN-01", "1:CAN-04", "1:CAN-05", "1:CAN-07", "1:CAN-09", "1:INJ-07", "1:INJ-08"],
+        proves: &[
+            "1:CAN-01", "1:CAN-02", "1:CAN-04", "1:CAN-05", "1:CAN-06", "1:CAN-07", "1:CAN-08", "1:CAN-09", "1:CAN-11",
+            "1:CAN-12", "1:CAN-13", "1:CAN-14", "1:CAN-17", "1:INJ-07", "1:INJ-08",
+        ],
         not_with_envoy: SAME,
         options: &["--no-bookinfo"],
         run: canary,
@@ -185,8 +188,11 @@ fn canary(run: &mut Run) -> Result<()> {
         ensure!(!out.status.success() && said.contains("1.6.8"), "{said}");
         Ok(())
     });
-    run.check(&["1:CAN-01", "1:CAN-05"], "a second control plane comes up beside the first", |_| {
-        kubectl.sh("istioctl manifest generate --set profile=minimal --set revision=canary | kubectl apply -f -")?;
+    run.check(&["1:CAN-02"], "the cluster is ready for it", |_| {
+        holds(&kubectl.sh("istioctl x precheck")?, &["✓ No issues found when checking the cluster."])
+    });
+    run.check(&["1:CAN-01", "1:CAN-05", "1:CAN-06"], "a second control plane comes up beside the first", |_| {
+        kubectl.sh("istioctl install --set revision=canary -y")?;
         let pods = until_pods(&kubectl, "-n istio-system -l app=istiod", 2, "1/1")?;
         ensure!(pods.iter().filter(|name| name.starts_with("istiod-canary-")).count() == 1, "{pods:?}");
         until(&kubectl, "kubectl get svc -n istio-system -l app=istiod", &["istiod-canary", "15012/TCP"]).map(drop)
@@ -194,6 +200,15 @@ fn canary(run: &mut Run) -> Result<()> {
     run.check(&["1:CAN-07"], "each has a webhook configuration of its own", |_| {
         let said = kubectl.sh("kubectl get mutatingwebhookconfigurations")?;
         holds(&said, &["istio-sidecar-injector ", "istio-sidecar-injector-canary "])
+    });
+    run.check(&["1:CAN-08"], "the gateway moves to it", |_| {
+        let line = "istioctl proxy-status | grep $(kubectl -n istio-system get pod -l app=istio-ingressgateway \
+                    -o jsonpath='{.items..metadata.name}') | awk '{print $7}'";
+        eventually(SOON, || {
+            let said = kubectl.sh(line)?;
+            ensure!(said.starts_with("istiod-canary-") && said.lines().count() == 1, "{said}");
+            Ok(())
+        })
     });
     run.check(&["1:CAN-09"], "running sidecars stay where they are", |_| {
         let pods = until_pods(&kubectl, "-n test-ns", 1, "2/2")?;
@@ -220,6 +235,34 @@ fn canary(run: &mut Run) -> Result<()> {
             let row = said.lines().find(|line| line.contains(".test-ns")).unwrap_or_default();
             holds(row, &["istiod-canary-"])
         })
+    });
+    run.check(&["1:CAN-11", "1:CAN-12"], "names that stand for revisions", |_| {
+        kubectl.sh("istioctl tag set prod-stable --revision default")?;
+        kubectl.sh("istioctl tag set prod-canary --revision canary")?;
+        moved("istio.io/rev=prod-stable", "istiod")?;
+        let said = kubectl.sh("istioctl tag list")?;
+        let rows: Vec<Vec<&str>> = said.lines().map(|line| line.split_whitespace().collect()).collect();
+        let wanted = [vec!["TAG", "REVISION", "NAMESPACES"], vec!["prod-canary", "canary"], vec!["prod-stable", "default", "test-ns"]];
+        ensure!(rows == wanted, "{said}");
+        Ok(())
+    });
+    run.check(&["1:CAN-13"], "the name moves, the label stays", |_| {
+        kubectl.sh("istioctl tag set prod-stable --revision canary")?;
+        moved("istio.io/rev=prod-stable", "istiod-canary")
+    });
+    run.check(&["1:CAN-17"], "the first control plane goes, by the options that it was installed with", |_| {
+        kubectl.sh("istioctl x uninstall -f manifests/profiles/default.yaml -y")?;
+        let pods = until_pods(&kubectl, "-n istio-system -l app=istiod", 1, "1/1")?;
+        ensure!(pods.iter().all(|name| name.starts_with("istiod-canary-")), "{pods:?}");
+        // The gateway has moved, and is no longer its.
+        until_pods(&kubectl, "-n istio-system -l app=istio-ingressgateway", 1, "1/1")?;
+        let said = kubectl.sh("kubectl get mutatingwebhookconfigurations")?;
+        ensure!(!said.lines().any(|line| line.starts_with("istio-sidecar-injector ")), "{said}");
+        Ok(())
+    });
+    run.check(&["1:CAN-14"], "the default revision is for those who name none", |_| {
+        kubectl.sh("istioctl tag set default --revision canary")?;
+        moved("istio.io/rev- istio-injection=enabled", "istiod-canary")
     });
     Ok(())
 }

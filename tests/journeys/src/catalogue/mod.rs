@@ -6,11 +6,13 @@ mod egress;
 mod helm;
 mod identity;
 mod ingress;
+mod install;
 mod kubernetes;
 mod on_demand;
 mod policy;
 mod resilience;
 mod security;
+mod wildcard;
 
 use crate::journey::Journey;
 
@@ -18,11 +20,13 @@ use crate::journey::Journey;
 pub fn all() -> Vec<Journey> {
     let mut all = [
         kubernetes::JOURNEYS,
+        install::JOURNEYS,
         helm::JOURNEYS,
         bookinfo::JOURNEYS,
         resilience::JOURNEYS,
         ingress::JOURNEYS,
         egress::JOURNEYS,
+        wildcard::JOURNEYS,
         identity::JOURNEYS,
         security::JOURNEYS,
         policy::JOURNEYS,

@@ -31,12 +31,12 @@ istio.io/rev: {{ include "revision" . | quote }}
 {{- end -}}
 
 {{- define "pilot.names" -}}
-autoscaleEnabled autoscaleMin autoscaleMax autoscaleBehavior replicaCount rollingMaxSurge rollingMaxUnavailable hub tag image traceSampling resources cni env cpu crlConfigMapName nodeSelector affinity tolerations podAnnotations podLabels serviceAnnotations serviceAccountAnnotations
+autoscaleEnabled autoscaleMin autoscaleMax autoscaleBehavior replicaCount rollingMaxSurge rollingMaxUnavailable hub tag image traceSampling resources cni env cpu crlConfigMapName keepaliveMaxServerConnectionAge nodeSelector affinity tolerations podAnnotations podLabels serviceAnnotations serviceAccountAnnotations extraContainerArgs
 {{- end -}}
 
 {{/* What is set of the control plane: under pilot, or at the top as newer versions have it. YAML. */}}
 {{- define "pilot" -}}
-{{- $own := pick .Values "autoscaleEnabled" "autoscaleMin" "autoscaleMax" "autoscaleBehavior" "replicaCount" "rollingMaxSurge" "rollingMaxUnavailable" "hub" "tag" "image" "traceSampling" "resources" "cni" "env" "cpu" "crlConfigMapName" "nodeSelector" "affinity" "tolerations" "podAnnotations" "podLabels" "serviceAnnotations" "serviceAccountAnnotations" -}}
+{{- $own := pick .Values "autoscaleEnabled" "autoscaleMin" "autoscaleMax" "autoscaleBehavior" "replicaCount" "rollingMaxSurge" "rollingMaxUnavailable" "hub" "tag" "image" "traceSampling" "resources" "cni" "env" "cpu" "crlConfigMapName" "nodeSelector" "affinity" "tolerations" "podAnnotations" "podLabels" "serviceAnnotations" "serviceAccountAnnotations" "extraContainerArgs" "keepaliveMaxServerConnectionAge" -}}
 {{- mergeOverwrite (deepCopy (.Values.pilot | default dict)) (deepCopy $own) | toYaml -}}
 {{- end -}}
 
@@ -61,7 +61,7 @@ autoscaleEnabled autoscaleMin autoscaleMax autoscaleBehavior replicaCount rollin
 {{- $top := concat $pilot (list "revision" "revisionTags" "defaultRevision" "meshConfig" "pilot" "gateways" "sidecarInjectorWebhook" "global" "base" "telemetry" "istio_cni" "profile" "ownerName") -}}
 {{- include "list.names" (list $top "" .Values) -}}
 {{- include "list.names" (list $pilot "pilot." (.Values.pilot | default dict)) -}}
-{{- $global := list "istioNamespace" "hub" "tag" "variant" "imagePullPolicy" "imagePullSecrets" "logAsJson" "logging" "caAddress" "meshID" "meshNetworks" "mountMtlsCerts" "multiCluster" "network" "pilotCertProvider" "sds" "nativeNftables" "trustBundleName" "configValidation" "proxy" "proxy_init" "jwtPolicy" "certSigners" "priorityClassName" "defaultPodDisruptionBudget" "defaultResources" "defaultNodeSelector" "defaultTolerations" -}}
+{{- $global := list "istioNamespace" "hub" "tag" "variant" "imagePullPolicy" "imagePullSecrets" "logAsJson" "logging" "caAddress" "meshID" "meshNetworks" "mountMtlsCerts" "multiCluster" "network" "pilotCertProvider" "sds" "nativeNftables" "trustBundleName" "configValidation" "proxy" "proxy_init" "jwtPolicy" "certSigners" "priorityClassName" "defaultPodDisruptionBudget" "defaultResources" "defaultNodeSelector" "defaultTolerations" "monitoringPort" "platform" -}}
 {{- include "list.names" (list $global "global." .Values.global) -}}
 {{- with .Values.revision -}}
 {{- if not (regexMatch "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$" .) -}}
@@ -72,6 +72,32 @@ autoscaleEnabled autoscaleMin autoscaleMax autoscaleBehavior replicaCount rollin
 {{- if ne $policy "third-party-jwt" -}}
 {{- fail (printf "global.jwtPolicy is %s: workloads prove themselves by tokens made for the mesh alone (third-party-jwt), which every Kubernetes since 1.21 has; leave it out" $policy) -}}
 {{- end -}}
+{{- end -}}
+
+{{/* Port of metrics and debug endpoints. */}}
+{{- define "monitoring" -}}
+{{- .Values.global.monitoringPort | default 15014 | int -}}
+{{- end -}}
+
+{{/* Istio's scope:level,… as a filter of weftd. */}}
+{{- define "log.level" -}}
+{{- $scopes := dict "ads" "weft_xds_server" "ca" "weft_ca" "default" "" "all" "" "model" "weft_model" "validation" "weftd::webhook" -}}
+{{- $levels := dict "none" "off" "fatal" "error" "error" "error" "warn" "warn" "info" "info" "debug" "debug" -}}
+{{- $all := "info" -}}{{- $parts := list -}}
+{{- range $part := compact (splitList "," .Values.global.logging.level) -}}
+{{- $pair := splitList ":" (ternary $part (printf "default:%s" $part) (contains ":" $part)) -}}
+{{- $scope := trim (first $pair) -}}{{- $level := last $pair -}}
+{{- if not (hasKey $levels $level) -}}
+{{- fail (printf "global.logging.level: %q is no level; there are none, error, warn, info, debug" $level) -}}
+{{- else if not (hasKey $scopes $scope) -}}
+{{- fail (printf "global.logging.level: %q is no scope; there are %s" $scope (join ", " (sortAlpha (keys $scopes)))) -}}
+{{- else if get $scopes $scope -}}
+{{- $parts = append $parts (printf "%s=%s" (get $scopes $scope) (get $levels $level)) -}}
+{{- else -}}
+{{- $all = get $levels $level -}}
+{{- end -}}
+{{- end -}}
+{{- join "," (prepend $parts $all) -}}
 {{- end -}}
 
 {{/* Rules of the mesh: ours, then what the user wrote. YAML. */}}
