@@ -182,6 +182,10 @@ pub enum NetworkFilter {
     SniForward(u16),
     /// Names the cluster by SNI (`sni_cluster`).
     SniCluster,
+    /// TLS to the endpoint asks for the name that the client asked for (`forward_downstream_sni`).
+    ForwardSni,
+    /// Inside the TLS that ended here the client must ask for the same name once more (`sni_verifier`).
+    VerifySni,
 }
 
 /// The last network filter.

@@ -2,8 +2,9 @@
 
 use super::patch::{has_name, list, on_list, text};
 use super::select::{Facts, listener_match};
-use super::{Item, Rewritten, Work, add, merge_checked, rewrite, routes};
-use crate::pb::listener::{Filter, FilterChain, Listener, ListenerFilter};
+use super::{Item, Rewritten, Work, add, merge_checked, retired, rewrite, routes};
+use crate::listener::tcp;
+use crate::pb::listener::{FilterChain, Listener, ListenerFilter};
 use crate::resource::ResourceMap;
 use serde_json::Value;
 use weft_k8s_api::istio::{ApplyTo, FilterMatch, PatchOperation as Op};
@@ -118,9 +119,13 @@ fn filter_match(item: &Item<'_>) -> FilterMatch {
 fn filters(facts: &Facts, item: &Item<'_>, chain: &mut Value) {
     let wanted = filter_match(item);
     if item.patch.apply_to == ApplyTo::NetworkFilter {
-        let value = needs_value(item).then(|| item.value_of::<Filter>()).flatten();
-        let ends = |f: &Value| text(f, "name") == MANAGER || text(f, "name") == "envoy.filters.network.tcp_proxy";
-        on_field(chain, "filters", item, value.as_ref(), &|f| has_name(f, &wanted.name), &ends);
+        let value = needs_value(item).then(|| item.network_filter(facts)).flatten();
+        let ends = |f: &Value| text(f, "name") == MANAGER || text(f, "name") == tcp::FILTER;
+        let meant = |f: &Value| {
+            has_name(f, &wanted.name)
+                || retired::is_place_of_stats(facts.weft, item.op(), &wanted.name, text(f, "name"))
+        };
+        on_field(chain, "filters", item, value.as_ref(), &meant, &ends);
         return;
     }
     for filter in list(chain, "filters").into_iter().flatten().filter(|f| text(f, "name") == MANAGER) {

@@ -2,14 +2,16 @@
 //! back, so that what the proxy would refuse is refused here, by name. Messages that no patch matches are not touched.
 //!
 //! Reading order: this file (which patches, in which order, to which resources), [`select`] (what a patch matches),
-//! [`patch`] (what it does), [`listeners`] and [`routes`] (the way down into listeners and route configurations).
+//! [`patch`] (what it does), [`retired`] (filters that Envoy has no more), [`listeners`] and [`routes`] (the way down into listeners and route configurations).
 
 mod listeners;
 mod patch;
+mod retired;
 mod routes;
 mod select;
 
 use crate::pb::cluster::Cluster;
+use crate::pb::listener::Filter;
 use crate::proxy::ProxyView;
 use crate::resource::{ProxyResources, Resource, ResourceMap, Resources, by_name, hash_bytes};
 use patch::merge;
@@ -90,7 +92,20 @@ impl Item<'_> {
 
     /// The value as a message of that type writes it: names and words as the schema spells them.
     fn value_of<M: Message + Name + Default>(&self) -> Option<Value> {
-        let read = json::from_json::<M>(&self.value()).and_then(|message| json::to_json(&message, true));
+        self.as_written::<M>(self.value())
+    }
+
+    /// As [`Self::value_of`] for a network filter, said in the words of the proxy.
+    fn network_filter(&self, facts: &Facts) -> Option<Value> {
+        let value = retired::network_filter_for(facts.weft, self.value());
+        if value.is_none() {
+            self.failed();
+        }
+        self.as_written::<Filter>(value?)
+    }
+
+    fn as_written<M: Message + Name + Default>(&self, value: Value) -> Option<Value> {
+        let read = json::from_json::<M>(&value).and_then(|message| json::to_json(&message, true));
         if read.is_err() {
             self.failed();
         }

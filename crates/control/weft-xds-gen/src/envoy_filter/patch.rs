@@ -1,6 +1,6 @@
 //! What a patch does to JSON: merging, and the operations on lists of named things.
 
-use super::Item;
+use super::{Item, retired};
 use serde_json::Value;
 use weft_k8s_api::istio::PatchOperation as Op;
 
@@ -52,7 +52,8 @@ fn present_name(name: &str) -> &str {
 
 /// Whether a thing has the name that is asked for; no name is any.
 pub(super) fn has_name(value: &Value, wanted: &str) -> bool {
-    wanted.is_empty() || text(value, "name") == present_name(wanted)
+    let name = text(value, "name");
+    wanted.is_empty() || name == present_name(wanted) || retired::is_stats(wanted, name)
 }
 
 /// Applies one patch to a list of named things (filters, routes). `wanted` says which are meant. What is added without a

@@ -23,6 +23,8 @@ pub(super) enum Side {
 #[derive(Debug)]
 pub(super) struct Facts {
     gateway: bool,
+    /// Weft's own proxy, not Envoy.
+    pub weft: bool,
     metadata: BTreeMap<String, String>,
     /// Ports of services by the port of the proxy that they lead to.
     service_ports: BTreeMap<u16, Vec<u16>>,
@@ -37,7 +39,7 @@ impl Facts {
         }
         let known = [("CLUSTER_ID", &proxy.metadata.cluster_id), ("NAMESPACE", &proxy.metadata.namespace)];
         let metadata = known.into_iter().map(|(name, value)| (name.to_string(), value.clone())).collect();
-        Self { gateway: proxy.is_gateway(), metadata, service_ports }
+        Self { gateway: proxy.is_gateway(), weft: proxy.is_weft, metadata, service_ports }
     }
 
     /// Whether the patch may be for this proxy at all.

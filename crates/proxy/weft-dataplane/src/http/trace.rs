@@ -1,5 +1,6 @@
 //! The span of a request: begun when the request is let in, named when its route is known, finished with the exchange. What
-//! is not sampled costs the headers that say so; where nothing is traced, nothing is done at all.
+//! is not sampled costs the headers that say so; where spans have nowhere to go, only the route's name is told the next hop; where
+//! tracing is off, nothing is done at all.
 
 use crate::http::exchange::{Exchange, ExchangeFacts};
 use crate::http::filters::Destination;
@@ -96,7 +97,8 @@ pub(crate) fn begin(exchange: &Exchange, head: &mut Head) {
 
 /// Names the span by its route, and tells the next hop that name; or takes the name that the hop before told.
 pub(crate) fn routed(exchange: &Exchange, head: &mut Head, destination: Destination<'_>) {
-    if exchange.http.tracer.is_none() {
+    // As in Envoy the name is told wherever tracing is on, whether spans have somewhere to go or not.
+    if exchange.http.hcm.tracing.is_none() {
         return;
     }
     let operation = destination.route.and_then(|route| route.operation.as_ref());
