@@ -52,6 +52,7 @@ pub struct GenCache {
     pool: Pool,
     clusters: Parts<ClusterPart>,
     endpoints: Parts<Assignments>,
+    sni_endpoints: Parts<Assignments>,
 }
 
 /// Builds in which the sections that a part depends on last changed.
@@ -68,6 +69,8 @@ struct Kept {
     l4_rules: Option<(Mark, (Rules, u64))>,
     clusters: Option<(Mark, Arc<ClusterPart>)>,
     endpoints: Option<(Mark, Arc<Assignments>)>,
+    /// With those of clusters by server name.
+    sni_endpoints: Option<(Mark, Arc<Assignments>)>,
     outbound: HashMap<OutboundKey, (Mark, Arc<Outbound>)>,
     routes: Option<(Mark, Arc<KeptRoutes>)>,
     names: Option<(Mark, Arc<Resource>)>,
@@ -228,7 +231,7 @@ impl Step<'_> {
             routes: ResourceMap::new(routes.configurations.clone(), Resources::new()),
             virtual_hosts: ResourceMap::new(routes.virtual_hosts.clone(), Resources::new()),
             clusters: ResourceMap::new(clusters.clusters.clone(), own.clusters),
-            endpoints: ResourceMap::new(self.endpoints(kept).resources.clone(), Resources::new()),
+            endpoints: ResourceMap::new(self.endpoints(kept, false).resources.clone(), Resources::new()),
             name_table: self.proxy.dns_capture().then(|| self.names(kept)),
             credentials: clusters.credentials.clone(),
             directory,
@@ -287,18 +290,17 @@ impl Step<'_> {
 
     fn gateway(&self, kept: &mut Kept) -> ProxyResources {
         let part = self.gateway_part(kept);
-        let endpoints = self.endpoints(kept);
+        let endpoints = self.endpoints(kept, part.sni_endpoints);
         let clusters = self.clusters(kept);
         let mut credentials: Vec<Strng> = part.credentials.iter().chain(&clusters.credentials).cloned().collect();
         credentials.sort();
         credentials.dedup();
-        let sni = if part.sni_endpoints { endpoint::all(self.view, true) } else { Resources::new() };
         ProxyResources {
             listeners: ResourceMap::new(part.listeners.clone(), Resources::new()),
             routes: ResourceMap::new(part.configurations.clone(), Resources::new()),
             virtual_hosts: ResourceMap::new(part.virtual_hosts.clone(), Resources::new()),
             clusters: ResourceMap::new(clusters.clusters.clone(), part.sni_clusters.clone()),
-            endpoints: ResourceMap::new(endpoints.resources.clone(), sni),
+            endpoints: ResourceMap::new(endpoints.resources.clone(), Resources::new()),
             name_table: self.proxy.dns_capture().then(|| self.names(kept)),
             credentials,
             ..ProxyResources::default()
@@ -355,13 +357,18 @@ impl Step<'_> {
         })
     }
 
-    fn endpoints(&self, kept: &mut Kept) -> Arc<Assignments> {
+    /// Load assignments; `sni`: of clusters by server name too, as gateways have them that pass the mesh's TLS on.
+    fn endpoints(&self, kept: &mut Kept, sni: bool) -> Arc<Assignments> {
         let (base, _) = self.common_mark(kept, &[self.sections().security]);
         let (mark, shares) = self.common_mark(kept, &[self.sections().security, self.sections().endpoints]);
-        remember(&mut kept.endpoints, mark.clone(), |old| {
+        let (slot, parts) = match sni {
+            true => (&mut kept.sni_endpoints, &self.cache.sni_endpoints),
+            false => (&mut kept.endpoints, &self.cache.endpoints),
+        };
+        remember(slot, mark.clone(), |old| {
             let old = old.map(|old| &**old);
-            let make = || Arc::new(endpoint::assignments(self.view, old, base, &self.cache.pool));
-            self.cache.endpoints.get_or(self.part_key(&mark, shares), make)
+            let make = || Arc::new(endpoint::assignments(self.view, sni, old, base, &self.cache.pool));
+            parts.get_or(self.part_key(&mark, shares), make)
         })
     }
 

@@ -183,6 +183,42 @@ fn endpoints_by_name() {
 }
 
 #[test]
+fn gateways_that_pass_mutual_tls_on_share_endpoints_too() {
+    let mut world = bookinfo();
+    world.add(common::INGRESS);
+    world.add(
+        "
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: between-networks, namespace: istio-system}
+spec:
+  selector: {istio: ingressgateway}
+  servers: [{port: {number: 443, name: tls, protocol: TLS}, tls: {mode: AUTO_PASSTHROUGH}, hosts: ['*.local']}]
+",
+    );
+    let before = world.snapshot();
+    let cache = GenCache::default();
+    let gateway = |snapshot: &MeshSnapshot| {
+        let mut view = sidecar(snapshot, "istio-system/istio-ingressgateway-0");
+        view.metadata.name.push_str("-another");
+        [
+            cache.generate(snapshot, &sidecar(snapshot, "istio-system/istio-ingressgateway-0")),
+            cache.generate(snapshot, &view),
+        ]
+    };
+    let [one, two] = gateway(&before);
+    let by_name = "outbound_.9080_._.reviews.default.svc.cluster.local";
+    assert!(one.endpoints.get(by_name).is_some(), "{by_name}");
+    assert!(same(&one.endpoints, &two.endpoints) && one.endpoints.own().is_empty());
+
+    let pods = world.objects.iter_mut().find(|o| o.name() == "reviews-v1").unwrap();
+    pods.body["spec"]["template"]["metadata"]["annotations"] = json!({"sidecar.istio.io/inject": "false"});
+    let after = weft_model::build(&world.inputs(), Some(&before));
+    let [new, _] = gateway(&after);
+    assert_eq!(changed(&one.endpoints, &new.endpoints), [by_name, REVIEWS]);
+}
+
+#[test]
 fn order_of_objects_says_nothing() {
     let mut world = bookinfo();
     world.add_sample("bookinfo/networking/destination-rule-all.yaml");

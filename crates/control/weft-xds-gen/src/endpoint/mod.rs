@@ -49,9 +49,15 @@ struct Source {
     endpoints: Option<Arc<Vec<ModelEndpoint>>>,
 }
 
-/// The load assignments of the scope. `base` says what all but the endpoints is; where it is what it was for `old`, only
-/// ports are looked at whose endpoints are others.
-pub(crate) fn assignments(view: View<'_>, old: Option<&Assignments>, base: Vec<u64>, pool: &Pool) -> Assignments {
+/// The load assignments of the scope; `sni`: of clusters by server name too. `base` says what all but the endpoints is;
+/// where it is what it was for `old`, only ports are looked at whose endpoints are others.
+pub(crate) fn assignments(
+    view: View<'_>,
+    sni: bool,
+    old: Option<&Assignments>,
+    base: Vec<u64>,
+    pool: &Pool,
+) -> Assignments {
     let endpoints = |service: &Service, port| view.snapshot.endpoints_of(service, port).cloned();
     if let Some(old) = old.filter(|old| old.base == base) {
         let mut resources = (*old.resources).clone();
@@ -64,7 +70,7 @@ pub(crate) fn assignments(view: View<'_>, old: Option<&Assignments>, base: Vec<u
                 _ => false,
             };
             if !same {
-                for new in of_port(view, service, *port, false) {
+                for new in of_port(view, service, *port, sni) {
                     let known = resources.get(&new.name).filter(|known| known.hash == new.hash);
                     if known.is_none() {
                         resources.insert(new.name.clone(), pool.shared(&new));
@@ -82,12 +88,12 @@ pub(crate) fn assignments(view: View<'_>, old: Option<&Assignments>, base: Vec<u
         port,
         endpoints: endpoints(service, port),
     };
-    let resources = pool.reuse(old.map_or(&Resources::new(), |old| &old.resources), all(view, false));
+    let resources = pool.reuse(old.map_or(&Resources::new(), |old| &old.resources), all(view, sni));
     Assignments { resources, base, made_of: ports.map(source).collect() }
 }
 
 /// Load assignments of all clusters of the scope that are found by EDS.
-pub(crate) fn all(view: View<'_>, sni_dnat: bool) -> Resources {
+fn all(view: View<'_>, sni_dnat: bool) -> Resources {
     let services = view.scope.services();
     by_name(services.flat_map(|s| carried(s).flat_map(move |port| of_port(view, s, port, sni_dnat))))
 }
