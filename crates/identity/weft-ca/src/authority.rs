@@ -143,6 +143,42 @@ impl Authority {
         Ok(authority)
     }
 
+    /// Whether the revocation lists (`ca-crl.pem`) cover what this authority signs: workloads that get lists refuse a chain of
+    /// which a certificate is covered by none, or by one that has expired.
+    ///
+    /// # Errors
+    /// What is wrong with the lists.
+    pub fn check_lists(&self, now: SystemTime) -> Result<(), TlsError> {
+        if self.material.crl.is_empty() {
+            return Ok(());
+        }
+        let anchors = self.roots.clone().with_crls(self.material.crl.as_bytes())?;
+        anchors.verify_unrevoked(&self.chain_for_nobody(now)?, now).map_err(|error| TlsError::Certificate {
+            what: "certificate revocation list",
+            reason: format!(
+                "under ca-crl.pem no workload would be believed: {error}; it needs a list of each authority from the one that \
+                 signs up to the root"
+            ),
+        })
+    }
+
+    /// The same authority with other revocation lists, which may be none.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn with_lists(mut self, crl: String) -> Result<Self, TlsError> {
+        if !crl.is_empty() {
+            weft_tls::check_crls(crl.as_bytes())?;
+        }
+        self.material.crl = crl;
+        Ok(self)
+    }
+
+    /// The end of the revocation list that ends first; `None` without lists.
+    pub fn lists_until(&self) -> Option<SystemTime> {
+        weft_tls::crls_until(self.material.crl.as_bytes())
+    }
+
     /// Signs a certificate for nobody and verifies it, so that a chain that no peer would accept is found at start.
     fn check(&self, now: SystemTime) -> Result<(), TlsError> {
         let wrong = |reason: String| TlsError::Certificate { what: "CA certificate", reason };
@@ -153,13 +189,7 @@ impl Authority {
         if facts.not_before > now + self.policy.backdate {
             return Err(wrong(format!("it is not valid yet ({}); is the clock right?", facts.subject)));
         }
-        let key = PrivateKey::generate(KeyKind::EcdsaP256)?;
-        let names = vec![San::Uri(format!("spiffe://{}/ns/none/sa/none", self.trust_domain))];
-        let leaf =
-            LeafParams { names, not_before: now - self.policy.backdate, not_after: now + self.policy.default_ttl };
-        let signed = self.issuer.sign_key(&key, &leaf)?;
-        let chain = std::iter::once(&signed.pem).chain(&self.intermediates).cloned().collect::<String>();
-        let chain = pem::certificates("certificate chain", chain.as_bytes())?;
+        let chain = self.chain_for_nobody(now)?;
         self.roots
             .verify_chain(&chain, now)
             .map_err(|error| wrong(format!("what it signs would not be trusted under root-cert.pem: {error}")))?;
@@ -171,6 +201,17 @@ impl Authority {
         let lasting = pem::encode_chain(lasting);
         let verified = TrustAnchors::from_pem(lasting.as_bytes()).and_then(|roots| roots.verify_chain(&chain, now));
         verified.map_err(|_| wrong("its root in root-cert.pem has expired; a new root is needed".into()))
+    }
+
+    /// A certificate for nobody, whose key is thrown away, and those above it.
+    fn chain_for_nobody(&self, now: SystemTime) -> Result<Vec<weft_tls::Der>, TlsError> {
+        let key = PrivateKey::generate(KeyKind::EcdsaP256)?;
+        let names = vec![San::Uri(format!("spiffe://{}/ns/none/sa/none", self.trust_domain))];
+        let leaf =
+            LeafParams { names, not_before: now - self.policy.backdate, not_after: now + self.policy.default_ttl };
+        let signed = self.issuer.sign_key(&key, &leaf)?;
+        let chain = std::iter::once(&signed.pem).chain(&self.intermediates).cloned().collect::<String>();
+        pem::certificates("certificate chain", chain.as_bytes())
     }
 
     /// The trust domain.

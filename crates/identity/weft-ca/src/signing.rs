@@ -90,6 +90,14 @@ impl Signing {
         }
     }
 
+    /// The end of the revocation list that ends first; `None` without lists.
+    pub fn lists_until(&self) -> Option<SystemTime> {
+        match self {
+            Self::Own(authority) => authority.lists_until(),
+            Self::Elsewhere(_) => None,
+        }
+    }
+
     /// Facts of the certificate that signs, when it is ours.
     pub fn facts(&self) -> Option<&CertificateFacts> {
         match self {

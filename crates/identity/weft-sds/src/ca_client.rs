@@ -89,7 +89,12 @@ pub(crate) async fn file_trust(config: &SvidConfig) -> Result<FileTrust, CaError
     let path = &config.root_cert_path;
     let roots = read_file("the mesh's root certificate", path).await?;
     let roots = format!("{roots}\n{}", config.extra_roots_pem);
-    let crl = read_optional("the revocation list", &path.with_file_name("ca-crl.pem")).await?;
+    let what = "the revocation list";
+    let mut crl = read_optional(what, &path.with_file_name("ca-crl.pem")).await?;
+    if crl.is_empty() {
+        // Where Istio's control plane puts it: the ConfigMap istio-ca-crl.
+        crl = read_optional(what, &path.with_file_name("crl").join("ca-crl.pem")).await?;
+    }
     let (what, path) = ("the trust domains' roots", path.with_file_name("trust-bundles.json"));
     let bundles = match read_optional(what, &path).await? {
         text if text.is_empty() => Default::default(),

@@ -14,7 +14,7 @@ pub struct SvidConfig {
     /// The name its certificate must have.
     pub ca_server_name: String,
     /// Roots under which the authority's certificate is checked; read again at each request, and when it changes. Beside it
-    /// may lie `ca-crl.pem` (revocation lists) and `trust-bundles.json` (roots of other trust domains).
+    /// may lie `ca-crl.pem` (revocation lists; else `crl/ca-crl.pem`) and `trust-bundles.json` (roots of other trust domains).
     pub root_cert_path: PathBuf,
     /// Further roots under which peers (not the authority) are checked, PEM; may be empty.
     pub extra_roots_pem: String,

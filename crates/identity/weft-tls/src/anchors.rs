@@ -1,5 +1,6 @@
 //! Whom to trust: root certificates, by trust domain where that is wanted, and revocation lists.
 
+use crate::revocation::{Chain, Coverage};
 use crate::settings::default_provider;
 use crate::{CertificateFacts, TlsError, pem};
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
@@ -50,6 +51,17 @@ pub fn check_crls(crls: &[u8]) -> Result<(), TlsError> {
     Ok(())
 }
 
+/// When the first of some revocation lists (PEM) ends (`nextUpdate`); `None` when there is no list, or none that can be read.
+pub fn crls_until(crls: &[u8]) -> Option<SystemTime> {
+    use x509_parser::prelude::{CertificateRevocationList, FromDer};
+    let end = |der: &rustls_pki_types::CertificateRevocationListDer<'_>| {
+        let (_, list) = CertificateRevocationList::from_der(der).ok()?;
+        let seconds = u64::try_from(list.next_update()?.timestamp()).unwrap_or(0);
+        Some(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds))
+    };
+    pem::revocation_lists(crls).ok()?.iter().filter_map(end).min()
+}
+
 impl TrustAnchors {
     /// Roots from PEM.
     ///
@@ -93,8 +105,9 @@ impl TrustAnchors {
         Ok(self)
     }
 
-    /// Adds revocation lists. With any list, each certificate of a peer's chain must be covered by one that has not
-    /// expired, as with Envoy: what cannot be known to be unrevoked is refused.
+    /// Adds revocation lists. When an issuer in a peer's chain has a list, each certificate of the chain must be covered by one
+    /// that has not expired: what cannot be known to be unrevoked is refused. Chains of whose issuers none has a list, such as
+    /// those of another mesh, are not subject to revocation by list. (An Envoy refuses these as well.)
     ///
     /// # Errors
     /// When there is no list, or one cannot be read.
@@ -134,22 +147,36 @@ impl TrustAnchors {
         self.inner.by_trust_domain.keys()
     }
 
-    /// Whether a chain (leaf first) leads to one of the roots and is valid at `now`, for any purpose.
+    /// Whether a chain (leaf first) leads to one of the roots and is valid at `now`, for any purpose. Revocation lists are not
+    /// looked at.
     ///
     /// # Errors
     /// Why not.
     pub fn verify_chain(&self, chain: &[CertificateDer<'static>], now: SystemTime) -> Result<(), TlsError> {
+        self.verify(chain, now, &Self::default())
+    }
+
+    /// The same, and whether each certificate of the chain is covered by a revocation list that has not expired and does not
+    /// name it.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn verify_unrevoked(&self, chain: &[CertificateDer<'static>], now: SystemTime) -> Result<(), TlsError> {
+        self.verify(chain, now, self)
+    }
+
+    fn verify(&self, chain: &[CertificateDer<'static>], now: SystemTime, lists: &Self) -> Result<(), TlsError> {
         let what = "certificate chain";
         let wrong = |reason: String| TlsError::Certificate { what, reason };
         let Some((leaf, intermediates)) = chain.split_first() else { return Err(wrong("it is empty".into())) };
         let facts = CertificateFacts::from_der(what, leaf)?;
         let leaf = webpki::EndEntityCert::try_from(leaf).map_err(|e| wrong(e.to_string()))?;
-        let time = UnixTime::since_unix_epoch(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
+        let now = UnixTime::since_unix_epoch(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
         let algorithms = default_provider().signature_verification_algorithms.all;
         let roots = self.roots_for(facts.spiffe_id().as_ref().map(|id| id.trust_domain()));
-        match leaf.verify_for_usage(algorithms, roots, intermediates, time, webpki::KeyUsage::client_auth(), None, None)
-        {
-            Ok(_) => Ok(()),
+        let chain = Chain { leaf: &leaf, intermediates, roots, now, usage: webpki::KeyUsage::client_auth() };
+        match chain.verify(lists, Coverage::Full, algorithms) {
+            Ok(()) => Ok(()),
             Err(webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey) => {
                 Err(wrong(format!("it leads to no trusted root; its issuer is {:?}", facts.issuer)))
             }

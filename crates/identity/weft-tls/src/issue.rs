@@ -127,6 +127,38 @@ impl Issuer {
         self.sign(key, leaf)
     }
 
+    /// A revocation list of this authority, PEM, that names these certificates (serial numbers as [`CertificateFacts`] has
+    /// them) and is good until `until`.
+    ///
+    /// # Errors
+    /// When a serial number is none, `until` is not after `now`, or the crypto library fails.
+    pub fn revocation_list(&self, serials: &[&str], now: SystemTime, until: SystemTime) -> Result<String, TlsError> {
+        let time = |at: SystemTime| {
+            let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+            rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(since.as_secs())
+        };
+        let revoked = |serial: &&str| {
+            let bytes: Option<Vec<u8>> =
+                (0..serial.len()).step_by(2).map(|i| u8::from_str_radix(serial.get(i..i + 2)?, 16).ok()).collect();
+            let bytes = bytes.ok_or_else(|| TlsError::Crypto(format!("{serial:?} is no serial number")))?;
+            Ok(rcgen::RevokedCertParams {
+                serial_number: SerialNumber::from(bytes),
+                revocation_time: time(now),
+                reason_code: None,
+                invalidity_date: None,
+            })
+        };
+        let list = rcgen::CertificateRevocationListParams {
+            this_update: time(now),
+            next_update: time(until),
+            crl_number: serial()?,
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect::<Result<_, TlsError>>()?,
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        Ok(pem::encode("X509 CRL", list.signed_by(&self.inner).map_err(signing_failed)?.der()))
+    }
+
     fn sign(&self, key: &impl PublicKeyData, leaf: &LeafParams) -> Result<IssuedCertificate, TlsError> {
         let not_after = leaf.not_after.min(self.facts.not_after);
         let not_before = leaf.not_before.max(self.facts.not_before);

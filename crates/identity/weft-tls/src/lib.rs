@@ -2,7 +2,7 @@
 //! crypto library. Knows nothing of xDS, of files, or of who should be trusted: callers hand in PEM and predicates.
 //!
 //! Reading order: [`error`], [`settings`] (versions, ciphers, groups), [`pem`], [`certificate`] (facts of a certificate),
-//! [`key`] (a certificate chain with its key), [`anchors`] (whom to trust), [`verify`] (chain and SAN checks), [`server`],
+//! [`key`] (a certificate chain with its key), [`anchors`] (whom to trust), `revocation`, [`verify`] (chain and SAN checks), [`server`],
 //! [`client`], [`hello`] (a ClientHello before the handshake), [`private_key`], [`csr`] and [`issue`] (what a certificate
 //! authority does), [`jose`] (signatures of JSON Web Tokens).
 //!
@@ -28,11 +28,12 @@ pub mod jose;
 pub mod key;
 pub mod pem;
 pub mod private_key;
+mod revocation;
 pub mod server;
 pub mod settings;
 pub mod verify;
 
-pub use anchors::{SYSTEM_BUNDLES, TrustAnchors, check_crls};
+pub use anchors::{SYSTEM_BUNDLES, TrustAnchors, check_crls, crls_until};
 pub use certificate::{CertificateFacts, PeerCertificate};
 pub use client::{ClientContext, ClientParams, ClientStream, Connected, ServerVerification};
 pub use csr::{CertificateRequest, KeyAndCsr, San, generate_key_and_csr};

@@ -92,6 +92,22 @@ pub fn merge(what: &'static str, texts: &[&str]) -> Result<String, TlsError> {
     Ok(encode_chain(&all))
 }
 
+/// The revocation lists of all texts, each once, in their order; texts that are empty count as none.
+///
+/// # Errors
+/// As [`revocation_lists`].
+pub fn merge_lists(texts: &[&str]) -> Result<String, TlsError> {
+    let mut all = Vec::new();
+    for text in texts.iter().filter(|text| !text.trim().is_empty()) {
+        for der in revocation_lists(text.as_bytes())? {
+            if !all.contains(&der) {
+                all.push(der);
+            }
+        }
+    }
+    Ok(all.iter().map(|der| encode("X509 CRL", der)).collect())
+}
+
 fn sections(what: &'static str, text: &[u8], wanted: SectionKind) -> Result<Vec<Vec<u8>>, TlsError> {
     bounded(what, text)?;
     let mut found = Vec::new();

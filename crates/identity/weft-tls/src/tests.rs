@@ -362,31 +362,9 @@ async fn each_trust_domain_has_its_own_roots() {
 #[tokio::test]
 async fn revoked_certificates_are_refused() {
     let now = SystemTime::now();
-    let key = PrivateKey::generate(KeyKind::EcdsaP256).unwrap();
-    let again = PrivateKey::from_pem(key.to_pem().as_bytes()).unwrap();
-    let mut root = rcgen::CertificateParams::default();
-    root.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    root.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
-    let certificate = root.self_signed(&key).unwrap();
-    let ca = Authority(Issuer::from_pem(certificate.pem().as_bytes(), key.to_pem().as_bytes()).unwrap());
+    let ca = Authority::new();
     let (good, bad) = (ca.spiffe(RATINGS), ca.spiffe(RATINGS));
-    let serial: Vec<u8> =
-        (0..32).step_by(2).map(|i| u8::from_str_radix(&bad.facts().serial[i..i + 2], 16).unwrap()).collect();
-    let start = rcgen::date_time_ymd(1970, 1, 1) + now.duration_since(SystemTime::UNIX_EPOCH).unwrap();
-    let list = rcgen::CertificateRevocationListParams {
-        this_update: start - Duration::from_secs(60),
-        next_update: start + Duration::from_secs(600),
-        crl_number: rcgen::SerialNumber::from(1),
-        issuing_distribution_point: None,
-        revoked_certs: vec![rcgen::RevokedCertParams {
-            serial_number: rcgen::SerialNumber::from_slice(&serial),
-            revocation_time: start - Duration::from_secs(60),
-            reason_code: None,
-            invalidity_date: None,
-        }],
-        key_identifier_method: rcgen::KeyIdMethod::Sha256,
-    };
-    let list = list.signed_by(&rcgen::Issuer::new(root, again)).unwrap().pem().unwrap();
+    let list = ca.0.revocation_list(&[&bad.facts().serial], now, now + Duration::from_secs(600)).unwrap();
     let anchors = ca.anchors().with_crls(list.as_bytes()).unwrap();
     let server = server(ServerParams {
         certificates: vec![ca.spiffe(REVIEWS)],
@@ -401,6 +379,76 @@ async fn revoked_certificates_are_refused() {
         let (_, served) = connect(&client.unwrap(), &server).await;
         assert_eq!(served.err().map(|e| e.reason), revoked.then_some(Reason::Revoked));
     }
+}
+
+/// Whether `chain`'s leaf is believed under the roots and lists.
+fn believed(roots: &[&Authority], lists: &[&str], leaf: &CertifiedKey) -> Result<(), String> {
+    let roots: String = roots.iter().map(|ca| ca.0.certificate_pem()).collect();
+    let mut anchors = TrustAnchors::from_pem(roots.as_bytes()).unwrap();
+    if !lists.is_empty() {
+        anchors = anchors.with_crls(lists.concat().as_bytes()).unwrap();
+    }
+    let verifier = verify::ChainVerifier::new(anchors, None, &settings::default_provider());
+    let now = rustls_pki_types::UnixTime::now();
+    let verified = rustls::server::danger::ClientCertVerifier::verify_client_cert(
+        &verifier,
+        &leaf.chain()[0],
+        &leaf.chain()[1..],
+        now,
+    );
+    verified.map(|_| ()).map_err(|error| error.to_string())
+}
+
+#[test]
+fn lists_hold_for_those_whose_issuer_gives_one() {
+    // All authorities of these tests have one name: what is whose is told by the signatures.
+    let (ours, next, partner) = (Authority::new(), Authority::new(), Authority::new());
+    let now = SystemTime::now();
+    let hour = Duration::from_secs(3600);
+    let list = |ca: &Authority, revoked: &[&CertifiedKey]| {
+        let serials: Vec<&str> = revoked.iter().map(|leaf| leaf.facts().serial.as_str()).collect();
+        ca.0.revocation_list(&serials, now - hour, now + hour).unwrap()
+    };
+    let (good, bad) = (ours.spiffe(RATINGS), ours.spiffe(RATINGS));
+    let (of_next, bad_of_next) = (next.spiffe(RATINGS), next.spiffe(RATINGS));
+    let (first, second) = (list(&ours, &[&bad]), list(&next, &[&bad_of_next]));
+    // A rotation: both roots, both lists, in either order.
+    for lists in [[first.as_str(), &second], [&second, &first]] {
+        for (leaf, revoked) in [(&good, false), (&of_next, false), (&bad, true), (&bad_of_next, true)] {
+            let answer = believed(&[&ours, &next], &lists, leaf);
+            assert_eq!(answer.as_ref().is_err_and(|text| text.contains("Revoked")), revoked, "{answer:?}");
+            assert_eq!(answer.is_ok(), !revoked, "{answer:?}");
+        }
+    }
+    // What an older list of the same issuer says is not taken back by another one.
+    let (older, newer) = (list(&ours, &[]), list(&ours, &[&bad]));
+    for lists in [[older.as_str(), &newer], [&newer, &older]] {
+        assert!(believed(&[&ours], &lists, &bad).is_err());
+    }
+    // An expired list covers nothing.
+    let expired = ours.0.revocation_list(&[], now - 2 * hour, now - hour).unwrap();
+    assert!(believed(&[&ours], &[&expired], &good).is_err());
+    // Another mesh under another name, which gives us no list, is believed as it was.
+    let stranger = Authority(
+        Issuer::self_signed(&RootParams {
+            organization: "partner.example".into(),
+            key: KeyKind::EcdsaP256,
+            not_before: now - hour,
+            not_after: now + hour,
+        })
+        .unwrap(),
+    );
+    assert_eq!(believed(&[&ours, &stranger], &[&first], &stranger.spiffe(RATINGS)), Ok(()));
+    assert!(believed(&[&ours, &stranger], &[&first], &bad).is_err());
+    assert!(believed(&[&ours], &[&first], &partner.spiffe(RATINGS)).is_err());
+    // What an Envoy demands: each certificate is covered.
+    let strictly = |list: &str, leaf: &CertifiedKey| {
+        let anchors = TrustAnchors::from_pem(ours.0.certificate_pem().as_bytes()).unwrap();
+        anchors.with_crls(list.as_bytes()).unwrap().verify_unrevoked(leaf.chain(), now)
+    };
+    assert!(strictly(&first, &good).is_ok());
+    assert!(strictly(&first, &bad).is_err());
+    assert!(strictly(&stranger.0.revocation_list(&[], now - hour, now + hour).unwrap(), &good).is_err());
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 //! peer holds the key.
 
 use crate::error::SanRefused;
+use crate::revocation::{Chain, Coverage};
 use crate::settings::openssl_name;
 use crate::{HandshakeError, PeerCertificate, Reason, TrustAnchors};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -12,7 +13,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
-use webpki::{EndEntityCert, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder};
+use webpki::{EndEntityCert, KeyUsage};
 
 /// Decides by a peer's names whether it is one that is wanted. Called during the handshake, once per connection.
 pub type SanPredicate = Arc<dyn Fn(&PeerCertificate) -> bool + Send + Sync>;
@@ -76,13 +77,8 @@ impl ChainVerifier {
         let cert = EndEntityCert::try_from(leaf).map_err(certificate_error)?;
         let id = peer.filter(|_| anchors.has_trust_domains()).and_then(|peer| peer.spiffe_id());
         let roots = anchors.roots_for(id.as_ref().map(|id| id.trust_domain()));
-        let lists: Vec<_> = anchors.crls().iter().map(AsRef::as_ref).collect();
-        // Without lists there is nothing to check; with one, the default status policy is to refuse what is unknown.
-        let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|builder| {
-            builder.with_depth(RevocationCheckDepth::Chain).with_expiration_policy(ExpirationPolicy::Enforce).build()
-        });
-        cert.verify_for_usage(self.algorithms.all, roots, intermediates, now, usage, revocation, None)
-            .map_err(certificate_error)?;
+        let checked = Chain { leaf: &cert, intermediates, roots, now, usage };
+        checked.verify(anchors, Coverage::OfTheirOwn, self.algorithms.all).map_err(certificate_error)?;
         match name {
             Some(name) => cert.verify_is_valid_for_subject_name(name).map_err(certificate_error),
             None => Ok(()),
