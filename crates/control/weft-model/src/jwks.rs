@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use weft_k8s_api::istio::JwtRule;
 
+pub use weft_tls::jwks::only_usable;
+
 /// Time to fetch keys unless the rule says otherwise.
 pub const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 

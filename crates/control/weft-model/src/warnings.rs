@@ -5,7 +5,7 @@ use crate::parsed::selects;
 use crate::virtual_services::MESH_GATEWAY;
 use crate::{
     DestinationRule, ExportTo, Gateway, KeySource, Labels, MeshSnapshot, VirtualService, Warning, certificates,
-    gateway_conflicts, hosts, services,
+    gateway_conflicts, hosts, jwks, services,
 };
 use std::collections::{BTreeSet, HashMap};
 use weft_core::Provenance;
@@ -53,8 +53,15 @@ pub(crate) fn of_security(snapshot: &MeshSnapshot) -> Vec<Warning> {
     }
     for policy in snapshot.request_auth.values().flatten() {
         for (i, rule) in policy.spec.jwt_rules.iter().enumerate() {
-            let Some(Err(why)) = KeySource::of(rule).and_then(|source| snapshot.jwks.get(&source)) else { continue };
-            let at = policy.provenance.at(format!("spec.jwtRules[{i}].jwksUri"));
+            let (field, why) = match KeySource::of(rule) {
+                None => ("jwks", jwks::only_usable(&rule.jwks).err().map(|why| why.to_string())),
+                Some(source) => {
+                    let failed = snapshot.jwks.get(&source).and_then(|keys| keys.as_ref().err());
+                    ("jwksUri", failed.map(ToString::to_string))
+                }
+            };
+            let Some(why) = why else { continue };
+            let at = policy.provenance.at(format!("spec.jwtRules[{i}].{field}"));
             found.push(not_found(at, format!("{why}; tokens of {} are refused until keys are there", rule.issuer)));
         }
     }

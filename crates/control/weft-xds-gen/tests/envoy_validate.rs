@@ -183,3 +183,38 @@ fn envoy_takes_everything() {
     assert!(wrong.is_empty(), "{} of {checked} refused:\n{}", wrong.len(), wrong.join("\n\n"));
     std::fs::remove_dir_all(&folder).ok();
 }
+
+/// An Envoy refuses a listener with a key set that it cannot use, and goes on with the listener before: policies that came
+/// with it would not hold.
+#[test]
+fn envoy_takes_key_sets_without_a_usable_key() {
+    let Some(envoy) = envoy() else {
+        eprintln!("skipped: no Envoy at $ENVOY or /opt/weft-peers/bin/envoy");
+        return;
+    };
+    let folder = std::env::temp_dir().join(format!("weft-envoy-keys-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let _schema = weft_proto::json::pool();
+    let sets = [
+        r#"{"keys":[{"kty":"RSA"}]}"#,
+        r#"{"keys":[{"kty":"EC","crv":"P-256","x":"AA","y":"AA"}]}"#,
+        r#"{"keys":[{"kty":"OKP","crv":"X25519","x":"AA"}]}"#,
+        r#"{"keys":[{"kty":"RSA","n":"AQAB","e":"AQAB"}]}"#,
+        r#"{"keys":[]}"#,
+    ];
+    for (i, set) in sets.into_iter().enumerate() {
+        let mut world = World::new();
+        world.add_sample("bookinfo/platform/kube/bookinfo.yaml");
+        world.add_object(json!({
+            "apiVersion": "security.istio.io/v1", "kind": "RequestAuthentication",
+            "metadata": {"name": "tokens", "namespace": "default"},
+            "spec": {"jwtRules": [{"issuer": "a@example", "jwks": set}]},
+        }));
+        let snapshot = world.snapshot();
+        let text = bootstrap(&generate(&snapshot, &common::proxy(&snapshot, "reviews-v1-0", false, &Value::Null)));
+        let text = text.to_string();
+        assert!(text.contains("jwt_authn"), "the policy is there");
+        validate(&envoy, &folder, &format!("keys-{i}"), &text).unwrap_or_else(|said| panic!("{set}: {said}"));
+    }
+    std::fs::remove_dir_all(&folder).ok();
+}

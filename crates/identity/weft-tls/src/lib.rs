@@ -4,7 +4,7 @@
 //! Reading order: [`error`], [`settings`] (versions, ciphers, groups), [`pem`], [`certificate`] (facts of a certificate),
 //! [`key`] (a certificate chain with its key), [`anchors`] (whom to trust), `revocation`, [`verify`] (chain and SAN checks), [`server`],
 //! [`client`], [`hello`] (a ClientHello before the handshake), [`private_key`], [`csr`] and [`issue`] (what a certificate
-//! authority does), [`jose`] (signatures of JSON Web Tokens).
+//! authority does), [`jose`] (signatures of JSON Web Tokens), [`jwks`] (their key sets).
 //!
 //! # What this provider cannot do
 //! - TLS below 1.2, renegotiation, 0-RTT data (switched off: replays).
@@ -25,6 +25,7 @@ pub mod error;
 pub mod hello;
 pub mod issue;
 pub mod jose;
+pub mod jwks;
 pub mod key;
 pub mod pem;
 pub mod private_key;
@@ -41,6 +42,7 @@ pub use error::{HandshakeError, Reason, TlsError};
 pub use hello::{ClientHelloFacts, PeekedHello, peek_client_hello};
 pub use issue::{IssuedCertificate, Issuer, LeafParams, RootParams};
 pub use jose::{JwsAlgorithm, JwsCurve, JwsKey, JwsSigner};
+pub use jwks::{Jwk, Jwks, JwksError};
 pub use key::CertifiedKey;
 pub use private_key::{KeyKind, PrivateKey};
 pub use server::{Accepted, ClientAuth, ServerContext, ServerParams, ServerStream};

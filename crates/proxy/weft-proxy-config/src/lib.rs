@@ -1,7 +1,7 @@
 //! From xDS messages to the immutable [`ProxySnapshot`] that the data plane runs on. Knows xDS; knows nothing of Istio's
 //! kinds, of sockets or of time.
 //!
-//! Reading order: [`snapshot`], [`listener`], [`http`], [`jwt`], [`jwks`], [`ext_authz`], [`ratelimit`], [`cluster`], [`tls`] (what is compiled), then `compile`
+//! Reading order: [`snapshot`], [`listener`], [`http`], [`jwt`], [`ext_authz`], [`ratelimit`], [`cluster`], [`tls`] (what is compiled), then `compile`
 //! (xDS → those, with an error that names each field it cannot use), `apply` (a change of resources → the next snapshot),
 //! `bootstrap` (Envoy's bootstrap file).
 
@@ -11,7 +11,6 @@ pub mod cluster;
 pub mod compile;
 pub mod ext_authz;
 pub mod http;
-pub mod jwks;
 pub mod jwt;
 pub mod listener;
 pub mod matching;
@@ -25,7 +24,7 @@ pub use bootstrap::{Bootstrap, load_bootstrap};
 pub use cluster::*;
 pub use ext_authz::*;
 pub use http::*;
-pub use jwks::{Jwk, Jwks, JwksError};
+pub use weft_tls::{Jwk, Jwks, JwksError, jwks};
 pub use jwt::*;
 pub use listener::*;
 pub use ratelimit::*;

@@ -2,6 +2,7 @@
 
 use super::{labels, mesh, pair, warnings_of};
 use crate::MtlsMode;
+use std::sync::Arc;
 
 #[test]
 fn mutual_tls_by_scope() {
@@ -216,4 +217,17 @@ fn a_policy_that_names_an_unknown_provider_says_so() {
     }
     assert!(!warnings_of(&mesh, "AuthorizationPolicy", "unnamed").is_empty());
     assert_eq!(warnings_of(&mesh, "AuthorizationPolicy", "plain"), Vec::<String>::new());
+}
+
+#[test]
+fn keys_that_check_nothing_are_told_of() {
+    let of = |jwks: &str| {
+        let mesh = super::mesh(&format!(
+            "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: r, namespace: foo}}\nspec: {{jwtRules: [{{issuer: a, jwks: '{jwks}'}}]}}\n"
+        ));
+        warnings_of(&mesh, "RequestAuthentication", "r")
+    };
+    assert_eq!(of(r#"{"keys":[{"kty":"RSA"}]}"#), ["IST0101 spec.jwtRules[0].jwks"]);
+    let good = r#"{"keys":[{"kty":"EC","crv":"P-256","x":"04N0xi21hshyvBp7I167sbE_bXqyqkAPfefdklMO7wY","y":"UI8exy-C06a7DUnjIdENkxeFtHM4-l_41LqEw9nVgmw"}]}"#;
+    assert_eq!(of(good), Vec::<String>::new());
 }

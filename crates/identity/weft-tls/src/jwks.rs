@@ -1,9 +1,9 @@
 //! JSON Web Key Sets (RFC 7517) → public keys. A key that cannot be used, or is meant for something else, is left out; a set
 //! of which nothing is left checks no token.
 
-use serde_json::Value;
+use crate::{JwsAlgorithm, JwsCurve, JwsKey};
+use serde_json::{Value, json};
 use weft_core::Strng;
-use weft_tls::{JwsAlgorithm, JwsCurve, JwsKey};
 
 /// Longest key set, in bytes. Large issuers publish some 20 KiB.
 pub const MAX_JWKS: usize = 512 * 1024;
@@ -51,28 +51,44 @@ impl Jwks {
     /// # Errors
     /// When it is no key set, is too large, or none of its keys can be used.
     pub fn parse(text: &str) -> Result<Self, JwksError> {
-        if text.len() > MAX_JWKS {
-            return Err(JwksError::TooLong(text.len()));
-        }
-        let set: Value = serde_json::from_str(text).map_err(|e| JwksError::Format(format!("not JSON ({e})")))?;
-        let list = match (set.get("keys"), set.get("kty")) {
-            (Some(Value::Array(list)), _) => list.as_slice(),
-            (None, Some(_)) => std::slice::from_ref(&set),
-            _ => return Err(JwksError::Format("there is no list of keys".into())),
-        };
-        if list.len() > MAX_KEYS {
-            return Err(JwksError::TooMany(list.len()));
-        }
-        let mut keys = Vec::with_capacity(list.len());
-        let mut why = String::from("it is empty");
-        for one in list {
-            match key(one) {
-                Ok(key) => keys.push(key),
-                Err(reason) => why = reason,
-            }
-        }
-        if keys.is_empty() { Err(JwksError::NoKeys(why)) } else { Ok(Self { keys }) }
+        let keys = usable(text)?.into_iter().map(|(key, _)| key).collect();
+        Ok(Self { keys })
     }
+}
+
+/// The key set without the keys that cannot be used, as JSON: what any proxy takes. A secret in it, by which whoever reads the
+/// configuration could make tokens, is left out as well.
+///
+/// # Errors
+/// As [`Jwks::parse`].
+pub fn only_usable(text: &str) -> Result<String, JwksError> {
+    let keys: Vec<Value> = usable(text)?.into_iter().map(|(_, json)| json).collect();
+    Ok(json!({ "keys": keys }).to_string())
+}
+
+/// Usable keys, each with the JSON that it was read from.
+fn usable(text: &str) -> Result<Vec<(Jwk, Value)>, JwksError> {
+    if text.len() > MAX_JWKS {
+        return Err(JwksError::TooLong(text.len()));
+    }
+    let set: Value = serde_json::from_str(text).map_err(|e| JwksError::Format(format!("not JSON ({e})")))?;
+    let list = match (set.get("keys"), set.get("kty")) {
+        (Some(Value::Array(list)), _) => list.clone(),
+        (None, Some(_)) => vec![set],
+        _ => return Err(JwksError::Format("there is no list of keys".into())),
+    };
+    if list.len() > MAX_KEYS {
+        return Err(JwksError::TooMany(list.len()));
+    }
+    let mut keys = Vec::with_capacity(list.len());
+    let mut why = String::from("it is empty");
+    for one in list {
+        match key(&one) {
+            Ok(key) => keys.push((key, one)),
+            Err(reason) => why = reason,
+        }
+    }
+    if keys.is_empty() { Err(JwksError::NoKeys(why)) } else { Ok(keys) }
 }
 
 fn key(key: &Value) -> Result<Jwk, String> {
@@ -123,6 +139,23 @@ pub fn base64url(text: &[u8]) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_keys_that_check_tokens_are_left() {
+        let good = r#"{"crv":"P-256","kid":"k","kty":"EC","x":"qyz2pEhQCNijrrbdhzPKw5C62V3lCOprtuZgT-dSqrI","y":"_jyQpz4sWkZ5Oao5Cy-YQ9wzicgxARq8ExFUk6H1hn0"}"#;
+        let want = format!("{{\"keys\":[{good}]}}");
+        let parsed = |text: &str| text.parse::<Value>().unwrap();
+        for set in [
+            want.clone(),
+            good.to_owned(),
+            format!(r#"{{"keys": [{{"kty": "oct", "k": "AAAA"}}, {good}, {{"kty": "RSA", "kid": "1"}}, 7, null]}}"#),
+        ] {
+            assert_eq!(parsed(&only_usable(&set).unwrap()), parsed(&want), "{set}");
+        }
+        for none in [r#"{"keys":[{"kty":"RSA"}]}"#, r#"{"keys":[{"kty":"EC","crv":"P-256"}]}"#, r#"{"keys":[7]}"#] {
+            assert!(matches!(only_usable(none), Err(JwksError::NoKeys(_))), "{none}");
+        }
+    }
 
     #[test]
     fn what_is_no_key_set_says_why() {
