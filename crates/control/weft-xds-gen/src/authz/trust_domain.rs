@@ -1,24 +1,40 @@
-//! Trust domain aliases: principals written for one trust domain of the mesh hold for all of them.
+//! Trust domain aliases: principals written for one trust domain of the mesh hold for all of them. And other meshes, whose
+//! identities may connect: what a policy says without a trust domain is said of the own mesh.
 
-/// The mesh's trust domain and its aliases.
+use weft_model::MeshSnapshot;
+
+/// The mesh's trust domain and its aliases, and those of other meshes that it has the roots of.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct TrustDomains(Vec<String>);
+pub(crate) struct TrustDomains {
+    own: Vec<String>,
+    others: Vec<String>,
+}
 
 impl TrustDomains {
-    /// `domain` first, then its aliases, each once.
-    pub fn new(domain: &str, aliases: &[String]) -> Self {
-        let mut all = vec![domain.to_string()];
-        for alias in aliases {
-            if !all.contains(alias) {
-                all.push(alias.clone());
-            }
-        }
-        Self(all)
+    /// Those of the mesh config.
+    pub fn of(snapshot: &MeshSnapshot) -> Self {
+        let others = snapshot.mesh.ca_certificates.iter().flat_map(|data| &data.trust_domains);
+        Self::new(&snapshot.settings.trust_domain, &snapshot.mesh.trust_domain_aliases, others)
     }
 
-    /// All names, the mesh's own first.
-    pub fn names(&self) -> &[String] {
-        &self.0
+    /// `domain` first, then its aliases, each once; of `others` those that are not the mesh's own.
+    fn new<'a>(domain: &str, aliases: &[String], others: impl IntoIterator<Item = &'a String>) -> Self {
+        let mut own = vec![domain.to_string()];
+        aliases.iter().for_each(|alias| push(&mut own, alias.clone()));
+        let mut foreign = Vec::new();
+        others.into_iter().filter(|other| !own.contains(other)).for_each(|other| push(&mut foreign, other.clone()));
+        Self { own, others: foreign }
+    }
+
+    /// Trust domains whose identities may connect, the mesh's own first. What the others may do is for policies to say, which
+    /// never take them for ours.
+    pub fn believed(&self) -> Vec<String> {
+        [self.own.as_slice(), &self.others].concat()
+    }
+
+    /// The mesh's own, when others may connect as well; `None` when every caller is of the own mesh.
+    pub fn own_among_others(&self) -> Option<&[String]> {
+        (!self.others.is_empty()).then_some(&self.own)
     }
 
     /// `principals`, with those of a trust domain of the mesh written out for each of its names. `cluster.local` stands
@@ -28,7 +44,7 @@ impl TrustDomains {
         for principal in principals {
             match self.domain_of(principal) {
                 Some((domain, rest)) => {
-                    for mine in &self.0 {
+                    for mine in &self.own {
                         push(
                             &mut all,
                             if suffix_match(mine, domain) { principal.clone() } else { format!("{mine}/{rest}") },
@@ -45,8 +61,8 @@ impl TrustDomains {
     pub fn expand_domains(&self, domains: &[String]) -> Vec<String> {
         let mut all: Vec<String> = Vec::new();
         for domain in domains {
-            if self.0.contains(domain) {
-                self.0.iter().for_each(|mine| push(&mut all, mine.clone()));
+            if self.own.contains(domain) {
+                self.own.iter().for_each(|mine| push(&mut all, mine.clone()));
             } else {
                 push(&mut all, domain.clone());
             }
@@ -61,7 +77,7 @@ impl TrustDomains {
             return None;
         }
         let known = domain == weft_core::well_known::DEFAULT_TRUST_DOMAIN
-            || self.0.iter().any(|mine| mine == domain || wildcard_match(mine, domain));
+            || self.own.iter().any(|mine| mine == domain || wildcard_match(mine, domain));
         known.then_some((domain, rest))
     }
 }
@@ -87,7 +103,7 @@ mod tests {
 
     #[test]
     fn principals_hold_for_all_aliases() {
-        let domains = TrustDomains::new("td1", &["td2".into(), "td1".into()]);
+        let domains = TrustDomains::new("td1", &["td2".into(), "td1".into()], []);
         let expand = |p: &str| domains.expand_principals(&[p.to_string()]);
         assert_eq!(expand("td1/ns/a/sa/b"), ["td1/ns/a/sa/b", "td2/ns/a/sa/b"]);
         assert_eq!(expand("cluster.local/ns/a/sa/b"), ["td1/ns/a/sa/b", "td2/ns/a/sa/b"]);
@@ -95,5 +111,15 @@ mod tests {
             assert_eq!(expand(as_it_is), [as_it_is]);
         }
         assert_eq!(domains.expand_domains(&["td2".into(), "x".into()]), ["td1", "td2", "x"]);
+    }
+
+    #[test]
+    fn others_are_those_that_are_not_the_meshs_own() {
+        let others = ["td2".to_string(), "partner".into(), "partner".into()];
+        let alone = TrustDomains::new("td1", &["td2".into()], &others[..1]);
+        assert_eq!((alone.own_among_others(), alone.believed().join(" ").as_str()), (None, "td1 td2"));
+        let joined = TrustDomains::new("td1", &["td2".into()], &others);
+        assert_eq!(joined.own_among_others().map(<[String]>::len), Some(2));
+        assert_eq!(joined.believed().join(" "), "td1 td2 partner");
     }
 }

@@ -11,7 +11,10 @@ use std::sync::Arc;
 use tls::common_tls_context::{CombinedCertificateValidationContext, ValidationContextType};
 use tls::subject_alt_name_matcher::SanType;
 use tls::tls_parameters::TlsProtocol;
-use weft_k8s_api::istio::{ClientTlsMode, ClientTlsSettings, ProxyProtocol, SimpleLb, TlsConfig};
+use weft_k8s_api::istio::{
+    ClientTlsMode, ClientTlsSettings, MeshTlsProtocol, MutualTls, PeerAuthentication, PeerAuthenticationMode,
+    ProxyProtocol, SimpleLb, TlsConfig,
+};
 use weft_model::{DestinationRule, MtlsMode, Registry, Resolution};
 use weft_proto::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use weft_proto::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
@@ -69,7 +72,18 @@ fn detects(view: View<'_>, target: &Target<'_>) -> bool {
         }
     }
     let policies = &view.snapshot.peer_auth;
-    policies.namespaces.get(&service.namespace).copied().unwrap_or(policies.mesh) != MtlsMode::Disable
+    let wide = policies.namespaces.get(&service.namespace).copied().unwrap_or(policies.mesh);
+    // A single workload, or a port of it, may take what its namespace does not; its endpoints say so. (Istio judges by the
+    // namespace alone, and its clients are refused then.)
+    let mut of_workloads = policies.workloads.get(&service.namespace).into_iter().flatten();
+    wide != MtlsMode::Disable || of_workloads.any(|policy| takes_mtls(&policy.spec))
+}
+
+/// Whether a policy has some port of a workload take mutual TLS.
+fn takes_mtls(policy: &PeerAuthentication) -> bool {
+    let takes =
+        |mtls: &MutualTls| matches!(mtls.mode, PeerAuthenticationMode::Permissive | PeerAuthenticationMode::Strict);
+    policy.mtls.iter().chain(policy.port_level_mtls.values()).any(takes)
 }
 
 /// Mutual TLS with the mesh's certificates. The server must be one that runs the service.
@@ -83,7 +97,7 @@ fn mesh_context(
     let names: Vec<String> = if given.is_empty() { server_identities(view, target) } else { given.to_vec() };
     let sni = settings.map(|s| s.sni.clone()).filter(|sni| !sni.is_empty()).unwrap_or_else(|| target.name().sni());
     let common = tls::CommonTlsContext {
-        tls_params: Some(mesh_params()),
+        tls_params: Some(mesh_mtls_params(view)),
         tls_certificate_sds_secret_configs: vec![secret::from_agent(secret::SVID)],
         alpn_protocols: mesh_alpn(draft, target),
         validation_context_type: Some(combined(secret::from_agent(secret::ROOTS), &names, None)),
@@ -131,6 +145,20 @@ pub(crate) fn mesh_params() -> tls::TlsParameters {
         tls_maximum_protocol_version: TlsProtocol::TlSv13 as i32,
         ..Default::default()
     }
+}
+
+/// What the mesh config asks of TLS between proxies (`meshMTLS`): the same on both sides, for a client that does not offer
+/// what the server demands cannot connect.
+pub(crate) fn mesh_mtls_params(view: View<'_>) -> tls::TlsParameters {
+    let mut params = mesh_params();
+    if let Some(mesh) = &view.mesh().mesh_mtls {
+        params.ecdh_curves.clone_from(&mesh.ecdh_curves);
+        params.cipher_suites.clone_from(&mesh.cipher_suites);
+        if mesh.min_protocol_version == MeshTlsProtocol::TlsV1_3 {
+            params.tls_minimum_protocol_version = TlsProtocol::TlSv13 as i32;
+        }
+    }
+    params
 }
 
 /// Roots by SDS, and the names that the peer's certificate must have one of.

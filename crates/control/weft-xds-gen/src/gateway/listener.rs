@@ -104,7 +104,7 @@ impl GatewayMaker<'_> {
     /// Chains with authorization of connections before all else.
     fn guarded(&self, mut chains: Vec<Chain>) -> Vec<Chain> {
         let snapshot = self.maker.view.snapshot;
-        let trust = TrustDomains::new(&snapshot.settings.trust_domain, &snapshot.mesh.trust_domain_aliases);
+        let trust = TrustDomains::of(snapshot);
         let bound: Vec<&AuthzPolicy> = self.policies.iter().map(|p| &**p).collect();
         let filters = authz::network_filters(self.maker.view, &bound, &trust);
         for chain in &mut chains {
@@ -139,7 +139,7 @@ impl GatewayMaker<'_> {
 
     fn http_filter(&self, stat_prefix: String, route: String, protocol: Protocol) -> Filter {
         let snapshot = self.maker.view.snapshot;
-        let trust = TrustDomains::new(&snapshot.settings.trust_domain, &snapshot.mesh.trust_domain_aliases);
+        let trust = TrustDomains::of(snapshot);
         let bound: Vec<&AuthzPolicy> = self.policies.iter().map(|p| &**p).collect();
         let tokens = authn::http_filter_for(snapshot, &self.tokens, authn::claims_route(snapshot));
         let options = Options {

@@ -7,7 +7,7 @@ use super::{Maker, inspect, tcp};
 use crate::authn::{self, AuthnPolicy};
 use crate::authz::{self, AuthzPolicy, TrustDomains};
 use crate::cluster::inbound::InboundPort;
-use crate::cluster::tls::{mesh_params, of_trust_domains};
+use crate::cluster::tls::{mesh_mtls_params, of_trust_domains};
 use crate::observe::Side;
 use crate::pb::core::TrafficDirection;
 use crate::pb::hcm::HttpFilter;
@@ -264,20 +264,12 @@ impl Inbound<'_> {
     /// Mutual TLS with the mesh's certificates: a client without one is refused.
     fn mutual_tls(&self, http: bool) -> tls::DownstreamTlsContext {
         let alpn: &[&str] = if http { &HTTP_ALPN } else { &TCP_ALPN };
-        let mut params = mesh_params();
-        if let Some(mesh) = &self.maker.view.mesh().mesh_mtls {
-            params.ecdh_curves.clone_from(&mesh.ecdh_curves);
-            params.cipher_suites.clone_from(&mesh.cipher_suites);
-            if mesh.min_protocol_version == weft_k8s_api::istio::MeshTlsProtocol::TlsV1_3 {
-                params.tls_minimum_protocol_version = tls::tls_parameters::TlsProtocol::TlSv13 as i32;
-            }
-        }
         tls::DownstreamTlsContext {
             common_tls_context: Some(tls::CommonTlsContext {
-                tls_params: Some(params),
+                tls_params: Some(mesh_mtls_params(self.maker.view)),
                 alpn_protocols: alpn.iter().map(|p| p.to_string()).collect(),
                 tls_certificate_sds_secret_configs: vec![secret::from_agent(secret::SVID)],
-                validation_context_type: Some(of_trust_domains(secret::from_agent(secret::ROOTS), &self.believed())),
+                validation_context_type: Some(of_trust_domains(secret::from_agent(secret::ROOTS), &self.trust().believed())),
                 ..Default::default()
             }),
             require_client_certificate: Some(true),
@@ -318,21 +310,7 @@ impl Inbound<'_> {
         self.policies.iter().map(|p| &**p).collect()
     }
 
-    /// Trust domains whose identities may connect: the mesh's own names, and those of other meshes that it has the roots of.
-    /// What these may do is for policies to say, which never take them for ours.
-    fn believed(&self) -> Vec<String> {
-        let mut all = self.trust().names().to_vec();
-        let others = self.maker.view.mesh().ca_certificates.iter().flat_map(|data| &data.trust_domains);
-        for domain in others {
-            if !all.contains(domain) {
-                all.push(domain.clone());
-            }
-        }
-        all
-    }
-
     fn trust(&self) -> TrustDomains {
-        let snapshot = self.maker.view.snapshot;
-        TrustDomains::new(&snapshot.settings.trust_domain, &snapshot.mesh.trust_domain_aliases)
+        TrustDomains::of(self.maker.view.snapshot)
     }
 }
