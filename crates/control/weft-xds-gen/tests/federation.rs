@@ -40,3 +40,65 @@ fn another_mesh_may_connect_and_is_nobody_of_ours() {
         assert!(!listener.contains("partner.example/ns/default"));
     }
 }
+
+/// The parts of the inbound listener that say who: those of one policy.
+fn principals(mesh: &Value, action: &str, source: &str) -> String {
+    let mut world = World::new();
+    world.mesh = mesh.clone();
+    world.add_sample("bookinfo/platform/kube/bookinfo.yaml").add(&format!(
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p}}\nspec: {{action: {action}, rules: [{{from: [{{source: {source}}}]}}]}}\n"
+    ));
+    let snapshot = world.snapshot();
+    let resources = generate(&snapshot, &common::proxy(&snapshot, "reviews-v1-0", false, &Value::Null));
+    let listener = resources.listeners.get("virtualInbound").unwrap();
+    let listener = to_json(&unpack::<Listener>(&listener.any).unwrap(), true).unwrap();
+    let mut found = Vec::new();
+    collect(&listener, &mut found);
+    assert!(found.iter().all(|other| *other == found[0]), "the same on every port");
+    found.swap_remove(0).to_string()
+}
+
+/// Every `principals` of RBAC policies.
+fn collect(value: &Value, found: &mut Vec<Value>) {
+    match value {
+        Value::Object(map) => {
+            found.extend(map.get("principals").cloned());
+            map.values().for_each(|value| collect(value, found));
+        }
+        Value::Array(list) => list.iter().for_each(|value| collect(value, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn a_name_without_a_trust_domain_is_of_our_mesh_where_it_lets_in() {
+    let alone = json!({"trustDomain": "ours", "trustDomainAliases": ["older"]});
+    let roots = json!([{"pem": "x", "trustDomains": ["partner.example"]}]);
+    let joined = json!({"trustDomain": "ours", "trustDomainAliases": ["older"], "caCertificates": roots});
+    // An own alias among the roots makes no other mesh of it.
+    let own = json!([{"pem": "x", "trustDomains": ["older"]}]);
+    let own = json!({"trustDomain": "ours", "trustDomainAliases": ["older"], "caCertificates": own});
+    let prefixes = r#"{"or_ids":{"ids":[{"authenticated":{"principal_name":{"prefix":"spiffe://ours/"}}},{"authenticated":{"principal_name":{"prefix":"spiffe://older/"}}}]}}"#;
+    for (action, source, restricted) in [
+        ("ALLOW", "{namespaces: [foo]}", true),
+        ("ALLOW", "{serviceAccounts: [foo/bar]}", true),
+        ("ALLOW", "{notNamespaces: [foo]}", false),
+        ("DENY", "{namespaces: [foo]}", false),
+        ("DENY", "{serviceAccounts: [foo/bar]}", false),
+        ("DENY", "{notNamespaces: [foo]}", true),
+        ("DENY", "{notServiceAccounts: [foo/bar]}", true),
+        ("ALLOW", "{principals: ['*/ns/foo/sa/bar']}", false),
+    ] {
+        let now = principals(&joined, action, source);
+        assert_eq!(now.contains(prefixes), restricted, "{action} {source}: {now}");
+        if restricted && action == "DENY" {
+            assert!(
+                now.contains(&format!(r#""not_id":{{"and_ids":{{"ids":[{prefixes}"#)),
+                "within the negation: {now}"
+            );
+        }
+        let before = principals(&alone, action, source);
+        assert!(!before.contains(prefixes), "{before}");
+        assert_eq!(principals(&own, action, source), before);
+    }
+}

@@ -166,6 +166,20 @@ impl Condition {
         })
     }
 
+    /// The principals that callers of the own mesh alone have, for an attribute that names no trust domain, where other meshes
+    /// may connect; `None` when there is nothing to add.
+    pub fn own_mesh(&self, trust: &TrustDomains) -> Option<Principal> {
+        let names = trust.own_among_others()?;
+        if !matches!(self.attribute, Attribute::Namespace | Attribute::ServiceAccount) {
+            return None;
+        }
+        let of = |domain: &String| Principal {
+            identifier: Some(authenticated(matcher::prefix(format!("spiffe://{domain}/")))),
+        };
+        let ids = names.iter().map(of).collect();
+        Some(Principal { identifier: Some(principal::Identifier::OrIds(principal::Set { ids })) })
+    }
+
     /// One principal for each of `values` (or one for all); `None` in the list for what cannot be asked.
     pub fn principals(
         &self,

@@ -85,15 +85,19 @@ fn principal_of(
     for condition in conditions {
         for (values, negated) in [(&condition.values, false), (&condition.not_values, true)] {
             let asked = gather(condition.principals(values, namespace, layer, trust), strict)?;
-            if let Some(one) = condition.combine(asked, or_principals) {
-                all.push(if negated { not_principal(one) } else { one });
+            let Some(mut one) = condition.combine(asked, or_principals) else { continue };
+            // A name without a trust domain allows callers of the own mesh alone. Where it denies, another mesh's caller of that
+            // name is meant as well: of two readings the one that lets less through.
+            if let Some(own) = condition.own_mesh(trust).filter(|_| strict != negated) {
+                one = and_principals(vec![own, one]);
             }
+            all.push(if negated { not_principal(one) } else { one });
         }
     }
     if all.is_empty() {
         all.push(any_principal());
     }
-    Some(Principal { identifier: Some(principal::Identifier::AndIds(principal::Set { ids: all })) })
+    Some(and_principals(all))
 }
 
 /// What could be translated; `None` when something could not and that must not be overlooked.
@@ -123,4 +127,8 @@ fn or_permissions(rules: Vec<Permission>) -> Permission {
 
 fn or_principals(ids: Vec<Principal>) -> Principal {
     Principal { identifier: Some(principal::Identifier::OrIds(principal::Set { ids })) }
+}
+
+fn and_principals(ids: Vec<Principal>) -> Principal {
+    Principal { identifier: Some(principal::Identifier::AndIds(principal::Set { ids })) }
 }
