@@ -298,5 +298,34 @@ fn is_condition_key(key: &str) -> bool {
     CONDITION_KEYS.contains(&key) && !key.contains('[')
         || keyed("request.headers")
         || keyed("request.auth.claims")
-        || key.starts_with("experimental.envoy.filters.") && key.ends_with(']')
+        || key.strip_prefix("experimental.envoy.filters.").is_some_and(|rest| {
+            let parts = rest.strip_suffix(']').and_then(|rest| rest.split_once('['));
+            parts.is_some_and(|(filter, key)| !filter.is_empty() && !key.is_empty())
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_condition_key;
+
+    #[test]
+    fn keys_of_conditions_have_both_brackets() {
+        for (key, known) in [
+            ("experimental.envoy.filters.a.b[c]", true),
+            ("experimental.envoy.filters.a[b][c]", true),
+            ("experimental.envoy.filters.x]", false),
+            ("experimental.envoy.filters.x[y", false),
+            ("experimental.envoy.filters.[y]", false),
+            ("experimental.envoy.filters.x[]", false),
+            ("request.headers[x]", true),
+            ("request.headers]", false),
+            ("request.headers[x", false),
+            ("request.auth.claims[a][b]", true),
+            ("request.auth.claims", false),
+            ("source.ip", true),
+            ("source.port", false),
+        ] {
+            assert_eq!(is_condition_key(key), known, "{key}");
+        }
+    }
 }

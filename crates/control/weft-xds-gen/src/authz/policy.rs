@@ -18,7 +18,12 @@ pub(super) fn translate_rule(
     let mut of_source = Vec::new();
     let mut of_destination = Vec::new();
     for when in &rule.when {
-        let condition = Condition::when(&when.key, &when.values, &when.not_values)?;
+        let Some(condition) = Condition::when(&when.key, &when.values, &when.not_values) else {
+            if effect == Action::Allow {
+                return None;
+            }
+            continue;
+        };
         match condition.side() {
             Side::Source => of_source.push(condition),
             Side::Destination => of_destination.push(condition),
@@ -131,4 +136,23 @@ fn or_principals(ids: Vec<Principal>) -> Principal {
 
 fn and_principals(ids: Vec<Principal>) -> Principal {
     Principal { identifier: Some(principal::Identifier::AndIds(principal::Set { ids })) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_condition_that_is_not_understood_allows_nothing_and_hides_no_denial() {
+        let when = |key: &str| istio::Condition { key: key.into(), values: vec!["x".into()], ..Default::default() };
+        let rule = istio::Rule { when: vec![when("request.headers]"), when("source.namespace")], ..Default::default() };
+        let trust = TrustDomains::of(&weft_model::MeshSnapshot::default());
+        let translated = |effect| translate_rule(&rule, "ns", effect, Layer::Http, &trust);
+        assert_eq!(translated(Action::Allow), None);
+        // CUSTOM asks by the rules of a denial as well.
+        let known = istio::Rule { when: vec![when("source.namespace")], ..Default::default() };
+        let without = translate_rule(&known, "ns", Action::Deny, Layer::Http, &trust);
+        assert!(without.is_some());
+        assert_eq!(translated(Action::Deny), without);
+    }
 }
