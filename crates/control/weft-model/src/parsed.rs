@@ -140,7 +140,7 @@ impl<T: PartialEq> Kind<T> {
             Err(Unreadable { path, mut message }) => {
                 // Without its policy a workload is open to more than anyone asked for, and without its certificate a
                 // gateway is closed.
-                let closed = closed(object).and_then(|closed| reader(&closed).ok());
+                let closed = [true, false].iter().find_map(|targets| reader(&closed(object, *targets)?).ok());
                 let before = old_read.filter(|_| object.group() == SECURITY_GROUP || object.kind == "Secret");
                 let kept = match (before, closed) {
                     (Some(before), closed) if closed.as_ref() != Some(&*before.spec) => {
@@ -162,7 +162,8 @@ impl<T: PartialEq> Kind<T> {
 
 /// What a policy that could never be read is taken for: the most restrictive one of its kind, for the workloads that it
 /// selects as far as that can be told. An AuthorizationPolicy that allows nothing, a PeerAuthentication that is STRICT.
-fn closed(object: &Object) -> Option<Object> {
+/// `targets`: bound to the objects that it names, if it names any.
+fn closed(object: &Object, targets: bool) -> Option<Object> {
     let mut spec = serde_json::Map::new();
     match object.kind.as_str() {
         _ if object.group() != SECURITY_GROUP => return None,
@@ -175,6 +176,11 @@ fn closed(object: &Object) -> Option<Object> {
     let labels = object.spec().pointer("/selector/matchLabels").and_then(Value::as_object);
     if let Some(labels) = labels.filter(|labels| labels.values().all(Value::is_string)) {
         spec.insert("selector".into(), serde_json::json!({ "matchLabels": labels }));
+    }
+    for field in ["targetRef", "targetRefs"].into_iter().filter(|_| targets) {
+        if let Some(named) = object.spec().get(field) {
+            spec.insert(field.into(), named.clone());
+        }
     }
     let mut closed = object.clone();
     closed.body.insert("spec".into(), Value::Object(spec));

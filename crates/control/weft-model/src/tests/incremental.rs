@@ -83,6 +83,30 @@ fn a_policy_that_becomes_invalid_stays_as_it_was() {
 }
 
 #[test]
+fn a_policy_that_was_never_valid_closes_what_it_is_bound_to_and_nothing_else() {
+    let gateway = "{kind: Gateway, group: gateway.networking.k8s.io, name: edge}";
+    for spec in [
+        format!("{{targetRefs: [{gateway}], action: DENNY, rules: [{{}}]}}"),
+        format!("{{targetRef: {gateway}, action: DENY, rules: 7}}"),
+    ] {
+        let mesh = build(
+            &inputs(&format!(
+                "{{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {{name: p, namespace: default}}, spec: {spec}}}\n"
+            )),
+            None,
+        );
+        let bound = |labels: &[(&str, &str)]| mesh.authorization_for("default", &crate::tests::labels(labels)).len();
+        assert_eq!(bound(&[("app", "anything")]), 0, "{spec}");
+        assert_eq!(bound(&[("gateway.networking.k8s.io/gateway-name", "edge")]), 1, "{spec}");
+        assert_eq!(bound(&[("gateway.networking.k8s.io/gateway-name", "other")]), 0, "{spec}");
+    }
+    // What it is bound to cannot be told: it holds for the namespace.
+    let broken = "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: p, namespace: default}, spec: {targetRefs: 7, rules: [{}]}}";
+    let mesh = build(&inputs(broken), None);
+    assert_eq!(mesh.authorization_for("default", &crate::tests::labels(&[("app", "a")])).len(), 1);
+}
+
+#[test]
 fn a_policy_that_was_never_valid_does_not_leave_a_door_open() {
     let policy = |kind: &str, spec: &str| {
         format!(
