@@ -5,6 +5,7 @@
 //! `destination_rules`, `gateway_api` (which stands for Gateways, virtual services and destination rules), `policies`,
 //! `certificates`, `secrets`, `warnings`; last `lookup` and `scope`: the questions that the generator asks.
 
+pub mod authorizers;
 mod build;
 mod certificates;
 mod destination_rules;

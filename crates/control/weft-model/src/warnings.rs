@@ -4,8 +4,8 @@
 use crate::parsed::selects;
 use crate::virtual_services::MESH_GATEWAY;
 use crate::{
-    DestinationRule, ExportTo, Gateway, KeySource, Labels, MeshSnapshot, VirtualService, Warning, certificates,
-    gateway_conflicts, hosts, jwks, services,
+    DestinationRule, ExportTo, Gateway, KeySource, Labels, MeshSnapshot, VirtualService, Warning, authorizers,
+    certificates, gateway_conflicts, hosts, jwks, services,
 };
 use std::collections::{BTreeSet, HashMap};
 use weft_core::Provenance;
@@ -43,12 +43,8 @@ pub(crate) fn of_security(snapshot: &MeshSnapshot) -> Vec<Warning> {
             continue;
         }
         let name = policy.spec.provider.as_ref().map_or("", |p| p.name.as_str());
-        let known = snapshot.mesh.extension_provider(name);
-        let asks = known.is_some_and(|p| p.envoy_ext_authz_grpc.is_some() || p.envoy_ext_authz_http.is_some());
-        if !asks {
-            let at = policy.provenance.at("spec.provider.name");
-            let what = "is no external authorizer of the mesh config's extensionProviders";
-            found.push(not_found(at, format!("{name:?} {what}; requests that the rules match are denied")));
+        if let Some(why) = authorizers::warning(snapshot, name) {
+            found.push(not_found(policy.provenance.at("spec.provider.name"), why));
         }
     }
     for policy in snapshot.request_auth.values().flatten() {

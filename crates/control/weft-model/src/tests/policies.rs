@@ -220,6 +220,57 @@ fn a_policy_that_names_an_unknown_provider_says_so() {
 }
 
 #[test]
+fn an_authorizer_that_cannot_be_asked_is_told_of() {
+    let mesh_config = r#"
+extensionProviders:
+- {name: good, envoyExtAuthzGrpc: {service: authz.foo.svc.cluster.local, port: 9000}}
+- {name: gone, envoyExtAuthzGrpc: {service: gone.foo.svc.cluster.local, port: 9000}}
+- {name: elsewhere, envoyExtAuthzGrpc: {service: bar/authz.foo.svc.cluster.local, port: 9000}}
+- {name: port, envoyExtAuthzGrpc: {service: authz.foo.svc.cluster.local, port: 9001}}
+- {name: status, envoyExtAuthzHttp: {service: authz.foo.svc.cluster.local, port: 9000, statusOnError: "999"}}
+- {name: headers, envoyExtAuthzHttp: {service: authz.foo.svc.cluster.local, port: 9000, headersToUpstreamOnAllow: ["*"]}}
+- {name: prefix, envoyExtAuthzHttp: {service: authz.foo.svc.cluster.local, port: 9000, pathPrefix: check}}
+- {name: "under_score", envoyExtAuthzGrpc: {service: authz.foo.svc.cluster.local, port: 9000}}
+- {name: kind, prometheus: {}}
+"#;
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: authz, namespace: foo}\nspec: {clusterIP: 10.96.0.7, ports: [{name: grpc, port: 9000}]}\n---\n";
+    let names =
+        ["good", "gone", "elsewhere", "port", "status", "headers", "prefix", "under_score", "kind", "unknown"];
+    let policy = |name: &str| {
+        let object = name.replace('_', "-");
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {object}, namespace: foo}}\nspec: {{action: CUSTOM, provider: {{name: {name}}}, rules: [{{}}]}}\n---\n"
+        )
+    };
+    let mut inputs = super::inputs(&format!("{service}{}", names.map(policy).concat()));
+    inputs.mesh = Arc::new(serde_saphyr::from_str(mesh_config).unwrap());
+    let mesh = crate::build(&inputs, None);
+    for (name, says) in [
+        ("good", None),
+        ("gone", Some("does not exist")),
+        ("elsewhere", Some("does not exist")),
+        ("port", Some("which has no such port")),
+        ("status", Some("\"999\"")),
+        ("headers", Some("lone * in headersToUpstreamOnAllow")),
+        ("prefix", Some("does not begin with '/'")),
+        ("under-score", Some("letters, digits")),
+        ("kind", Some("another kind")),
+        ("unknown", Some("is no external authorizer")),
+    ] {
+        let told: Vec<&str> = mesh
+            .warnings
+            .iter()
+            .filter(|w| w.at.name == name && w.at.path == "spec.provider.name")
+            .map(|w| w.message.as_str())
+            .collect();
+        match says {
+            None => assert_eq!(told, Vec::<&str>::new(), "{name}"),
+            Some(says) => assert!(told.len() == 1 && told[0].contains(says) && told[0].contains("denied"), "{told:?}"),
+        }
+    }
+}
+
+#[test]
 fn keys_that_check_nothing_are_told_of() {
     let of = |jwks: &str| {
         let mesh = super::mesh(&format!(

@@ -26,8 +26,6 @@ pub(super) const SHADOW_PREFIX: &str = "istio_ext_authz_";
 const EFFECTIVE_POLICY: &str = "shadow_effective_policy_id";
 /// Time for an answer unless the provider says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(600);
-/// Longest name of a provider.
-const MAX_NAME: usize = 63;
 
 /// A provider, ready to be asked.
 pub(super) struct Provider {
@@ -53,8 +51,9 @@ pub(super) fn rule_prefix(provider: &str) -> String {
 /// The provider of that name; `None` when it cannot be asked: unknown, of another kind, with a setting or service that
 /// cannot be used.
 pub(super) fn provider(view: View<'_>, name: &str) -> Option<Provider> {
-    let sound = name.len() <= MAX_NAME && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-    let config = view.mesh().extension_provider(name).filter(|_| sound && !name.is_empty())?;
+    // The same that users are warned of.
+    weft_model::authorizers::usable(view.snapshot, name).ok()?;
+    let config = view.mesh().extension_provider(name)?;
     let mut found = match (&config.envoy_ext_authz_grpc, &config.envoy_ext_authz_http) {
         (Some(grpc), _) => by_grpc(view, grpc)?,
         (None, Some(http)) => Provider { http: by_http(view, http)?, tcp: None },
@@ -182,5 +181,36 @@ fn matched(filter: &str, provider: &str) -> MetadataMatcher {
         path: vec![metadata_matcher::PathSegment { segment: Some(key) }],
         value: Some(ValueMatcher { match_pattern: Some(value) }),
         invert: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use weft_k8s_api::istio::{ExtensionProvider, MeshConfig};
+    use weft_model::{MeshSnapshot, Service};
+
+    /// Users are warned of exactly the statuses that cannot be generated.
+    #[test]
+    fn statuses_are_those_that_the_model_takes() {
+        let host: weft_core::Strng = "authz.example".into();
+        let mut snapshot = MeshSnapshot::default();
+        let service = Service { host: host.clone(), ..Service::default() };
+        snapshot.services.insert(host, vec![Arc::new(service)]);
+        for code in 0..1000 {
+            let text = code.to_string();
+            let http = ExtAuthzHttpProvider {
+                service: "authz.example".into(),
+                port: 80,
+                status_on_error: text.clone(),
+                ..Default::default()
+            };
+            let provider =
+                ExtensionProvider { name: "a".into(), envoy_ext_authz_http: Some(http), ..Default::default() };
+            let mesh = MeshConfig { extension_providers: vec![provider], ..MeshConfig::default() };
+            snapshot.mesh = mesh.into();
+            assert_eq!(weft_model::authorizers::usable(&snapshot, "a").is_ok(), status(&text).is_some(), "{text}");
+        }
     }
 }
