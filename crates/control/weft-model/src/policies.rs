@@ -140,8 +140,11 @@ pub(crate) fn index<T: Selecting>(objects: &Objects<T>, warnings: &mut Vec<Warni
             list.push(Arc::new(Policy { own_namespace_only: true, ..policy(object, selector) }));
         }
         if gateways.len() < targets.len() || targets.is_empty() {
+            // Istio's rule as well (ShouldAttachPolicy): at a sidecar or gateway such a policy is not looked at.
             let message =
-                "binds to Gateways of gateway.networking.k8s.io alone; use selector for workloads".to_string();
+                "binds to Gateways of gateway.networking.k8s.io alone: Service, ServiceEntry and GatewayClass are \
+                           for waypoints of ambient mode, which this mesh has none of; use selector for workloads"
+                    .to_string();
             warnings.push(Warning { at: object.meta.provenance.at("spec.targetRefs"), code: "IST0101", message });
         }
     }
