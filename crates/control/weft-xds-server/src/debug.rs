@@ -11,9 +11,10 @@ use axum::routing::get;
 use axum::{Extension, Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use weft_model::{EndpointAddress, MeshSnapshot, Registry};
+use weft_model::{EndpointAddress, MeshSnapshot, Registry, Service};
 
 /// What of the configuration a caller may see.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -194,19 +195,31 @@ async fn endpointz(State(monitoring): State<Monitoring>, Extension(scope): Exten
 }
 
 fn endpoints_json(snapshot: &MeshSnapshot, scope: &Scope) -> Value {
-    let of_scope = |host: &str| {
-        let mut of_host = snapshot.services.values().flatten().filter(|s| *s.host == *host);
-        *scope == Scope::Mesh || of_host.any(|s| scope.covers(&s.namespace))
+    // By the service whose endpoints they are: a host may be several namespaces', each with endpoints of its own.
+    let of_host = |list: &Vec<Arc<Service>>| {
+        let owner = list.first().map(|service| service.namespace.clone()).unwrap_or_default();
+        let shown = list.iter().filter(|service| scope.covers(&service.namespace)).cloned().collect::<Vec<_>>();
+        shown.into_iter().flat_map(move |service| {
+            let owns = service.namespace == owner;
+            let ports: Vec<u16> = service.ports.iter().map(|port| port.number).collect();
+            ports.into_iter().filter_map(move |port| {
+                let host = service.host.clone();
+                let found = match owns {
+                    true => snapshot.endpoints.get(&(host.clone(), port)),
+                    false => snapshot.other_endpoints.get(&(service.namespace.clone(), host.clone(), port)),
+                };
+                Some(((host, port, service.namespace.clone()), found?))
+            })
+        })
     };
-    let mut all: Vec<_> = snapshot.endpoints.iter().filter(|((host, _), _)| of_scope(host)).collect();
-    all.sort_by(|a, b| a.0.cmp(b.0));
+    let all: BTreeMap<_, _> = snapshot.services.values().flat_map(of_host).collect();
     let address = |a: &EndpointAddress| match a {
         EndpointAddress::Ip(ip, port) => SocketAddr::new(*ip, *port).to_string(),
         EndpointAddress::Name(name, port) => format!("{name}:{port}"),
         EndpointAddress::Unix(path) => format!("unix://{path}"),
     };
     all.into_iter()
-        .map(|((host, port), list)| {
+        .map(|((host, port, namespace), list)| {
             let endpoints: Vec<Value> = list
                 .iter()
                 .map(|e| {
@@ -220,7 +233,7 @@ fn endpoints_json(snapshot: &MeshSnapshot, scope: &Scope) -> Value {
                     })
                 })
                 .collect();
-            json!({ "service": &**host, "port": port, "endpoints": endpoints })
+            json!({ "service": &*host, "namespace": namespace, "port": port, "endpoints": endpoints })
         })
         .collect()
 }
@@ -243,4 +256,48 @@ async fn push_status(State(monitoring): State<Monitoring>, Extension(scope): Ext
         })
         .collect();
     Json(json!({ "version": snapshot.version, "warnings": warnings }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weft_model::{Endpoint, ServicePort};
+
+    #[test]
+    fn class_debug_exposure_a_shared_host_shows_the_own_endpoints_alone() {
+        let host: weft_core::Strng = "shared.example".into();
+        let service = |namespace: &str| {
+            let port = |number| ServicePort { number, ..ServicePort::default() };
+            let ports = vec![port(80), port(53)];
+            Arc::new(Service { host: host.clone(), namespace: namespace.into(), ports, ..Service::default() })
+        };
+        let at = |ip: [u8; 4]| {
+            let address = EndpointAddress::Ip(ip.into(), 80);
+            Arc::new(vec![Endpoint {
+                address,
+                labels: Arc::default(),
+                workload: None,
+                identity: String::new(),
+                mtls: false,
+                locality: String::new(),
+                network: String::new(),
+                weight: 0,
+                health: weft_model::Health::Healthy,
+                node: String::new(),
+            }])
+        };
+        let mut snapshot = MeshSnapshot::default();
+        snapshot.services.insert(host.clone(), vec![service("a"), service("b")]);
+        snapshot.endpoints.insert((host.clone(), 80), at([10, 0, 0, 1]));
+        snapshot.endpoints.insert((host.clone(), 53), at([10, 0, 0, 3]));
+        snapshot.other_endpoints.insert(("b".into(), host, 80), at([10, 0, 0, 2]));
+        let shown = |scope: Scope| {
+            let found = endpoints_json(&snapshot, &scope).to_string();
+            ["10.0.0.1", "10.0.0.2", "10.0.0.3"].map(|ip| found.contains(ip))
+        };
+        assert_eq!(shown(Scope::Mesh), [true, true, true]);
+        assert_eq!(shown(Scope::Namespace("a".into())), [true, false, true]);
+        assert_eq!(shown(Scope::Namespace("b".into())), [false, true, false]);
+        assert_eq!(shown(Scope::Namespace("c".into())), [false, false, false]);
+    }
 }
