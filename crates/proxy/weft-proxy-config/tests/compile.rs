@@ -569,7 +569,7 @@ fn refused_clusters() {
         )
     };
     for (fields, want) in [
-        ("health_checks: [{timeout: 1s}]".to_string(), "health_checks: is not supported"),
+        ("health_checks: [{timeout: 1s}]".to_string(), "health_checks[0].interval: must be set"),
         ("lb_subset_config: {list_as_any: true}".into(), "lb_subset_config"),
         ("load_balancing_policy: {policies: []}".into(), "load_balancing_policy"),
         ("cluster_type: {name: x}".into(), "cluster type \"x\""),
