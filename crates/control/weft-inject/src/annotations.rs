@@ -42,6 +42,7 @@ const CHECKS: &[(&str, Check)] = &[
     (REROUTED[0], interfaces),
     (REROUTED[1], interfaces),
     (MERGE_METRICS, boolean),
+    (annotation::ON_DEMAND, true_or_false),
     ("sidecar.istio.io/proxyCPU", quantity),
     ("sidecar.istio.io/proxyMemory", quantity),
     ("sidecar.istio.io/proxyCPULimit", quantity),
@@ -77,6 +78,13 @@ fn whole_number(text: &str) -> Result<(), String> {
 
 fn boolean(text: &str) -> Result<(), String> {
     as_bool(text).map(drop).ok_or_else(|| format!("{:?} is neither true nor false", shortened(text)))
+}
+
+fn true_or_false(text: &str) -> Result<(), String> {
+    match text {
+        "true" | "false" => Ok(()),
+        _ => Err(format!("{:?} must be true or false", shortened(text))),
+    }
 }
 
 /// What counts as a boolean in Istio's annotations (Go's `strconv.ParseBool`).
