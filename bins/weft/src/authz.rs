@@ -68,25 +68,7 @@ impl World {
     /// # Errors
     /// When it does not answer, may not be asked, or the mesh config cannot be used.
     pub async fn read(client: &ApiClient, namespace: &str) -> anyhow::Result<Self> {
-        let config_map = by_kind("", "ConfigMap").context("the kind ConfigMap is not known")?;
-        let mesh = match client.get(config_map, namespace, "istio").await {
-            Ok(object) => object.body.get("data").and_then(|d| d["mesh"].as_str()).unwrap_or_default().to_string(),
-            Err(error) if error.is_not_found() => String::new(),
-            Err(error) => return Err(error).context("mesh config"),
-        };
-        let mesh = mesh_config(&mesh)?;
-        let mut inputs = Inputs::new(Arc::new(mesh.clone()), Arc::new(settings(&mesh, namespace)));
-        for (group, kind) in KINDS {
-            let Some(info) = by_kind(group, kind) else { continue };
-            match client.list(info, None, &ListOptions::default()).await {
-                Ok(list) => inputs.set(group, kind, list.items.into_iter().map(Arc::new).collect()),
-                Err(ClientError::NotFound(_)) => {}
-                // Who may not read Secrets can still ask who may call whom.
-                Err(ClientError::Forbidden(_)) if *kind == "Secret" => {}
-                Err(error) => return Err(error).with_context(|| format!("cannot list {}", info.plural)),
-            }
-        }
-        Ok(Self::of(&inputs))
+        Ok(Self::of(&read_inputs(client, namespace).await?))
     }
 
     /// From objects at hand.
@@ -335,6 +317,33 @@ pub fn mesh_config(text: &str) -> anyhow::Result<MeshConfig> {
     }
     let parsed = weft_k8s_api::validate::parse_mesh_config(text, &mut Vec::new());
     parsed.map_err(anyhow::Error::msg).context("mesh config")
+}
+
+/// Reads every object that the model knows from an API server, and the mesh config of `namespace`. Kinds that it does not serve
+/// count as empty.
+///
+/// # Errors
+/// When it does not answer, may not be asked, or the mesh config cannot be used.
+pub async fn read_inputs(client: &ApiClient, namespace: &str) -> anyhow::Result<Inputs> {
+    let config_map = by_kind("", "ConfigMap").context("the kind ConfigMap is not known")?;
+    let mesh = match client.get(config_map, namespace, "istio").await {
+        Ok(object) => object.body.get("data").and_then(|d| d["mesh"].as_str()).unwrap_or_default().to_string(),
+        Err(error) if error.is_not_found() => String::new(),
+        Err(error) => return Err(error).context("mesh config"),
+    };
+    let mesh = mesh_config(&mesh)?;
+    let mut inputs = Inputs::new(Arc::new(mesh.clone()), Arc::new(settings(&mesh, namespace)));
+    for (group, kind) in KINDS {
+        let Some(info) = by_kind(group, kind) else { continue };
+        match client.list(info, None, &ListOptions::default()).await {
+            Ok(list) => inputs.set(group, kind, list.items.into_iter().map(Arc::new).collect()),
+            Err(ClientError::NotFound(_)) => {}
+            // Who may not read Secrets can still ask who may call whom.
+            Err(ClientError::Forbidden(_)) if *kind == "Secret" => {}
+            Err(error) => return Err(error).with_context(|| format!("cannot list {}", info.plural)),
+        }
+    }
+    Ok(inputs)
 }
 
 /// What the control plane is told, as far as objects say it.

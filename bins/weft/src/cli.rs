@@ -60,6 +60,9 @@ pub enum Command {
     Ca(commands::ca::Args),
     /// Say what is wrong with the mesh's objects, in a cluster and in files
     Analyze(commands::analyze::Args),
+    /// Lead a port of this machine to a page in the cluster: Prometheus, Grafana, a proxy's admin page
+    #[command(aliases = ["dash", "d"])]
+    Dashboard(commands::dashboard::Args),
     /// Check manifests without a cluster
     #[command(alias = "v")]
     Validate(commands::validate::Args),
@@ -145,6 +148,8 @@ mod tests {
             "weft ca rotate --from-dir /tmp/ca --timeout 5m -i istio-system",
             "weft ca cancel",
             "weft analyze",
+            "weft dashboard kiali",
+            "weft dash envoy productpage-v1-x.default --browser=false",
             "weft analyze a.yaml b/ --recursive --use-kube=false -o json",
             "weft analyze -A --failure-threshold Warning -S IST0102=Namespace*test -L",
             "weft validate -f a.yaml -f b/ -R",

@@ -4,6 +4,7 @@ pub mod analyze;
 pub mod apply;
 pub mod authz;
 pub mod ca;
+pub mod dashboard;
 pub mod delete;
 pub mod down;
 pub mod exec;
@@ -51,6 +52,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Ca(args) => block_on(ca::run(args, connection)),
         Command::ProxyConfig(args) => block_on(proxy_config::run(args, connection)),
         Command::Analyze(args) => block_on(analyze::run(args, connection)),
+        Command::Dashboard(args) => block_on(dashboard::run(args, connection)),
         Command::Validate(args) => validate::run(args),
         Command::KubeInject(args) => block_on(kube_inject::run(args, connection)),
         Command::Manifest(action) => manifest::run(action),

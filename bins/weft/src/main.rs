@@ -2,9 +2,10 @@
 //!
 //! Reading order: [`cli`] (what can be typed), `commands/` (one file per command), [`connect`] (which API server),
 //! [`target`] (which pod), [`forward`] (HTTP to a port of a pod), [`manifests`] and [`references`] (what `apply` reads and
-//! checks), [`install`] (what an installation consists of), [`dump`] (a proxy's config dump as tables), [`output`] (how
-//! answers look).
+//! checks), [`analyze`] (what is wrong with a mesh's objects), [`install`] (what an installation consists of), [`dump`] (a
+//! proxy's config dump as tables), [`output`] (how answers look).
 
+mod analyze;
 mod authz;
 mod cli;
 mod commands;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use weft_k8s_api::kinds::by_kind;
 use weft_k8s_api::{Object, ObjectKey};
-use weft_model::{KINDS, MeshSnapshot, Warning};
+use weft_model::{KINDS, MeshSnapshot, Warning, codes};
 use weft_store::{ApiClient, Cache, ClientError};
 
 /// Pause before writing, so that what is mended at once is never written.
@@ -31,20 +31,11 @@ struct Message {
     text: String,
 }
 
-/// Names and severities of the codes (Istio's reference, "Configuration Analysis Messages").
+/// The name of a code, and how the status calls its weight: an object that is in force has no error, whatever it refers to in
+/// vain.
 fn analyzer(code: &str) -> (&'static str, &'static str) {
-    match code {
-        "IST0101" => ("ReferencedResourceNotFound", "WARNING"),
-        "IST0106" => ("SchemaValidationError", "ERROR"),
-        "IST0109" => ("ConflictingMeshGatewayVirtualServiceHosts", "WARNING"),
-        "IST0110" => ("ConflictingSidecarWorkloadSelectors", "WARNING"),
-        "IST0111" => ("MultipleSidecarsWithoutWorkloadSelectors", "WARNING"),
-        "IST0145" => ("ConflictingGateways", "ERROR"),
-        "IST0112" => ("VirtualServiceDestinationPortSelectorRequired", "WARNING"),
-        "InvalidCertificate" => ("InvalidCertificate", "WARNING"),
-        "CertificateHostMismatch" => ("CertificateHostMismatch", "WARNING"),
-        _ => ("Warning", "WARNING"),
-    }
+    let refused = matches!(code, "IST0106" | "IST0145");
+    (codes::about(code).0, if refused { "ERROR" } else { "WARNING" })
 }
 
 impl Message {
@@ -55,9 +46,8 @@ impl Message {
     fn to_value(&self) -> Value {
         let (name, level) = analyzer(self.code);
         let mut out = json!({"type": {"code": self.code, "name": name}, "level": level, "message": self.text});
-        if self.code.starts_with("IST") {
-            let page = self.code.to_ascii_lowercase();
-            out["documentationUrl"] = json!(format!("https://istio.io/latest/docs/reference/config/analysis/{page}/"));
+        if let Some(page) = codes::page(self.code) {
+            out["documentationUrl"] = page.into();
         }
         out
     }

@@ -8,6 +8,7 @@
 pub mod authorizers;
 mod build;
 mod certificates;
+pub mod codes;
 mod destination_rules;
 mod endpoints;
 mod gateway_api;

@@ -106,7 +106,7 @@ autoscaleEnabled autoscaleMin autoscaleMax autoscaleBehavior replicaCount rollin
 {{- $mesh := dict "trustDomain" "cluster.local" "rootNamespace" .Release.Namespace "defaultConfig" (dict "discoveryAddress" $address) -}}
 {{- $pilot := include "pilot" . | fromYaml -}}
 {{- if hasKey $pilot "traceSampling" -}}
-{{- $_ := set $mesh.defaultConfig "tracing" (dict "sampling" $pilot.traceSampling) -}}
+{{- $_ := set $mesh.defaultConfig "tracing" (dict "sampling" (float64 $pilot.traceSampling)) -}}
 {{- end -}}
 {{- mergeOverwrite $mesh (deepCopy .Values.meshConfig) | toYaml -}}
 {{- end -}}
