@@ -417,7 +417,7 @@ async fn chains_of_different_listeners_count_for_themselves() {
     let (app, _seen) = echo().await;
     let limit = r#"{name: c, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.network.connection_limit.v3.ConnectionLimit, stat_prefix: l, max_connections: 1}},"#;
     let one = tcp_listener("", limit, "");
-    let two = one.replacen("name: l", "name: m", 1);
+    let two = one.replacen("name: l", "name: m", 1).replacen("127.0.0.1", "127.0.0.2", 1);
     let proxy = start(&format!("{one}\n  - {two}"), &cluster("a", &[app], "")).await;
     let mut first = TcpStream::connect(proxy.addr()).await.unwrap();
     echoes(&mut first, "one").await;
