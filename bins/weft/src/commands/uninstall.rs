@@ -11,7 +11,6 @@ use crate::install::{self, Operator, Settings, tags};
 use crate::output;
 use crate::target::known;
 use anyhow::{Context, bail};
-use serde_json::Value;
 use std::process::ExitCode;
 use weft_k8s_api::{ObjectKey, crd};
 use weft_store::ApiClient;
@@ -186,7 +185,7 @@ async fn definitions(client: &ApiClient, dry_run: bool) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
     use weft_k8s_api::Object;
 
     #[test]

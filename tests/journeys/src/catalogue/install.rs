@@ -234,7 +234,7 @@ fn customizing(run: &mut Run) -> Result<()> {
     });
     run.check(&["1:CUST-15", "1:CUST-16"], "a profile of a folder is as a file before the others", |_| {
         kubectl.sh("mkdir -p mycharts/profiles")?;
-        kubectl.file("mycharts/profiles/custom1.yaml", &PATCH.replace("profile: empty\n", "tag: 1.1.5\n").replace("tag: 1.1.6\n", ""))?;
+        kubectl.file("mycharts/profiles/custom1.yaml", &PATCH.replace("  profile: empty\n", "").replace("1.1.6", "1.1.5"))?;
         kubectl.file("user-overlay.yaml", TWO_GATEWAYS)?;
         kubectl.sh("istioctl manifest generate --manifests mycharts/ --set profile=custom1 -f user-overlay.yaml > by-name.yaml")?;
         kubectl.sh("istioctl manifest generate --manifests mycharts/ -f mycharts/profiles/custom1.yaml -f user-overlay.yaml > by-file.yaml")?;
