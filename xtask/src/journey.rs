@@ -9,7 +9,7 @@ use std::path::PathBuf;
 /// Runs journeys; the arguments are theirs (`--help` shows them).
 pub fn run(args: &[&str]) -> Result<()> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-    let talks_only = args.iter().any(|arg| ["--list", "--help", "-h"].contains(arg));
+    let talks_only = args.iter().any(|arg| ["--list", "--uncovered", "--help", "-h"].contains(arg));
     let mut bins = std::env::var_os("WEFT_BIN_DIR").map(PathBuf::from);
     if !talks_only && bins.is_none() {
         run::with_env(&cargo, &["build", "--release", "--quiet"], &[])?;

@@ -4,6 +4,7 @@
 pub mod browser;
 pub mod catalogue;
 pub mod certs;
+pub mod coverage;
 pub mod journey;
 pub mod kubectl;
 pub mod lab;

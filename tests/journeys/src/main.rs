@@ -5,12 +5,14 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use weft_journeys::catalogue;
+use weft_journeys::coverage;
 use weft_journeys::journey::{Engine, Journey, Tally};
 
 const HELP: &str = "cargo xtask journey [ID…] [OPTION…]
 
   ID                  a journey (1:J-MIR) or all of a spec file (1:); none means all
   --list              list the journeys and what each proves
+  --uncovered         list what of the spec no journey proves and no row of tests/journeys/README.md names (WEFT_SPEC: its folder)
   --engine ENGINE     weft (default) or envoy: which proxy runs beside workloads and in gateways
   --jobs N            how many labs at once (1)
 ";
@@ -18,16 +20,18 @@ const HELP: &str = "cargo xtask journey [ID…] [OPTION…]
 struct Options {
     ids: Vec<String>,
     list: bool,
+    uncovered: bool,
     engine: Engine,
     jobs: usize,
 }
 
 fn read(args: impl Iterator<Item = String>) -> Result<Options> {
-    let mut options = Options { ids: Vec::new(), list: false, engine: Engine::Weft, jobs: 1 };
+    let mut options = Options { ids: Vec::new(), list: false, uncovered: false, engine: Engine::Weft, jobs: 1 };
     let mut args = args.peekable();
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--list" => options.list = true,
+            "--uncovered" => options.uncovered = true,
             "--engine" => {
                 options.engine = match args.next().as_deref() {
                     Some("weft") => Engine::Weft,
@@ -88,6 +92,12 @@ fn run_all(journeys: &[Journey], options: &Options) -> Tally {
 
 fn main() -> Result<ExitCode> {
     let options = read(std::env::args().skip(1))?;
+    if options.uncovered {
+        let left = coverage::uncovered(&coverage::folder(), &catalogue::all(), &options.ids)?;
+        left.iter().for_each(|id| println!("{id}"));
+        println!("{} capabilities that nobody answers for", left.len());
+        return Ok(if left.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
     let mut journeys = chosen(&options)?;
     if options.list {
         list(&journeys);

@@ -17,7 +17,7 @@ pub const JOURNEYS: &[Journey] = &[
         title: "ingress gateways",
         proves: &[
             "2:IG-1", "2:IG-2", "2:IG-3", "2:IG-4", "2:IG-5", "2:IG-6", "2:IG-7", "2:IG-8", "2:IG-9", "2:IG-10",
-            "2:IG-11", "2:IG-12", "2:IG-13",
+            "2:IG-11", "2:IG-12", "2:IG-13", "2:IG-14",
         ],
         not_with_envoy: None,
         options: &["--no-bookinfo"],
@@ -28,7 +28,7 @@ pub const JOURNEYS: &[Journey] = &[
         title: "secure gateways: TLS and mutual TLS, certificates replaced live",
         proves: &[
             "2:SG-1", "2:SG-2", "2:SG-3", "2:SG-4", "2:SG-5", "2:SG-6", "2:SG-7", "2:SG-8", "2:SG-9", "2:SG-10",
-            "2:SG-11", "2:SG-12", "2:SG-13", "2:SG-14", "2:SG-16",
+            "2:SG-11", "2:SG-12", "2:SG-13", "2:SG-14", "2:SG-15", "2:SG-16",
         ],
         not_with_envoy: None,
         options: &["--no-bookinfo"],
@@ -37,7 +37,7 @@ pub const JOURNEYS: &[Journey] = &[
     Journey {
         id: "2:J-PT",
         title: "ingress without TLS termination",
-        proves: &["2:PT-1", "2:PT-2", "2:PT-3"],
+        proves: &["2:PT-1", "2:PT-2", "2:PT-3", "2:PT-5"],
         not_with_envoy: None,
         options: &["--no-bookinfo"],
         run: passthrough,
@@ -61,6 +61,7 @@ pub const JOURNEYS: &[Journey] = &[
 ];
 
 const SOON: Duration = Duration::from_secs(60);
+const GATEWAY: &str = "deploy/istio-ingressgateway";
 const TEAPOT: &str = "-=[ teapot ]=-";
 
 /// `curl -s -I -HHost:HOST http://$INGRESS_HOST:$INGRESS_PORT/PATH`.
@@ -106,6 +107,20 @@ fn ingress_gateway(run: &mut Run) -> Result<()> {
             answers(lab, "httpbin.example.com", "/delay/0", 200).map(drop)
         },
     );
+    run.check(&["2:IG-14"], "the gateway reports what passes", |lab| {
+        eventually(SOON, || {
+            let log = lab.logs("istio-system", GATEWAY, "istio-proxy")?;
+            let parts = ["\"HEAD /status/200 HTTP/1.1\" 200", "outbound|8000||httpbin.default.svc.cluster.local"];
+            ensure!(log.lines().any(|line| parts.iter().all(|part| line.contains(part))), "not logged: {log}");
+            let counted = lab.admin("istio-system", GATEWAY, "GET", "stats/prometheus")?;
+            let counts = |line: &str| line.starts_with("envoy_http_downstream_rq_xx{") && line.contains("\"2\"");
+            ensure!(
+                counted.lines().any(counts) || counted.contains("\nistio_requests_total{"),
+                "not counted: {counted}"
+            );
+            Ok(())
+        })
+    });
     run.check(&["2:IG-6", "2:IG-7"], "other paths and hosts: 404", |lab| {
         answers(lab, "httpbin.example.com", "/headers", 404)?;
         answers(lab, "other.example.com", "/status/200", 404).map(drop)
@@ -187,6 +202,11 @@ fn secure_gateway(run: &mut Run) -> Result<()> {
             Ok(())
         },
     );
+    run.check(&["2:SG-15"], "the gateway shows the credential that it was given", |lab| {
+        let shown = lab.weft(&["proxy-config", "secret", GATEWAY, "-n", "istio-system"])?;
+        ensure!(shown.contains("httpbin-credential"), "{shown}");
+        Ok(())
+    });
     run.check(&["2:SG-14"], "another name in SNI is refused", |lab| {
         let done = https(lab, "unknown.example.com", "/status/418", &root, &["-k"])?;
         ensure!([35, 56].contains(&done.code), "exit {}: {}", done.code, done.said);
@@ -283,7 +303,7 @@ fn passthrough(run: &mut Run) -> Result<()> {
     run.lab.apply(&config_map("default", "nginx-configmap", &json!({"nginx.conf": config})))?;
     run.lab.apply_yaml("passthrough/nginx.yaml", "default")?;
     run.lab.wait_deployments("default", &["my-nginx"])?;
-    run.check(&["2:PT-3"], "inside the pod nginx answers with its own certificate", |lab| {
+    run.check(&["2:PT-3", "2:PT-5"], "inside the pod nginx answers with its own certificate", |lab| {
         let resolve = "nginx.example.com:443:127.0.0.1";
         let argv = ["curl", "-sS", "-v", "-k", "--resolve", resolve, "https://nginx.example.com"];
         eventually(SOON, || {

@@ -38,7 +38,7 @@ pub const JOURNEYS: &[Journey] = &[
     Journey {
         id: "2:J-AH",
         title: "authorization of HTTP: nothing, then one service after the other",
-        proves: &["2:AH-1", "2:AH-3", "2:AH-4", "2:AH-5", "2:AH-6", "2:AH-7", "2:AH-8"],
+        proves: &["2:AH-1", "2:AH-2", "2:AH-3", "2:AH-4", "2:AH-5", "2:AH-6", "2:AH-7", "2:AH-8"],
         not_with_envoy: None,
         options: &[],
         run: authorization_http,
@@ -401,7 +401,7 @@ fn authorization_http(run: &mut Run) -> Result<()> {
         let spec = json!({"selector": {"matchLabels": {"app": app}}, "action": "ALLOW", "rules": [rule]});
         policy("default", &format!("{app}-viewer"), spec)
     };
-    run.check(&["2:AH-1"], "a policy without rules allows nothing", |lab| {
+    run.check(&["2:AH-1", "2:AH-2"], "a policy without rules and action allows nothing", |lab| {
         page(lab, &["Book Details"], &[DETAILS, REVIEWS])?;
         lab.apply(&policy("default", "allow-nothing", json!({})))?;
         // One answer: a proxy's workers do not follow a change at the same moment.

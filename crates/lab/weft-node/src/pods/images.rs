@@ -35,7 +35,10 @@ const KNOWN: &[(&str, &[&str])] = &[
     ("pause", &["weft-samples", "sleep"]),
 ];
 /// Images whose program the machine may have itself, under the command line of the image.
-const OF_THE_MACHINE: &[(&str, &[&str])] = &[("nginx", &["nginx", "-g", "daemon off; user root;"])];
+const OF_THE_MACHINE: &[(&str, &[&str])] =
+    &[("nginx", &["nginx", "-g", "daemon off; user root;"]), ("prometheus", &["prometheus"])];
+/// The image's nginx has `stream` built in; Debian's has it as a module, which every configuration finds loaded.
+const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 /// Commands that the samples' images are started with and that the samples program understands itself.
 const SAMPLE_COMMANDS: [&str; 2] = ["sleep", "gunicorn"];
 
@@ -96,7 +99,11 @@ impl ImageTable {
         let Some(program) = command.first() else {
             let machine = OF_THE_MACHINE.iter().find(|(name, words)| *name == short_name(image) && exists(words[0]));
             if let Some((_, words)) = machine {
-                let argv = words.iter().map(ToString::to_string).chain(args.iter().cloned()).collect();
+                let mut argv: Vec<String> = words.iter().map(ToString::to_string).collect();
+                if words[0] == "nginx" && exists(NGINX_STREAM) {
+                    argv[2] = format!("load_module {NGINX_STREAM}; {}", argv[2]);
+                }
+                argv.extend(args.iter().cloned());
                 return Ok(Program { argv, folder: None });
             }
             let words = known.ok_or_else(|| unknown(image))?;

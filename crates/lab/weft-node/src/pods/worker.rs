@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use weft_capture::{CaptureConfig, DnsCapture, ProxyOwner};
-use weft_core::well_known::PROXY_UID;
+use weft_core::well_known::{PROXY_UID, annotation};
 use weft_k8s_api::{Object, ObjectKey};
 use weft_store::DeleteOptions;
 
@@ -424,7 +424,15 @@ impl Worker {
             dns: (dns == Some(true)).then(|| DnsCapture { servers: vec![DNS_SERVICE.into()], ..DnsCapture::default() }),
             ..CaptureConfig::default()
         };
-        config.annotated(|name| annotations.get(name).map(String::as_str))
+        // Ranges may be the installation's too: then they stand in the arguments that the injector has written.
+        let args = self.with(CAPTURE_CONTAINER, |c| c.spec.args.clone()).flatten().unwrap_or_default();
+        let argument = |name: &str| {
+            let (_, flag) = [(annotation::INCLUDE_OUTBOUND_RANGES, "-i"), (annotation::EXCLUDE_OUTBOUND_RANGES, "-x")]
+                .into_iter()
+                .find(|(known, _)| *known == name)?;
+            args.windows(2).find(|pair| pair[0] == flag).map(|pair| pair[1].as_str())
+        };
+        config.annotated(|name| annotations.get(name).map(String::as_str).or_else(|| argument(name)))
     }
 
     /// Init containers one after another, and sidecars up to the point where the application can rely on them. A proxy that

@@ -91,6 +91,10 @@ impl RootFs {
             std::fs::set_permissions(root.join(folder), std::fs::Permissions::from_mode(0o1777))?;
         }
         symlink("/run", root.join("var/run"))?;
+        // As in nginx's image: what it logs there is the container's log.
+        for (log, stream) in [("access.log", "/dev/stdout"), ("error.log", "/dev/stderr")] {
+            symlink(stream, root.join("var/log/nginx").join(log))?;
+        }
         let own = root.join(OWN_PROGRAMS.trim_start_matches('/'));
         std::fs::create_dir_all(&own)?;
         self.links.iter().try_for_each(|(name, program)| symlink(program, own.join(name)))?;
