@@ -3,7 +3,8 @@
 //!
 //! Addresses come from users' objects, and this process stands where they may not: it does not connect to itself, to the
 //! machine it runs on, or to services that give out credentials of machines, whatever a name resolves to or a redirect says
-//! (GHSA-fgw5-hp8f-xfhc). The address that was checked is the one that is connected to.
+//! (GHSA-fgw5-hp8f-xfhc). The address that was checked is the one that is connected to. Who stands on the public network leads it
+//! to nowhere else: neither by a redirect nor by an OpenID configuration. And no namespace's sources crowd out another's.
 
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
@@ -13,7 +14,7 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +23,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
-use weft_model::{FetchedKeys, KeySource};
+use weft_model::{FetchedKeys, KeyRequest, KeySource};
 use weft_tls::{ClientContext, ClientParams, ServerVerification, TrustAnchors};
 
 /// Longest key set or OpenID configuration, in bytes.
@@ -31,8 +32,12 @@ const MAX_BYTES: usize = 512 * 1024;
 const MAX_REDIRECTS: usize = 3;
 /// Fetches under way at once.
 const AT_ONCE: usize = 8;
-/// Sources that are fetched from; more are not fetched.
+/// Sources that are fetched from; more are not fetched. Namespaces take turns, each beginning with its oldest policy's.
 const MAX_SOURCES: usize = 1000;
+/// Most of them of one namespace.
+const MAX_OF_NAMESPACE: usize = 250;
+/// Fetches under way at once for one namespace.
+const AT_ONCE_OF_NAMESPACE: usize = AT_ONCE / 2;
 /// First and last pause after a fetch that failed.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Keys that could not be fetched again are dropped at this age: the issuer may have withdrawn them.
@@ -42,10 +47,13 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(30);
 /// Roots besides the system's, where the user mounts some.
 const EXTRA_ROOTS: &str = "/cacerts/extra.pem";
 
+/// Sources, and what is asked of each.
+type Wanted = BTreeMap<KeySource, KeyRequest>;
+
 /// What is wanted of the fetcher, and what it has.
 #[derive(Debug)]
 pub(crate) struct Keys {
-    wanted: watch::Sender<BTreeMap<KeySource, Duration>>,
+    wanted: watch::Sender<Wanted>,
     fetched: watch::Receiver<FetchedKeys>,
 }
 
@@ -63,13 +71,13 @@ pub(crate) struct Fetching {
 impl Keys {
     /// Starts a fetcher; the task ends when this is dropped.
     pub fn start(fetching: Fetching) -> (Self, impl Future<Output = ()> + Send) {
-        let (wanted, asked) = watch::channel(BTreeMap::new());
+        let (wanted, asked) = watch::channel(Wanted::new());
         let (tell, fetched) = watch::channel(FetchedKeys::default());
         (Self { wanted, fetched }, run(Arc::new(fetching), asked, tell))
     }
 
     /// Says what is wanted from now on.
-    pub fn want(&self, sources: BTreeMap<KeySource, Duration>) {
+    pub fn want(&self, sources: Wanted) {
         self.wanted.send_if_modified(|known| {
             let differs = *known != sources;
             if differs {
@@ -93,7 +101,7 @@ impl Keys {
 
     /// Returns when every source was tried, at the latest after `longest`.
     pub async fn tried_all(&mut self, longest: Duration) {
-        let wanted: Vec<KeySource> = self.wanted.borrow().keys().take(MAX_SOURCES).cloned().collect();
+        let wanted: Vec<KeySource> = self.wanted.borrow().keys().cloned().collect();
         let all = |fetched: &FetchedKeys| wanted.iter().all(|source| fetched.contains_key(source));
         let _ = timeout(longest, self.fetched.wait_for(all)).await;
     }
@@ -107,21 +115,18 @@ struct Entry {
     under_way: bool,
 }
 
-async fn run(
-    fetching: Arc<Fetching>,
-    mut wanted: watch::Receiver<BTreeMap<KeySource, Duration>>,
-    tell: watch::Sender<FetchedKeys>,
-) {
+async fn run(fetching: Arc<Fetching>, mut wanted: watch::Receiver<Wanted>, tell: watch::Sender<FetchedKeys>) {
     let mut entries: HashMap<KeySource, Entry> = HashMap::new();
     let mut fetches: JoinSet<(KeySource, anyhow::Result<String>)> = JoinSet::new();
     loop {
         let sources = wanted.borrow_and_update().clone();
-        entries.retain(|source, _| sources.contains_key(source));
-        for source in sources.keys().take(MAX_SOURCES) {
+        let chosen = choose(&sources);
+        entries.retain(|source, _| chosen.contains(source));
+        for source in &chosen {
             let new = || Entry { next: Instant::now(), failures: 0, fetched: None, under_way: false };
-            entries.entry(source.clone()).or_insert_with(new);
+            entries.entry((*source).clone()).or_insert_with(new);
         }
-        tell.send_if_modified(|told| forget(told, &entries));
+        tell.send_if_modified(|told| settle(told, &sources, &entries));
         start_due(&fetching, &sources, &mut entries, &mut fetches);
         let next = entries.values().filter(|e| !e.under_way).map(|e| e.next).min();
         let next = next.filter(|_| fetches.len() < AT_ONCE);
@@ -145,20 +150,43 @@ async fn run(
     }
 }
 
+/// Which sources are fetched from: the first of each namespace, then the second of each, as far as the bounds go.
+fn choose(sources: &Wanted) -> BTreeSet<&KeySource> {
+    let mut turns: Vec<_> =
+        sources.iter().map(|(source, asked)| (asked.namespace.1, &asked.namespace.0, source)).collect();
+    turns.retain(|(place, ..)| *place < MAX_OF_NAMESPACE);
+    turns.sort_unstable();
+    turns.into_iter().take(MAX_SOURCES).map(|(.., source)| source).collect()
+}
+
 fn start_due(
     fetching: &Arc<Fetching>,
-    sources: &BTreeMap<KeySource, Duration>,
+    sources: &Wanted,
     entries: &mut HashMap<KeySource, Entry>,
     fetches: &mut JoinSet<(KeySource, anyhow::Result<String>)>,
 ) {
     let now = Instant::now();
-    for (source, entry) in entries.iter_mut().filter(|(_, e)| !e.under_way && e.next <= now) {
+    let namespace = |source: &KeySource| sources.get(source).map_or("", |asked| asked.namespace.0.as_str());
+    let mut busy: HashMap<&str, usize> = HashMap::new();
+    for (source, _) in entries.iter().filter(|(_, entry)| entry.under_way) {
+        *busy.entry(namespace(source)).or_default() += 1;
+    }
+    let mut due: Vec<_> = entries.iter_mut().filter(|(_, e)| !e.under_way && e.next <= now).collect();
+    // Who has waited longest comes first; of several that wait as long, one of a namespace after the other.
+    due.sort_by_key(|(source, entry)| (entry.next, sources.get(*source).map(|asked| asked.namespace.1)));
+    for (source, entry) in due {
         if fetches.len() >= AT_ONCE {
             return;
         }
+        let of_namespace = busy.entry(namespace(source)).or_default();
+        if *of_namespace >= AT_ONCE_OF_NAMESPACE {
+            continue;
+        }
+        *of_namespace += 1;
         entry.under_way = true;
         let (fetching, source) = (fetching.clone(), source.clone());
-        let longest = sources.get(&source).copied().unwrap_or(weft_model::jwks::FETCH_TIMEOUT).min(MAX_TIMEOUT);
+        let longest =
+            sources.get(&source).map_or(weft_model::jwks::FETCH_TIMEOUT, |asked| asked.longest).min(MAX_TIMEOUT);
         fetches.spawn(async move {
             let outcome = match timeout(longest, fetch(&fetching, &source)).await {
                 Ok(outcome) => outcome,
@@ -210,42 +238,66 @@ fn note(told: &mut FetchedKeys, source: KeySource, known: Result<Arc<str>, Arc<s
     true
 }
 
-fn forget(told: &mut FetchedKeys, entries: &HashMap<KeySource, Entry>) -> bool {
-    let gone = told.keys().any(|source| !entries.contains_key(source));
-    if gone {
-        Arc::make_mut(told).retain(|source, _| entries.contains_key(source));
+/// Forgets what nobody wants any more, and says of what is not fetched why.
+fn settle(told: &mut FetchedKeys, sources: &Wanted, entries: &HashMap<KeySource, Entry>) -> bool {
+    let left_out: Vec<&KeySource> = sources.keys().filter(|source| !entries.contains_key(*source)).collect();
+    let gone = told.keys().any(|source| !sources.contains_key(source));
+    let new = left_out.iter().any(|source| told.get(*source).is_none_or(Result::is_ok));
+    if !gone && !new {
+        return false;
     }
-    gone
+    let why = format!(
+        "keys are not fetched: at most {MAX_OF_NAMESPACE} places of one namespace and {MAX_SOURCES} of all are asked; put \
+         the keys into the policy (jwks)"
+    );
+    let why: Arc<str> = why.into();
+    let told = Arc::make_mut(told);
+    told.retain(|source, _| sources.contains_key(source));
+    for source in left_out {
+        told.insert(source.clone(), Err(why.clone()));
+    }
+    true
 }
 
 async fn fetch(fetching: &Fetching, source: &KeySource) -> anyhow::Result<String> {
-    let uri = match source {
-        KeySource::Uri(uri) => uri.clone(),
+    let (uri, from) = match source {
+        KeySource::Uri(uri) => (uri.clone(), NamedBy::Policy),
         KeySource::Discovery(issuer) => {
             let place = format!("{}/.well-known/openid-configuration", issuer.trim_end_matches('/'));
-            let text = get(fetching, &place).await.context("OpenID configuration")?;
+            let (text, from) = get(fetching, &place, NamedBy::Policy).await.context("OpenID configuration")?;
             let found: serde_json::Value = serde_json::from_str(&text).context("OpenID configuration is not JSON")?;
             ensure!(found["issuer"].as_str() == Some(issuer), "OpenID configuration at {place} is for another issuer");
-            found["jwks_uri"].as_str().context("OpenID configuration has no jwks_uri")?.to_string()
+            (found["jwks_uri"].as_str().context("OpenID configuration has no jwks_uri")?.to_string(), from)
         }
     };
-    let text = get(fetching, &uri).await?;
-    let set: serde_json::Value = serde_json::from_str(&text).with_context(|| format!("{uri} is not JSON"))?;
-    let keys = set["keys"].as_array().with_context(|| format!("{uri} is no key set: it has no list of keys"))?;
-    ensure!(!keys.is_empty(), "{uri} has no key");
-    Ok(text)
+    let (text, _) = get(fetching, &uri, from).await?;
+    weft_tls::jwks::only_usable(&text).with_context(|| format!("{uri} has no keys that check tokens"))
 }
 
-/// The text at an address.
-async fn get(fetching: &Fetching, address: &str) -> anyhow::Result<String> {
+/// Who named an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NamedBy {
+    /// The policy, or a server on a network that is not public.
+    Policy,
+    /// A server on the public network.
+    Public,
+}
+
+/// The text at an address, and who stands there.
+async fn get(fetching: &Fetching, address: &str, from: NamedBy) -> anyhow::Result<(String, NamedBy)> {
     let mut uri: Uri = address.parse().with_context(|| format!("{address:?} is not a URL"))?;
+    let mut from = from;
     for _ in 0..=MAX_REDIRECTS {
-        let response = request(fetching, &uri).await.with_context(|| uri.to_string())?;
+        let (response, stands) = request(fetching, &uri, from).await.with_context(|| uri.to_string())?;
+        if is_public(stands) {
+            from = NamedBy::Public;
+        }
         let status = response.status();
         if status == StatusCode::OK {
             let body = Limited::new(response.into_body(), MAX_BYTES).collect().await;
             let body = body.map_err(|error| anyhow::anyhow!("{uri}: {error}; at most {MAX_BYTES} bytes are read"))?;
-            return String::from_utf8(body.to_bytes().to_vec()).with_context(|| format!("{uri} is not UTF-8"));
+            let text = String::from_utf8(body.to_bytes().to_vec()).with_context(|| format!("{uri} is not UTF-8"))?;
+            return Ok((text, from));
         }
         ensure!(status.is_redirection(), "{uri} answers {status}");
         let next = response.headers().get(LOCATION).context("a redirect without location")?.to_str()?;
@@ -265,7 +317,7 @@ async fn get(fetching: &Fetching, address: &str) -> anyhow::Result<String> {
     bail!("{address} redirects more than {MAX_REDIRECTS} times")
 }
 
-async fn request(fetching: &Fetching, uri: &Uri) -> anyhow::Result<http::Response<Incoming>> {
+async fn request(fetching: &Fetching, uri: &Uri, from: NamedBy) -> anyhow::Result<(http::Response<Incoming>, IpAddr)> {
     let host = uri.host().context("the URL has no host")?;
     let (tls, default) = match uri.scheme_str() {
         Some("https") => (true, 443),
@@ -278,13 +330,14 @@ async fn request(fetching: &Fetching, uri: &Uri) -> anyhow::Result<http::Respons
         .header(USER_AGENT, "weftd")
         .body(Empty::new())?;
     let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let stream = connect(fetching, bare, uri.port_u16().unwrap_or(default)).await?;
+    let stream = connect(fetching, bare, uri.port_u16().unwrap_or(default), from).await?;
+    let stands = stream.peer_addr()?.ip();
     if !tls {
-        return send(stream, request).await;
+        return Ok((send(stream, request).await?, stands));
     }
     let verification = ServerVerification::WebPki { anchors: roots()?, san: None };
     let context = ClientContext::build(ClientParams { sni: Some(bare.into()), ..ClientParams::new(verification) })?;
-    send(context.connect_to(stream, bare).await?.stream, request).await
+    Ok((send(context.connect_to(stream, bare).await?.stream, request).await?, stands))
 }
 
 async fn send<S>(stream: S, request: Request<Empty<Bytes>>) -> anyhow::Result<http::Response<Incoming>>
@@ -305,13 +358,17 @@ fn roots() -> anyhow::Result<TrustAnchors> {
     }
 }
 
-async fn connect(fetching: &Fetching, host: &str, port: u16) -> anyhow::Result<TcpStream> {
+async fn connect(fetching: &Fetching, host: &str, port: u16, from: NamedBy) -> anyhow::Result<TcpStream> {
     let addresses: Vec<SocketAddr> =
         tokio::net::lookup_host((host, port)).await.with_context(|| format!("looking up {host}"))?.take(16).collect();
     let mut last = anyhow::anyhow!("{host} has no address");
     for address in addresses {
         if fetching.is_blocked(address.ip()) {
             last = anyhow::anyhow!("{host} is {}, which keys are not fetched from", address.ip());
+            continue;
+        }
+        if from == NamedBy::Public && !is_public(address.ip()) && !fetching.is_allowed(address.ip()) {
+            last = anyhow::anyhow!("{host} is {}, to which no server of the public network leads", address.ip());
             continue;
         }
         match TcpStream::connect(address).await {
@@ -326,12 +383,40 @@ impl Fetching {
     /// This process does not connect there.
     fn is_blocked(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
-        let within = |list: &[IpNet]| list.iter().any(|net| net.contains(&address));
-        if within(&self.allowed) {
-            return false;
-        }
-        within(&self.blocked) || is_own_or_local(address)
+        !self.is_allowed(address) && (self.blocked.iter().any(|net| net.contains(&address)) || is_own_or_local(address))
     }
+
+    /// The user has said that this process may connect there.
+    fn is_allowed(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.allowed.iter().any(|net| net.contains(&address))
+    }
+}
+
+/// An address of the public network: none of this machine or link, and none that an organisation numbers as it likes (RFC 1918,
+/// RFC 6598, RFC 4193, and those of tests and documentation).
+fn is_public(address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    let of_organisation = match address {
+        IpAddr::V4(v4) => {
+            let [a, b, ..] = v4.octets();
+            v4.is_private()
+                || v4.is_documentation()
+                || (a == 100 && b & 0xc0 == 64)
+                || (a == 198 && b & 0xfe == 18)
+                || a >= 240
+        }
+        IpAddr::V6(v6) => {
+            let s = v6.segments();
+            let inner = match s {
+                [0x64, 0xff9b, 0, 0, 0, 0, a, b] | [0x2002, a, b, ..] => Some((a, b)),
+                _ => None,
+            };
+            let inner = inner.map(|(a, b)| Ipv4Addr::from((u32::from(a) << 16) | u32::from(b)));
+            v6.is_unique_local() || s[..2] == [0x2001, 0xdb8] || inner.is_some_and(|v4| !is_public(v4.into()))
+        }
+    };
+    !of_organisation && !is_own_or_local(address)
 }
 
 /// This machine, its link, or a service of the machine's owner that gives out credentials.
@@ -405,7 +490,86 @@ mod tests {
         format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())
     }
 
-    const KEYS: &str = r#"{"keys":[{"kty":"RSA"}]}"#;
+    const KEYS: &str = r#"{"keys":[{"crv":"P-256","kty":"EC","x":"04N0xi21hshyvBp7I167sbE_bXqyqkAPfefdklMO7wY","y":"UI8exy-C06a7DUnjIdENkxeFtHM4-l_41LqEw9nVgmw"}]}"#;
+    const OTHER_KEYS: &str =
+        r#"{"keys":[{"crv":"Ed25519","kty":"OKP","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+
+    fn asked(namespace: &str, place: usize) -> KeyRequest {
+        KeyRequest { longest: Duration::from_secs(5), namespace: (namespace.into(), place) }
+    }
+
+    #[test]
+    fn namespaces_take_turns() {
+        let source = |namespace: &str, i: usize| KeySource::Uri(format!("https://{namespace}/{i}"));
+        let mut wanted = Wanted::new();
+        for (namespace, count) in [("aaa", 2000), ("bbb", 2), ("ccc", 300), ("ddd", 300), ("eee", 300), ("zzz", 1)] {
+            wanted.extend((0..count).map(|i| (source(namespace, i), asked(namespace, i))));
+        }
+        let chosen = choose(&wanted);
+        let of =
+            |namespace: &str| chosen.iter().filter(|s| matches!(s, KeySource::Uri(u) if u.contains(namespace))).count();
+        assert_eq!((of("bbb"), of("zzz"), chosen.len()), (2, 1, MAX_SOURCES));
+        for many in ["aaa", "ccc", "ddd", "eee"] {
+            assert!((249..=MAX_OF_NAMESPACE).contains(&of(many)), "{many} {}", of(many));
+        }
+        // Those that are left out say so.
+        let entry = || Entry { next: Instant::now(), failures: 0, fetched: None, under_way: false };
+        let entries = chosen.iter().map(|source| ((*source).clone(), entry())).collect();
+        let mut told = FetchedKeys::default();
+        assert!(settle(&mut told, &wanted, &entries));
+        assert!(!settle(&mut told, &wanted, &entries), "once");
+        let why = told[&source("aaa", 1999)].as_ref().unwrap_err();
+        assert!(why.contains("at most 250"), "{why}");
+        assert_eq!(told.len(), wanted.len() - MAX_SOURCES);
+    }
+
+    #[tokio::test]
+    async fn slow_sources_of_one_namespace_leave_room_for_another() {
+        // It takes connections and says nothing.
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let silent = silent.local_addr().unwrap();
+        let good = KeySource::Uri(format!("http://{}/k", server(&[&ok(KEYS)]).await));
+        let long = |namespace: &str, place| KeyRequest { longest: MAX_TIMEOUT, ..asked(namespace, place) };
+        let mut wanted: Wanted =
+            (0..50).map(|i| (KeySource::Uri(format!("http://{silent}/{i}")), long("slow", i))).collect();
+        wanted.insert(good.clone(), asked("quick", 0));
+        let (keys, task) = Keys::start(fetching(&["127.0.0.0/8"]));
+        let task = tokio::spawn(task);
+        keys.want(wanted);
+        let mut fetched = keys.fetched.clone();
+        let there = fetched.wait_for(|fetched| fetched.get(&good).is_some_and(Result::is_ok));
+        timeout(MAX_TIMEOUT * 8 / 10, there).await.expect("before the slow ones have ended").unwrap();
+        task.abort();
+    }
+
+    #[tokio::test]
+    async fn class_ssrf_the_public_network_does_not_lead_inside() {
+        for (address, public) in [
+            ("8.8.8.8", true),
+            ("2600::1", true),
+            ("10.0.0.1", false),
+            ("172.31.0.1", false),
+            ("192.168.0.1", false),
+            ("100.64.0.1", false),
+            ("127.0.0.1", false),
+            ("169.254.169.254", false),
+            ("fd00::1", false),
+            ("::ffff:10.0.0.1", false),
+            ("64:ff9b::a00:1", false),
+            ("2002:a00:1::", false),
+        ] {
+            assert_eq!(is_public(address.parse().unwrap()), public, "{address}");
+        }
+        // What a policy names may be inside; what a public server names may not.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let open = fetching(&["127.0.0.0/8"]);
+        assert!(connect(&open, "127.0.0.1", port, NamedBy::Public).await.is_ok(), "the user allows it");
+        for inside in ["10.1.2.3", "192.168.1.1", "fd12::1"] {
+            let error = connect(&open, inside, port, NamedBy::Public).await.unwrap_err();
+            assert!(error.to_string().contains("no server of the public network leads"), "{error:#}");
+        }
+    }
 
     #[tokio::test]
     async fn class_ssrf_addresses_of_this_machine_are_not_fetched_from() {
@@ -437,12 +601,13 @@ mod tests {
         let address = server(&[&ok(KEYS)]).await;
         for name in ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]"] {
             let uri = format!("http://{name}:{}/", address.port());
-            let error = get(&f, &uri).await.unwrap_err();
+            let error = get(&f, &uri, NamedBy::Policy).await.unwrap_err();
             assert!(format!("{error:#}").contains("not fetched from"), "{error:#}");
         }
         let elsewhere = "HTTP/1.1 302 Found\r\nlocation: http://169.254.169.254/latest\r\ncontent-length: 0\r\n\r\n";
         let address = server(&[elsewhere]).await;
-        let error = get(&fetching(&["127.0.0.0/8"]), &format!("http://{address}/")).await.unwrap_err();
+        let open = fetching(&["127.0.0.0/8"]);
+        let error = get(&open, &format!("http://{address}/"), NamedBy::Policy).await.unwrap_err();
         assert!(format!("{error:#}").contains("169.254.169.254, which keys are not fetched from"), "{error:#}");
     }
 
@@ -460,9 +625,10 @@ mod tests {
             (&[moved], Err("redirects more than 3 times")),
             (&[error], Err("answers 500")),
             (&[long.as_str()], Err("at most 524288 bytes are read")),
-            (&[ok("{}").as_str()], Err("has no list of keys")),
-            (&[ok("{\"keys\":[]}").as_str()], Err("has no key")),
-            (&[ok("nonsense").as_str()], Err("is not JSON")),
+            (&[ok("{}").as_str()], Err("no list of keys")),
+            (&[ok("{\"keys\":[]}").as_str()], Err("no key of the set can check a token")),
+            (&[ok("{\"keys\":[{\"kty\":\"RSA\"}]}").as_str()], Err("no key of the set can check a token")),
+            (&[ok("nonsense").as_str()], Err("not JSON")),
             (&[""], Err("")),
         ] {
             let source = KeySource::Uri(format!("http://{}/k", server(answers).await));
@@ -478,19 +644,21 @@ mod tests {
         let address = server(&[&config]).await;
         let error = fetch(&f, &KeySource::Discovery(format!("http://{address}/other"))).await.unwrap_err();
         assert!(error.to_string().contains("another issuer"), "{error:#}");
-        assert!(get(&f, "ftp://x/").await.is_err() && get(&f, "/x").await.is_err());
+        for none in ["ftp://x/", "/x"] {
+            assert!(get(&f, none, NamedBy::Policy).await.is_err(), "{none}");
+        }
     }
 
     #[tokio::test]
     async fn keys_are_kept_when_the_issuer_fails_and_come_back_when_it_recovers() {
         let error = "HTTP/1.1 500 Oops\r\ncontent-length: 0\r\n\r\n";
-        let other = r#"{"keys":[{"kty":"EC"}]}"#;
+        let other = OTHER_KEYS;
         let address = server(&[error, &ok(KEYS), error, &ok(other)]).await;
         let refresh = Duration::from_millis(50);
         let (mut keys, task) = Keys::start(Fetching { refresh, ..fetching(&["127.0.0.0/8"]) });
         let task = tokio::spawn(task);
         let source = KeySource::Uri(format!("http://{address}/k"));
-        keys.want([(source.clone(), Duration::from_secs(5))].into());
+        keys.want([(source.clone(), asked("a", 0))].into());
         keys.tried_all(Duration::from_secs(10)).await;
         let mut seen = Vec::new();
         for _ in 0..3 {

@@ -35,17 +35,33 @@ impl KeySource {
 /// Key sets that were fetched, and why others were not.
 pub type FetchedKeys = Arc<BTreeMap<KeySource, Result<Arc<str>, Arc<str>>>>;
 
+/// What is asked of a source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyRequest {
+    /// Longest time that any rule gives a fetch.
+    pub longest: Duration,
+    /// Namespace of the oldest policy that names the source, and the place of the source among those of the namespace, the
+    /// oldest policy's first.
+    pub namespace: (String, usize),
+}
+
 impl MeshSnapshot {
-    /// Sources that request authentication names, with the longest time that any rule gives a fetch.
-    pub fn key_sources(&self) -> BTreeMap<KeySource, Duration> {
-        let mut out = BTreeMap::new();
-        let rules = self.request_auth.values().flatten().flat_map(|policy| &policy.spec.jwt_rules);
-        for rule in rules {
-            if let Some(source) = KeySource::of(rule) {
-                let time = rule.timeout.map_or(FETCH_TIMEOUT, |t| t.get());
-                let longest = out.entry(source).or_insert(time);
-                *longest = time.max(*longest);
-            }
+    /// Sources that request authentication names.
+    pub fn key_sources(&self) -> BTreeMap<KeySource, KeyRequest> {
+        let mut out: BTreeMap<KeySource, KeyRequest> = BTreeMap::new();
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut policies: Vec<_> = self.request_auth.values().flatten().collect();
+        policies.sort_by_key(|policy| (policy.created, &policy.namespace, &policy.name));
+        for (policy, rule) in policies.iter().flat_map(|policy| policy.spec.jwt_rules.iter().map(move |r| (policy, r)))
+        {
+            let Some(source) = KeySource::of(rule) else { continue };
+            let longest = rule.timeout.map_or(FETCH_TIMEOUT, |t| t.get());
+            let request = out.entry(source).or_insert_with(|| {
+                let count = counts.entry(&policy.namespace).or_default();
+                *count += 1;
+                KeyRequest { longest, namespace: (policy.namespace.clone(), *count - 1) }
+            });
+            request.longest = longest.max(request.longest);
         }
         out
     }

@@ -37,7 +37,7 @@ mod workloads;
 pub use build::build;
 pub use gateway_api::StatusUpdate;
 pub use inputs::{Inputs, KINDS};
-pub use jwks::{FetchedKeys, KeySource};
+pub use jwks::{FetchedKeys, KeyRequest, KeySource};
 pub use lookup::ServiceInstance;
 pub use scope::{EgressScope, HostPattern, SidecarScope};
 pub use secrets::CA_SUFFIX;
