@@ -106,7 +106,17 @@ pub fn is_ready(pod: &Object) -> bool {
 
 /// Names of the pod's containers.
 pub fn containers(pod: &Object) -> Vec<&str> {
-    let list = pod.spec()["containers"].as_array().map_or(&[][..], Vec::as_slice);
+    names(pod, "containers")
+}
+
+/// Whether the pod has a sidecar or is a gateway: container `istio-proxy`, which as a native sidecar stands among the init
+/// containers (those with `restartPolicy: Always`, which live as long as the pod).
+pub fn has_proxy(pod: &Object) -> bool {
+    ["containers", "initContainers"].iter().any(|list| names(pod, list).contains(&"istio-proxy"))
+}
+
+fn names<'a>(pod: &'a Object, list: &str) -> Vec<&'a str> {
+    let list = pod.spec()[list].as_array().map_or(&[][..], Vec::as_slice);
     list.iter().filter_map(|c| c["name"].as_str()).collect()
 }
 
@@ -115,13 +125,7 @@ pub fn containers(pod: &Object) -> Vec<&str> {
 /// # Errors
 /// When the pod has no container of the given name.
 pub fn container(pod: &Object, given: Option<&str>) -> anyhow::Result<String> {
-    let names = containers(pod);
-    let init: Vec<&str> = pod.spec()["initContainers"]
-        .as_array()
-        .map_or(&[][..], Vec::as_slice)
-        .iter()
-        .filter_map(|c| c["name"].as_str())
-        .collect();
+    let (names, init) = (containers(pod), names(pod, "initContainers"));
     if let Some(given) = given {
         if !names.contains(&given) && !init.contains(&given) {
             bail!("pod {} has no container {given:?}; it has {}", pod.name(), [names, init].concat().join(", "));
@@ -182,6 +186,23 @@ mod tests {
         assert_eq!(container(&pod, Some("i")).unwrap(), "i");
         let error = container(&pod, Some("x")).unwrap_err().to_string();
         assert!(error.contains("istio-proxy, app, i"), "{error}");
+    }
+
+    #[test]
+    fn proxies_are_seen_wherever_they_stand() {
+        for (spec, has) in [
+            (json!({"containers": [{"name": "app"}, {"name": "istio-proxy"}]}), true),
+            (
+                json!({"containers": [{"name": "app"}],
+                    "initContainers": [{"name": "istio-proxy", "restartPolicy": "Always"}]}),
+                true,
+            ),
+            (json!({"containers": [{"name": "app"}], "initContainers": [{"name": "istio-init"}]}), false),
+            (json!({}), false),
+        ] {
+            let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": spec});
+            assert_eq!(has_proxy(&serde_json::from_value(pod.clone()).unwrap()), has, "{pod}");
+        }
     }
 
     #[test]

@@ -162,20 +162,45 @@ pub struct Holder {
     pub problem: Option<String>,
 }
 
-/// Every workload with a proxy, and what it holds, by name.
+/// Every workload with a proxy, and what it holds, by name. Machines outside the cluster are named, but cannot be asked.
 ///
 /// # Errors
-/// When the pods cannot be listed.
+/// When the pods or the machines cannot be listed.
 pub async fn holders(client: &ApiClient, known: &[Root]) -> anyhow::Result<Vec<Holder>> {
-    let pods = client.list(target::known("Pod")?, None, &ListOptions::default()).await.context("cannot list pods")?;
-    let with_proxy = pods.items.into_iter().filter(|pod| {
-        let proxy = target::containers(pod).contains(&"istio-proxy");
-        proxy && target::phase(pod) == "Running" && pod.metadata.deletion_timestamp.is_none()
-    });
+    let all = ListOptions::default();
+    let pods = client.list(target::known("Pod")?, None, &all).await.context("cannot list pods")?;
+    let machines = match client.list(target::known("WorkloadEntry")?, None, &all).await {
+        Ok(list) => list.items,
+        // A cluster without Istio's definitions has none.
+        Err(error) if error.is_not_found() => Vec::new(),
+        Err(error) => return Err(error).context("cannot list workload entries"),
+    };
+    let with_proxy = pods.items.into_iter().filter(holds_identity);
     let asked = futures_util::stream::iter(with_proxy).map(|pod| async move { holder(client, &pod, known).await });
     let mut all: Vec<Holder> = asked.buffer_unordered(AT_ONCE).collect().await;
+    all.extend(machines.iter().filter_map(machine));
     all.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(all)
+}
+
+/// Whether the pod runs a proxy that can show what it holds.
+fn holds_identity(pod: &Object) -> bool {
+    target::has_proxy(pod) && target::phase(pod) == "Running" && pod.metadata.deletion_timestamp.is_none()
+}
+
+/// A machine with a proxy of its own: one that registered itself and is connected, or that takes mutual TLS. Nothing leads from
+/// here to its admin port.
+fn machine(entry: &Object) -> Option<Holder> {
+    let registered = entry.annotation("istio.io/autoRegistrationGroup").is_some_and(|group| !group.is_empty());
+    let connected = registered && entry.annotation("istio.io/disconnectedAt").is_none();
+    let declared = !registered && entry.spec()["labels"]["security.istio.io/tlsMode"] == "istio";
+    (connected || declared).then(|| Holder {
+        name: format!("{}.{}", entry.name(), entry.namespace()),
+        problem: Some(
+            "a machine outside the cluster (WorkloadEntry) cannot be asked: look at its own port 15000".into(),
+        ),
+        ..Holder::default()
+    })
 }
 
 async fn holder(client: &ApiClient, pod: &Object, known: &[Root]) -> Holder {
@@ -230,6 +255,27 @@ mod tests {
         let section =
             json!({"@type": "type.googleapis.com/envoy.admin.v3.SecretsConfigDump", "dynamic_active_secrets": secrets});
         Dump::parse(json!({"configs": [section]}).to_string().as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn native_sidecars_and_machines_count() {
+        let object = |value: Value| -> Object { serde_json::from_value(value).unwrap() };
+        let native = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "namespace": "b"},
+            "spec": {"containers": [{"name": "app"}],
+                     "initContainers": [{"name": "istio-proxy", "restartPolicy": "Always"}]},
+            "status": {"phase": "Running"}});
+        assert!(holds_identity(&object(native)));
+        let entry = |annotations: Value, labels: Value| {
+            let entry = json!({"apiVersion": "networking.istio.io/v1", "kind": "WorkloadEntry",
+                "metadata": {"name": "vm", "namespace": "b", "annotations": annotations}, "spec": {"labels": labels}});
+            machine(&object(entry)).map(|holder| (holder.name, holder.problem.is_some()))
+        };
+        let named = Some(("vm.b".to_owned(), true));
+        let group = "istio.io/autoRegistrationGroup";
+        assert_eq!(entry(json!({group: "b/vms"}), json!({})), named);
+        assert_eq!(entry(json!({group: "b/vms", "istio.io/disconnectedAt": "2026-01-01T00:00:00Z"}), json!({})), None);
+        assert_eq!(entry(json!({}), json!({"security.istio.io/tlsMode": "istio"})), named);
+        assert_eq!(entry(json!({}), json!({"app": "db"})), None);
     }
 
     #[test]
