@@ -179,7 +179,7 @@ async fn on_demand(client: &ApiClient, pod: &Object, output: Format) -> anyhow::
 
 async fn read(client: &ApiClient, pod: &Object, wants_hosts: bool) -> anyhow::Result<Read> {
     let body = forward::get(client, pod, port::ADMIN, "/config_dump?include_eds").await.with_context(|| {
-        let has_proxy = target::containers(pod).contains(&"istio-proxy");
+        let has_proxy = target::has_proxy(pod);
         let hint = if has_proxy { "is the proxy up?" } else { "the pod has no sidecar (container istio-proxy)" };
         format!("cannot read the configuration of pod {}/{}: {hint}", pod.namespace(), pod.name())
     })?;

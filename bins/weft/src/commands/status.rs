@@ -136,7 +136,7 @@ fn belongs(pod: &Object, owner: &Object) -> bool {
 fn row(owner: &Object, pods: &[&Object], proxies: &BTreeMap<&str, &Proxy>) -> Row {
     let connected: Vec<&&Proxy> =
         pods.iter().filter_map(|p| proxies.get(format!("{}.{}", p.name(), p.namespace()).as_str())).collect();
-    let has_proxy = pods.iter().filter(|p| target::containers(p).contains(&"istio-proxy")).count();
+    let has_proxy = pods.iter().filter(|p| target::has_proxy(p)).count();
     let synced = connected.iter().filter(|p| p.overall() == "SYNCED").count();
     let ready = pods.iter().filter(|p| target::is_ready(p)).count();
     let wanted = owner.spec()["replicas"].as_u64().map_or(pods.len(), |n| usize::try_from(n).unwrap_or(usize::MAX));
