@@ -17,13 +17,19 @@ use weft_core::well_known::{DEFAULT_TRUST_DOMAIN, ROOT_NAMESPACE};
 use weft_k8s_api::istio::MeshConfig;
 use weft_k8s_api::kinds::by_kind;
 use weft_model::{Inputs, KINDS, MeshSnapshot, Service, Settings, Workload, build};
-use weft_proto::envoy::config::core::v3::Node;
+use weft_proto::envoy::config::cluster::v3::Cluster;
+use weft_proto::envoy::config::core::v3::{Node, TransportSocket, transport_socket as core_socket};
+use weft_proto::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
 use weft_proto::type_url;
-use weft_proxy_config::{ConfigBuilder, Listener, TrafficDirection, Update, Upsert};
+use weft_proxy_config::{ConfigBuilder, ListenAddress, Listener, TrafficDirection, Update, Upsert};
 use weft_store::client::ListOptions;
 use weft_store::{ApiClient, ClientError};
 use weft_xds_gen::{GenCache, ProxyView};
 
+/// The listener for everything that is redirected to a proxy from outside.
+const VIRTUAL_INBOUND: &str = "virtualInbound";
+/// SDS name of a workload's own certificate.
+const WORKLOAD_CERTIFICATE: &str = "default";
 /// Address of callers of whom no address is known.
 const SOMEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
@@ -35,7 +41,7 @@ pub struct World {
 }
 
 /// Who calls.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Caller {
     /// What users call it: `NAMESPACE/WORKLOAD`, or an identity.
     pub name: String,
@@ -43,6 +49,8 @@ pub struct Caller {
     pub identity: Option<String>,
     /// Its address.
     pub address: IpAddr,
+    /// The workload, when one is meant: how it calls is what its own proxy is told.
+    pub workload: Option<Arc<Workload>>,
 }
 
 /// What is called: a workload's port.
@@ -101,7 +109,7 @@ impl World {
         if let Ok(address) = text.parse::<IpAddr>() {
             let known = self.snapshot.workloads.get(&address);
             return Ok(known.map_or_else(
-                || Caller { name: text.into(), identity: None, address },
+                || Caller { name: text.into(), identity: None, address, workload: None },
                 |workload| caller(format!("{}/{}", workload.namespace, workload.workload_name), workload),
             ));
         }
@@ -125,7 +133,8 @@ impl World {
         let runs =
             self.snapshot.workloads_by_name.values().find(|w| w.namespace == namespace && w.service_account == account);
         let address = runs.and_then(|w| w.addresses.first().copied()).unwrap_or(SOMEWHERE);
-        Caller { name: format!("sa/{account}.{namespace}"), identity: Some(identity.into()), address }
+        let name = format!("sa/{account}.{namespace}");
+        Caller { name, identity: Some(identity.into()), address, workload: None }
     }
 
     /// What a user means as a destination: a service's host (short or full), or a workload; with the port that is dialled.
@@ -239,24 +248,30 @@ impl World {
         Some((format!("{ns}/{}", found.workload_name), found))
     }
 
-    /// The inbound listener that the proxy of a workload is sent, compiled by the proxy's own code.
+    /// The listener behind which the destination is, as its proxy is sent it, compiled by the proxy's own code.
     ///
     /// # Errors
-    /// When the workload has no proxy, or the proxy would refuse the listener.
-    pub fn inbound(&self, workload: &Workload) -> anyhow::Result<Arc<Listener>> {
-        if !workload.in_mesh {
-            bail!("{}/{} has no proxy: nothing guards it", workload.namespace, workload.name);
+    /// When the workload has no proxy, nothing listens there, or the proxy would refuse the listener.
+    pub fn listener(&self, destination: &Destination) -> anyhow::Result<Arc<Listener>> {
+        let (workload, port) = (&*destination.workload, destination.target_port);
+        let name = format!("{}/{}", workload.namespace, workload.name);
+        if !workload.in_mesh && !is_gateway(workload) {
+            bail!("{name} has no proxy: nothing guards it");
         }
-        let ip = workload.addresses.first().copied().unwrap_or(SOMEWHERE);
-        let (name, ns, domain) = (&workload.name, &workload.namespace, &self.snapshot.settings.domain);
-        let metadata = serde_json::json!({"WEFT": "1", "NAMESPACE": ns, "LABELS": *workload.labels});
-        let node: Node = weft_proto::json::from_json(&serde_json::json!({
-            "id": format!("sidecar~{ip}~{name}.{ns}~{ns}.svc.{domain}"),
-            "metadata": metadata,
-        }))
-        .context("the node of the workload")?;
-        let view = ProxyView::new(&node).map_err(anyhow::Error::msg)?.with_workload(&self.snapshot);
-        let resources = self.generator.generate(&self.snapshot, &view);
+        let listeners = self.listeners(workload)?;
+        if is_gateway(workload) {
+            let found = listeners.into_iter().find(|l| listens_on(l, port));
+            return found.with_context(|| format!("no Gateway has {name} listen on port {port}"));
+        }
+        // What is sent to the workload's address comes by the listener for all that is redirected; others are for addresses
+        // of their own, and count where there is no redirection.
+        let mut inbound: Vec<_> = listeners.into_iter().filter(|l| l.direction == TrafficDirection::Inbound).collect();
+        inbound.sort_by_key(|l| (!l.use_original_dst && &*l.name != VIRTUAL_INBOUND, !listens_on(l, port)));
+        inbound.into_iter().next().with_context(|| format!("the proxy of {name} has no inbound listener"))
+    }
+
+    fn listeners(&self, workload: &Workload) -> anyhow::Result<Vec<Arc<Listener>>> {
+        let resources = self.generator.generate(&self.snapshot, &self.view(workload)?);
         let upsert = |r: &Arc<weft_xds_gen::Resource>| Upsert {
             name: r.name.to_string(),
             version: String::new(),
@@ -270,15 +285,54 @@ impl World {
             bail!("the proxy would refuse listener {resource}: {reason}");
         }
         let listeners = builder.snapshot();
-        let mut all = listeners.listeners.values().chain(builder.warming_listeners());
-        let inbound = all.find(|l| l.direction == TrafficDirection::Inbound).cloned();
-        inbound.with_context(|| format!("the proxy of {ns}/{name} has no inbound listener"))
+        Ok(listeners.listeners.values().chain(builder.warming_listeners()).cloned().collect())
     }
+
+    /// Whether the caller's own proxy speaks mutual TLS of the mesh where the other side takes it: a DestinationRule may say
+    /// otherwise. Callers that are no workload do as the mesh does.
+    ///
+    /// # Errors
+    /// When the caller's configuration cannot be made.
+    pub fn offers_mutual_tls(&self, caller: &Caller, destination: &Destination) -> anyhow::Result<bool> {
+        let Some(workload) = caller.workload.as_ref().filter(|w| w.in_mesh) else {
+            return Ok(caller.identity.is_some());
+        };
+        let resources = self.generator.generate(&self.snapshot, &self.view(workload)?);
+        let name = format!("outbound|{}||{}", destination.port, destination.host);
+        let Some(found) = resources.clusters.iter().find(|cluster| *cluster.name == *name) else { return Ok(true) };
+        let cluster: Cluster = weft_proto::unpack(&found.any).context("the cluster of the destination")?;
+        let sockets = cluster.transport_socket_matches.iter().filter_map(|m| m.transport_socket.as_ref());
+        let shows_identity = |socket: &TransportSocket| {
+            let Some(core_socket::ConfigType::TypedConfig(any)) = &socket.config_type else { return false };
+            let context = weft_proto::unpack::<UpstreamTlsContext>(any);
+            context.ok().and_then(|c| c.common_tls_context).is_some_and(|common| {
+                common.tls_certificate_sds_secret_configs.iter().any(|secret| secret.name == WORKLOAD_CERTIFICATE)
+            })
+        };
+        Ok(sockets.chain(&cluster.transport_socket).any(shows_identity))
+    }
+
+    fn view(&self, workload: &Workload) -> anyhow::Result<ProxyView> {
+        let ip = workload.addresses.first().copied().unwrap_or(SOMEWHERE);
+        let (name, ns, domain) = (&workload.name, &workload.namespace, &self.snapshot.settings.domain);
+        let metadata = serde_json::json!({"WEFT": "1", "NAMESPACE": ns, "LABELS": *workload.labels});
+        let kind = if is_gateway(workload) { "router" } else { "sidecar" };
+        let node: Node = weft_proto::json::from_json(&serde_json::json!({
+            "id": format!("{kind}~{ip}~{name}.{ns}~{ns}.svc.{domain}"),
+            "metadata": metadata,
+        }))
+        .context("the node of the workload")?;
+        Ok(ProxyView::new(&node).map_err(anyhow::Error::msg)?.with_workload(&self.snapshot))
+    }
+}
+
+fn listens_on(listener: &Listener, port: u16) -> bool {
+    listener.addresses.iter().any(|address| matches!(address, ListenAddress::Tcp(at) if at.port() == port))
 }
 
 /// A pod that is a proxy and nothing else has no sidecar, and an identity all the same. The model does not say which pods
 /// are; they are told by the label that gateways are bound by.
-fn is_gateway(workload: &Workload) -> bool {
+pub fn is_gateway(workload: &Workload) -> bool {
     workload.labels.contains_key("istio") && workload.labels.get("istio").is_some_and(|name| name != "pilot")
         || workload.labels.contains_key("gateway.networking.k8s.io/gateway-name")
 }
@@ -299,11 +353,12 @@ fn by_word(kind: &str) -> bool {
     )
 }
 
-fn caller(name: String, workload: &Workload) -> Caller {
+fn caller(name: String, workload: &Arc<Workload>) -> Caller {
     Caller {
         name,
         identity: (workload.in_mesh || is_gateway(workload)).then(|| workload.identity.clone()),
         address: workload.addresses.first().copied().unwrap_or(SOMEWHERE),
+        workload: Some(workload.clone()),
     }
 }
 

@@ -379,3 +379,73 @@ async fn a_pod_without_a_proxy() {
     assert_eq!(done.code, 1);
     assert!(done.stderr.contains("the pod has no sidecar"), "{}", done.stderr);
 }
+
+const GUARDED: &str = r#"
+apiVersion: v1
+kind: Service
+metadata: {name: httpbin, namespace: foo}
+spec: {clusterIP: 10.96.0.9, selector: {app: httpbin}, ports: [{name: http, port: 8000, targetPort: 80}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: httpbin-1, namespace: foo, labels: {kubernetes.io/service-name: httpbin}}
+addressType: IPv4
+ports: [{name: http, port: 80, protocol: TCP}]
+endpoints: [{addresses: [10.0.0.1], conditions: {ready: true}, targetRef: {kind: Pod, name: httpbin, namespace: foo}}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: readers, namespace: foo}
+spec:
+  selector: {matchLabels: {app: httpbin}}
+  rules: [{from: [{source: {namespaces: [foo]}}], to: [{operation: {methods: [GET], paths: ["/status/*"]}}]}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: nobody, namespace: foo}
+spec: {selector: {matchLabels: {app: gone}}, rules: [{}]}
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_call_whom() {
+    let server = Server::start(BTreeMap::new()).await;
+    for (namespace, name, ip) in
+        [("foo", "httpbin", "10.0.0.1"), ("foo", "sleep", "10.0.0.2"), ("bar", "sleep", "10.0.0.3")]
+    {
+        server.pod(namespace, name, json!({"app": name}), &["app", "istio-proxy"]).await;
+        let status = json!({"podIP": ip, "podIPs": [{"ip": ip}]});
+        server.client.patch_status(kind("pod"), namespace, name, &status).await.unwrap();
+    }
+    let file = server.file("guarded.yaml", GUARDED);
+    server.ok(&["apply", "-f", &file]).await;
+
+    for (source, more, code, says) in [
+        ("sleep.foo", &["--path", "/status/200"][..], 0, "ALLOWED"),
+        ("sleep.foo", &["--path", "/status/200"], 0, "by AuthorizationPolicy foo/readers spec.rules[0]"),
+        ("sleep.foo", &["--path", "/ip"], 1, "no rule of the ALLOW policies matches: foo/readers"),
+        ("sleep.foo", &["--path", "/status/200", "--method", "post"], 1, "DENIED"),
+        ("sleep.bar", &["--path", "/status/200"], 1, "DENIED"),
+        ("10.9.9.9", &["--path", "/status/200"], 1, "in plain text"),
+    ] {
+        let done = server.weft(&[&["authz", "can", source, "httpbin.foo"][..], more].concat()).await;
+        assert!(done.code == code && done.stdout.contains(says), "{source} {more:?}: {} {}", done.code, done.stdout);
+    }
+    let wrong = server.weft(&["authz", "can", "sleep.foo", "nothing.foo"]).await;
+    assert!(wrong.code != 0 && wrong.stderr.contains("neither a service nor a workload"), "{}", wrong.stderr);
+
+    let can = ["authz", "can", "sleep.foo", "httpbin.foo", "--path", "/status/1", "-o"];
+    let answer: Value = serde_json::from_str(&server.ok(&[&can[..], &["json"]].concat()).await).unwrap();
+    assert_eq!((&answer["verdict"], &answer["policy"]["name"]), (&json!("ALLOWED"), &json!("readers")));
+    assert!(server.ok(&[&can[..], &["yaml"]].concat()).await.contains("verdict: ALLOWED"));
+
+    let check = server.ok(&["authz", "check", "httpbin.foo", "--path", "/status/1"]).await;
+    let row = |caller: &str| check.lines().find(|line| line.starts_with(caller)).unwrap_or_default().to_string();
+    assert!(check.contains("readers.foo") && row("foo/sleep").contains("ALLOWED"), "{check}");
+    assert!(row("bar/sleep").contains("DENIED"), "{check}");
+    let matrix = server.ok(&["authz", "matrix", "-n", "foo", "--path", "/status/1", "-o", "json"]).await;
+    let pairs: Vec<Value> = serde_json::from_str(&matrix).unwrap();
+    assert!(pairs.iter().any(|p| p["source"]["name"] == "bar/sleep" && p["verdict"] == "DENIED"), "{matrix}");
+    let lint = server.ok(&["authz", "lint"]).await;
+    assert_eq!(lint.lines().count(), 1, "{lint}");
+    assert!(lint.starts_with("foo/nobody spec.selector: no live workload"), "{lint}");
+}

@@ -1,13 +1,16 @@
 //! One question: may this caller do that? Answered by the compiled filters of the destination's own listener, in their order.
 
 use super::{Caller, Destination, World};
+use anyhow::Context as _;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::Value;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use weft_authz::{Decision, Facts, MetadataValue, PeerCertificate, Rbac, RequestFacts};
 use weft_core::Strng;
 use weft_proxy_config::{
-    ConnectionFacts, FilterChain, HttpConnectionManager, HttpFilter, NetworkFilter, Terminal, Transport,
+    ConnectionFacts, FilterChain, HttpConnectionManager, HttpFilter, JwtAuthn, JwtProvider, NetworkFilter, Terminal,
+    Transport,
 };
 
 /// Filter whose metadata holds the claims of a token.
@@ -102,7 +105,7 @@ impl std::fmt::Display for RuleName {
 /// # Errors
 /// When the destination has no proxy, or a header or path is none.
 pub fn decide(world: &World, caller: &Caller, destination: &Destination, ask: &Ask) -> anyhow::Result<Answer> {
-    let listener = world.inbound(&destination.workload)?;
+    let listener = world.listener(destination)?;
     let at = |ip| SocketAddr::new(ip, destination.target_port);
     let address = at(destination.workload.addresses.first().copied().unwrap_or(super::SOMEWHERE));
     let source = SocketAddr::new(caller.address, SOURCE_PORT);
@@ -123,16 +126,29 @@ pub fn decide(world: &World, caller: &Caller, destination: &Destination, ask: &A
         false => ["istio-peer-exchange", "istio"].map(Into::into).to_vec(),
     };
     let sniffed: Vec<Strng> = if destination.is_http { vec!["http/1.1".into()] } else { Vec::new() };
-    // A caller with a proxy uses mutual TLS where the other side takes it.
-    let tls = caller.identity.as_ref().and_then(|_| find(Transport::Tls, Some(sni.as_str()), &of_mesh));
+    if super::is_gateway(&destination.workload) {
+        // From outside: in plain text or by TLS, with the name that the client asks for.
+        let host = if ask.host.is_empty() { &destination.host } else { &ask.host };
+        let chain = find(Transport::RawBuffer, None, &sniffed)
+            .or_else(|| find(Transport::Tls, Some(host), &["h2", "http/1.1"].map(Into::into)))
+            .with_context(|| format!("the gateway serves no host {host} on port {}", destination.port))?;
+        let server_name = chain.tls.is_some().then_some(host.as_str());
+        let facts = Facts { server_name, ..strangers(source, address) };
+        let mut walk = Walk { mutual_tls: false, dry_run: Vec::new(), allowed_by: None, notes: Vec::new() };
+        return judge(&mut walk, &chain, &facts, destination, ask);
+    }
+    // A caller with a proxy uses mutual TLS where the other side takes it, unless it is told otherwise.
+    let offers = caller.identity.is_some() && world.offers_mutual_tls(caller, destination)?;
+    let tls = offers.then(|| find(Transport::Tls, Some(sni.as_str()), &of_mesh)).flatten();
     let tls = tls.filter(|chain| chain.tls.is_some());
     let mutual_tls = tls.is_some();
     let chain = tls.or_else(|| find(Transport::RawBuffer, None, &sniffed).filter(|chain| chain.tls.is_none()));
     let Some(chain) = chain else {
-        let reason = format!(
-            "port {} takes mutual TLS only (PeerAuthentication), and the caller has no identity",
-            address.port()
-        );
+        let why = match caller.identity.is_some() {
+            true => "a DestinationRule has the caller not use it",
+            false => "the caller has no identity",
+        };
+        let reason = format!("port {} takes mutual TLS only (PeerAuthentication), and {why}", address.port());
         return Ok(Answer { verdict: Verdict::Denied, reason, rule: None, mutual_tls: false, dry_run: Vec::new() });
     };
     let certificate = PeerCertificate {
@@ -140,16 +156,25 @@ pub fn decide(world: &World, caller: &Caller, destination: &Destination, ask: &A
         ..PeerCertificate::default()
     };
     let facts = Facts {
-        peer: source,
-        remote: source,
-        destination: address,
         server_name: mutual_tls.then_some(sni.as_str()),
         certificate: mutual_tls.then_some(&certificate),
-        request: None,
-        metadata: &[],
+        ..strangers(source, address)
     };
     let mut walk = Walk { mutual_tls, dry_run: Vec::new(), allowed_by: None, notes: Vec::new() };
     judge(&mut walk, &chain, &facts, destination, ask)
+}
+
+/// What is known of a connection that nobody's certificate comes with.
+fn strangers<'a>(source: SocketAddr, destination: SocketAddr) -> Facts<'a> {
+    Facts {
+        peer: source,
+        remote: source,
+        destination,
+        server_name: None,
+        certificate: None,
+        request: None,
+        metadata: &[],
+    }
 }
 
 fn judge(
@@ -159,9 +184,10 @@ fn judge(
     destination: &Destination,
     ask: &Ask,
 ) -> anyhow::Result<Answer> {
-    for filter in &chain.filters {
+    for (i, filter) in chain.filters.iter().enumerate() {
+        let asks = matches!(chain.filters.get(i + 1), Some(NetworkFilter::ExtAuthz(_)));
         if let NetworkFilter::Rbac(rbac) = filter
-            && let Some(answer) = walk.step(rbac, rbac.decide(facts), false, "the connection is closed")
+            && let Some(answer) = walk.step(rbac, rbac.decide(facts), asks, "the connection is closed")
         {
             return Ok(answer);
         }
@@ -201,10 +227,17 @@ fn http(
     let mut metadata: Vec<(Strng, MetadataValue)> = Vec::new();
     for (i, filter) in manager.filters.iter().enumerate() {
         match filter {
-            HttpFilter::Jwt(_) => metadata.extend(ask.claims.as_ref().map(|claims| {
-                let payload = vec![("payload".into(), metadata_of(claims, 0))];
-                (JWT_FILTER.into(), MetadataValue::Struct(payload))
-            })),
+            HttpFilter::Jwt(jwt) => {
+                let Some(claims) = &ask.claims else { continue };
+                match provider(jwt, claims) {
+                    Ok(provider) => {
+                        let words = provider.map_or(&[][..], |provider| &provider.space_delimited);
+                        let payload = vec![("payload".into(), metadata_of(claims, words, 0))];
+                        metadata.push((JWT_FILTER.into(), MetadataValue::Struct(payload)));
+                    }
+                    Err(reason) => return Ok(walk.denied(reason, None)),
+                }
+            }
             HttpFilter::Rbac(rbac) => {
                 let facts = Facts { request: Some(request), metadata: &metadata, ..*facts };
                 let asks = matches!(manager.filters.get(i + 1), Some(HttpFilter::ExtAuthz(_)));
@@ -294,23 +327,47 @@ fn named(rule: Option<&str>) -> String {
     rule.and_then(RuleName::parse).map_or_else(|| "having no rule that matches".into(), |rule| rule.to_string())
 }
 
-/// Claims as the JWT filter leaves them in metadata; a `scope` of several words is a list, as the generator asks for.
-fn metadata_of(value: &Value, depth: usize) -> MetadataValue {
+/// The issuer whose token has these claims; the first one when they name none.
+///
+/// # Errors
+/// What the proxy answers to such a token.
+fn provider<'j>(jwt: &'j JwtAuthn, claims: &Value) -> Result<Option<&'j JwtProvider>, String> {
+    let Some(issuer) = claims.get("iss").and_then(Value::as_str) else {
+        return Ok(jwt.providers.first().map(|provider| &**provider));
+    };
+    let of_issuer = |p: &&Arc<JwtProvider>| p.issuer.as_deref().is_none_or(|known| known == issuer);
+    let Some(provider) = jwt.providers.iter().find(of_issuer) else {
+        return Err("the request is answered with 401: Jwt issuer is not configured".into());
+    };
+    let audiences = match &claims["aud"] {
+        Value::Array(list) => list.iter().filter_map(Value::as_str).collect(),
+        one => one.as_str().into_iter().collect::<Vec<_>>(),
+    };
+    let plain = |text: &str| weft_proxy_config::compile::jwt::audience(text).to_string();
+    let accepted = |text: &&str| provider.audiences.iter().any(|known| **known == *plain(text));
+    if !provider.audiences.is_empty() && !audiences.iter().any(accepted) {
+        return Err("the request is answered with 403: Audiences in Jwt are not allowed".into());
+    }
+    Ok(Some(provider))
+}
+
+/// Claims as the JWT filter leaves them in metadata; those that hold `words` become lists, as their issuer's settings say.
+fn metadata_of(value: &Value, words: &[Strng], depth: usize) -> MetadataValue {
     match value {
         Value::String(text) => MetadataValue::String(text.as_str().into()),
         Value::Bool(value) => MetadataValue::Bool(*value),
         Value::Number(number) => MetadataValue::Number(number.as_f64().unwrap_or_default()),
         Value::Array(list) if depth < MAX_DEPTH => {
-            MetadataValue::List(list.iter().map(|item| metadata_of(item, depth + 1)).collect())
+            MetadataValue::List(list.iter().map(|item| metadata_of(item, words, depth + 1)).collect())
         }
         Value::Object(fields) if depth < MAX_DEPTH => {
-            let field = |(name, item): (&String, &Value)| match (name.as_str(), item.as_str()) {
-                ("scope" | "permission", Some(words)) if depth == 0 => {
-                    let words = words.split(' ').filter(|word| !word.is_empty());
-                    let list = words.map(|word| MetadataValue::String(word.into())).collect();
+            let field = |(name, item): (&String, &Value)| match item.as_str() {
+                Some(text) if depth == 0 && words.iter().any(|claim| **claim == *name.as_str()) => {
+                    let parts = text.split(' ').filter(|word| !word.is_empty());
+                    let list = parts.map(|word| MetadataValue::String(word.into())).collect();
                     (name.as_str().into(), MetadataValue::List(list))
                 }
-                _ => (name.as_str().into(), metadata_of(item, depth + 1)),
+                _ => (name.as_str().into(), metadata_of(item, words, depth + 1)),
             };
             MetadataValue::Struct(fields.iter().map(field).collect())
         }

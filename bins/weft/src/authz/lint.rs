@@ -1,7 +1,7 @@
 //! Rules that can never match, and policies that bind nothing: what a policy names is looked for among the live workloads.
 //! Only exact values are judged; a wildcard may yet find something.
 
-use super::World;
+use super::{World, is_gateway};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use weft_k8s_api::istio::{self, AuthorizationPolicy, Condition, Operation, Source};
@@ -22,7 +22,10 @@ pub struct Finding {
 struct Live {
     accounts: BTreeSet<String>,
     namespaces: BTreeSet<String>,
+    /// Trust domains whose identities are believed, partners' included.
     domains: Vec<String>,
+    /// Those of this mesh, whose workloads are known.
+    own: Vec<String>,
 }
 
 /// Findings about the policies of a namespace (`None` = all).
@@ -38,13 +41,16 @@ pub fn findings(world: &World, namespace: Option<&str>) -> Vec<Finding> {
 
 fn live(world: &World) -> Live {
     let snapshot = &world.snapshot;
-    let workloads = || snapshot.workloads_by_name.values().filter(|w| w.in_mesh);
+    let workloads = || snapshot.workloads_by_name.values().filter(|w| w.in_mesh || is_gateway(w));
     let mut domains = vec!["cluster.local".to_string(), snapshot.settings.trust_domain.clone()];
     domains.extend(snapshot.mesh.trust_domain_aliases.iter().cloned());
+    let own = domains.clone();
+    domains.extend(snapshot.mesh.ca_certificates.iter().flat_map(|partner| partner.trust_domains.iter().cloned()));
     Live {
         accounts: workloads().map(|w| format!("{}/{}", w.namespace, w.service_account)).collect(),
         namespaces: snapshot.namespaces.keys().cloned().collect(),
         domains,
+        own,
     }
 }
 
@@ -115,7 +121,9 @@ fn bound(world: &World, policy: &Policy<AuthorizationPolicy>) -> Vec<Arc<Workloa
     let everywhere = policy.namespace == snapshot.settings.root_namespace;
     let selects = |w: &&Arc<Workload>| {
         let place = everywhere || w.namespace == policy.namespace;
-        place && w.in_mesh && policy.selector.iter().all(|(key, value)| w.labels.get(key) == Some(value))
+        place
+            && (w.in_mesh || is_gateway(w))
+            && policy.selector.iter().all(|(key, value)| w.labels.get(key) == Some(value))
     };
     snapshot.workloads_by_name.values().filter(selects).cloned().collect()
 }
@@ -141,7 +149,9 @@ fn of_source(out: &mut Findings, live: &Live, bound: &Bound, source: &Source, pa
             [domain, "ns", ns, "sa", account] => {
                 if !live.domains.iter().any(|known| known == domain) {
                     out.add(at, format!("trust domain {domain} is not one of the mesh ({})", live.domains.join(", ")));
-                } else if !live.accounts.contains(&format!("{ns}/{account}")) {
+                } else if live.own.iter().any(|own| own == domain)
+                    && !live.accounts.contains(&format!("{ns}/{account}"))
+                {
                     out.add(at, format!("no live workload runs as service account {ns}/{account}"));
                 }
             }
@@ -177,11 +187,13 @@ fn of_source(out: &mut Findings, live: &Live, bound: &Bound, source: &Source, pa
             "no RequestAuthentication binds the workloads: no request has a principal".into(),
         );
     }
-    if bound.tcp_only && (!source.request_principals.is_empty() || !source.remote_ip_blocks.is_empty()) {
+    if bound.tcp_only && !source.request_principals.is_empty() {
         out.add(path, "only TCP is spoken here; fields of HTTP requests never match in ALLOW rules".into());
     }
     out.contradiction(path, "principals", &source.principals, &source.not_principals);
     out.contradiction(path, "namespaces", &source.namespaces, &source.not_namespaces);
+    out.contradiction(path, "serviceAccounts", &source.service_accounts, &source.not_service_accounts);
+    out.contradiction(path, "remoteIpBlocks", &source.remote_ip_blocks, &source.not_remote_ip_blocks);
     out.contradiction(path, "ipBlocks", &source.ip_blocks, &source.not_ip_blocks);
     out.contradiction(path, "requestPrincipals", &source.request_principals, &source.not_request_principals);
 }

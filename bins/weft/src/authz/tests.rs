@@ -29,6 +29,10 @@ fn service(namespace: &str, name: &str, ip: &str, port: &str) -> String {
 
 /// httpbin and db in `foo`; callers `sleep` in `foo` and `bar` with proxies, and `legacy` without one.
 fn world(policies: &str) -> World {
+    world_with("{trustDomain: td, trustDomainAliases: [old]}", policies)
+}
+
+fn world_with(mesh: &str, policies: &str) -> World {
     let mut text = String::new();
     for namespace in ["foo", "bar", "istio-system"] {
         text.push_str(&format!("---\napiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}}}\n"));
@@ -46,7 +50,7 @@ fn world(policies: &str) -> World {
     ));
     text.push_str(&service("foo", "db", "10.0.0.2", "{name: main, port: 5000, targetPort: 8000, appProtocol: tcp}"));
     text.push_str(policies);
-    let mesh = mesh_config("{trustDomain: td, trustDomainAliases: [old]}").unwrap();
+    let mesh = mesh_config(mesh).unwrap();
     let mut inputs = Inputs::new(Arc::new(mesh.clone()), Arc::new(settings(&mesh, "istio-system")));
     for document in yaml::documents(&text, "test").unwrap() {
         inputs.push(Arc::new(document.object));
@@ -138,7 +142,7 @@ fn mutual_tls_is_part_of_the_answer() {
 #[test]
 fn headers_claims_and_connections() {
     let tokens = "---\napiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: jwt, namespace: foo}\n\
-                  spec: {jwtRules: [{issuer: me, jwks: '{\"keys\": []}'}]}\n";
+                  spec: {jwtRules: [{issuer: me, audiences: [ours], jwks: '{\"keys\": []}'}]}\n";
     let by_claim = policy(
         "claims",
         "{selector: {matchLabels: {app: httpbin}}, rules: [{from: [{source: {requestPrincipals: [me/*]}}], \
@@ -155,12 +159,13 @@ fn headers_claims_and_connections() {
         headers: vec![("x-team".into(), team.into())],
         ..Ask::default()
     };
-    let good = json!({"iss": "me", "sub": "x", "groups": ["user", "admin"]});
+    let good = json!({"iss": "me", "sub": "x", "aud": "ours", "groups": ["user", "admin"]});
     for (world, claims, team, verdict) in [
         (&with, Some(good.clone()), "a", Verdict::Allowed),
         (&with, Some(good.clone()), "b", Verdict::Denied),
         (&with, Some(json!({"iss": "you", "sub": "x", "groups": ["admin"]})), "a", Verdict::Denied),
-        (&with, Some(json!({"iss": "me", "sub": "x", "groups": ["user"]})), "a", Verdict::Denied),
+        (&with, Some(json!({"iss": "me", "sub": "x", "aud": "ours", "groups": ["user"]})), "a", Verdict::Denied),
+        (&with, Some(json!({"iss": "me", "sub": "x", "groups": ["admin"], "aud": "others"})), "a", Verdict::Denied),
         (&with, None, "a", Verdict::Denied),
         (&without, Some(good), "a", Verdict::Denied),
     ] {
@@ -172,6 +177,60 @@ fn headers_claims_and_connections() {
     {
         assert_eq!(answer(&with, source, "db", &Ask::default()).verdict, verdict, "{source}");
     }
+}
+
+#[test]
+fn a_destination_rule_may_keep_the_caller_from_mutual_tls() {
+    let plain = "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: plain, namespace: foo}\n\
+                 spec: {host: httpbin, trafficPolicy: {tls: {mode: DISABLE}}}\n";
+    let strict = "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: foo}\n\
+                  spec: {mtls: {mode: STRICT}}\n";
+    for (objects, verdict, mutual) in [
+        (plain.to_string(), Verdict::Allowed, false),
+        ([plain, strict].concat(), Verdict::Denied, false),
+        (strict.to_string(), Verdict::Allowed, true),
+    ] {
+        let answer = answer(&world(&objects), "sleep", "httpbin", &Ask::default());
+        assert_eq!((answer.verdict, answer.mutual_tls), (verdict, mutual), "{}", answer.reason);
+    }
+}
+
+#[test]
+fn external_authorizers_of_bytes_are_asked_too() {
+    let custom = policy(
+        "ask",
+        "{selector: {matchLabels: {app: db}}, action: CUSTOM, provider: {name: asker}, rules: [{to: [{operation: {ports: ['8000']}}]}]}",
+    );
+    let provider =
+        "{extensionProviders: [{name: asker, envoyExtAuthzGrpc: {service: httpbin.foo.svc.cluster.local, port: 80}}]}";
+    let asked = answer(&world_with(provider, &custom), "sleep", "db", &Ask::default());
+    assert_eq!(asked.verdict, Verdict::Asked, "{}", asked.reason);
+}
+
+#[test]
+fn gateways_are_guarded_too() {
+    let gateway = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: gw-1, namespace: istio-system, labels: {app: gw-1, istio: ingressgateway}}\n\
+                   spec: {serviceAccountName: gw, containers: [{name: istio-proxy, image: x}]}\n\
+                   status: {phase: Running, podIP: 10.0.0.9, podIPs: [{ip: 10.0.0.9}], conditions: [{type: Ready, status: \"True\"}]}\n";
+    let service =
+        service("istio-system", "gw-1", "10.0.0.9", "{name: main, port: 80, targetPort: 8000, appProtocol: http}");
+    let objects = "---\napiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: istio-system}\n\
+                   spec: {selector: {istio: ingressgateway}, servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}]}\n\
+                   ---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: edge, namespace: istio-system}\n\
+                   spec: {selector: {matchLabels: {istio: ingressgateway}}, action: DENY, rules: [{from: [{source: {ipBlocks: [10.9.0.0/16]}}], to: [{operation: {paths: [/admin*]}}]}]}\n";
+    let world = world(&[gateway, &service, objects].concat());
+    for (source, path, verdict) in [
+        ("10.9.9.9", "/admin/x", Verdict::Denied),
+        ("10.9.9.9", "/", Verdict::Allowed),
+        ("10.8.9.9", "/admin/x", Verdict::Allowed),
+    ] {
+        let answer = answer(&world, source, "gw-1.istio-system", &get(path));
+        assert_eq!(answer.verdict, verdict, "{source} {path}: {}", answer.reason);
+    }
+    assert_eq!(lint::findings(&world, None), Vec::new(), "a policy for a gateway guards something");
+    let caller = world.source("sleep", "foo").unwrap();
+    let closed = world.destination("gw-1.istio-system:9", "foo", None);
+    assert!(closed.is_err() || decide(&world, &caller, &closed.unwrap(), &Ask::default()).is_err());
 }
 
 #[test]
