@@ -12,8 +12,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
-use weft_ca::material::{PLUGGED_IN_SECRET, SELF_SIGNED_SECRET};
+use weft_ca::material::{CA_CRL, PLUGGED_IN_SECRET, SELF_SIGNED_SECRET};
 use weft_ca::{Authority, CaMaterial, CaPolicy, CertificateService, Signing};
+use weft_core::well_known::ROOT_CERT_CONFIG_MAP;
 use weft_identity::TrustDomain;
 use weft_k8s_api::Object;
 use weft_k8s_api::istio::MeshConfig;
@@ -83,12 +84,14 @@ async fn try_once(
     let Some(secret) = by_kind("", "Secret") else { bail!("kind Secret is not known") };
     for name in [PLUGGED_IN_SECRET, SELF_SIGNED_SECRET] {
         match client.get(secret, &settings.namespace, name).await {
-            Ok(object) => return read(&object, settings, trust_domain).map(Some),
+            Ok(object) => {
+                return with_usable_lists(client, settings, read(&object, settings, trust_domain)?).await.map(Some);
+            }
             Err(error) if error.is_not_found() => {}
             Err(error) => return Err(error.into()),
         }
         if let Some(authority) = from_files(settings, trust_domain)? {
-            return Ok(Some(authority));
+            return with_usable_lists(client, settings, authority).await.map(Some);
         }
     }
     let authority = Authority::self_signed(trust_domain.clone(), policy(settings), SystemTime::now())?;
@@ -101,6 +104,20 @@ async fn try_once(
         Err(ClientError::AlreadyExists(_) | ClientError::Conflict(_)) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// The authority; with the lists that workloads have by now in place of lists under which they would believe nobody. Such lists
+/// are an error of the user's, and no reason to stand still.
+async fn with_usable_lists(client: &ApiClient, settings: &Settings, authority: Authority) -> anyhow::Result<Authority> {
+    let Err(error) = authority.check_lists(SystemTime::now()) else { return Ok(authority) };
+    tracing::error!("the revocation lists that workloads have stay in force: {error}");
+    let Some(kind) = by_kind("", "ConfigMap") else { bail!("kind ConfigMap is not known") };
+    let published = match client.get(kind, &settings.namespace, ROOT_CERT_CONFIG_MAP).await {
+        Ok(object) => object.body.get("data").and_then(|data| data[CA_CRL].as_str()).unwrap_or_default().to_owned(),
+        Err(error) if error.is_not_found() => String::new(),
+        Err(error) => return Err(error.into()),
+    };
+    authority.with_lists(published).context("the revocation lists of the ConfigMap")
 }
 
 fn read(object: &Object, settings: &Settings, trust_domain: &TrustDomain) -> anyhow::Result<Authority> {
@@ -176,13 +193,20 @@ pub(crate) fn metrics(service: &CertificateService) -> String {
     let row = |prefix: &str, (name, kind, help, value): (&str, &str, &str, u64)| {
         format!("# HELP {prefix}{name} {help}\n# TYPE {prefix}{name} {kind}\n{prefix}{name} {value}\n")
     };
+    let lists = signing.lists_until().map_or(String::new(), |until| {
+        let help = "Seconds until the earliest end of a revocation list, when workloads refuse everybody";
+        row("weft_", ("ca_crl_expiry_seconds", "gauge", help, left(until)))
+    });
+    let help = "1 while the Secret or files of the authority that signs are gone";
+    let missing = row("weft_", ("ca_source_missing", "gauge", help, u64::from(service.source_missing())));
     let refused =
         ("ca_rate_limited_count", "counter", "Certificate requests refused for their rate", count(&stats.refused));
-    rows.map(|of| row("citadel_server_", of)).concat() + &row("weft_", refused)
+    rows.map(|of| row("citadel_server_", of)).concat() + &lists + &missing + &row("weft_", refused)
 }
 
 /// Follows the CA's Secrets and files: a rotated or plugged-in authority signs from then on. What cannot be used changes
-/// nothing, and is told of once. An authority elsewhere is followed by [`follow_elsewhere`].
+/// nothing, and neither does a Secret that vanishes: an authority that nobody has asked for would cut the mesh in two. Both are
+/// told of once. An authority elsewhere is followed by [`follow_elsewhere`].
 pub(crate) async fn follow(
     cache: Arc<Cache>,
     settings: Arc<Settings>,
@@ -193,26 +217,17 @@ pub(crate) async fn follow(
     let mut changes = cache.changed();
     // What changed since the authority was loaded counts too.
     changes.mark_changed();
-    let mut seen: Option<Arc<Object>> = None;
+    let mut seen = Seen::default();
     let mut said = String::new();
     loop {
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(FILE_POLL) => {}
         }
-        let find = |name| cache.find("", "Secret", &settings.namespace, name);
         let now = current.borrow().clone();
         let Signing::Own(authority) = &now else { return };
-        let found = match (find(PLUGGED_IN_SECRET), from_files(&settings, &trust_domain)) {
-            (Some(object), _) => from_object(authority, object, &mut seen, &settings, &trust_domain),
-            (None, Ok(Some(files))) if files.material() != authority.material() => Ok(Some(Arc::new(files))),
-            (None, Ok(Some(_))) => Ok(None),
-            (None, Err(error)) => Err(error),
-            (None, Ok(None)) => match find(SELF_SIGNED_SECRET) {
-                Some(object) => from_object(authority, object, &mut seen, &settings, &trust_domain),
-                None => Ok(None),
-            },
-        };
+        let found = seen.look(&cache, authority, &settings, &trust_domain);
+        certificates.set_source_missing(seen.missing);
         match found {
             Ok(None) => {}
             Ok(Some(new)) => {
@@ -229,6 +244,75 @@ pub(crate) async fn follow(
                 }
             }
         }
+    }
+}
+
+/// Where an authority may come from, the first that is there counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Source {
+    PluggedIn,
+    Files,
+    SelfSigned,
+}
+
+/// What the follower has seen.
+#[derive(Debug, Default)]
+struct Seen {
+    /// The Secret that was read last.
+    object: Option<Arc<Object>>,
+    /// Where the authority in force came from; `None` until one was found.
+    source: Option<Source>,
+    /// It is not there any more.
+    missing: bool,
+}
+
+impl Seen {
+    /// The authority that the Secrets and files hold now, when it is another one than `current`.
+    ///
+    /// # Errors
+    /// Why what they hold cannot be used, or that it is gone.
+    fn look(
+        &mut self,
+        cache: &Cache,
+        current: &Authority,
+        settings: &Settings,
+        trust_domain: &TrustDomain,
+    ) -> anyhow::Result<Option<Arc<Authority>>> {
+        let find = |name| cache.find("", "Secret", &settings.namespace, name);
+        let (source, found) = match (find(PLUGGED_IN_SECRET), from_files(settings, trust_domain)) {
+            (Some(object), _) => {
+                let found = from_object(current, object, &mut self.object, settings, trust_domain);
+                (Some(Source::PluggedIn), found)
+            }
+            (None, Err(error)) => (self.source, Err(error)),
+            (None, Ok(Some(files))) if files.material() != current.material() => {
+                let usable = files.check_lists(SystemTime::now());
+                (Some(Source::Files), usable.map(|()| Some(Arc::new(files))).map_err(anyhow::Error::from))
+            }
+            (None, Ok(Some(_))) => (Some(Source::Files), Ok(None)),
+            (None, Ok(None)) => match find(SELF_SIGNED_SECRET) {
+                Some(object) if self.source.is_none_or(|source| source == Source::SelfSigned) => {
+                    let found = from_object(current, object, &mut self.object, settings, trust_domain);
+                    (Some(Source::SelfSigned), found)
+                }
+                Some(_) => (Some(Source::SelfSigned), Ok(None)),
+                None => (None, Ok(None)),
+            },
+        };
+        // From a self-signed authority to one that the user plugs in is a wish; the way back nobody has asked for.
+        self.missing = self.source.is_some_and(|before| source.is_none_or(|now| now > before));
+        if self.missing {
+            let what = match self.source {
+                Some(Source::PluggedIn) => format!("Secret {}/{PLUGGED_IN_SECRET}", settings.namespace),
+                Some(Source::Files) => settings.root_ca_dir.display().to_string(),
+                _ => format!("Secret {}/{SELF_SIGNED_SECRET}", settings.namespace),
+            };
+            bail!("{what} is gone; put it back, for after a restart another authority would sign");
+        }
+        if found.is_ok() {
+            self.source = source;
+        }
+        found
     }
 }
 
@@ -295,7 +379,9 @@ fn other_than(
     if material.as_ref().is_some_and(|m| m == current.material()) {
         return Ok(None);
     }
-    read(object, settings, trust_domain).map(|authority| Some(Arc::new(authority)))
+    let authority = read(object, settings, trust_domain)?;
+    authority.check_lists(SystemTime::now()).with_context(|| object.key().to_string())?;
+    Ok(Some(Arc::new(authority)))
 }
 
 #[cfg(test)]
@@ -327,8 +413,41 @@ mod tests {
         let mut broken = plugged.clone();
         broken.body.insert("data".into(), json!({"ca-cert.pem": "?"}));
         cache.put(Arc::new(broken));
-        cache.put(Arc::new(plugged));
+        cache.put(Arc::new(plugged.clone()));
         assert_eq!(next().await, old.root_pem());
+        // A Secret that vanishes brings no other authority, and the one before does not come back; a new one does.
+        cache.remove(&plugged.key());
+        let missing = async || {
+            while !certificates.source_missing() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), missing()).await.expect("it is noticed");
+        assert!(metrics(&certificates).contains("weft_ca_source_missing 1"));
+        assert_eq!(certificates.signing().root_pem(), old.root_pem());
+        let other = made();
+        let mut again = secret_of(&other, &settings.namespace);
+        again.metadata.name = Some(PLUGGED_IN_SECRET.into());
+        cache.put(Arc::new(again.clone()));
+        assert_eq!(next().await, other.root_pem());
+        assert!(metrics(&certificates).contains("weft_ca_source_missing 0"));
+        // Lists under which nobody would be believed change nothing; good ones come through.
+        let issuer = |of: &Authority| {
+            weft_tls::Issuer::from_pem(of.material().ca_cert.as_bytes(), of.material().ca_key.as_bytes()).unwrap()
+        };
+        let (at, hour) = (SystemTime::now(), Duration::from_secs(3600));
+        let with = |list: String| {
+            let mut object = again.clone();
+            object.body["data"][CA_CRL] = json!(STANDARD.encode(list));
+            Arc::new(object)
+        };
+        cache.put(with(issuer(&other).revocation_list(&[], at - 2 * hour, at - hour).unwrap()));
+        cache.put(with(issuer(&old).revocation_list(&[], at, at + hour).unwrap()));
+        let good = issuer(&other).revocation_list(&[], at, at + hour).unwrap();
+        cache.put(with(good.clone()));
+        assert_eq!(next().await, other.root_pem());
+        assert_eq!(certificates.signing().crl_pem(), good);
+        assert!(metrics(&certificates).contains("weft_ca_crl_expiry_seconds 3"));
         task.abort();
     }
 }

@@ -44,23 +44,30 @@ pub(crate) struct Trust {
 /// Bundles by address, as last fetched.
 type Fetched = BTreeMap<String, String>;
 
-/// Keeps `trust` at what signing, mesh config and bundle endpoints say.
+/// Roots by which endpoints prove their names; asked for at each fetch, for they change.
+pub(crate) type EndpointRoots = fn() -> Result<TrustAnchors, weft_tls::TlsError>;
+
+/// Keeps `trust` at what signing, mesh config and bundle endpoints say. What is known is published at once; an endpoint that is
+/// slow or silent holds nothing up. `published` are the bundles that workloads have from an earlier process: another mesh is
+/// not forgotten for as long as its endpoint is asked.
 pub(crate) async fn follow(
     settings: Arc<Settings>,
     mut signing: watch::Receiver<Signing>,
     mut meshes: watch::Receiver<Arc<MeshConfig>>,
     trust: watch::Sender<Arc<Trust>>,
+    published: String,
+    roots: EndpointRoots,
 ) {
-    let mut fetched = Fetched::new();
+    let mut fetched = known_from(&published, &meshes.borrow());
+    // What was asked, by address: an endpoint that the config names anew is asked at once.
+    let mut asked = BTreeSet::new();
     let mut due = tokio::time::Instant::now();
+    let mut fetches: JoinSet<Answers> = JoinSet::new();
     loop {
         let (now, mesh) = (signing.borrow_and_update().clone(), meshes.borrow_and_update().clone());
         let wanted = endpoints(&mesh);
         fetched.retain(|url, _| wanted.contains(url));
-        if tokio::time::Instant::now() >= due || wanted.iter().any(|url| !fetched.contains_key(url)) {
-            let all = refresh(&wanted, &mut fetched).await;
-            due = tokio::time::Instant::now() + if all { REFRESH } else { RETRY };
-        }
+        asked.retain(|url| wanted.contains(url));
         let next = compute(&now, &mesh, &settings, &fetched);
         trust.send_if_modified(|held| {
             let changed = **held != next;
@@ -69,12 +76,36 @@ pub(crate) async fn follow(
             }
             changed
         });
+        let new = wanted.iter().any(|url| !asked.contains(url));
+        if fetches.is_empty() && (new || tokio::time::Instant::now() >= due) {
+            asked.clone_from(&wanted);
+            fetches.spawn(refresh(wanted, roots));
+        }
         tokio::select! {
             changed = signing.changed() => if changed.is_err() { return },
             changed = meshes.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep_until(due) => {}
+            () = tokio::time::sleep_until(due), if fetches.is_empty() => {}
+            Some(Ok(answers)) = fetches.join_next(), if !fetches.is_empty() => {
+                let all = take(answers, &mut fetched);
+                due = tokio::time::Instant::now() + if all { REFRESH } else { RETRY };
+            }
         }
     }
+}
+
+/// The bundles of endpoints as workloads have them, as far as it can be told: of domains that one endpoint alone is for.
+fn known_from(published: &str, mesh: &MeshConfig) -> Fetched {
+    let published: Value = serde_json::from_str(published).unwrap_or_default();
+    let entries =
+        |domain: &String| mesh.ca_certificates.iter().filter(|data| data.trust_domains.contains(domain)).count();
+    let mut known = Fetched::new();
+    for data in &mesh.ca_certificates {
+        let Some(url) = data.spiffe_bundle_url.as_ref().filter(|url| !url.is_empty()) else { continue };
+        let alone = data.trust_domains.iter().find(|domain| entries(domain) == 1);
+        let text = alone.and_then(|domain| published["trust_domains"][domain].as_str());
+        known.extend(text.map(|text| (url.clone(), text.to_owned())));
+    }
+    known
 }
 
 fn endpoints(mesh: &MeshConfig) -> BTreeSet<String> {
@@ -128,21 +159,28 @@ fn bundles(mesh: &MeshConfig, settings: &Settings, roots: &str, of_domains: &BTr
     json!({ "trust_domains": all }).to_string()
 }
 
-/// Fetches the bundles; one that cannot be fetched stays as it was. False when one could not.
-async fn refresh(wanted: &BTreeSet<String>, fetched: &mut Fetched) -> bool {
+/// What endpoints answered.
+type Answers = Vec<(String, Result<String, String>)>;
+
+/// Asks all endpoints at once.
+async fn refresh(wanted: BTreeSet<String>, roots: EndpointRoots) -> Answers {
     let mut tasks = JoinSet::new();
-    for url in wanted.iter().cloned() {
+    for url in wanted {
         tasks.spawn(async move {
-            let roots = TrustAnchors::system().map_err(|error| error.to_string());
-            let result = match roots {
+            let result = match roots() {
                 Ok(roots) => tokio::time::timeout(FETCH_TIMEOUT, fetch(&url, roots)).await,
-                Err(error) => Ok(Err(error)),
+                Err(error) => Ok(Err(error.to_string())),
             };
             (url, result.unwrap_or_else(|_| Err("no answer within 10 s".into())))
         });
     }
+    tasks.join_all().await
+}
+
+/// Notes what was answered; a bundle that could not be fetched stays as it was. False when one could not.
+fn take(answers: Answers, fetched: &mut Fetched) -> bool {
     let mut all = true;
-    while let Some(Ok((url, result))) = tasks.join_next().await {
+    for (url, result) in answers {
         match result {
             Ok(text) => _ = fetched.insert(url, text),
             Err(error) => {
@@ -280,16 +318,14 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_bundle_is_fetched_from_an_endpoint_that_proves_its_name() {
-        weft_tls::install_provider();
-        let (web, theirs) = (authority("web"), authority("theirs"));
+    /// Answers with the bundle of `theirs`; its name is proven under the root of `web`.
+    async fn endpoint(web: &Authority, theirs: &Authority) -> (String, tokio::task::JoinHandle<()>) {
         let certificate = web.server_certificate(&["localhost"], None, Duration::from_secs(600), SystemTime::now());
         let params = ServerParams { certificates: vec![certificate.unwrap()], ..ServerParams::default() };
         let context = ServerContext::build(params).unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let body = document(&theirs);
+        let body = document(theirs);
         let server = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let Ok(mut accepted) = context.accept(stream).await else { continue };
@@ -300,11 +336,67 @@ mod tests {
                 let _ = accepted.stream.shutdown().await;
             }
         });
-        let url = format!("https://localhost:{port}/bundle");
+        (format!("https://localhost:{port}/bundle"), server)
+    }
+
+    #[tokio::test]
+    async fn a_bundle_is_fetched_from_an_endpoint_that_proves_its_name() {
+        weft_tls::install_provider();
+        let (web, theirs) = (authority("web"), authority("theirs"));
+        let (url, server) = endpoint(&web, &theirs).await;
         assert_eq!(fetch(&url, web.roots().clone()).await.unwrap(), theirs.root_pem());
         let error = fetch(&url, theirs.roots().clone()).await.unwrap_err();
         assert!(error.contains("trusted root"), "{error}");
         assert!(fetch("http://localhost/", web.roots().clone()).await.unwrap_err().contains("https"));
+        server.abort();
+    }
+
+    static WEB: std::sync::OnceLock<Arc<Authority>> = std::sync::OnceLock::new();
+
+    #[tokio::test]
+    async fn a_silent_endpoint_holds_nothing_up() {
+        weft_tls::install_provider();
+        let (ours, next, theirs, others) =
+            (authority("ours"), authority("ours"), authority("theirs"), authority("others"));
+        let web = WEB.get_or_init(|| authority("web"));
+        let (url, server) = endpoint(web, &theirs).await;
+        // It takes connections and says nothing.
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let silent_url = format!("https://{}/", silent.local_addr().unwrap());
+        let data = |url: &str, domain: &str| CertificateData {
+            spiffe_bundle_url: Some(url.into()),
+            trust_domains: vec![domain.into()],
+            ..CertificateData::default()
+        };
+        let mut mesh = MeshConfig { trust_domain: "ours".into(), ..MeshConfig::with_defaults() };
+        mesh.ca_certificates = vec![data(&silent_url, "others")];
+        let settings = Arc::new(Settings::parse_from(["weftd"]));
+        let (signer, signing) = watch::channel(Signing::Own(ours.clone()));
+        let (config, meshes) = watch::channel(Arc::new(mesh.clone()));
+        let (tell, mut told) = watch::channel(Arc::<Trust>::default());
+        let before = json!({"trust_domains": {"others": others.root_pem()}}).to_string();
+        let task =
+            tokio::spawn(follow(settings, signing, meshes, tell, before, || Ok(WEB.get().unwrap().roots().clone())));
+        let mut next_trust = async |wanted: &dyn Fn(&Trust) -> bool, within: Duration| {
+            let found = tokio::time::timeout(within, told.wait_for(|trust| wanted(trust))).await;
+            found.expect("in time").unwrap().clone()
+        };
+        // Less than an endpoint is given, each time; and what workloads have of the other mesh stays.
+        let soon = FETCH_TIMEOUT * 7 / 10;
+        let first = next_trust(&|trust| trust.roots == ours.root_pem(), soon).await;
+        assert!(first.bundles.contains("others"), "{}", first.bundles);
+        signer.send_replace(Signing::Own(next.clone()));
+        next_trust(&|trust| trust.roots == next.root_pem(), soon).await;
+        // And an endpoint that answers is heard, whatever the other one does.
+        mesh.ca_certificates.push(data(&url, "theirs"));
+        config.send_replace(Arc::new(mesh));
+        let both = |trust: &Trust| {
+            let bundles: Value = serde_json::from_str(&trust.bundles).unwrap_or_default();
+            bundles["trust_domains"]["theirs"] == theirs.root_pem()
+                && bundles["trust_domains"]["others"] == others.root_pem()
+        };
+        next_trust(&both, FETCH_TIMEOUT * 4).await;
+        task.abort();
         server.abort();
     }
 }

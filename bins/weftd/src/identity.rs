@@ -71,7 +71,11 @@ impl Identity {
         tasks.spawn(done(transport::renew(tls, signing.clone(), settings.server_names(), options)));
         tasks.spawn(done(auth::follow_names(settings.clone(), meshes.clone(), names)));
         let (trust, trusted) = watch::channel(Arc::<Trust>::default());
-        tasks.spawn(done(federation::follow(settings.clone(), signing.clone(), meshes.clone(), trust)));
+        let known = root_cert::bundles(client.clone(), settings.namespace.clone());
+        let (ours, now, config) = (settings.clone(), signing.clone(), meshes.clone());
+        tasks.spawn(done(async move {
+            federation::follow(ours, now, config, trust, known.await, weft_tls::TrustAnchors::system).await;
+        }));
         let roots = (client.clone(), cache.clone(), trusted);
         let publish = move || root_cert::publish(roots.0.clone(), roots.1.clone(), roots.2.clone());
         tasks.spawn(done(leader::while_leader(leading.clone(), publish)));

@@ -1,5 +1,6 @@
 //! ConfigMap `istio-ca-root-cert` in every namespace: the root certificates that proxies trust the control plane and each other
-//! by; revocation lists, and roots of other trust domains, when there are any.
+//! by; revocation lists, and roots of other trust domains, when there are any. Agents take all three from there, so that they
+//! change together. Beside it `istio-ca-crl` with the revocation lists, for agents of Istio's, which look for them there.
 
 use crate::federation::Trust;
 use serde_json::{Map, Value, json};
@@ -15,6 +16,8 @@ use weft_store::{ApiClient, Cache};
 const SKIPPED: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
 /// Key of the revocation lists.
 const CRL_KEY: &str = "ca-crl.pem";
+/// ConfigMap of the revocation lists, by Istio's name. It is made when there are lists, and emptied when there are none any more.
+const CRL_CONFIG_MAP: &str = "istio-ca-crl";
 /// Key of the roots of single trust domains.
 const BUNDLES_KEY: &str = "trust-bundles.json";
 /// Annotation with a digest of all that was written: the cache keeps of a ConfigMap only what the model reads.
@@ -28,15 +31,17 @@ const GATHER: Duration = Duration::from_millis(50);
 pub(crate) async fn publish(client: ApiClient, cache: Arc<Cache>, mut trust: watch::Receiver<Arc<Trust>>) {
     let mut changed = cache.changed();
     loop {
-        let content = content(&trust.borrow_and_update().clone());
+        let wanted = contents(&trust.borrow_and_update().clone());
         let mut failed = false;
         for namespace in cache.list("", "Namespace") {
             if namespace.metadata.deletion_timestamp.is_some() || SKIPPED.contains(&namespace.name()) {
                 continue;
             }
-            if let Err(error) = ensure(&client, &cache, namespace.name(), &content).await {
-                tracing::warn!("ConfigMap {}/{ROOT_CERT_CONFIG_MAP}: {error}", namespace.name());
-                failed = true;
+            for content in &wanted {
+                if let Err(error) = ensure(&client, &cache, namespace.name(), content).await {
+                    tracing::warn!("ConfigMap {}/{}: {error}", namespace.name(), content.name);
+                    failed = true;
+                }
             }
         }
         let pause = async {
@@ -56,18 +61,37 @@ pub(crate) async fn publish(client: ApiClient, cache: Arc<Cache>, mut trust: wat
     }
 }
 
-/// What is to be in the ConfigMap, and the digest of it.
+/// The roots of other trust domains that workloads have by now; empty when there are none, or they cannot be told soon.
+pub(crate) async fn bundles(client: ApiClient, namespace: String) -> String {
+    let Some(kind) = weft_k8s_api::kinds::by_kind("", "ConfigMap") else { return String::new() };
+    let read = client.get(kind, &namespace, ROOT_CERT_CONFIG_MAP);
+    match tokio::time::timeout(RETRY, read).await {
+        Ok(Ok(object)) => {
+            object.body.get("data").and_then(|data| data[BUNDLES_KEY].as_str()).unwrap_or_default().to_owned()
+        }
+        _ => String::new(),
+    }
+}
+
+/// What is to be in a ConfigMap, and the digest of it.
 struct Content {
+    name: &'static str,
     data: Map<String, Value>,
     digest: String,
 }
 
-fn content(trust: &Trust) -> Content {
+impl Content {
+    fn new(name: &'static str, all: &[(&str, &String)]) -> Self {
+        let some = all.iter().filter(|(_, text)| !text.is_empty());
+        let data: Map<String, Value> = some.map(|(key, text)| (key.to_string(), json!(text))).collect();
+        let digest = weft_tls::hex(&weft_tls::sha256(&serde_json::to_vec(&data).unwrap_or_default()));
+        Self { name, data, digest }
+    }
+}
+
+fn contents(trust: &Trust) -> [Content; 2] {
     let all = [(ROOT_CERT_KEY, &trust.roots), (CRL_KEY, &trust.crl), (BUNDLES_KEY, &trust.bundles)];
-    let some = all.into_iter().filter(|(_, text)| !text.is_empty());
-    let data: Map<String, Value> = some.map(|(key, text)| (key.to_string(), json!(text))).collect();
-    let digest = weft_tls::hex(&weft_tls::sha256(&serde_json::to_vec(&data).unwrap_or_default()));
-    Content { data, digest }
+    [Content::new(ROOT_CERT_CONFIG_MAP, &all), Content::new(CRL_CONFIG_MAP, &[(CRL_KEY, &trust.crl)])]
 }
 
 async fn ensure(
@@ -76,7 +100,10 @@ async fn ensure(
     namespace: &str,
     content: &Content,
 ) -> Result<(), weft_store::ClientError> {
-    let old = cache.find("", "ConfigMap", namespace, ROOT_CERT_CONFIG_MAP);
+    let old = cache.find("", "ConfigMap", namespace, content.name);
+    if old.is_none() && content.data.is_empty() {
+        return Ok(());
+    }
     let right = |object: &Arc<Object>| {
         let roots = object.body.get("data").and_then(|data| data.get(ROOT_CERT_KEY));
         roots == content.data.get(ROOT_CERT_KEY) && object.annotation(DIGEST) == Some(&content.digest)
@@ -109,7 +136,7 @@ fn config_map(namespace: &str, content: &Content) -> Object {
         metadata: Default::default(),
         body: Map::from_iter([("data".to_string(), Value::Object(content.data.clone()))]),
     };
-    object.metadata.name = Some(ROOT_CERT_CONFIG_MAP.into());
+    object.metadata.name = Some(content.name.into());
     object.metadata.namespace = Some(namespace.to_string());
     object.metadata.labels = Some([("istio.io/config".to_string(), "true".to_string())].into());
     object.metadata.annotations = Some([(DIGEST.to_string(), content.digest.clone())].into());

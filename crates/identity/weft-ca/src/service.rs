@@ -6,7 +6,7 @@ use crate::transport::{peer_of, remote_of};
 use crate::{
     AuthFailure, Caller, CallerAuthenticator, Evidence, LiveTrust, SignError, Signing, Token, Wish, authenticate,
 };
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use tonic::{Request, Response, Status};
@@ -55,6 +55,7 @@ struct Inner {
     authenticators: Vec<Arc<dyn CallerAuthenticator>>,
     limiter: Mutex<RateLimiter<SpiffeId>>,
     stats: Arc<ServiceStats>,
+    source_missing: AtomicBool,
 }
 
 impl CertificateService {
@@ -75,7 +76,8 @@ impl CertificateService {
     fn build(signing: Signing, trust: Option<LiveTrust>, authenticators: Vec<Arc<dyn CallerAuthenticator>>) -> Self {
         let limiter = Mutex::new(RateLimiter::new(BURST, PER_SECOND));
         let signing = RwLock::new(signing);
-        Self { inner: Arc::new(Inner { signing, trust, authenticators, limiter, stats: Arc::default() }) }
+        let (stats, source_missing) = Default::default();
+        Self { inner: Arc::new(Inner { signing, trust, authenticators, limiter, stats, source_missing }) }
     }
 
     /// The service for a tonic server, with its bounds set.
@@ -91,6 +93,16 @@ impl CertificateService {
     /// What signs.
     pub fn signing(&self) -> Signing {
         self.inner.signing.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes whether what signs is still where it was found: when not, a restart would find another authority.
+    pub fn set_source_missing(&self, missing: bool) {
+        self.inner.source_missing.store(missing, Ordering::Relaxed);
+    }
+
+    /// Whether the Secret or the files of what signs are gone.
+    pub fn source_missing(&self) -> bool {
+        self.inner.source_missing.load(Ordering::Relaxed)
     }
 
     /// Counts.
