@@ -56,7 +56,11 @@ impl Pod {
         let follow = tokio::spawn(async move {
             loop {
                 if let Ok(map) = client.get(kind("", "ConfigMap"), "default", "istio-ca-root-cert").await {
-                    for (key, value) in map.body["data"].as_object().unwrap() {
+                    let data = map.body["data"].as_object().unwrap();
+                    for key in ["ca-crl.pem", "trust-bundles.json"].iter().filter(|key| !data.contains_key(**key)) {
+                        let _ = std::fs::remove_file(path.join(key));
+                    }
+                    for (key, value) in data {
                         // In one step, as a kubelet does.
                         std::fs::write(path.join(".new"), value.as_str().unwrap()).unwrap();
                         std::fs::rename(path.join(".new"), path.join(key)).unwrap();
@@ -256,6 +260,88 @@ async fn an_authority_is_plugged_in_and_a_bad_one_changes_nothing() {
     })
     .await;
     weftd.stop().await;
+}
+
+/// Whether the holder of `shown`, under trust of its own, is let in by `server`.
+async fn let_in(server: &WorkloadSecrets, shown: &WorkloadSecrets) -> Result<(), String> {
+    let accept = weft_tls::ServerContext::build(weft_tls::ServerParams {
+        certificates: vec![server.certificate.clone()],
+        client_auth: weft_tls::ClientAuth::Required { anchors: server.trust.clone(), san: None },
+        ..Default::default()
+    });
+    let connect = ClientContext::build(ClientParams {
+        certificate: Some(shown.certificate.clone()),
+        sni: Some("reviews".into()),
+        ..ClientParams::new(ServerVerification::Insecure)
+    });
+    let (a, b) = tokio::io::duplex(64 * 1024);
+    let (accept, connect) = (accept.unwrap(), connect.unwrap());
+    let (accepted, _) = tokio::join!(accept.accept(a), connect.connect(b));
+    accepted.map(|_| ()).map_err(|error| format!("{:?}", error.reason))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_workload_is_refused_and_bad_lists_change_nothing() {
+    let cluster = Cluster::start().await;
+    let plugged = authority("example");
+    let issuer = Issuer::from_pem(plugged.material().ca_cert.as_bytes(), plugged.material().ca_key.as_bytes()).unwrap();
+    let (at, hour) = (SystemTime::now(), Duration::from_secs(3600));
+    let mut data = plugged.material().to_secret();
+    data.insert("root-cert.pem".into(), plugged.root_pem().into());
+    put_secret(&cluster, "cacerts", &data).await;
+    let weftd = cluster.weftd().await;
+    let (pod, other) = (Pod::of(&cluster, "bookinfo-reviews").await, Pod::of(&cluster, "bookinfo-reviews").await);
+    let manager = SvidManager::start(pod.config(weftd.secure, REVIEWS));
+    let others = SvidManager::start(other.config(weftd.secure, REVIEWS));
+    let good = secrets(&others, "an identity", |_| true).await;
+    let server = secrets(&manager, "an identity", |_| true).await;
+    let (bad, serial) = (good.clone(), good.certificate.facts().serial.clone());
+    assert_eq!(let_in(&server, &bad).await, Ok(()));
+
+    // Its certificate is revoked: told to all workloads, by our name and by Istio's.
+    let list = issuer.revocation_list(&[&serial], at - hour, at + hour).unwrap();
+    let mut revoking = data.clone();
+    revoking.insert("ca-crl.pem".into(), list.clone().into_bytes());
+    put_secret(&cluster, "cacerts", &revoking).await;
+    let server = secrets(&manager, "the list", |now| now.crl_pem == list).await;
+    assert_eq!(let_in(&server, &bad).await, Err("Revoked".into()));
+    let published = async |wanted: &str| {
+        until("the ConfigMap of lists", async || {
+            let map = cluster.client.get(kind("", "ConfigMap"), "default", "istio-ca-crl").await.ok()?;
+            (map.body["data"]["ca-crl.pem"].as_str().unwrap_or_default() == wanted).then_some(())
+        })
+        .await;
+    };
+    published(&list).await;
+    // It gets another one, and is let in by that; the one that is not revoked always was.
+    others.renew_now();
+    let renewed = secrets(&others, "another certificate", |now| now.certificate.facts().serial != serial).await;
+    assert_eq!(let_in(&server, &renewed).await, Ok(()));
+
+    // Lists under which nobody would be believed: refused, those in force stay, also after a restart.
+    for bad_list in [issuer.revocation_list(&[], at - 2 * hour, at - hour).unwrap(), stranger_list(at)] {
+        let mut broken = data.clone();
+        broken.insert("ca-crl.pem".into(), bad_list.into_bytes());
+        put_secret(&cluster, "cacerts", &broken).await;
+    }
+    weftd.stop().await;
+    let weftd = cluster.weftd().await;
+    let (_, metrics) = common::get(weftd.monitoring, "/metrics").await;
+    assert!(metrics.contains("weft_ca_crl_expiry_seconds 3"), "the list of before is in force: {metrics}");
+    published(&list).await;
+    let now = secrets(&manager, "secrets", |_| true).await;
+    assert_eq!((now.crl_pem.as_str(), let_in(&now, &renewed).await), (list.as_str(), Ok(())));
+    // Without lists the ConfigMap of Istio's name is empty.
+    put_secret(&cluster, "cacerts", &data).await;
+    published("").await;
+    weftd.stop().await;
+}
+
+/// A list of an authority that nobody here knows.
+fn stranger_list(at: SystemTime) -> String {
+    let material = authority("example").material().clone();
+    let issuer = Issuer::from_pem(material.ca_cert.as_bytes(), material.ca_key.as_bytes()).unwrap();
+    issuer.revocation_list(&[], at - Duration::from_secs(60), at + Duration::from_secs(3600)).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

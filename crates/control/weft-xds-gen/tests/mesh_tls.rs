@@ -86,7 +86,7 @@ fn both_sides_have_the_parameters_of_the_mesh_config() {
 }
 
 /// 2:AP-10 and 1:SEC-27 say that an entry for a port without a Service has no effect. Istio's control plane gives such a port a
-/// filter chain of its own with that mode all the same (`ForPassthrough`, pilot/pkg/security/authn), and so does this one: to drop the
+/// filter chain of its own with that mode all the same (`ForPassthrough`, pilot/pkg/networking/plugin/authn), and so does this one: to drop the
 /// entry would open a port that its owner closed.
 #[test]
 fn ap_10_sec_27_a_mode_for_a_port_without_a_service_holds() {

@@ -77,8 +77,14 @@ async fn exchange(config: &SvidConfig, current: Option<&WorkloadSecrets>) -> Res
     let made = tokio::task::spawn_blocking(move || generate_key_and_csr(kind, &names))
         .await
         .map_err(|error| CaError::Answer(format!("making a key failed: {error}")))??;
-    let channel = connect(config, &file_roots, certificate).await?;
-    let answer = ask(config, channel, token.as_ref().map(|token| token.trim()), &made).await?;
+    let token = token.as_ref().map(|token| token.trim());
+    let shown = certificate.is_some();
+    let mut answer = ask(config, &file_roots, certificate, token, &made).await;
+    // A certificate that was revoked, or whose root is gone, is not taken; the token still says who we are.
+    if shown && token.is_some() && matches!(answer, Err(CaError::Connect { .. })) {
+        answer = ask(config, &file_roots, None, token, &made).await;
+    }
+    let answer = answer?;
     let files = file_trust(config).await?;
     accept(config, made, &answer.cert_chain, files, current.map_or(1, |secrets| secrets.version + 1))
 }
@@ -169,10 +175,12 @@ fn describe(error: &dyn std::error::Error) -> String {
 
 async fn ask(
     config: &SvidConfig,
-    channel: Channel,
+    roots: &str,
+    certificate: Option<CertifiedKey>,
     token: Option<&str>,
     made: &KeyAndCsr,
 ) -> Result<IstioCertificateResponse, CaError> {
+    let channel = connect(config, roots, certificate).await?;
     let mut request = tonic::Request::new(IstioCertificateRequest {
         csr: made.csr_pem.clone(),
         validity_duration: i64::try_from(config.ttl.as_secs()).unwrap_or(i64::MAX),
@@ -193,7 +201,10 @@ async fn ask(
     }
     let answer = IstioCertificateServiceClient::new(channel).create_certificate(request).await;
     answer.map(tonic::Response::into_inner).map_err(|status| match status.code() {
-        tonic::Code::Unavailable => CaError::Connect { address: config.ca_address.clone(), reason: describe(&status) },
+        // Unknown: the connection ended under the request, as it does when our certificate is not taken.
+        tonic::Code::Unavailable | tonic::Code::Unknown => {
+            CaError::Connect { address: config.ca_address.clone(), reason: describe(&status) }
+        }
         code => CaError::Refused(format!("{code:?}: {}", status.message())),
     })
 }
