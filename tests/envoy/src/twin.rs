@@ -8,6 +8,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -250,9 +251,23 @@ impl Side {
         let (parts, body) = sender.send_request(request).await?.into_parts();
         let collected = body.collect().await?;
         let trailers = collected.trailers().map(sorted).unwrap_or_default();
-        let body = plain(&String::from_utf8_lossy(&collected.to_bytes()));
+        let body = collected.to_bytes();
+        let body = opened(&parts.headers, &body).unwrap_or_else(|| b"not of its coding".to_vec());
+        let body = plain(&String::from_utf8_lossy(&body));
         Ok(Answer { status: parts.status.as_u16(), headers: sorted(&parts.headers), body, trailers })
     }
+}
+
+/// The body without its coding: two programs need not compress it to the same bytes.
+fn opened(headers: &HeaderMap, body: &[u8]) -> Option<Vec<u8>> {
+    let mut plain = Vec::new();
+    match headers.get("content-encoding").map(http::HeaderValue::as_bytes) {
+        Some(b"gzip") => flate2::read::MultiGzDecoder::new(body).read_to_end(&mut plain).ok()?,
+        Some(b"br") => brotli::Decompressor::new(body, 4096).read_to_end(&mut plain).ok()?,
+        Some(b"zstd") => zstd::stream::read::Decoder::new(body).ok()?.read_to_end(&mut plain).ok()?,
+        _ => return Some(body.to_vec()),
+    };
+    Some(plain)
 }
 
 /// The body without what Envoy does for reasons of its own: it takes a client on loopback to be on the machine's own

@@ -162,13 +162,13 @@ type Tally = Arc<Mutex<BTreeMap<String, u64>>>;
 /// them. The schedule does not wait for answers: who is late catches up without pauses.
 fn load(proxy: SocketAddr, pause: Duration, request: &str) -> Result<BTreeMap<String, u64>> {
     let tally = Tally::default();
-    let end = Instant::now() + seconds();
+    let begun = Instant::now();
+    let end = begun + seconds();
     std::thread::scope(|scope| {
         for client in 0..CLIENTS {
             let tally = tally.clone();
             scope.spawn(move || {
                 let mut connection: Option<BufReader<TcpStream>> = None;
-                let begun = Instant::now();
                 let mut done = 0;
                 loop {
                     // The last burst is that of the end, so that none is missing from the schedule.

@@ -106,13 +106,13 @@ impl Checks {
 
     /// Checks these endpoints from now on.
     pub(crate) fn follow(&self, cluster: &Rc<LiveCluster>, hosts: &HostSet) {
-        for host in &hosts.all {
+        for host in hosts.all.iter().filter(|host| host.checked.get()) {
             if host.checker.replace(self.round) != self.round {
                 self.waiting.set(self.waiting.get() + 1);
                 tokio::task::spawn_local(watch(Rc::downgrade(cluster), host.clone(), self.round));
             }
         }
-        if hosts.all.is_empty() {
+        if self.waiting.get() == 0 {
             cluster.health.set_checked();
         }
         self.count_healthy(hosts);
@@ -202,7 +202,7 @@ impl Checks {
             nameless: true,
             client: None,
         };
-        let made = match (&host.address, self.config.alt_port) {
+        let made = match (&host.address, host.check.get().port) {
             (EndpointAddress::Ip(address), Some(port)) => {
                 let other = EndpointAddress::Ip((address.ip(), port).into());
                 connect::connect_untimed(&Host::new(other, host.locality.clone(), host.priority), plan).await
@@ -257,7 +257,6 @@ mod tests {
             jitter_percent: 0,
             unhealthy_threshold: 2,
             healthy_threshold: 2,
-            alt_port: None,
             reuse_connection: true,
             probe: Probe::Tcp { send: Vec::new(), receive: Vec::new() },
         }

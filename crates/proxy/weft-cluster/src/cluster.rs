@@ -34,6 +34,8 @@ const SWEEP: Duration = Duration::from_millis(100);
 const WARM_STEPS: u32 = 50;
 const WARM_FASTEST: Duration = Duration::from_millis(20);
 const WARM_SLOWEST: Duration = Duration::from_secs(2);
+/// Longest name that is looked up, in bytes (RFC 1035 §2.3.4, with the dot at the end).
+const MAX_NAME: usize = 254;
 /// Destinations kept of a cluster that forwards to where the client wanted to go.
 const MAX_DESTINATIONS: usize = 4096;
 
@@ -133,7 +135,7 @@ impl LiveCluster {
         if self.config.outlier.is_some() || self.config.health_check.is_some() {
             for host in &next.all {
                 host.outlier.join(|| self.health.host(&host.address));
-                host.checked.set(self.config.health_check.is_some());
+                host.checked.set(self.config.health_check.is_some() && !host.check.get().off);
             }
         }
         self.health.set_ejected(next.all.iter().filter(|h| h.outlier.is_ejected()).count());
@@ -280,6 +282,9 @@ impl LiveCluster {
     /// `NoHealthyUpstream` when the name does not resolve in time, `Overflow` when too many names are looked up already.
     pub async fn resolve(&self, resolver: &Arc<Resolver>, name: &str, port: u16) -> Result<Rc<Host>, UpstreamError> {
         let none = || UpstreamError::unsent(Reason::NoHealthyUpstream).with_detail("dns_resolution_failure");
+        if name.len() > MAX_NAME {
+            return Err(none());
+        }
         let overflow = || UpstreamError::unsent(Reason::Overflow).with_detail("dns_cache_overflow");
         let name = name.to_ascii_lowercase();
         let mut known = resolver.watch_dynamic(&name).ok_or_else(overflow)?;

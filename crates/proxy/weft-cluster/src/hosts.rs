@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::Instant;
 use weft_core::Strng;
-use weft_proxy_config::{EndpointAddress, EndpointHealth, EndpointMetadata, EndpointSet, SlowStart};
+use weft_proxy_config::{EndpointAddress, EndpointCheck, EndpointHealth, EndpointMetadata, EndpointSet, SlowStart};
 
 /// The warmth of an endpoint that is not new.
 const WARM: u32 = 1000;
@@ -47,6 +47,8 @@ pub struct Host {
     pub removed: Cell<bool>,
     /// Outlier detection.
     pub outlier: OutlierState,
+    /// How it is checked.
+    pub(crate) check: Cell<EndpointCheck>,
     /// Active checks say whether it is well.
     pub checked: Cell<bool>,
     /// Which round of active checks is on it; 0 = none.
@@ -81,6 +83,7 @@ impl Host {
             active: Cell::new(0),
             removed: Cell::new(false),
             outlier: OutlierState::default(),
+            check: Cell::default(),
             checked: Cell::new(false),
             checker: Cell::new(0),
             counts: HostCounts::default(),
@@ -193,6 +196,7 @@ impl HostSet {
                     };
                     host.weight.set(endpoint.weight.max(1));
                     host.health.set(endpoint.health);
+                    host.check.set(endpoint.check);
                     if **host.metadata.borrow() != *endpoint.metadata {
                         host.metadata.replace(endpoint.metadata.clone());
                     }
@@ -348,6 +352,7 @@ mod tests {
             weight: 1,
             health,
             hostname: None,
+            check: EndpointCheck::default(),
             metadata: Arc::default(),
         }
     }

@@ -94,6 +94,7 @@ mod tests {
             weight: 1,
             health: EndpointHealth::Healthy,
             hostname: None,
+            check: Default::default(),
             metadata: Arc::new(metadata),
         }
     }

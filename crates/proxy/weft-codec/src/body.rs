@@ -30,6 +30,61 @@ enum Kind {
     Channel(mpsc::Receiver<Result<Frame<Bytes>, BodyError>>),
     /// What was read of a body already, then the rest.
     Read(VecDeque<Frame<Bytes>>, Box<ProxyBody>),
+    Mapped(Box<Mapped>),
+}
+
+/// Makes other bytes of those of a body.
+pub trait BodyMap {
+    /// What becomes of some; may be nothing yet.
+    ///
+    /// # Errors
+    /// When the body cannot go on.
+    fn data(&mut self, data: &[u8]) -> Result<Bytes, BodyError>;
+    /// What is left when the body is over.
+    ///
+    /// # Errors
+    /// When it must not end here.
+    fn finish(&mut self) -> Result<Bytes, BodyError>;
+}
+
+/// A body of which another is made.
+struct Mapped {
+    body: ProxyBody,
+    /// `None` when it has ended.
+    map: Option<Box<dyn BodyMap>>,
+    /// Trailers, which come behind the last of the data.
+    trailers: Option<Frame<Bytes>>,
+}
+
+impl Mapped {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        loop {
+            let Some(map) = &mut self.map else { return Poll::Ready(self.trailers.take().map(Ok)) };
+            let made = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => map.data(&data),
+                    Err(trailers) => {
+                        self.trailers = Some(trailers);
+                        self.finish()
+                    }
+                },
+                Some(Err(error)) => Err(error),
+                None => self.finish(),
+            };
+            match made {
+                Ok(bytes) if bytes.is_empty() => {}
+                Ok(bytes) => return Poll::Ready(Some(Ok(Frame::data(bytes)))),
+                Err(error) => {
+                    (self.map, self.trailers) = (None, None);
+                    return Poll::Ready(Some(Err(error)));
+                }
+            }
+        }
+    }
+
+    fn finish(&mut self) -> Result<Bytes, BodyError> {
+        self.map.take().map_or_else(|| Ok(Bytes::new()), |mut map| map.finish())
+    }
 }
 
 /// Sees a body pass: counts it, cuts it short, learns how it ended. Dropped with the body; a drop without
@@ -90,6 +145,25 @@ impl ProxyBody {
         if read.is_empty() { rest } else { Self { kind: Kind::Read(read, Box::new(rest)), observer: None } }
     }
 
+    /// A body that breaks off before it begins.
+    pub fn broken(why: &'static str) -> Self {
+        struct Broken(&'static str);
+        impl BodyMap for Broken {
+            fn data(&mut self, _: &[u8]) -> Result<Bytes, BodyError> {
+                Err(BodyError::Aborted(self.0))
+            }
+            fn finish(&mut self) -> Result<Bytes, BodyError> {
+                Err(BodyError::Aborted(self.0))
+            }
+        }
+        Self::empty().mapped(Box::new(Broken(why)))
+    }
+
+    /// The body that `map` makes of this one.
+    pub fn mapped(self, map: Box<dyn BodyMap>) -> Self {
+        Self { kind: Kind::Mapped(Box::new(Mapped { body: self, map: Some(map), trailers: None })), observer: None }
+    }
+
     /// Lets `observer` see the body pass. A body that is already at its end is reported at once.
     pub fn observed(mut self, mut observer: Box<dyn BodyObserver>) -> Self {
         if self.is_end_stream() {
@@ -117,6 +191,7 @@ impl ProxyBody {
                 Some(frame) => Poll::Ready(Some(Ok(frame))),
                 None => Pin::new(&mut **rest).poll_frame(cx),
             },
+            Kind::Mapped(mapped) => mapped.poll(cx),
         }
     }
 
@@ -182,6 +257,7 @@ impl Body for ProxyBody {
             Kind::Replay(replay) => replay.is_end_stream(),
             Kind::Channel(_) => false,
             Kind::Read(read, rest) => read.is_empty() && rest.is_end_stream(),
+            Kind::Mapped(mapped) => mapped.map.is_none() && mapped.trailers.is_none(),
         }
     }
 
@@ -195,7 +271,7 @@ impl Body for ProxyBody {
             Kind::Incoming(incoming) => incoming.size_hint(),
             Kind::Wire(body) => body.size_hint(),
             Kind::Replay(replay) => replay.size_hint(),
-            Kind::Channel(_) => SizeHint::default(),
+            Kind::Channel(_) | Kind::Mapped(_) => SizeHint::default(),
             Kind::Read(read, rest) => {
                 let known: usize = read.iter().filter_map(|f| f.data_ref()).map(Bytes::len).sum();
                 let mut hint = rest.size_hint();
@@ -247,6 +323,41 @@ mod tests {
         tx.send(Err(BodyError::Aborted("cut"))).await.unwrap();
         assert!(ProxyBody::channel(rx).observed(Box::new(Seen(seen.clone()))).collect().await.is_err());
         assert_eq!(*seen.borrow(), "error");
+    }
+
+    /// Doubles what passes, a piece late.
+    #[derive(Default)]
+    struct Late(Vec<u8>);
+    impl BodyMap for Late {
+        fn data(&mut self, data: &[u8]) -> Result<Bytes, BodyError> {
+            if data == b"!" {
+                return Err(BodyError::Aborted("no"));
+            }
+            Ok(std::mem::replace(&mut self.0, data.repeat(2)).into())
+        }
+        fn finish(&mut self) -> Result<Bytes, BodyError> {
+            Ok(std::mem::take(&mut self.0).into())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_of_a_body() {
+        let (tx, rx) = mpsc::channel(4);
+        for piece in ["ab", "c"] {
+            tx.send(Ok(Frame::data(Bytes::from(piece)))).await.unwrap();
+        }
+        let mut trailers = http::HeaderMap::new();
+        trailers.insert("x", "1".parse().unwrap());
+        tx.send(Ok(Frame::trailers(trailers))).await.unwrap();
+        drop(tx);
+        let body = ProxyBody::channel(rx).mapped(Box::new(Late::default()));
+        assert_eq!(body.size_hint().exact(), None);
+        let all = body.collect().await.unwrap();
+        assert!(all.trailers().is_some_and(|trailers| trailers.contains_key("x")));
+        assert_eq!(all.to_bytes(), "ababcc");
+        let body = ProxyBody::full("abc").mapped(Box::new(Late::default()));
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "abcabc");
+        assert!(ProxyBody::full("!").mapped(Box::new(Late::default())).collect().await.is_err());
     }
 
     #[tokio::test]

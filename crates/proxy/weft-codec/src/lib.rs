@@ -22,7 +22,7 @@ pub mod reply;
 pub mod strict;
 pub mod upgrade;
 
-pub use body::{BodyError, BodyObserver, ProxyBody};
+pub use body::{BodyError, BodyMap, BodyObserver, ProxyBody};
 pub use exec::LocalExec;
 pub use io::{Io, Stream};
 pub use marks::HeaderMarks;

@@ -22,8 +22,18 @@ const QUICK: &str =
 
 /// One route to a cluster of these endpoints, with 4 workers.
 async fn proxy(endpoints: &[SocketAddr], extra: &str) -> Proxy {
+    checked_at(endpoints, None, extra).await
+}
+
+/// The same, the endpoints being checked at that port.
+async fn checked_at(endpoints: &[SocketAddr], port: Option<u16>, extra: &str) -> Proxy {
     let routes = all(r#"[{match: {prefix: "/"}, route: {cluster: app}}]"#);
-    let bootstrap = http_bootstrap_raw("", &routes, &cluster("app", endpoints, extra));
+    let mut app = cluster("app", endpoints, extra);
+    if let Some(port) = port {
+        let with = format!("endpoint: {{health_check_config: {{port_value: {port}}}, address");
+        app = app.replace("endpoint: {address", &with);
+    }
+    let bootstrap = http_bootstrap_raw("", &routes, &app);
     Proxy::start_with(&bootstrap, |options| options.concurrency = NonZeroUsize::new(4).unwrap()).await
 }
 
@@ -67,7 +77,7 @@ async fn rates_are_those_of_all_workers() {
     let half = Arc::new(AtomicUsize::new(0));
     let bad = Backend::start(move |_| {
         let n = half.fetch_add(1, Ordering::SeqCst);
-        async move { reply(if n % 2 == 0 { 500 } else { 200 }, "half") }
+        async move { reply(if n.is_multiple_of(2) { 500 } else { 200 }, "half") }
     })
     .await;
     let good = Backend::echo("good").await;
@@ -151,12 +161,10 @@ async fn tcp_checks() {
         }
     });
     let backend = Backend::echo("a").await;
-    let check = format!(
-        "alt_port: {port}, tcp_health_check: {{send: {{text: \"70696e67\"}}, receive: [{{text: \"706f6e67\"}}]}}"
-    );
+    let check = r#"tcp_health_check: {send: {text: "70696e67"}, receive: [{text: "706f6e67"}]}"#;
     let extra =
         format!("common_lb_config: {{healthy_panic_threshold: {{value: 0}}}}, health_checks: [{{{QUICK}, {check}}}],");
-    let proxy = proxy(&[backend.addr], &extra).await;
+    let proxy = checked_at(&[backend.addr], Some(port), &extra).await;
     assert_eq!(ask(&proxy, 4).await, [200; 4]);
     well.store(false, Ordering::SeqCst);
     eventually("left out", || healthy(&proxy) == 0.0).await;
@@ -203,12 +211,11 @@ async fn grpc_checks() {
     let status = Arc::new(AtomicU8::new(1));
     let health = grpc_health(status.clone()).await;
     let backend = Backend::echo("a").await;
-    let check =
-        format!("alt_port: {}, grpc_health_check: {{service_name: app, authority: health.example}}", health.port());
+    let check = "grpc_health_check: {service_name: app, authority: health.example}";
     let extra = format!(
         "{HTTP2} common_lb_config: {{healthy_panic_threshold: {{value: 0}}}}, health_checks: [{{{QUICK}, {check}}}],"
     );
-    let proxy = proxy(&[backend.addr], &extra).await;
+    let proxy = checked_at(&[backend.addr], Some(health.port()), &extra).await;
     assert_eq!(ask(&proxy, 4).await, [200; 4]);
     for (says, want) in [(2, 0.0), (1, 1.0), (12, 0.0)] {
         status.store(says, Ordering::SeqCst);

@@ -266,8 +266,6 @@ pub struct HealthCheck {
     pub unhealthy_threshold: u32,
     /// Successes in a row by which an unhealthy endpoint becomes healthy; the first check alone decides.
     pub healthy_threshold: u32,
-    /// Port to check in place of the endpoint's.
-    pub alt_port: Option<u16>,
     /// A connection serves for several checks.
     pub reuse_connection: bool,
     /// What is asked.
@@ -420,6 +418,17 @@ pub struct Endpoint {
     pub hostname: Option<Strng>,
     /// What the mesh knows of it; shared between endpoints of equal metadata.
     pub metadata: Arc<EndpointMetadata>,
+    /// How it is checked.
+    pub check: EndpointCheck,
+}
+
+/// How an endpoint is checked, where its cluster has active checks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EndpointCheck {
+    /// Port in place of the endpoint's.
+    pub port: Option<u16>,
+    /// It is not checked, and taken to be well.
+    pub off: bool,
 }
 
 /// Where an endpoint is.

@@ -1,10 +1,11 @@
 //! HTTP: a client's connection ([`http1`], where it is HTTP/1), and the life of each request on it.
 //!
 //! Reading order: [`conn`], [`serve`] (the life of a request, step by step), then its steps: [`intake`], [`forwarded`]
-//! (headers that say who asked), [`filters`], [`ratelimit`], [`forward`], [`retry`], [`mirror`], [`upgrade`], [`respond`]. [`exchange`] is
+//! (headers that say who asked), [`filters`], [`ratelimit`], [`compress`], [`forward`], [`retry`], [`mirror`], [`upgrade`], [`respond`]. [`exchange`] is
 //! what is known of one request and its response; [`trace`] makes a span of it, [`report`] sends that.
 
 pub(crate) mod authorize;
+mod compress;
 mod conn;
 pub(super) mod exchange;
 mod filters;

@@ -74,12 +74,16 @@ impl Ctx<'_> {
         let address = self.endpoint_address(endpoint.address.as_ref(), &path.field("endpoint").field("address"))?;
         let metadata = self.endpoint_metadata(message.metadata.as_ref());
         let hostname = (!endpoint.hostname.is_empty()).then(|| self.c.pool.text(&endpoint.hostname));
+        let check_path = path.field("endpoint");
+        let check =
+            self.endpoint_check(endpoint.health_check_config.as_ref(), &check_path.field("health_check_config"));
         Some(Endpoint {
             address,
             weight: message.load_balancing_weight.unwrap_or(1).max(1),
             health: health(message.health_status),
             hostname,
             metadata,
+            check,
         })
     }
 

@@ -1,7 +1,7 @@
 //! Active health checks of a cluster.
 
 use super::Ctx;
-use crate::{CheckIntervals, HealthCheck, HttpProbe, Probe};
+use crate::{CheckIntervals, EndpointCheck, HealthCheck, HttpProbe, Probe};
 use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Method};
 use std::ops::Range;
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use weft_proto::envoy::config::core::v3 as core;
 use weft_proto::envoy::config::core::v3::health_check as proto;
+use weft_proto::envoy::config::endpoint::v3::endpoint;
 use weft_proto::envoy::r#type::v3::{CodecClientType, Int64Range};
 use weft_route::error::Path;
 use weft_route::refuse_set;
@@ -59,6 +60,8 @@ impl Ctx<'_> {
             health_checker,
         } = list.first()?;
         refuse_set!(self.c.errors, path, event_service, tls_options, transport_socket_match_criteria);
+        // As in Envoy: health_check_config of an endpoint has it.
+        self.leave_out(alt_port.is_some(), &path.field("alt_port"));
         // Changes of health go to the log of the proxy.
         self.leave_out(!event_log_path.is_empty(), &path.field("event_log_path"));
         self.leave_out(!event_logger.is_empty(), &path.field("event_logger"));
@@ -98,18 +101,26 @@ impl Ctx<'_> {
             jitter_percent: *interval_jitter_percent,
             unhealthy_threshold: unhealthy_threshold.unwrap_or(1),
             healthy_threshold: healthy_threshold.unwrap_or(1),
-            alt_port: alt_port.and_then(|port| self.check_port(port, &path.field("alt_port"))),
             reuse_connection: reuse_connection.unwrap_or(true),
             probe: self.probe(health_checker.as_ref(), cluster, path)?,
         }))
     }
 
-    fn check_port(&mut self, port: u32, path: &Path<'_>) -> Option<u16> {
-        let fits = u16::try_from(port).ok().filter(|port| *port > 0);
-        if fits.is_none() {
-            self.c.errors.refuse(path, format!("{port} is not a port; it must be 1 to 65535"));
+    /// How an endpoint is checked.
+    pub(super) fn endpoint_check(
+        &mut self,
+        message: Option<&endpoint::HealthCheckConfig>,
+        path: &Path<'_>,
+    ) -> EndpointCheck {
+        let Some(message) = message else { return EndpointCheck::default() };
+        let endpoint::HealthCheckConfig { port_value, hostname, address, disable_active_health_check } = message;
+        refuse_set!(self.c.errors, path, hostname, address);
+        let port = u16::try_from(*port_value).ok();
+        if port.is_none() {
+            let what = format!("{port_value} is not a port; it must be at most 65535");
+            self.c.errors.refuse(&path.field("port_value"), what);
         }
-        fits
+        EndpointCheck { port: port.filter(|port| *port > 0), off: *disable_active_health_check }
     }
 
     fn probe(&mut self, checker: Option<&proto::HealthChecker>, cluster: &str, path: &Path<'_>) -> Option<Probe> {

@@ -2,11 +2,12 @@
 //! used or refused by name; what is tolerated is named where it is.
 //!
 //! Reading order: this file (what compilation shares), [`cluster`], `health`, `subsets`, [`endpoint`], [`tls`], [`listener`], `network`, [`http`],
-//! `http_filters`, [`jwt`], `ext_authz`, `ratelimit`, [`access_log`], `tracing`.
+//! `http_filters`, `compress`, [`jwt`], `ext_authz`, `ratelimit`, [`access_log`], `tracing`.
 
 pub mod access_log;
 pub mod address;
 pub mod cluster;
+mod compress;
 pub mod endpoint;
 mod ext_authz;
 mod health;
