@@ -31,7 +31,7 @@ struct Image {
     proof: &'static [&'static str],
 }
 
-const IMAGES: [Image; 3] = [
+const IMAGES: [Image; 4] = [
     Image {
         name: "weftd",
         entrypoint: &["/usr/local/bin/weftd"],
@@ -60,6 +60,16 @@ const IMAGES: [Image; 3] = [
         links: &["istioctl"],
         proof: &["/usr/local/bin/weft", "manifest", "generate", "--set", "profile=minimal"],
     },
+    Image {
+        name: "weft-cni",
+        entrypoint: &["/usr/local/bin/weft-cni"],
+        // Writes to the node's folders.
+        user: "0:0",
+        ports: &[],
+        tools: &[],
+        links: &[],
+        proof: &["/usr/local/bin/weft-cni", "--version"],
+    },
 ];
 
 /// The authorities of the public web, for JWKS and external services.
@@ -72,7 +82,19 @@ pub fn build() -> Result<()> {
     let bins = match std::env::var_os("WEFT_BIN_DIR") {
         Some(dir) => PathBuf::from(dir),
         None => {
-            run::cargo(&["build", "--release", "--quiet", "-p", "weftd", "-p", "weft-proxy", "-p", "weft"])?;
+            run::cargo(&[
+                "build",
+                "--release",
+                "--quiet",
+                "-p",
+                "weftd",
+                "-p",
+                "weft-proxy",
+                "-p",
+                "weft",
+                "-p",
+                "weft-cni",
+            ])?;
             run::target().join("release")
         }
     };

@@ -114,6 +114,21 @@ pub fn apply(config: &CaptureConfig) -> Result<(), CaptureError> {
     apply_with(Backend::Nftables, config)
 }
 
+/// Whether there are rules, of either program, in the calling thread's network namespace.
+///
+/// # Errors
+/// When none of the programs is installed.
+pub fn is_applied() -> Result<bool, CaptureError> {
+    let there = |tool: &'static str, arguments: &[&str]| match run(tool, arguments, "") {
+        Ok(()) => Ok(true),
+        Err(CaptureError::Refused(_) | CaptureError::Missing { .. }) => Ok(false),
+        Err(error) => Err(error),
+    };
+    Backend::installed()?;
+    Ok(there("nft", &["list", "table", "inet", rules::TABLE])?
+        || there("iptables", &["-t", "nat", "-n", "-L", legacy::OUTPUT])?)
+}
+
 /// For `TPROXY`: packets with the mark are for this machine, whatever their destination. Rules and routes of an earlier
 /// set-up are found and kept.
 fn route(config: &CaptureConfig) -> Result<(), CaptureError> {

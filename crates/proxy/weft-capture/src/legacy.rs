@@ -6,7 +6,9 @@ use crate::rules::PROXY_PORTS;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-const CHAINS: [&str; 4] = ["ISTIO_INBOUND", "ISTIO_REDIRECT", "ISTIO_IN_REDIRECT", "ISTIO_OUTPUT"];
+const CHAINS: [&str; 4] = ["ISTIO_INBOUND", "ISTIO_REDIRECT", "ISTIO_IN_REDIRECT", OUTPUT];
+/// The chain of what the pod sends: where it is, the rules are.
+pub(crate) const OUTPUT: &str = "ISTIO_OUTPUT";
 /// Chains of table `mangle`, for `TPROXY`.
 const MANGLE: [&str; 4] = ["ISTIO_DIVERT", "ISTIO_TPROXY", "ISTIO_INBOUND", "ISTIO_OUTPUT"];
 

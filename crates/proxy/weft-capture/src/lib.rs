@@ -12,7 +12,7 @@ pub mod config;
 pub mod legacy;
 pub mod rules;
 
-pub use apply::{Backend, CaptureError, apply, apply_with, find_tool, remove, remove_with};
+pub use apply::{Backend, CaptureError, apply, apply_with, find_tool, is_applied, remove, remove_with};
 pub use arguments::Arguments;
 pub use config::{CaptureConfig, DnsCapture, InboundMode, OutboundRanges, Ports, ProxyOwner};
 pub use rules::render;

@@ -2,11 +2,13 @@
 //! Skipped, saying so, where the kernel permits no user namespace or `nft` is not installed.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod harness;
+
+use harness::BOUND;
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use socket2::{Domain, Socket, Type};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::process::Command;
 use std::time::Duration;
 use weft_capture::{CaptureConfig, DnsCapture, OutboundRanges, ProxyOwner};
 
@@ -14,36 +16,16 @@ const MARK: u32 = 1337;
 /// Address of the "pod": on lo beside 127.0.0.1, as a pod's own address is reached through lo.
 const POD: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 9);
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(10, 96, 1, 1);
-const BOUND: Duration = Duration::from_secs(5);
 
-/// The test process re-runs itself in new namespaces: a test harness has many threads, and only a process with one may
-/// enter a user namespace.
 #[test]
 fn redirects_in_an_unprivileged_namespace() {
-    if std::env::var_os("WEFT_CAPTURE_INNER").is_some() {
-        return;
-    }
-    let unshare_works = Command::new("unshare").args(["-Urn", "true"]).status().is_ok_and(|s| s.success());
-    if !unshare_works || weft_capture::find_tool("nft").is_none() {
-        eprintln!("skipped: needs unshare, user namespaces and nft");
-        return;
-    }
-    let exe = std::env::current_exe().unwrap();
-    let output = Command::new("unshare")
-        .args(["-Urn"])
-        .arg(exe)
-        .args(["--exact", "inner", "--nocapture", "--test-threads=1"])
-        .env("WEFT_CAPTURE_INNER", "1")
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && text.contains("inner checks done"), "{text}");
+    harness::run_inner(&["nft", "ip"]);
 }
 
 /// Runs only when started by the test above; alone it has nothing to check.
 #[test]
 fn inner() {
-    if std::env::var_os("WEFT_CAPTURE_INNER").is_none() {
+    if !harness::is_inner() {
         return;
     }
     set_up_addresses();
@@ -87,21 +69,20 @@ fn inner() {
     weft_capture::remove().unwrap();
     assert_nothing_arrives(&outbound, 80);
     weft_capture::remove().unwrap();
-    println!("inner checks done");
+    harness::done();
 }
 
 fn set_up_addresses() {
-    let ip = weft_capture::find_tool("ip").expect("ip is installed where the tests run");
-    for args in [
+    [
         "link set lo up",
         "addr add 10.244.0.9/32 dev lo",
         "link add out0 type veth peer name out1",
         "link set out0 up",
         "link set out1 up",
         "route add default dev out0",
-    ] {
-        assert!(Command::new(&ip).args(args.split(' ')).status().unwrap().success(), "ip {args}");
-    }
+    ]
+    .into_iter()
+    .for_each(harness::ip);
 }
 
 /// Where a connection over IPv6 is accepted: from whom, and where it was meant to go.
@@ -159,14 +140,9 @@ fn set_up_ipv6() -> bool {
         eprintln!("skipped: the kernel has no IPv6");
         return false;
     }
-    let ip = weft_capture::find_tool("ip").expect("ip is installed where the tests run");
-    for args in [
-        "-6 addr add fd00:244::9/128 dev lo",
-        "-6 addr add fd00:1::1/64 dev out0 nodad",
-        "-6 route add default dev out0",
-    ] {
-        assert!(Command::new(&ip).args(args.split(' ')).status().unwrap().success(), "ip {args}");
-    }
+    ["-6 addr add fd00:244::9/128 dev lo", "-6 addr add fd00:1::1/64 dev out0 nodad", "-6 route add default dev out0"]
+        .into_iter()
+        .for_each(harness::ip);
     true
 }
 

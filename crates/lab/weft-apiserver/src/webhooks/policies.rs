@@ -58,7 +58,7 @@ pub(crate) fn judge(request: &Request<'_>, object: Option<&Object>) -> Result<Ve
             context.add_variable_from_value("namespaceObject", from_json(&namespace.unwrap_or_default(), None));
             ask(&spec, context)
         });
-        let found = match judged.unwrap_or_else(|why| Err(why)) {
+        let found = match judged.unwrap_or_else(Err) {
             Ok(found) => found,
             Err(_) if text(policy.spec(), "failurePolicy") == "Ignore" => continue,
             Err(why) => vec![("Invalid".to_string(), why)],
