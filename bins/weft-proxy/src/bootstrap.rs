@@ -81,7 +81,8 @@ async fn serve(bootstrap: Bootstrap, plane: Plane, args: &BootstrapArgs, path: &
     let block = |reason| state.readiness.block(reason);
     let (node_id, node_cluster) = (bootstrap.node.id.clone(), bootstrap.node.cluster.clone());
     let local = LocalWorkload { node_id, node_cluster, ..LocalWorkload::default() };
-    let handle = weft::start(&plane, registry.clone(), local, args.concurrency, None)?;
+    let drain = Duration::from_secs(args.drain_time_s);
+    let handle = weft::start(&plane, registry.clone(), local, args.concurrency, drain, None)?;
     handle.wait_ready().await;
     if let Some(reason) = weft::unbound(&handle, Needs::All) {
         bail!("cannot open {reason}");

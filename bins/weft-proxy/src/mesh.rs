@@ -65,14 +65,14 @@ async fn run_weft(settings: &AgentSettings, node: Node, state: ProxyState, manag
         Metrics::new(Source::Registry(registry.clone()), state.clone(), Some(manager.stats()), settings.scrape.clone());
     let probes = Probes::of(settings).map_err(|error| anyhow!(error))?;
     let _ports = ports::start(settings.ports, probes, &state, &metrics).await.map_err(|error| anyhow!(error))?;
-    start_dns(settings, &plane, &resolv, &metrics).await?;
-    tokio::spawn(files::follow(plane.clone()));
     let demands = settings.on_demand.map(Demands::new);
+    start_dns(settings, (&plane, demands.clone()), &resolv, &metrics).await?;
+    tokio::spawn(files::follow(plane.clone()));
     let source: Option<Arc<dyn weft_telemetry::Source>> = demands.clone().map(|demands| Arc::new(demands) as _);
     source.iter().for_each(|source| registry.add_source(Arc::downgrade(source)));
     start_xds(settings, &node, &plane, configuration, &manager, demands.clone());
     let local = local_workload(settings, &node);
-    let handle = weft::start(&plane, registry, local, settings.concurrency, demands.clone())?;
+    let handle = weft::start(&plane, registry, local, settings.concurrency, settings.drain_duration, demands.clone())?;
     let needs = if settings.role == NodeType::Sidecar { Needs::All } else { Needs::Any };
     tokio::spawn(weft::watch_listeners(handle.clone(), plane.clone(), state.clone(), listeners, needs));
     let _admin = start_admin(settings, node, (&plane, demands), &state, &metrics, &handle, &manager).await?;
@@ -88,7 +88,7 @@ async fn run_weft(settings: &AgentSettings, node: Node, state: ProxyState, manag
 
 async fn start_dns(
     settings: &AgentSettings,
-    plane: &Plane,
+    (plane, demands): (&Plane, Option<Demands>),
     resolv: &ResolvConf,
     metrics: &Metrics,
 ) -> anyhow::Result<()> {
@@ -98,7 +98,7 @@ async fn start_dns(
     let address = &settings.dns_address;
     let parsed =
         address.parse().map_err(|_| anyhow!("environment variable DNS_PROXY_ADDR: {address:?} must be IP:PORT"))?;
-    let server = DnsServer::bind(parsed, plane.names(), resolv)
+    let server = DnsServer::bind(parsed, plane.names(), resolv, demands)
         .await
         .with_context(|| format!("the DNS server's address {address}"))?;
     metrics.set_dns(server.stats());

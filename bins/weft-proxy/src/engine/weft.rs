@@ -21,7 +21,7 @@ pub fn workers(concurrency: usize) -> NonZeroUsize {
     NonZeroUsize::new(concurrency).or_else(|| std::thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN)
 }
 
-/// Starts the workers on what `plane` publishes.
+/// Starts the workers on what `plane` publishes. `drain`: time left to connections of filter chains that are gone.
 ///
 /// # Errors
 /// When no thread can be started.
@@ -30,6 +30,7 @@ pub fn start(
     registry: Registry,
     local: LocalWorkload,
     concurrency: usize,
+    drain: Duration,
     demands: Option<Demands>,
 ) -> std::io::Result<Handle> {
     let options = Options {
@@ -37,6 +38,7 @@ pub fn start(
         registry,
         local,
         demands,
+        retired_time: drain,
         max_connections: files::connections_for(files::raise_limit()),
         ..Options::new(tokio::runtime::Handle::current())
     };

@@ -22,6 +22,8 @@ use weft_telemetry::{Registry, Source};
 const RETRY_BIND: Duration = Duration::from_secs(1);
 /// How often a drain looks whether connections are left.
 const DRAIN_POLL: Duration = Duration::from_millis(50);
+/// Longest time left to connections of a filter chain that is gone, whatever is asked for.
+const LONGEST_RETIRED: Duration = Duration::from_secs(24 * 3600);
 
 /// The data plane.
 #[derive(Debug)]
@@ -81,7 +83,7 @@ impl DataPlane {
         let source: Weak<dyn Source> = Arc::<ClusterShared>::downgrade(&clusters);
         options.registry.add_source(source);
         let (registry, demands) = (options.registry.clone(), options.demands);
-        let (most, retired_time) = (options.max_connections, options.retired_time);
+        let (most, retired_time) = (options.max_connections, options.retired_time.min(LONGEST_RETIRED));
         let shared = Shared::new(clusters, registry, options.local, most, retired_time, demands);
         let mut workers = Vec::new();
         let mut threads = Vec::new();

@@ -24,7 +24,7 @@ pub struct Options {
     /// are closed when they are accepted. Without limit unless set.
     pub max_connections: u64,
     /// Time left to connections of a filter chain that is gone before they are cut, whatever they do; 45 s unless set, as
-    /// Istio's `drainDuration`.
+    /// Istio's `drainDuration`; a day at most.
     pub retired_time: Duration,
     /// What is asked for, by a proxy that takes only the configuration that it uses; `None` unless set.
     pub demands: Option<Demands>,

@@ -52,26 +52,37 @@ pub(crate) async fn serve(
     };
     match made {
         Ok(upstream) => pass(&worker, &chain, io, &downstream, upstream, end, &mut record).await,
-        Err(Failure::Ended((details, flags))) => record.close(flags, &details),
+        Err(Failure::Ended((details, flags))) => {
+            record.close(flags, &details);
+            unconnected(&worker, runtime, &downstream, record.flags);
+        }
         Err(Failure::Refused(details)) => {
             let name = downstream.server_name.as_deref();
             tracing::debug!(peer = %downstream.peer, server_name = name, details, "closed");
             record.fail(Flags::NONE, details);
         }
-        Err(Failure::Gone) => record.fail(Flags::DC, Reason::DownstreamDisconnect.details()),
+        Err(Failure::Gone) => {
+            record.fail(Flags::DC, Reason::DownstreamDisconnect.details());
+            unconnected(&worker, runtime, &downstream, record.flags);
+        }
         Err(Failure::Upstream(error)) => {
             let detail = error.detail.as_deref().map(str::to_string);
             record.transport_failure = detail;
             record.fail(error.reason.flag(), error.reason.details());
-            if let Some(telemetry) = &runtime.telemetry
-                && let Some(cells) = cells(&worker, telemetry, &downstream, None, record.flags)
-            {
-                cells.opened();
-                cells.closed();
-            }
+            unconnected(&worker, runtime, &downstream, record.flags);
         }
     }
     record.emit(&downstream, &runtime.logs);
+}
+
+/// Counts a connection that got no endpoint.
+fn unconnected(worker: &Worker, runtime: &TcpRuntime, downstream: &Downstream, flags: Flags) {
+    if let Some(telemetry) = &runtime.telemetry
+        && let Some(cells) = cells(worker, telemetry, downstream, None, flags)
+    {
+        cells.opened();
+        cells.closed();
+    }
 }
 
 /// Why a connection got no endpoint.

@@ -82,12 +82,14 @@ pub(crate) async fn serve_connection(
     let stats = &http.stats;
     stats.cx_total.inc();
     stats.cx_active.add(1);
-    let is_http2 = match speaks_http2(&mut io, http.hcm.codec, &downstream, &http.hcm.limits).await {
-        Ok(is_http2) => is_http2,
-        Err(_) => {
-            stats.cx_active.add(-1);
-            return;
-        }
+    let spoken = tokio::select! {
+        biased;
+        _end = registered.entry.standing.ended(|chain| accept::denied(chain, &listener, &downstream)) => None,
+        spoken = speaks_http2(&mut io, http.hcm.codec, &downstream, &http.hcm.limits) => spoken.ok(),
+    };
+    let Some(is_http2) = spoken else {
+        stats.cx_active.add(-1);
+        return;
     };
     (if is_http2 { &stats.cx_http2_total } else { &stats.cx_http1_total }).inc();
     let meter = downstream.meter.clone();
