@@ -303,7 +303,7 @@ fn spiffe_validator(secrets: &WorkloadSecrets) -> Option<TypedExtensionConfig> {
     let domain = |(domain, pem): (&weft_identity::TrustDomain, &String)| SpiffeTrustDomain {
         name: domain.to_string(),
         trust_bundle: Some(DataSource {
-            specifier: Some(Specifier::InlineString(pem.clone())),
+            specifier: Some(Specifier::InlineString(with_lists(pem, &secrets.crl_pem))),
             ..DataSource::default()
         }),
     };
@@ -318,6 +318,15 @@ fn spiffe_validator(secrets: &WorkloadSecrets) -> Option<TypedExtensionConfig> {
             value: prost::Message::encode_to_vec(&config),
         }),
     })
+}
+
+/// The roots of a trust domain with the revocation lists, when one of them gives a list: this validator looks for lists there
+/// alone, and refuses everybody of a domain who is not covered by them.
+fn with_lists(roots: &str, lists: &str) -> String {
+    match weft_tls::crls_of_roots(roots.as_bytes(), lists.as_bytes()) {
+        true => format!("{}\n{lists}", roots.trim_end()),
+        false => roots.to_owned(),
+    }
 }
 
 /// `SPIFFECertValidatorConfig` of Envoy's `tls_spiffe_validator_config.proto`.

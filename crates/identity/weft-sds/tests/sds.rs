@@ -5,17 +5,19 @@ mod support;
 
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use support::{Ca, Pod, REVIEWS, secrets_when};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
+use weft_ca::{Authority, CaPolicy};
+use weft_identity::{SpiffeId, TrustDomain};
 use weft_proto::envoy::extensions::transport_sockets::tls::v3::{Secret, secret::Type};
 use weft_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use weft_proto::envoy::service::secret::v3::secret_discovery_service_client::SecretDiscoveryServiceClient;
 use weft_sds::{SDS_CERTIFICATE, SDS_ROOTS, SdsServer, SvidManager};
-use weft_tls::{ClientContext, ClientParams, ServerVerification};
+use weft_tls::{CertifiedKey, ClientContext, ClientParams, Issuer, ServerVerification};
 
 const ENVOY: &str = "/opt/weft-peers/bin/envoy";
 const BOUND: Duration = Duration::from_secs(20);
@@ -30,8 +32,14 @@ struct Served {
 
 impl Served {
     async fn start(ttl: u64) -> Self {
+        Self::start_with(ttl, |_, _| {}).await
+    }
+
+    /// `prepare` puts further files into the pod before anything is read.
+    async fn start_with(ttl: u64, prepare: impl FnOnce(&Ca, &Pod)) -> Self {
         let ca = Ca::start().await;
         let pod = Pod::new(ca.authority.root_pem(), Some("reviews-token"));
+        prepare(&ca, &pod);
         let manager = SvidManager::start(pod.config(&ca.address, ttl));
         let server = SdsServer::bind(&pod.path("sds/socket"), manager.secrets()).unwrap();
         let (stop, stopped) = oneshot::channel();
@@ -195,6 +203,80 @@ async fn shown_by(port: u16, served: &Served) -> Option<String> {
     Some(peer.serial.clone())
 }
 
+/// An Envoy that listens on `port` with the secrets of the pod.
+fn envoy(served: &Served, port: u16) -> tokio::process::Child {
+    let config = served.pod.path("envoy.json");
+    std::fs::write(&config, bootstrap(&served.pod.path("sds/socket"), port)).unwrap();
+    tokio::process::Command::new(ENVOY)
+        .args(["--use-dynamic-base-id", "--concurrency", "1", "-l", "warning", "-c"])
+        .arg(&config)
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap()
+}
+
+/// Whether who shows this certificate is let in.
+async fn let_in(port: u16, certificate: &CertifiedKey) -> bool {
+    let context = ClientContext::build(ClientParams {
+        certificate: Some(certificate.clone()),
+        ..ClientParams::new(ServerVerification::Insecure)
+    });
+    let echo = async {
+        let tcp = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+        let mut connected = context.unwrap().connect(tcp).await.ok()?;
+        connected.stream.write_u8(7).await.ok()?;
+        connected.stream.read_u8().await.ok()
+    };
+    echo.await == Some(7)
+}
+
+/// Revocation lists beside roots of several trust domains: they hold for ours, and another mesh, which gives us none, is let in.
+#[tokio::test]
+async fn real_envoy_refuses_the_revoked_and_another_mesh_without_lists_is_let_in() {
+    if !Path::new(ENVOY).exists() {
+        eprintln!("skipped: there is no Envoy at {ENVOY}");
+        return;
+    }
+    weft_tls::install_provider();
+    let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
+    let leaf = |authority: &Authority, id: &str| {
+        let id = SpiffeId::parse(id).unwrap();
+        authority.server_certificate(&["client"], Some(&id), hour, now).unwrap()
+    };
+    let partner = TrustDomain::new("partner.example").unwrap();
+    let partner = Authority::self_signed(partner, CaPolicy::default(), now).unwrap();
+    let theirs = leaf(&partner, "spiffe://partner.example/ns/a/sa/b");
+    let mut ours = None;
+    let served = Served::start_with(600, |ca, pod| {
+        let (good, bad) = (leaf(&ca.authority, REVIEWS), leaf(&ca.authority, REVIEWS));
+        let material = ca.authority.material();
+        let issuer = Issuer::from_pem(material.ca_cert.as_bytes(), material.ca_key.as_bytes()).unwrap();
+        let list = issuer.revocation_list(&[&bad.facts().serial], now - hour, now + hour).unwrap();
+        std::fs::write(pod.path("ca-crl.pem"), list).unwrap();
+        let domains = serde_json::json!({
+            "cluster.local": ca.authority.root_pem(),
+            "partner.example": partner.root_pem(),
+        });
+        let bundles = serde_json::json!({ "trust_domains": domains }).to_string();
+        std::fs::write(pod.path("trust-bundles.json"), bundles).unwrap();
+        ours = Some((good, bad));
+    })
+    .await;
+    let (good, bad) = ours.unwrap();
+    let port = 18_000 + u16::try_from(std::process::id() % 900).unwrap();
+    let mut envoy = envoy(&served, port);
+    within(async {
+        while !let_in(port, &good).await {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    assert!(let_in(port, &theirs).await, "another mesh is refused");
+    assert!(!let_in(port, &bad).await, "what is revoked is let in");
+    envoy.kill().await.unwrap();
+}
+
 #[tokio::test]
 async fn real_envoy_takes_secrets_and_rotations() {
     if !Path::new(ENVOY).exists() {
@@ -204,15 +286,7 @@ async fn real_envoy_takes_secrets_and_rotations() {
     let served = Served::start(6).await;
     // Below the ports that the kernel gives out, so that no other test takes it meanwhile.
     let port = 19_000 + u16::try_from(std::process::id() % 900).unwrap();
-    let config = served.pod.path("envoy.json");
-    std::fs::write(&config, bootstrap(&served.pod.path("sds/socket"), port)).unwrap();
-    let mut envoy = tokio::process::Command::new(ENVOY)
-        .args(["--use-dynamic-base-id", "--concurrency", "1", "-l", "warning", "-c"])
-        .arg(&config)
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
+    let mut envoy = envoy(&served, port);
     let poll = |other_than: Option<String>| {
         let served = &served;
         async move {

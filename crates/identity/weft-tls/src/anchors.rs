@@ -62,6 +62,19 @@ pub fn crls_until(crls: &[u8]) -> Option<SystemTime> {
     pem::revocation_lists(crls).ok()?.iter().filter_map(end).min()
 }
 
+/// Whether one of the roots (PEM) gives one of the lists (PEM): by name; the signature is a verifier's matter.
+pub fn crls_of_roots(roots: &[u8], crls: &[u8]) -> bool {
+    use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
+    let (Ok(roots), Ok(lists)) = (pem::certificates("root certificates", roots), pem::revocation_lists(crls)) else {
+        return false;
+    };
+    let subjects: Vec<_> = roots.iter().filter_map(|der| Some(X509Certificate::from_der(der).ok()?.1)).collect();
+    lists.iter().any(|der| {
+        CertificateRevocationList::from_der(der)
+            .is_ok_and(|(_, list)| subjects.iter().any(|root| root.subject().as_raw() == list.issuer().as_raw()))
+    })
+}
+
 impl TrustAnchors {
     /// Roots from PEM.
     ///

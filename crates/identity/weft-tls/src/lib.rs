@@ -34,7 +34,7 @@ pub mod server;
 pub mod settings;
 pub mod verify;
 
-pub use anchors::{SYSTEM_BUNDLES, TrustAnchors, check_crls, crls_until};
+pub use anchors::{SYSTEM_BUNDLES, TrustAnchors, check_crls, crls_of_roots, crls_until};
 pub use certificate::{CertificateFacts, PeerCertificate};
 pub use client::{ClientContext, ClientParams, ClientStream, Connected, ServerVerification};
 pub use csr::{CertificateRequest, KeyAndCsr, San, generate_key_and_csr};
