@@ -99,7 +99,7 @@ fn ap_10_sec_27_a_mode_for_a_port_without_a_service_holds() {
         let mine = chains.filter(|chain| chain["filter_chain_match"]["destination_port"] == port);
         let plain = |chain: &&Value| chain["transport_socket"].is_null();
         let all: Vec<&Value> = mine.collect();
-        (all.len(), all.iter().copied().filter(|chain| plain(&chain)).count())
+        (all.len(), all.iter().copied().filter(|chain| plain(chain)).count())
     };
     let ((strict, plain), (served, permissive)) = (of_port(7777), of_port(9080));
     assert!(strict > 0 && plain == 0, "{strict} chains, {plain} of them without TLS");

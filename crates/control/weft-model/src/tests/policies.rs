@@ -234,8 +234,7 @@ extensionProviders:
 - {name: kind, prometheus: {}}
 "#;
     let service = "apiVersion: v1\nkind: Service\nmetadata: {name: authz, namespace: foo}\nspec: {clusterIP: 10.96.0.7, ports: [{name: grpc, port: 9000}]}\n---\n";
-    let names =
-        ["good", "gone", "elsewhere", "port", "status", "headers", "prefix", "under_score", "kind", "unknown"];
+    let names = ["good", "gone", "elsewhere", "port", "status", "headers", "prefix", "under_score", "kind", "unknown"];
     let policy = |name: &str| {
         let object = name.replace('_', "-");
         format!(

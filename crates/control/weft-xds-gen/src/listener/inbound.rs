@@ -269,7 +269,10 @@ impl Inbound<'_> {
                 tls_params: Some(mesh_mtls_params(self.maker.view)),
                 alpn_protocols: alpn.iter().map(|p| p.to_string()).collect(),
                 tls_certificate_sds_secret_configs: vec![secret::from_agent(secret::SVID)],
-                validation_context_type: Some(of_trust_domains(secret::from_agent(secret::ROOTS), &self.trust().believed())),
+                validation_context_type: Some(of_trust_domains(
+                    secret::from_agent(secret::ROOTS),
+                    &self.trust().believed(),
+                )),
                 ..Default::default()
             }),
             require_client_certificate: Some(true),
