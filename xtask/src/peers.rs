@@ -11,6 +11,7 @@ const DEBIAN: &[(&str, &str)] = &[
     ("nginx-light", "nginx"),
     ("libnginx-mod-stream", "/usr/lib/nginx/modules/ngx_stream_module.so"),
     ("haproxy", "haproxy"),
+    ("prometheus", "prometheus"),
     ("nodejs", "node"),
     ("curl", "curl"),
     ("openssl", "openssl"),

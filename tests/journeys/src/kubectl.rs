@@ -180,7 +180,22 @@ impl Kubectl {
     /// # Errors
     /// When it never says that.
     pub fn start(&self, args: &[&str], want: &str) -> Result<(Running, String)> {
-        let mut child = self.command(args).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
+        Self::started(self.command(args), want).with_context(|| format!("kubectl {}", args.join(" ")))
+    }
+
+    /// The same of `weft`, which the documents call `istioctl`.
+    ///
+    /// # Errors
+    /// When it never says that.
+    pub fn start_istioctl(&self, args: &[&str], want: &str) -> Result<(Running, String)> {
+        let mut command = Command::new(bin_dir().join("weft"));
+        command.args(args);
+        self.surround(&mut command);
+        Self::started(command, want).with_context(|| format!("weft {}", args.join(" ")))
+    }
+
+    fn started(mut command: Command, want: &str) -> Result<(Running, String)> {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
         let out = child.stdout.take().context("stdout")?;
         let running = Running(child);
         let (send, lines) = channel();
@@ -194,8 +209,7 @@ impl Kubectl {
         let deadline = Instant::now() + LIMIT;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let line =
-                lines.recv_timeout(left).with_context(|| format!("kubectl {} never said {want:?}", args.join(" ")))?;
+            let line = lines.recv_timeout(left).with_context(|| format!("it never said {want:?}"))?;
             if line.contains(want) {
                 // Further lines are read and dropped, so that the program is not held up.
                 std::thread::spawn(move || while lines.recv().is_ok() {});

@@ -12,19 +12,22 @@ use anyhow::{Context, bail};
 use progress::{Outcome, Screen};
 use std::fs::File;
 use std::io::Read as _;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Child, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 use weft_node::config::LabConfig;
 use weft_node::host::{self, Running, StateFolder};
-use weft_node::lab::{LabOptions, Published};
+use weft_node::lab::{LabOptions, NodePort, Published};
+use weft_node::node_ports;
 
 /// Service that `--port` leads to.
 const GATEWAY: (&str, &str, u16) = ("istio-system", "istio-ingressgateway", 80);
 /// Config file that is used when it is there and no other is named.
 const CONFIG: &str = "weft-lab.yaml";
+/// How many node ports can be reached from the machine: those of a gateway, and some.
+const NODE_PORTS: usize = 10;
 /// How long the lab gets to end by itself.
 const END: Duration = Duration::from_secs(5);
 /// Level or filter of the lab's own log.
@@ -155,6 +158,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let lifeline = OwnedFd::from(lifeline);
     let mut inherited = vec![&sockets.api, &lifeline];
     inherited.extend(&sockets.published);
+    inherited.extend(sockets.node_ports.iter().map(|(_, socket)| socket));
     let mut lab = weft_node::init::start(&options, &inherited, Stdio::from(log)).context("cannot start the lab")?;
     // The lab has them now; a listener that we kept would accept connections that nobody answers.
     drop((sockets, lifeline));
@@ -191,6 +195,7 @@ struct Sockets {
     api_port: u16,
     gateway_port: u16,
     published: Vec<OwnedFd>,
+    node_ports: Vec<(u16, OwnedFd)>,
 }
 
 impl Sockets {
@@ -203,8 +208,18 @@ impl Sockets {
         for publish in &args.publish {
             published.push(host::listen(publish.host_port, "--publish")?.into());
         }
-        Ok(Self { api: api.into(), api_port, gateway_port, published })
+        let node_ports = open_node_ports();
+        Ok(Self { api: api.into(), api_port, gateway_port, published, node_ports })
     }
+}
+
+/// Sockets on free ports of the range of node ports. Labs begin at different places, so that they seldom meet; fewer than
+/// wanted is no error, then some node ports are the lab's alone.
+fn open_node_ports() -> Vec<(u16, OwnedFd)> {
+    let start = std::process::id() as usize * NODE_PORTS % node_ports::RANGE.len();
+    let ports = node_ports::RANGE.skip(start).chain(node_ports::RANGE.take(start));
+    let open = |port: u16| Some((port, OwnedFd::from(TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()?)));
+    ports.filter_map(open).take(NODE_PORTS).collect()
 }
 
 fn lab_options(
@@ -231,6 +246,11 @@ fn lab_options(
         admin_token: random_token()?,
         kubeconfig: state.kubeconfig(),
         published: published.collect(),
+        node_ports: sockets
+            .node_ports
+            .iter()
+            .map(|(port, socket)| NodePort { fd: socket.as_raw_fd(), port: *port })
+            .collect(),
         lifeline_fd: lifeline.as_raw_fd(),
         run_folder: state.run(),
         programs,

@@ -19,7 +19,7 @@ use weft_store::client::{ListOptions, WriteOptions};
 use weft_store::{ApiClient, ClientError};
 
 /// Pause between looks; shorter while something is missing or has failed.
-const PAUSE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(2));
+const PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(2));
 /// Ends of the names of our webhooks; others in the same configuration are not ours to change.
 const OURS: [&str; 2] = ["sidecar-injector.istio.io", "validation.istio.io"];
 

@@ -1,16 +1,21 @@
 //! What the lab does to objects before they are stored: pods get their node and their account's token, Services get their
-//! addresses. Proxies come from the control plane's webhook, as on a cluster.
+//! addresses and node ports, Secrets that ask for a token of an account get it. Proxies come from the control plane's webhook, as on a cluster.
 
 use crate::controllers::namespaces::{ROOT_CA, ROOT_CA_KEY};
 use crate::controllers::objects::list;
 use crate::controllers::scheduling::choose;
 use crate::network::addresses::AddressPool;
+use crate::node_ports::{self, Taken};
 use crate::pods::proxy::Engines;
 use crate::pods::state::PROXY_CONTAINER;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use weft_apiserver::{Admission, AdmissionRequest, Denial, Operation};
 use weft_core::well_known::annotation;
 use weft_k8s_api::{Object, ObjectKey};
@@ -20,17 +25,73 @@ use weft_store::MemoryStore;
 const TOKEN_VOLUME: &str = "kube-api-access";
 const TOKEN_FOLDER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
+/// Type of a Secret that asks for a token of the account that its annotation names.
+const TOKEN_SECRET: &str = "kubernetes.io/service-account-token";
+const TOKEN_ACCOUNT: &str = "kubernetes.io/service-account.name";
+/// Lifetime of such a token, seconds: as long as the server gives out, for a lab lives shorter.
+const TOKEN_SECONDS: i64 = 86_400 * 2;
+/// How long a node port that was given out counts as taken, though no stored Service has it yet.
+const ON_ITS_WAY: Duration = Duration::from_secs(10);
+
+/// Gives out tokens of accounts.
+pub trait AccountTokens: Send + Sync {
+    /// A token of an account for the API server.
+    ///
+    /// # Errors
+    /// When there is no such account, in words.
+    fn issue(&self, namespace: &str, account: &str, seconds: i64) -> Result<String, String>;
+}
+
 /// The hooks.
 pub struct LabAdmission {
     store: MemoryStore,
     addresses: Mutex<AddressPool>,
     engines: Engines,
+    /// Node ports with a socket on the machine.
+    node_ports: Vec<u16>,
+    /// Node ports of requests that may still be on their way.
+    given: Mutex<Vec<(Instant, ObjectKey, Taken)>>,
+    tokens: Option<Arc<dyn AccountTokens>>,
 }
 
 impl LabAdmission {
     /// `engines` are those that proxies can have here.
     pub fn new(store: MemoryStore, engines: Engines) -> Self {
-        Self { store, addresses: Mutex::new(AddressPool::services()), engines }
+        let addresses = Mutex::new(AddressPool::services());
+        Self { store, addresses, engines, node_ports: Vec::new(), given: Mutex::default(), tokens: None }
+    }
+
+    /// With node ports that are given out before others.
+    pub fn with_node_ports(self, node_ports: Vec<u16>) -> Self {
+        Self { node_ports, ..self }
+    }
+
+    /// With tokens for the Secrets that ask for them.
+    pub fn with_tokens(self, tokens: Arc<dyn AccountTokens>) -> Self {
+        Self { tokens: Some(tokens), ..self }
+    }
+
+    /// Fills in a Secret that asks for a token, once. (Kubernetes' page "Secrets", service account token Secrets.)
+    fn token_secret(&self, secret: &mut Object) -> Result<(), Denial> {
+        let asks = secret.body.get("type").is_some_and(|kind| kind == TOKEN_SECRET);
+        let has = secret.body.get("data").is_some_and(|data| data["token"].is_string());
+        let (true, false, Some(tokens)) = (asks, has, &self.tokens) else { return Ok(()) };
+        let field = format!("metadata.annotations[{TOKEN_ACCOUNT}]");
+        let Some(account) = secret.annotation(TOKEN_ACCOUNT).filter(|name| !name.is_empty()) else {
+            return Err(Denial::field(field, "is missing; it names the service account whose token this is to be"));
+        };
+        let token = tokens.issue(secret.namespace(), account, TOKEN_SECONDS);
+        let token = token.map_err(|why| Denial::field(field, why))?;
+        let roots = self.store.find("", "ConfigMap", secret.namespace(), ROOT_CA);
+        let roots = roots.and_then(|map| map.body.get("data")?[ROOT_CA_KEY].as_str().map(str::to_string));
+        let namespace = secret.namespace().to_string();
+        let data = secret.body.entry("data").or_insert_with(|| json!({}));
+        for (key, value) in [("token", Some(token)), ("namespace", Some(namespace)), (ROOT_CA_KEY, roots)] {
+            if let Some(value) = value {
+                data[key] = STANDARD.encode(value).into();
+            }
+        }
+        Ok(())
     }
 
     fn pod(&self, pod: &mut Object) -> Result<(), Denial> {
@@ -109,6 +170,22 @@ impl LabAdmission {
         Ok(())
     }
 
+    /// Gives a service its node ports. Numbers stay taken for a while although the request that got them may fail later.
+    fn service_ports(&self, service: &mut Object, old: Option<&Object>, dry_run: bool) -> Result<(), Denial> {
+        let (key, now) = (service.key(), Instant::now());
+        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        given.retain(|(at, ..)| now.duration_since(*at) < ON_ITS_WAY);
+        let stored = list(&self.store, "", "Service");
+        let mut taken: BTreeSet<Taken> =
+            stored.iter().filter(|other| other.key() != key).flat_map(|other| node_ports::of(other)).collect();
+        taken.extend(given.iter().filter(|(_, whose, _)| *whose != key).map(|(_, _, taken)| taken.clone()));
+        node_ports::assign(service, old, &taken, &self.node_ports)?;
+        if !dry_run {
+            given.extend(node_ports::of(service).map(|taken| (now, key.clone(), taken)));
+        }
+        Ok(())
+    }
+
     /// Whether a service other than `own` has the address.
     fn is_used(&self, address: Ipv4Addr, own: Option<&ObjectKey>) -> bool {
         let text = address.to_string();
@@ -148,7 +225,11 @@ impl LabAdmission {
     fn admit_now(&self, request: &AdmissionRequest<'_>, object: &mut Object) -> Result<(), Denial> {
         match (request.kind.group, request.kind.kind, request.operation) {
             ("", "Pod", Operation::Create) => self.pod(object),
-            ("", "Service", _) => self.service(object, request.old, request.dry_run),
+            ("", "Secret", Operation::Create) if !request.dry_run => self.token_secret(object),
+            ("", "Service", _) => {
+                self.service(object, request.old, request.dry_run)?;
+                self.service_ports(object, request.old, request.dry_run)
+            }
             _ => Ok(()),
         }
     }
@@ -240,6 +321,36 @@ mod tests {
             (json!({"clusterIP": "10.1.1.1"}), None),
         ] {
             assert!(admit(service("c", spec.clone()), old).is_err(), "{spec}");
+        }
+    }
+
+    #[test]
+    fn secrets_that_ask_for_tokens() {
+        struct Fake;
+        impl AccountTokens for Fake {
+            fn issue(&self, namespace: &str, account: &str, _: i64) -> Result<String, String> {
+                if account == "none" {
+                    Err("there is none".into())
+                } else {
+                    Ok(format!("token of {namespace}/{account}"))
+                }
+            }
+        }
+        let lab = admission().with_tokens(Arc::new(Fake));
+        let kind = by_kind("", "Secret").unwrap();
+        let admit = |account: &str, of_type: &str| {
+            let mut secret = object(json!({"apiVersion": "v1", "kind": "Secret", "type": of_type,
+                "metadata": {"name": "s", "namespace": "n", "annotations": {TOKEN_ACCOUNT: account}}}));
+            let request = AdmissionRequest { operation: Operation::Create, kind, user: "u", dry_run: false, old: None };
+            lab.admit_now(&request, &mut secret).map(|()| secret)
+        };
+        let made = admit("a", TOKEN_SECRET).unwrap();
+        let token = STANDARD.decode(made.body["data"]["token"].as_str().unwrap()).unwrap();
+        assert_eq!(token, b"token of n/a");
+        assert!(admit("a", "Opaque").unwrap().body.get("data").is_none());
+        for (account, said) in [("none", "there is none"), ("", "is missing")] {
+            let error = format!("{:?}", admit(account, TOKEN_SECRET).unwrap_err());
+            assert!(error.contains(said) && error.contains(TOKEN_ACCOUNT), "{error}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! The lab itself, as process 1 of its namespaces: network, store, API server, controllers, node and forwarded ports, put
 //! together in the order in which each needs the other.
 
-use crate::admission::LabAdmission;
+use crate::admission::{AccountTokens, LabAdmission};
 use crate::config::LabConfig;
 use crate::controllers::{self, Surroundings, namespaces, objects};
 use crate::event::{Event, PodLine};
@@ -51,6 +51,8 @@ pub struct LabOptions {
     pub kubeconfig: PathBuf,
     /// Ports of the machine that lead to services.
     pub published: Vec<Published>,
+    /// Ports of the machine that are given to services as their node ports.
+    pub node_ports: Vec<NodePort>,
     /// Read end of a pipe whose other end only `weft up` holds: its end is the end of the lab.
     pub lifeline_fd: i32,
     /// An existing folder on which the lab may mount.
@@ -88,6 +90,15 @@ pub struct Published {
     pub port: u16,
 }
 
+/// A node port that can be reached from the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodePort {
+    /// Descriptor of the listening socket.
+    pub fd: i32,
+    /// Its number, there and here.
+    pub port: u16,
+}
+
 /// `main` of the hidden command; see [`init::run`].
 pub fn main() -> ExitCode {
     init::run(|options: LabOptions| {
@@ -119,7 +130,10 @@ async fn run(options: LabOptions) -> Result<(), String> {
 
     let tokens = Arc::new(Tokens::default());
     let node = Arc::new(node(&options, store.clone(), links, Arc::clone(&tokens), run_folder)?);
-    let admission = Arc::new(LabAdmission::new(store.clone(), node.engines.clone()));
+    let node_ports = options.node_ports.iter().map(|node_port| node_port.port).collect();
+    let admission =
+        LabAdmission::new(store.clone(), node.engines.clone()).with_node_ports(node_ports).with_tokens(tokens.clone());
+    let admission = Arc::new(admission);
     let (server, root_ca) = serve_api(&options, &store, admission, Arc::clone(&node) as Arc<dyn PodBackend>).await?;
     let _ = tokens.0.set(server.clone());
     step("the API is up");
@@ -131,9 +145,7 @@ async fn run(options: LabOptions) -> Result<(), String> {
     tokio::spawn(controllers::run(store.clone(), maker, around));
     tokio::spawn(Arc::clone(&node).run());
     tokio::spawn(tell_of_pods(store.clone()));
-    for published in &options.published {
-        forward(published, store.clone()).map_err(|error| text(&error))?;
-    }
+    forward_all(&options, &store).map_err(|error| text(&error))?;
     fill(&options, server, restored > 0).await?;
     std::future::pending().await
 }
@@ -280,6 +292,14 @@ impl TokenIssuer for Tokens {
     }
 }
 
+impl AccountTokens for Tokens {
+    fn issue(&self, namespace: &str, account: &str, seconds: i64) -> Result<String, String> {
+        let server = self.0.get().ok_or("the API server is not up yet")?;
+        let issued = server.tokens().issue(server.store(), (namespace, account), &[], seconds, None);
+        issued.map(|(token, _)| token).map_err(|error| error.message)
+    }
+}
+
 /// Keeps cluster addresses and DNS names equal to what the store says.
 async fn serve_network(store: MemoryStore) -> Result<(), crate::network::NetworkError> {
     let (zones, receiver) = watch::channel(Arc::new(Zone::default()));
@@ -317,22 +337,34 @@ async fn serve_network(store: MemoryStore) -> Result<(), crate::network::Network
     Ok(())
 }
 
-/// Carries connections from a port of the machine to a service.
-fn forward(published: &Published, store: MemoryStore) -> std::io::Result<()> {
-    let listener = std::net::TcpListener::from(init::inherited(published.fd)?);
+/// Carries connections from ports of the machine: to services, and to the node's ports.
+fn forward_all(options: &LabOptions, store: &MemoryStore) -> std::io::Result<()> {
+    for published in options.published.iter().cloned() {
+        let store = store.clone();
+        forward(published.fd, move || {
+            let service = store.find("", "Service", &published.namespace, &published.service)?;
+            Some((service.spec()["clusterIP"].as_str()?.parse().ok()?, published.port))
+        })?;
+    }
+    for NodePort { fd, port } in options.node_ports.iter().cloned() {
+        forward(fd, move || Some((GATEWAY, port)))?;
+    }
+    Ok(())
+}
+
+/// Carries connections from a listening socket of the machine to where `target` says at the time.
+fn forward(fd: i32, target: impl Fn() -> Option<(Ipv4Addr, u16)> + Send + 'static) -> std::io::Result<()> {
+    let listener = std::net::TcpListener::from(init::inherited(fd)?);
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
-    let published = published.clone();
     let limit = Arc::new(Semaphore::new(FORWARDED));
     tokio::spawn(async move {
         loop {
             let Ok(permit) = Arc::clone(&limit).acquire_owned().await else { return };
             let Ok((client, _)) = listener.accept().await else { continue };
-            let service = store.find("", "Service", &published.namespace, &published.service);
-            let address = service.and_then(|s| s.spec()["clusterIP"].as_str()?.parse::<Ipv4Addr>().ok());
-            let Some(address) = address else { continue };
+            let Some(to) = target() else { continue };
             tokio::spawn(async move {
-                carry(client, (address, published.port)).await;
+                carry(client, to).await;
                 drop(permit);
             });
         }

@@ -20,6 +20,7 @@ pub mod lab;
 pub mod making;
 pub mod manifests;
 pub mod network;
+pub mod node_ports;
 pub mod outside;
 pub mod pods;
 pub mod sandbox;

@@ -94,7 +94,9 @@ pub fn node_status(name: &str) -> Value {
     let capacity = json!({"cpu": processors.to_string(), "pods": "250"});
     json!({
             "capacity": capacity, "allocatable": capacity,
+            // The external one is as the machine sees it: node ports of the lab are ports of its loopback.
             "addresses": [{"type": "InternalIP", "address": crate::network::GATEWAY},
+                          {"type": "ExternalIP", "address": "127.0.0.1"},
                           {"type": "Hostname", "address": name}],
             "conditions": [{"type": "Ready", "status": "True", "reason": "LabReady", "message": "the lab runs",
                             "lastTransitionTime": now(), "lastHeartbeatTime": now()}],

@@ -1,5 +1,6 @@
 //! What the network needs to know of Services and their endpoints, read from the store's objects. Pure.
 
+use super::GATEWAY;
 use super::services::{ServicePort, Transport};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -33,6 +34,8 @@ pub struct PortView {
     pub transport: Option<Transport>,
     /// Port of the service.
     pub port: u16,
+    /// Port of the node that leads to it, too.
+    pub node_port: Option<u16>,
     /// Where it leads.
     pub endpoints: Vec<SocketAddrV4>,
 }
@@ -97,7 +100,8 @@ fn read_port(port: &Value, slices: &[&Object]) -> Option<PortView> {
         Some("UDP") => Some(Transport::Udp),
         Some(_) => None,
     };
-    Some(PortView { name, transport, port: number, endpoints })
+    let node_port = port["nodePort"].as_u64().and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0);
+    Some(PortView { name, transport, port: number, node_port, endpoints })
 }
 
 fn ready(slice: &Object) -> impl Iterator<Item = EndpointView> + '_ {
@@ -113,14 +117,17 @@ fn ready(slice: &Object) -> impl Iterator<Item = EndpointView> + '_ {
     })
 }
 
-/// The ports that cluster addresses serve.
+/// The ports that cluster addresses serve, and those of the node.
 pub fn service_ports(services: &[ServiceView]) -> Vec<ServicePort> {
     let mut ports = Vec::new();
     for service in services {
         let Some(address) = service.address else { continue };
         for port in &service.ports {
             let Some(transport) = port.transport else { continue };
-            ports.push(ServicePort { address, transport, port: port.port, endpoints: port.endpoints.clone() });
+            let of_node = port.node_port.map(|port| (GATEWAY, port));
+            for (address, number) in [Some((address, port.port)), of_node].into_iter().flatten() {
+                ports.push(ServicePort { address, transport, port: number, endpoints: port.endpoints.clone() });
+            }
         }
     }
     ports.sort();
@@ -146,7 +153,7 @@ mod tests {
         let object = |value: Value| -> Object { serde_json::from_value(value).unwrap() };
         let service = object(json!({"apiVersion": "v1", "kind": "Service",
             "metadata": {"name": "reviews", "namespace": "default"},
-            "spec": {"clusterIP": "10.96.0.7", "ports": [{"name": "http", "port": 80, "targetPort": 9080}]}}));
+            "spec": {"clusterIP": "10.96.0.7", "ports": [{"name": "http", "port": 80, "targetPort": 9080, "nodePort": 30007}]}}));
         let slice = object(json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
             "metadata": {"name": "reviews-1", "namespace": "default", "labels": {label::SERVICE_NAME: "reviews"}},
             "ports": [{"name": "http", "port": 9080}],
@@ -155,6 +162,7 @@ mod tests {
         let views = read([&service].into_iter(), [&slice].into_iter());
         let ports = service_ports(&views);
         assert_eq!(ports[0].endpoints, ["10.244.0.5:9080".parse().unwrap()]);
+        assert_eq!((ports[1].address, ports[1].port, &ports[1].endpoints), (GATEWAY, 30007, &ports[0].endpoints));
         assert_eq!(views[0].endpoints[0].hostname.as_deref(), Some("reviews-0"));
     }
 }
