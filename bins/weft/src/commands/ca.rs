@@ -45,7 +45,7 @@ enum What {
     },
     /// Replace the authority: old root, both, new root; go on where an earlier run stopped
     Rotate {
-        /// Folder with ca-cert.pem, ca-key.pem, root-cert.pem, cert-chain.pem of the new authority
+        /// Folder with ca-cert.pem, ca-key.pem, root-cert.pem, cert-chain.pem (and ca-crl.pem) of the new authority
         /// [default: a new self-signed root]
         #[arg(long, value_name = "DIR")]
         from_dir: Option<PathBuf>,
@@ -228,6 +228,7 @@ fn new_authority(store: &Store, given: Option<CaMaterial>) -> anyhow::Result<Aut
     match given {
         None => Ok(Authority::self_signed(domain, CaPolicy::default(), now)?),
         Some(material) => Authority::from_material(material, domain, CaPolicy::default(), now)
+            .and_then(|authority| authority.check_lists(now).map(|()| authority))
             .context("the new authority cannot be used; nothing has been changed"),
     }
 }
@@ -295,6 +296,22 @@ fn names(all: &[&Holder]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lists_that_do_not_cover_the_new_authority_stop_before_anything_changes() {
+        weft_tls::install_provider();
+        let domain = TrustDomain::new("td").unwrap();
+        let made = || Authority::self_signed(domain.clone(), CaPolicy::default(), SystemTime::now()).unwrap();
+        let object = serde_json::from_value(json!({"apiVersion": "v1", "kind": "Secret", "metadata": {}})).unwrap();
+        let store = Store { object, data: made().material().to_secret() };
+        let (next, other) = (made().material().clone(), made().material().clone());
+        let issuer = weft_tls::Issuer::from_pem(other.ca_cert.as_bytes(), other.ca_key.as_bytes()).unwrap();
+        let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
+        let lists = issuer.revocation_list(&[], now - hour, now + hour).unwrap();
+        let error = new_authority(&store, Some(CaMaterial { crl: lists, ..next })).unwrap_err();
+        assert!(format!("{error:#}").contains("nothing has been changed"), "{error:#}");
+        assert!(format!("{error:#}").contains("ca-crl.pem"), "{error:#}");
+    }
 
     #[test]
     fn notes_say_what_is_left() {
