@@ -17,6 +17,11 @@ use std::time::{Duration, Instant};
 /// Time for one request.
 const LIMIT: Duration = Duration::from_secs(10);
 
+/// Requests a second: 500, or what `WEFT_RATE` says (a debug build on a busy machine does not serve so many).
+pub fn rate() -> u32 {
+    std::env::var("WEFT_RATE").ok().and_then(|rate| rate.parse().ok()).unwrap_or(500)
+}
+
 /// A load that runs until stopped.
 pub struct Load {
     stop: Arc<AtomicBool>,

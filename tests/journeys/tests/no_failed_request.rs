@@ -4,16 +4,15 @@ use anyhow::{Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use std::time::Duration;
 use weft_journeys::browser::{Stars, get, stars};
-use weft_journeys::load::Load;
+use weft_journeys::load::{Load, rate};
 use weft_journeys::processes::descendants;
 use weft_journeys::{Lab, eventually, sample};
 
-const RATE: u32 = 500;
 const SOON: Duration = Duration::from_secs(60);
 
 /// A load, an event, and not one failure.
 fn under_load(lab: &Lab, what: &str, event: impl FnOnce() -> Result<()>) -> Result<()> {
-    let load = Load::start(&lab.url("/productpage"), RATE);
+    let load = Load::start(&lab.url("/productpage"), rate());
     std::thread::sleep(Duration::from_secs(1));
     let outcome = event();
     std::thread::sleep(Duration::from_secs(1));
@@ -79,6 +78,56 @@ fn routes_rollouts_and_restarts() -> Result<()> {
         // It serves again when a change arrives.
         lab.apply_sample("bookinfo/networking/virtual-service-reviews-v3.yaml")?;
         sees(&lab, Stars::Red)
+    })
+}
+
+/// Requests that the product page's proxy has counted, with mutual TLS or without.
+fn counted(lab: &Lab, security: &str) -> Result<f64> {
+    let pod = lab.wait_ready("app=productpage", "default", 1)?.remove(0);
+    let text = lab.admin("default", &pod, "GET", "/stats/prometheus")?;
+    let label = format!("connection_security_policy=\"{security}\"");
+    let of_requests = text.lines().filter(|line| line.starts_with("istio_requests_total{") && line.contains(&label));
+    Ok(of_requests.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+}
+
+/// The mode of the namespace changes under requests, and under connections that carry bytes.
+#[test]
+fn modes_of_mutual_tls() -> Result<()> {
+    let lab = Lab::start(&[])?;
+    lab.apply_sample("sleep/sleep.yaml")?;
+    lab.apply_sample("tcp-echo/tcp-echo.yaml")?;
+    lab.wait_deployments("default", &["sleep", "tcp-echo"])?;
+    let echo = "echo world | nc -w 5 tcp-echo 9000 | grep -q 'hello world' && echo good || echo bad";
+    eventually(SOON, || {
+        let first = lab.sh(echo)?;
+        ensure!(first.trim() == "good", "{first}");
+        Ok(())
+    })?;
+
+    under_load(&lab, "modes of mutual TLS", || {
+        // From no TLS to TLS alone and back, always by way of both, as the documents say.
+        for (mode, seen) in [
+            ("PERMISSIVE", "mutual_tls"),
+            ("STRICT", "mutual_tls"),
+            ("PERMISSIVE", "mutual_tls"),
+            ("DISABLE", "none"),
+            ("PERMISSIVE", "mutual_tls"),
+            ("STRICT", "mutual_tls"),
+        ] {
+            lab.apply(&format!(
+                "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: default, namespace: default}}\n\
+                 spec: {{mtls: {{mode: {mode}}}}}\n"
+            ))?;
+            let before = counted(&lab, seen)?;
+            let bytes = lab.sh(&format!("for i in 1 2 3 4 5 6 7 8 9 10; do {echo}; done"))?;
+            ensure!(bytes.matches("good").count() == 10, "{mode}: {bytes}");
+            eventually(SOON, || {
+                let now = counted(&lab, seen)?;
+                ensure!(now > before, "{mode}: {now} requests with {seen}, as before");
+                Ok(())
+            })?;
+        }
+        Ok(())
     })
 }
 
