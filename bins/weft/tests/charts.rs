@@ -1,5 +1,6 @@
 //! The Helm charts of `manifests/charts`: what of them follows from the code is current, and real Helm makes the same objects
 //! of them as `weft manifest generate`.
+#![allow(clippy::unwrap_used)]
 
 use serde_json::{Value, json};
 use std::collections::BTreeMap;

@@ -45,10 +45,10 @@ pub fn bin_dir() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from).join("release")
 }
 
-/// A port that is free: below those that the kernel gives to outgoing connections, and another one each time, so that nobody
-/// takes it before it is used.
+/// A port that is free: below those that labs give to services and the kernel to outgoing connections, and another one each
+/// time, so that nobody takes it before it is used.
 pub fn free_port() -> Result<u16> {
-    const PORTS: std::ops::Range<u16> = 20_000..32_000;
+    const PORTS: std::ops::Range<u16> = 20_000..30_000;
     static NEXT: AtomicU16 = AtomicU16::new(0);
     // Processes that test at the same time begin elsewhere.
     let first = u16::try_from(std::process::id() * 37 % u32::from(PORTS.end - PORTS.start))?;

@@ -270,7 +270,13 @@ mod tests {
     use hickory_proto::op::MessageType;
 
     fn zone() -> Zone {
-        let port = PortView { name: "http".into(), transport: Some(Transport::Tcp), port: 9080, node_port: None, endpoints: vec![] };
+        let port = PortView {
+            name: "http".into(),
+            transport: Some(Transport::Tcp),
+            port: 9080,
+            node_port: None,
+            endpoints: vec![],
+        };
         let endpoint = |last, hostname: Option<&str>| EndpointView {
             address: Ipv4Addr::new(10, 244, 0, last),
             hostname: hostname.map(Into::into),
