@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use weft_ca::Signing;
 use weft_k8s_api::istio::MeshConfig;
 use weft_tls::{ClientContext, ClientParams, ServerVerification, TrustAnchors, pem};
@@ -59,15 +60,15 @@ pub(crate) async fn follow(
     roots: EndpointRoots,
 ) {
     let mut fetched = known_from(&published, &meshes.borrow());
-    // What was asked, by address: an endpoint that the config names anew is asked at once.
-    let mut asked = BTreeSet::new();
-    let mut due = tokio::time::Instant::now();
-    let mut fetches: JoinSet<Answers> = JoinSet::new();
+    // When each endpoint is asked next; one that the config names anew is asked at once.
+    let mut due: BTreeMap<String, Instant> = BTreeMap::new();
+    let mut under_way: BTreeSet<String> = BTreeSet::new();
+    let mut fetches: JoinSet<(String, Result<String, String>)> = JoinSet::new();
     loop {
         let (now, mesh) = (signing.borrow_and_update().clone(), meshes.borrow_and_update().clone());
         let wanted = endpoints(&mesh);
         fetched.retain(|url, _| wanted.contains(url));
-        asked.retain(|url| wanted.contains(url));
+        due.retain(|url, _| wanted.contains(url));
         let next = compute(&now, &mesh, &settings, &fetched);
         trust.send_if_modified(|held| {
             let changed = **held != next;
@@ -76,18 +77,31 @@ pub(crate) async fn follow(
             }
             changed
         });
-        let new = wanted.iter().any(|url| !asked.contains(url));
-        if fetches.is_empty() && (new || tokio::time::Instant::now() >= due) {
-            asked.clone_from(&wanted);
-            fetches.spawn(refresh(wanted, roots));
+        for url in wanted {
+            let waits = due.get(&url).is_some_and(|at| *at > Instant::now());
+            if !waits && under_way.insert(url.clone()) {
+                fetches.spawn(ask(url, roots));
+            }
         }
+        let soonest = due.iter().filter(|(url, _)| !under_way.contains(*url)).map(|(_, at)| *at).min();
+        let wait = async {
+            match soonest {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             changed = signing.changed() => if changed.is_err() { return },
             changed = meshes.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep_until(due), if fetches.is_empty() => {}
-            Some(Ok(answers)) = fetches.join_next(), if !fetches.is_empty() => {
-                let all = take(answers, &mut fetched);
-                due = tokio::time::Instant::now() + if all { REFRESH } else { RETRY };
+            () = wait => {}
+            Some(Ok((url, answer))) = fetches.join_next(), if !fetches.is_empty() => {
+                under_way.remove(&url);
+                due.insert(url.clone(), Instant::now() + if answer.is_ok() { REFRESH } else { RETRY });
+                match answer {
+                    Ok(text) => _ = fetched.insert(url, text),
+                    // What it gave before stays.
+                    Err(error) => tracing::warn!("trust bundle {url}: {error}"),
+                }
             }
         }
     }
@@ -159,37 +173,13 @@ fn bundles(mesh: &MeshConfig, settings: &Settings, roots: &str, of_domains: &BTr
     json!({ "trust_domains": all }).to_string()
 }
 
-/// What endpoints answered.
-type Answers = Vec<(String, Result<String, String>)>;
-
-/// Asks all endpoints at once.
-async fn refresh(wanted: BTreeSet<String>, roots: EndpointRoots) -> Answers {
-    let mut tasks = JoinSet::new();
-    for url in wanted {
-        tasks.spawn(async move {
-            let result = match roots() {
-                Ok(roots) => tokio::time::timeout(FETCH_TIMEOUT, fetch(&url, roots)).await,
-                Err(error) => Ok(Err(error.to_string())),
-            };
-            (url, result.unwrap_or_else(|_| Err("no answer within 10 s".into())))
-        });
-    }
-    tasks.join_all().await
-}
-
-/// Notes what was answered; a bundle that could not be fetched stays as it was. False when one could not.
-fn take(answers: Answers, fetched: &mut Fetched) -> bool {
-    let mut all = true;
-    for (url, result) in answers {
-        match result {
-            Ok(text) => _ = fetched.insert(url, text),
-            Err(error) => {
-                all = false;
-                tracing::warn!("trust bundle {url}: {error}");
-            }
-        }
-    }
-    all
+/// Asks an endpoint.
+async fn ask(url: String, roots: EndpointRoots) -> (String, Result<String, String>) {
+    let answer = match roots() {
+        Ok(roots) => tokio::time::timeout(FETCH_TIMEOUT, fetch(&url, roots)).await,
+        Err(error) => Ok(Err(error.to_string())),
+    };
+    (url, answer.unwrap_or_else(|_| Err("no answer within 10 s".into())))
 }
 
 /// The X.509 authorities of a SPIFFE bundle endpoint, PEM. The endpoint is known by its name under `roots` (profile
@@ -395,7 +385,7 @@ mod tests {
             bundles["trust_domains"]["theirs"] == theirs.root_pem()
                 && bundles["trust_domains"]["others"] == others.root_pem()
         };
-        next_trust(&both, FETCH_TIMEOUT * 4).await;
+        next_trust(&both, soon).await;
         task.abort();
         server.abort();
     }
