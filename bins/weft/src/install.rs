@@ -31,6 +31,7 @@ mod webhooks;
 pub use operator::Operator;
 pub use settings::Settings;
 
+use anyhow::Context;
 use serde_json::{Value, json};
 use weft_k8s_api::crd;
 
@@ -61,6 +62,7 @@ pub fn components(settings: &Settings) -> anyhow::Result<Vec<Component>> {
         let mut objects = rbac::objects(settings);
         objects.extend(control_plane::objects(settings)?);
         objects.extend(webhooks::objects(settings));
+        objects.extend(tags(settings, &objects)?);
         overlay::apply(&mut objects, &settings.pilot_k8s()["overlays"], "components.pilot")?;
         all.push(Component { title: "Istiod", name: "Pilot", objects });
     }
@@ -92,6 +94,18 @@ pub fn components(settings: &Settings) -> anyhow::Result<Vec<Component>> {
         }
     }
     Ok(all)
+}
+
+/// The objects of `values.revisionTags`: further names of this revision.
+fn tags(settings: &Settings, objects: &[Value]) -> anyhow::Result<Vec<Value>> {
+    let mut made = Vec::new();
+    let injector = objects.iter().find(|object| object["kind"] == "MutatingWebhookConfiguration");
+    let names = settings.values.get("revisionTags").as_array().into_iter().flatten().filter_map(Value::as_str);
+    for (name, injector) in names.zip(std::iter::repeat(injector)) {
+        let injector = serde_json::from_value(injector.context("the injector's webhooks")?.clone())?;
+        made.extend(tags::objects(name, &injector, false)?);
+    }
+    Ok(made)
 }
 
 /// All objects of an installation.

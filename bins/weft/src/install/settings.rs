@@ -61,7 +61,8 @@ impl Settings {
     /// What cannot be done, and what could.
     pub fn new(operator: &Operator) -> anyhow::Result<Self> {
         let all = &operator.spec;
-        let revision = all["revision"].as_str().unwrap_or_default();
+        let said = [&all["revision"], &all["values"]["revision"]];
+        let revision = said.iter().find_map(|revision| revision.as_str().filter(|r| !r.is_empty())).unwrap_or_default();
         let revision = if revision == "default" { "" } else { revision }.to_string();
         if !revision.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-') {
             bail!("revision {revision:?}: use lower-case letters, digits and dashes, such as 1-0-0 or canary");
@@ -181,8 +182,12 @@ fn mesh(tree: &Value, namespace: &str, revision: &str) -> anyhow::Result<Value> 
         "defaultConfig": {"discoveryAddress": format!("{}.{namespace}.svc:15012", with_revision("istiod", revision))},
         "enablePrometheusMerge": true,
     });
-    if let Some(sampling) = tree["values"]["pilot"]["traceSampling"].as_f64() {
-        mesh["defaultConfig"]["tracing"] = json!({"sampling": sampling});
+    let sampling = &tree["values"]["pilot"]["traceSampling"];
+    if !sampling.is_null() {
+        let percent = sampling.as_f64().filter(|percent| (0.0..=100.0).contains(percent));
+        let percent = percent
+            .with_context(|| format!("values.pilot.traceSampling is {sampling}; it must be a number from 0 to 100"))?;
+        mesh["defaultConfig"]["tracing"] = json!({"sampling": percent});
     }
     overlay(&mut mesh, &user, MAX_DEPTH);
     Ok(mesh)

@@ -62,6 +62,7 @@ fn profiles_and_components() {
         ("meshConfig.accessLogFil=x", "did you mean accessLogFile"),
         ("values.global.monitoringPort=none", "must be a port"),
         ("values.pilot.keepaliveMaxServerConnectionAge=soon", "keepaliveMaxServerConnectionAge"),
+        ("values.pilot.traceSampling=101", "from 0 to 100"),
         ("profile=external", "remotePilotAddress"),
     ] {
         let error = settings(None, &[bad]).and_then(|s| objects(&s)).map(|all| all.len()).map_err(|e| format!("{e:#}"));
@@ -277,4 +278,15 @@ fn a_profile_of_a_folder_is_as_a_file_before_the_others() {
     let by_name = written(&[read(user)], &["profile=custom1"]);
     assert_eq!(by_name, written(&[read(custom), read(user)], &[]));
     assert!(by_name.contains("replicas: 3") && by_name.contains("weftd:mine") && by_name.contains("/b"));
+}
+
+#[test]
+fn tags_with_the_revision() {
+    let all = made_of(
+        "kind: IstioOperator\napiVersion: install.istio.io/v1alpha1\nspec:\n  values: {revision: 1-8-0, revisionTags: [prod]}\n",
+    );
+    assert!(has(&all, "Deployment", "istiod-1-8-0"));
+    let hooks = &find(&all, "MutatingWebhookConfiguration", "istio-revision-tag-prod")["webhooks"];
+    assert_eq!(hooks[0]["clientConfig"]["service"]["name"], "istiod-1-8-0");
+    assert!(has(&all, "ClusterRoleBinding", "istio-revision-tag-prod"));
 }
