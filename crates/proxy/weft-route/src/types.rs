@@ -379,8 +379,6 @@ pub struct RetryPolicy {
     pub attempts: u32,
     /// Time for each try.
     pub per_try_timeout: Option<Duration>,
-    /// Idle time for each try.
-    pub per_try_idle_timeout: Option<Duration>,
     /// First back-off; 25 ms unless set.
     pub base_interval: Duration,
     /// Longest back-off; ten times the base unless set.

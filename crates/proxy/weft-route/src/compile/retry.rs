@@ -53,6 +53,10 @@ impl Compiler<'_> {
             retriable_request_headers,
             refresh_cluster_on_retry
         );
+        if per_try_idle_timeout.is_some() {
+            let message = "is left out by weft-proxy; per_try_timeout and the route's idle_timeout hold";
+            self.errors.degrade(&path.field("per_try_idle_timeout"), message);
+        }
         if let Some(priority) = retry_priority
             && priority.name != "envoy.retry_priorities.previous_priorities"
         {
@@ -71,7 +75,6 @@ impl Compiler<'_> {
             statuses,
             attempts: num_retries.unwrap_or(1),
             per_try_timeout: self.limit(per_try_timeout.as_ref(), &path.field("per_try_timeout")),
-            per_try_idle_timeout: self.limit(per_try_idle_timeout.as_ref(), &path.field("per_try_idle_timeout")),
             base_interval,
             max_interval,
             avoid_previous_hosts: self.host_predicates(retry_host_predicate, path),
