@@ -506,3 +506,30 @@ impl Worker {
         self.gauges.connections.store(self.connections.borrow().len() as u64, Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn counts_last_as_long_as_somebody_counts_by_them() {
+        let clusters = ClusterShared::new(weft_cluster::Resolver::new(tokio::runtime::Handle::current()));
+        let local = LocalWorkload::default();
+        let shared = Shared::new(clusters, Registry::default(), local, u64::MAX, Duration::ZERO, None);
+        let key =
+            |listener: &str, chain: Option<&str>| CountKey { listener: listener.into(), chain: chain.map(Strng::from) };
+        let place = shared.count(key("l", Some("c"))).take(1);
+        assert!(place.is_some() && shared.count(key("l", Some("c"))).take(1).is_none(), "workers share a count");
+        assert!(shared.count(key("m", Some("c"))).take(1).is_some(), "another listener's chain is another");
+        assert!(shared.count(key("l", None)).take(1).is_some(), "a listener is not its chain");
+        drop(place);
+        for n in 0..100 {
+            shared.count(key(&n.to_string(), None));
+        }
+        assert_eq!(
+            shared.limits.lock().unwrap_or_else(PoisonError::into_inner).len(),
+            1,
+            "only the last is still there"
+        );
+    }
+}

@@ -339,7 +339,8 @@ async fn policies_for_connections_bind_open_http_connections() {
 async fn nothing_outlives_a_chain_that_is_gone_for_long() {
     let app = endless().await;
     let set = |options: &mut Options| options.retired_time = Duration::from_millis(300);
-    let mut proxy = start_with(&http_listener("", "", "", "", ""), &cluster("a", &[app], ""), set).await;
+    let old = "http_protocol_options: {accept_http_10: true},";
+    let mut proxy = start_with(&http_listener("", "", old, "", ""), &cluster("a", &[app], ""), set).await;
     let mut tunnel = websocket(proxy.addr()).await;
     let mut h1 = TcpStream::connect(proxy.addr()).await.unwrap();
     h1.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
@@ -347,13 +348,21 @@ async fn nothing_outlives_a_chain_that_is_gone_for_long() {
     let response = h2.send_request(http::Request::get("http://a/").body(Full::default()).unwrap()).await.unwrap();
     let mut body = response.into_body();
     assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "hello");
-    eventually("three are open", || proxy.handle.active_connections() == 3).await;
+    let mut h10 = TcpStream::connect(proxy.addr()).await.unwrap();
+    h10.write_all(b"GET / HTTP/1.0\r\nHost: a\r\n\r\n").await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"hello") {
+        assert!(h10.read_buf(&mut head).await.unwrap() > 0);
+    }
+    eventually("four are open", || proxy.handle.active_connections() == 4).await;
     // The same chain for other connections is another chain.
     let other = http_listener("filter_chain_match: {transport_protocol: raw_buffer},", "", "", "", "");
     proxy.change::<Listener>(&[("l", &other)], &[]).await;
     until_end(&mut tunnel).await;
     let seen = until_end(&mut h1).await;
     assert!(!seen.ends_with(b"0\r\n\r\n"), "a response that is cut does not look whole");
+    let end = tokio::time::timeout(PATIENCE, h10.read_to_end(&mut head)).await.expect("it ends");
+    assert!(end.is_err(), "where the end of the connection is the response's end, it is broken: {end:?}");
     let rest = tokio::time::timeout(PATIENCE, body.collect()).await.expect("the stream ends");
     assert!(rest.is_err(), "a response that is cut does not look whole");
     eventually("nothing is left", || proxy.handle.active_connections() == 0).await;

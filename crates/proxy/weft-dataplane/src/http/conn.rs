@@ -65,6 +65,8 @@ pub(crate) struct HttpConnection {
     rearm: Cell<bool>,
     /// It ends as soon as it is idle.
     ending: Cell<bool>,
+    /// It must not go on.
+    cut: Cell<bool>,
     /// Since when the client is told to go and nothing is under way.
     leaving_since: Cell<Option<Instant>>,
 }
@@ -111,6 +113,7 @@ pub(crate) async fn serve_connection(
         tick: Cell::new(tick(&http.hcm.limits)),
         rearm: Cell::new(false),
         ending: Cell::new(false),
+        cut: Cell::new(false),
         leaving_since: Cell::new(None),
     });
     let limits = &http.hcm.limits;
@@ -186,6 +189,8 @@ trait Drive {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>>;
     /// Ends it as soon as it is idle.
     fn graceful(&mut self);
+    /// Before a connection that was cut goes: its end must not make a response look whole.
+    fn tear(&mut self, cx: &mut Context<'_>);
 }
 
 struct Http1<'a, F>(Pin<&'a mut F>, &'a HttpConnection);
@@ -196,6 +201,10 @@ impl<F: Future<Output = Result<(), WireError>>> Drive for Http1<'_, F> {
     }
     fn graceful(&mut self) {
         self.1.ending.set(true);
+    }
+    fn tear(&mut self, cx: &mut Context<'_>) {
+        // It sees that it was cut before it does anything else.
+        let _ = self.0.as_mut().poll(cx);
     }
 }
 
@@ -218,6 +227,9 @@ where
     fn graceful(&mut self) {
         self.0.as_mut().graceful_shutdown();
     }
+    fn tear(&mut self, _: &mut Context<'_>) {
+        // A stream says itself that it is whole.
+    }
 }
 
 /// Runs a connection; lets it end in order when it is drained or its time is over.
@@ -231,6 +243,7 @@ async fn drive(connection: &Rc<HttpConnection>, mut served: impl Drive) -> Resul
         }
         if let Some(end) = connection.end_now() {
             connection.cut(end);
+            served.tear(cx);
             return Poll::Ready(Ok(()));
         }
         if !ending && connection.must_end() {
@@ -354,8 +367,14 @@ impl HttpConnection {
         self.entry().standing.now(|chain| self.denied(chain))
     }
 
+    /// It must not go on.
+    pub fn is_cut(&self) -> bool {
+        self.cut.get()
+    }
+
     /// Ends what is under way.
     fn cut(&self, end: End) {
+        self.cut.set(true);
         let details = end.details();
         tracing::debug!(peer = %self.downstream.peer, %details, "client connection cut");
         for exchange in self.exchanges.borrow().iter().filter_map(Weak::upgrade) {

@@ -52,6 +52,9 @@ async fn next(
     limits: HeadLimits,
 ) -> Result<Option<RequestHead>, WireError> {
     poll_fn(|cx| {
+        if connection.is_cut() {
+            return Poll::Ready(Ok(None));
+        }
         let mut wire = wire.borrow_mut();
         let polled = wire.poll_request(cx, limits);
         if polled.is_ready() {
@@ -105,7 +108,7 @@ async fn one(connection: &Rc<HttpConnection>, wire: &SharedWire, head: RequestHe
         }
         return Ok(false);
     }
-    if !send(wire, body, answered.sending).await? {
+    if !send(connection, wire, body, answered.sending).await? {
         return Ok(false);
     }
     // Who still holds the request's body (an endpoint over HTTP/2 that has answered early) must not come upon the next one's.
@@ -114,7 +117,7 @@ async fn one(connection: &Rc<HttpConnection>, wire: &SharedWire, head: RequestHe
     Ok(answered.keep_alive && wire.keeps_alive() && (wire.has_read_body() || (!held && wire.skip_body())))
 }
 
-/// The response; `None` when the client left before there was one.
+/// The response; `None` when the client left, or was cut, before there was one.
 async fn answer(
     connection: &Rc<HttpConnection>,
     wire: &SharedWire,
@@ -123,27 +126,42 @@ async fn answer(
 ) -> Option<Response<ProxyBody>> {
     // In a box, so that an idle connection does not hold the room for it.
     let mut serving = Box::pin(serve::serve(connection.clone(), request, client));
-    poll_fn(|cx| match serving.as_mut().poll(cx) {
-        Poll::Ready(response) => Poll::Ready(Some(response)),
-        Poll::Pending => wire.borrow_mut().poll_gone(cx).map(|()| None),
+    poll_fn(|cx| {
+        if connection.is_cut() {
+            return Poll::Ready(None);
+        }
+        match serving.as_mut().poll(cx) {
+            Poll::Ready(response) => Poll::Ready(Some(response)),
+            Poll::Pending => wire.borrow_mut().poll_gone(cx).map(|()| None),
+        }
     })
     .await
 }
 
-/// Writes the response; false when the client left meanwhile, or the body broke off, which the client learns by the
+/// Writes the response; false when the client left or was cut meanwhile, or the body broke off, which the client learns by the
 /// connection's end, and where that could be the body's end too, by its breaking.
-async fn send(wire: &SharedWire, body: ProxyBody, sending: Sending) -> Result<bool, WireError> {
+async fn send(
+    connection: &HttpConnection,
+    wire: &SharedWire,
+    body: ProxyBody,
+    sending: Sending,
+) -> Result<bool, WireError> {
     let mut outgoing = Outgoing::new(body, sending);
-    let sent = poll_fn(|cx| match outgoing.poll(wire, cx) {
-        Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
-        Poll::Pending => wire.borrow_mut().poll_gone(cx).map(|()| None),
+    let sent = poll_fn(|cx| {
+        if connection.is_cut() {
+            return Poll::Ready(None);
+        }
+        match outgoing.poll(wire, cx) {
+            Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
+            Poll::Pending => wire.borrow_mut().poll_gone(cx).map(|()| None),
+        }
     })
     .await;
     drop(outgoing);
     match sent {
         Some(Ok(())) => Ok(true),
         Some(Err(PumpError::Io(error))) => Err(error.into()),
-        Some(Err(PumpError::Body(_))) if sending == Sending::UntilClose => {
+        Some(Err(PumpError::Body(_))) | None if sending == Sending::UntilClose => {
             wire.borrow_mut().abort();
             Ok(false)
         }
