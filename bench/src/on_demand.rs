@@ -275,7 +275,11 @@ impl Proxy {
 
     /// Calls some services: milliseconds of the first request to each, and of further ones (medians).
     fn use_some(&self, port: u16) -> Result<(f64, f64)> {
-        let mut connection = Connection::open(port)?;
+        let mut connection = Connection::open(port).or_else(|_| {
+            // What made it ready was on its way to the sockets still.
+            std::thread::sleep(Duration::from_millis(200));
+            Connection::open(port)
+        })?;
         let first: Vec<Duration> = (0..USED).map(|index| connection.get(&host(index))).collect::<Result<_>>()?;
         let warm: Vec<Duration> = (0..WARM).map(|n| connection.get(&host(n % USED))).collect::<Result<_>>()?;
         Ok((median(first), median(warm)))

@@ -228,7 +228,7 @@ fn answered(update: ResourceUpdate, demands: &Demands, plane: &Plane) {
     for resource in &update.upserts {
         match weft_proto::unpack::<Demand>(&resource.any) {
             Ok(answer) => {
-                let found = answer.listeners.into_iter().chain(answer.virtual_hosts).collect();
+                let found = answer.listeners.into_iter().chain(answer.virtual_hosts).chain(answer.names).collect();
                 demands.answered(&resource.name, version, found);
             }
             Err(error) => refused.push((resource.name.clone(), error.to_string())),

@@ -7,6 +7,7 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -60,6 +61,7 @@ struct Caller {
     process: Process,
     calls: u16,
     admin: u16,
+    dns: u16,
 }
 
 impl Caller {
@@ -67,7 +69,7 @@ impl Caller {
         let file = |name: &str| cluster.dir().join(name);
         std::fs::write(file("root.pem"), proxy::root(cluster, NAMESPACE).await?)?;
         std::fs::write(file("token"), cluster.token(NAMESPACE, "default", &["istio-ca"]).await?)?;
-        let (admin, readiness) = (free_port()?, free_port()?);
+        let (admin, readiness, dns) = (free_port()?, free_port()?, free_port()?);
         let config = json!({
             "discoveryAddress": format!("127.0.0.1:{control_plane}"), "statusPort": free_port()?,
             "proxyAdminPort": admin, "concurrency": 2, "terminationDrainDuration": "1s",
@@ -83,6 +85,8 @@ impl Caller {
             ("WEFT_ROOT_CERT", file("root.pem").display().to_string()),
             ("WEFT_TOKEN", file("token").display().to_string()),
             ("WEFT_SDS_SOCKET", file("sds.sock").display().to_string()),
+            ("ISTIO_META_DNS_CAPTURE", "true".into()),
+            ("DNS_PROXY_ADDR", format!("127.0.0.1:{dns}")),
             ("ISTIO_META_WEFT_ON_DEMAND", "true".into()),
             ("WEFT_ON_DEMAND_IDLE", idle.into()),
             ("WEFT_ON_DEMAND_WAIT", "30s".into()),
@@ -90,13 +94,34 @@ impl Caller {
         let args = ["proxy", "sidecar", "--domain", "calls.svc.cluster.local"].map(String::from);
         let process = Process::start(&program(), &args, &env, &file("caller.log"))
             .with_context(|| format!("{}: build it with: cargo build -p weft-proxy", program().display()))?;
-        let caller = Self { process, calls, admin };
+        let caller = Self { process, calls, admin, dns };
         let ready = eventually("the proxy is ready", async || {
             ensure!(http::get(readiness, "/healthz/ready").await?.0 == 200, "not ready");
+            // What makes it ready is on its way to the sockets still.
+            TcpStream::connect(("127.0.0.1", calls)).await?;
             Ok(())
         });
         ready.await.with_context(|| caller.process.output())?;
         Ok(caller)
+    }
+
+    /// The first address of a name, as the workload's resolver asks for it.
+    async fn lookup(&self, name: &str) -> Result<IpAddr> {
+        let mut query = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        for label in name.split('.') {
+            query.push(u8::try_from(label.len())?);
+            query.extend_from_slice(label.as_bytes());
+        }
+        query.extend_from_slice(&[0, 0, 1, 0, 1]);
+        let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await?;
+        socket.send_to(&query, ("127.0.0.1", self.dns)).await?;
+        let mut answer = [0; 512];
+        let length = tokio::time::timeout(Duration::from_secs(10), socket.recv(&mut answer)).await??;
+        let answer = &answer[..length];
+        ensure!(answer[6..8] != [0, 0], "{name}: no answer, code {}", answer[3] & 15);
+        // The address is the last of the only record.
+        let last: [u8; 4] = answer[length - 4..].try_into()?;
+        Ok(IpAddr::from(last))
     }
 
     /// Status of one request for a host.
@@ -207,6 +232,11 @@ async fn a_proxy_holds_what_it_uses() -> Result<()> {
     ensure!(caller.call("a.example").await? == 200, "the first request");
     caller.holds(&["a.example"]).await?;
     ensure!(caller.asked().await? == [(format!("http/{calls}/a.example"), true)], "{:?}", caller.asked().await?);
+
+    // Its names are not held either before they are looked up.
+    let address = caller.lookup("b.example").await?;
+    ensure!(address.to_string().starts_with("240.240."), "{address} is none of the mesh's");
+    ensure!(caller.asked().await?.contains(&("dns/b.example".into(), true)), "{:?}", caller.asked().await?);
 
     // A host that is in no registry, until it is; then one that a wildcard covers.
     ensure!(caller.call("late.example").await? == 502, "an unknown host under REGISTRY_ONLY");

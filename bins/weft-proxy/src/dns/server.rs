@@ -5,6 +5,7 @@ use super::forward;
 use super::{NameTable, ResolvConf};
 use arc_swap::ArcSwap;
 use hickory_proto::op::{Message, MessageType, ResponseCode};
+use hickory_proto::rr::RecordType;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use weft_dataplane::demand::Demands;
 
 /// Queries that wait for a resolver at once; more are told to try again.
 const MAX_FORWARDS: usize = 512;
@@ -46,6 +48,8 @@ pub struct DnsServer {
 
 struct Shared {
     table: Arc<ArcSwap<NameTable>>,
+    /// Where the table has only names that were asked for.
+    demands: Option<Demands>,
     servers: Vec<SocketAddr>,
     forwards: Semaphore,
     turn: AtomicUsize,
@@ -53,11 +57,16 @@ struct Shared {
 }
 
 impl DnsServer {
-    /// Binds UDP and TCP. `table` is looked at for each query.
+    /// Binds UDP and TCP. `table` is looked at for each query; with `demands` a name is asked for first.
     ///
     /// # Errors
     /// When the address cannot be bound.
-    pub async fn bind(address: SocketAddr, table: Arc<ArcSwap<NameTable>>, conf: &ResolvConf) -> io::Result<Self> {
+    pub async fn bind(
+        address: SocketAddr,
+        table: Arc<ArcSwap<NameTable>>,
+        conf: &ResolvConf,
+        demands: Option<Demands>,
+    ) -> io::Result<Self> {
         let tcp = TcpListener::bind(address).await?;
         let udp = Arc::new(UdpSocket::bind(tcp.local_addr()?).await?);
         let own = tcp.local_addr()?;
@@ -65,6 +74,7 @@ impl DnsServer {
         let servers = conf.servers.iter().copied().filter(|server| *server != own).collect();
         let shared = Shared {
             table,
+            demands,
             servers,
             forwards: Semaphore::new(MAX_FORWARDS),
             turn: AtomicUsize::new(0),
@@ -94,6 +104,23 @@ async fn serve_udp(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
         };
         let bytes = &buffer[..length];
         let Some(query) = shared.query(bytes) else { continue };
+        if shared.demands.is_some() {
+            let (bytes, shared, socket) = (bytes.to_vec(), shared.clone(), socket.clone());
+            tokio::spawn(async move {
+                shared.ask(&query).await;
+                let answer = match decide(&shared.table.load(), &query, shared.turn.fetch_add(1, Ordering::Relaxed)) {
+                    Decision::Answer(message) => {
+                        shared.stats.answered.fetch_add(1, Ordering::Relaxed);
+                        udp_bytes(&query, &message)
+                    }
+                    Decision::Forward => Some(shared.forward(&bytes, &query, Transport::Udp).await),
+                };
+                if let Some(answer) = answer {
+                    let _ = socket.send_to(&answer, client).await;
+                }
+            });
+            continue;
+        }
         match decide(&shared.table.load(), &query, shared.turn.fetch_add(1, Ordering::Relaxed)) {
             Decision::Answer(message) => {
                 shared.stats.answered.fetch_add(1, Ordering::Relaxed);
@@ -137,6 +164,7 @@ async fn serve_connection(mut stream: TcpStream, shared: &Shared) -> io::Result<
         let mut bytes = vec![0; usize::from(length)];
         timeout(TCP_IDLE, stream.read_exact(&mut bytes)).await??;
         let Some(query) = shared.query(&bytes) else { return Ok(()) };
+        shared.ask(&query).await;
         let turn = shared.turn.fetch_add(1, Ordering::Relaxed);
         let decision = decide(&shared.table.load(), &query, turn);
         let answer = match decision {
@@ -163,6 +191,17 @@ impl Shared {
         Message::from_vec(bytes).ok().filter(|message| message.metadata.message_type == MessageType::Query)
     }
 
+    /// Asks the control plane for the name, where the table has only names that were asked for. Without an answer it is one
+    /// for the resolvers, as any name that is not the mesh's: connections to what they say have to be asked for again.
+    async fn ask(&self, query: &Message) {
+        if let (Some(demands), Some(question)) = (&self.demands, query.queries.first())
+            && matches!(question.query_type(), RecordType::A | RecordType::AAAA)
+        {
+            let name = question.name().to_ascii().to_ascii_lowercase();
+            demands.name(name.strip_suffix('.').unwrap_or(&name)).await;
+        }
+    }
+
     /// The resolver's answer, or that there is none.
     async fn forward(&self, bytes: &[u8], query: &Message, transport: Transport) -> Vec<u8> {
         self.stats.forwarded.fetch_add(1, Ordering::Relaxed);
@@ -185,7 +224,7 @@ impl Shared {
 mod tests {
     use super::*;
     use hickory_proto::op::{OpCode, Query};
-    use hickory_proto::rr::{Name, RecordType};
+    use hickory_proto::rr::Name;
     use weft_proto::istio::networking::nds::v1 as nds;
 
     fn query(name: &str) -> Vec<u8> {
@@ -199,7 +238,7 @@ mod tests {
         let message = nds::NameTable { table: [("reviews.default.svc.cluster.local".to_owned(), info)].into() };
         let table = Arc::new(ArcSwap::from_pointee(NameTable::new(&message, "default", &[])));
         let conf = ResolvConf { servers, search: Vec::new() };
-        let server = DnsServer::bind("127.0.0.1:0".parse().unwrap(), table, &conf).await.unwrap();
+        let server = DnsServer::bind("127.0.0.1:0".parse().unwrap(), table, &conf, None).await.unwrap();
         let (address, stats) = (server.tcp.local_addr().unwrap(), server.stats());
         tokio::spawn(server.run());
         (address, stats)
@@ -229,7 +268,7 @@ mod tests {
         let (empty, _) = {
             let table = Arc::new(ArcSwap::from_pointee(NameTable::default()));
             let conf = ResolvConf { servers: vec![resolver], search: Vec::new() };
-            let server = DnsServer::bind("127.0.0.1:0".parse().unwrap(), table, &conf).await.unwrap();
+            let server = DnsServer::bind("127.0.0.1:0".parse().unwrap(), table, &conf, None).await.unwrap();
             let at = (server.tcp.local_addr().unwrap(), server.stats());
             tokio::spawn(server.run());
             at
@@ -244,6 +283,38 @@ mod tests {
             assert_eq!((answer.metadata.id, answer.answers.len()), (77, 1));
         }
         assert_eq!(asked.answered.load(Ordering::Relaxed), 4);
+    }
+
+    /// A control plane that knows one name, and says of all others that they are not the mesh's.
+    #[tokio::test]
+    async fn on_demand_a_name_is_asked_for_first() {
+        let (demands, table) =
+            (Demands::new(Default::default()), Arc::new(ArcSwap::from_pointee(NameTable::default())));
+        let conf = ResolvConf { servers: Vec::new(), search: Vec::new() };
+        let address = "127.0.0.1:0".parse().unwrap();
+        let server = DnsServer::bind(address, table.clone(), &conf, Some(demands.clone())).await.unwrap();
+        let address = server.tcp.local_addr().unwrap();
+        tokio::spawn(server.run());
+        let mut changes = demands.changes();
+        tokio::spawn(async move {
+            while changes.changed().await.is_ok() {
+                let names = demands.names();
+                if names.contains("dns/reviews.example") {
+                    let info = nds::name_table::NameInfo { ips: vec!["10.96.0.7".into()], ..Default::default() };
+                    let message = nds::NameTable { table: [("reviews.example".to_owned(), info)].into() };
+                    table.store(Arc::new(NameTable::new(&message, "default", &[])));
+                }
+                names.iter().for_each(|name| demands.answered(name, 1, Vec::new()));
+            }
+        });
+        assert_eq!(ask_udp(address, &query("Reviews.example.")).await.answers.len(), 1);
+        assert_eq!(ask_tcp(address, &query("reviews.example.")).await.answers.len(), 1);
+        let other = ask_udp(address, &query("other.example.")).await;
+        assert_eq!(
+            other.metadata.response_code,
+            ResponseCode::ServFail,
+            "passed on, and there is nobody to pass it to"
+        );
     }
 
     #[tokio::test]

@@ -24,6 +24,7 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex};
 use weft_core::Strng;
 use weft_model::{Labels, MeshSnapshot, Sections, VirtualService, Workload};
+use weft_proto::istio::networking::nds::v1::NameTable;
 
 /// Scopes that no proxy asked for in so many builds are dropped.
 const KEEP_BUILDS: u64 = 16;
@@ -74,7 +75,9 @@ struct Kept {
     outbound: HashMap<OutboundKey, (Mark, Arc<Outbound>)>,
     routes: Option<(Mark, Arc<KeptRoutes>)>,
     names: Option<(Mark, Arc<Resource>)>,
+    /// For proxies that take what they ask for.
     addresses: Option<(Mark, Arc<Addresses>)>,
+    asked_names: Option<(Mark, Arc<NameTable>)>,
     gateways: HashMap<GatewayKey, (Mark, Arc<GatewayPart>)>,
 }
 
@@ -232,7 +235,8 @@ impl Step<'_> {
             virtual_hosts: ResourceMap::new(routes.virtual_hosts.clone(), Resources::new()),
             clusters: ResourceMap::new(clusters.clusters.clone(), own.clusters),
             endpoints: ResourceMap::new(self.endpoints(kept, false).resources.clone(), Resources::new()),
-            name_table: self.proxy.dns_capture().then(|| self.names(kept)),
+            // Who takes what it asks for gets a table of the names that it asked for.
+            name_table: (self.proxy.dns_capture() && directory.is_none()).then(|| self.names(kept)),
             credentials: clusters.credentials.clone(),
             directory,
             ..ProxyResources::default()
@@ -243,9 +247,14 @@ impl Step<'_> {
         let mark = self.mark(&[]);
         let addresses = remember(&mut kept.addresses, mark, |_| Arc::new(on_demand::addresses(self.view)));
         let listeners = outbound.bound.iter().chain(own.listeners.keys()).cloned().collect();
+        let names = || {
+            let mark = self.mark(&[self.endpoints_inside()]);
+            remember(&mut kept.asked_names, mark, |_| Arc::new(name_table::names(self.view)))
+        };
+        let names = self.proxy.dns_capture().then(names);
         let clusters = own.clusters.keys().cloned().collect();
         let standing = Arc::new(Standing { listeners, clusters, ..Standing::default() });
-        Directory { addresses, standing, dns_domain: self.view.scope.key.dns_domain.clone() }
+        Directory { addresses, names, standing, dns_domain: self.view.scope.key.dns_domain.clone() }
     }
 
     /// Listeners and clusters towards the workload.

@@ -11,6 +11,16 @@ use weft_proto::type_url;
 
 /// The table of a scope, named by its type as there is one only.
 pub(crate) fn build(view: View<'_>) -> Arc<Resource> {
+    packed(&names(view))
+}
+
+/// A table, named by its type.
+pub(crate) fn packed(table: &NameTable) -> Arc<Resource> {
+    Resource::new(type_url::NAME_TABLE, table)
+}
+
+/// The names of a scope.
+pub(crate) fn names(view: View<'_>) -> NameTable {
     let mut table: BTreeMap<String, NameInfo> = BTreeMap::new();
     for service in view.scope.services() {
         if headless(service) {
@@ -21,7 +31,7 @@ pub(crate) fn build(view: View<'_>) -> Arc<Resource> {
             table.insert(service.host.to_string(), entry(service, ips, &service.name));
         }
     }
-    Resource::new(type_url::NAME_TABLE, &NameTable { table })
+    NameTable { table }
 }
 
 fn headless(service: &Service) -> bool {

@@ -1,10 +1,11 @@
 //! What a proxy gets that takes only what it asks for: of all that was made for it, the part that its questions lead to. A
 //! proxy asks for an address that a connection was for (`tcp/IP:PORT`), or for a host that a request was for, in a route
-//! configuration (`http/ROUTE/HOST`). What is named by what it gets comes with it: routes, clusters, endpoints.
+//! configuration (`http/ROUTE/HOST`), or for a name that its workload looks up (`dns/NAME`). What is named by what it gets comes with it: routes, clusters, endpoints.
 //!
 //! The answer may hold more than the proxy needs, never less: the proxy itself decides by the rules that hold for
 //! everybody, and with every candidate at hand it decides the same.
 
+use crate::name_table;
 use crate::pb::address::{host_port, is_host};
 use crate::pb::route::VirtualHost;
 use crate::resource::{ProxyResources, Resource, ResourceMap, Resources};
@@ -13,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, LazyLock};
 use weft_core::{Strng, names};
+use weft_proto::istio::networking::nds::v1::NameTable;
 use weft_proto::weft::v1::Demand;
 
 /// Levels of messages inside messages that names are looked for in. Generated messages have about twenty.
@@ -27,6 +29,8 @@ const MAX_HOST: usize = 253;
 pub struct Directory {
     /// Hosts of services by address.
     pub(crate) addresses: Arc<Addresses>,
+    /// Names that may be looked up; `None` when the proxy does not answer them.
+    pub(crate) names: Option<Arc<NameTable>>,
     /// What the proxy has in any case.
     pub(crate) standing: Arc<Standing>,
     /// `<namespace>.svc.<domain>` of the proxy.
@@ -85,12 +89,16 @@ fn domains(host: &Resource) -> Vec<String> {
 enum Ask<'a> {
     Host { route: &'a str, port: u16, host: &'a str },
     Address(SocketAddr),
+    Name(&'a str),
 }
 
 impl<'a> Ask<'a> {
     fn parse(name: &'a str) -> Option<Self> {
         if let Some(address) = name.strip_prefix("tcp/") {
             return address.parse().ok().map(Ask::Address);
+        }
+        if let Some(name) = name.strip_prefix("dns/") {
+            return (!name.is_empty() && name.len() <= MAX_HOST).then_some(Ask::Name(name));
         }
         let (route, host) = name.strip_prefix("http/")?.split_once('/')?;
         let port = route.parse().ok()?;
@@ -114,7 +122,7 @@ pub fn select<'a>(
         let answer = selection.answer(&ask);
         answers.insert(name.into(), Resource::new(name, &answer));
     }
-    let Picked { listeners, routes, virtual_hosts, clusters, endpoints } = selection.out;
+    let Picked { listeners, routes, virtual_hosts, clusters, endpoints, names } = selection.out;
     let own = |resources| ResourceMap::new(NOTHING.clone(), resources);
     let part = ProxyResources {
         listeners: own(listeners),
@@ -122,6 +130,7 @@ pub fn select<'a>(
         virtual_hosts: own(virtual_hosts),
         clusters: own(clusters),
         endpoints: own(endpoints),
+        name_table: directory.names.is_some().then(|| name_table::packed(&names)),
         ..full.clone()
     };
     Some((part, own(answers)))
@@ -144,6 +153,7 @@ struct Picked {
     virtual_hosts: Resources,
     clusters: Resources,
     endpoints: Resources,
+    names: NameTable,
 }
 
 impl Selection<'_> {
@@ -176,9 +186,24 @@ impl Selection<'_> {
                 let hosts = self.directory.addresses.get(&ip).into_iter().flatten();
                 let found = hosts.map(|host| format!("{port}/{}", host_port(host, port)));
                 let virtual_hosts = found.filter(|name| self.virtual_host(name)).collect();
-                Demand { listeners, virtual_hosts }
+                Demand { listeners, virtual_hosts, ..Demand::default() }
             }
+            Ask::Name(name) => Demand { names: self.names(name), ..Demand::default() },
         }
+    }
+
+    /// Names that `name` may stand for: as it is, completed, with a search domain taken off, or by a wildcard.
+    fn names(&mut self, name: &str) -> Vec<String> {
+        let Some(known) = &self.directory.names else { return Vec::new() };
+        let shorter = name.match_indices('.').filter_map(|(at, _)| name.get(..at)).chain([name]);
+        let mut candidates: BTreeSet<String> = shorter
+            .flat_map(|name| full_names(&self.directory.dns_domain, name).into_iter().chain([name.into()]))
+            .collect();
+        candidates.extend(name.match_indices('.').filter_map(|(at, _)| Some(format!("*{}", name.get(at..)?))));
+        let found: Vec<String> = candidates.into_iter().filter(|name| known.table.contains_key(name)).collect();
+        let entries = found.iter().filter_map(|name| Some((name.clone(), known.table.get(name)?.clone())));
+        self.out.names.table.extend(entries);
+        found
     }
 
     fn listener(&mut self, name: &str) -> bool {
@@ -318,6 +343,7 @@ mod tests {
     use super::*;
     use crate::pb::route::{Route, RouteAction, route::Action, route_action::ClusterSpecifier};
     use weft_proto::Any;
+    use weft_proto::istio::networking::nds::v1::name_table::NameInfo;
 
     #[test]
     fn questions() {
@@ -331,6 +357,8 @@ mod tests {
             ("http/http.8080/a", None),
             ("http/80", None),
             ("tcp/reviews:80", None),
+            ("dns/reviews.default", Some(Ask::Name("reviews.default"))),
+            ("dns/", None),
             ("udp/10.0.0.1:53", None),
             ("", None),
         ] {
@@ -403,6 +431,7 @@ mod tests {
                 dns_domain: "default.svc.x".into(),
                 standing: Arc::new(standing),
                 addresses: Arc::new([([10, 0, 0, 9].into(), vec!["b.default.svc.x".into()])].into()),
+                names: None,
             }),
             ..ProxyResources::default()
         }
@@ -435,6 +464,34 @@ mod tests {
             assert_eq!(answers.len(), asked.len(), "each question has an answer");
         }
         assert!(select(&ProxyResources::default(), ["http/80/a"]).is_none(), "others are given everything");
+    }
+
+    #[test]
+    fn names_are_looked_up_one_by_one() {
+        let hosts = ["a.default.svc.x", "a.prod.svc.x", "pod-0.db.default.svc.x", "*.example.com", "one.example.com"];
+        let table = hosts.map(|host| (host.to_string(), NameInfo::default())).into();
+        let mut full = full();
+        full.directory.as_mut().unwrap().names = Some(Arc::new(NameTable { table }));
+        for (name, want) in [
+            ("a", &["a.default.svc.x"][..]),
+            ("a.default.svc.x", &["a.default.svc.x"]),
+            // A stub resolver's search domains come first.
+            ("a.prod.default.svc.x", &["a.default.svc.x", "a.prod.svc.x"]),
+            ("a.prod.svc.x.corp.example", &["a.default.svc.x", "a.prod.svc.x"]),
+            ("pod-0.db", &["pod-0.db.default.svc.x"]),
+            ("one.example.com", &["*.example.com", "one.example.com"]),
+            ("two.sub.example.com", &["*.example.com"]),
+            ("example.com", &[]),
+        ] {
+            let question = format!("dns/{name}");
+            let (part, answers) = select(&full, [question.as_str()]).unwrap();
+            let table: NameTable = weft_proto::unpack(&part.name_table.unwrap().any).unwrap();
+            assert_eq!(table.table.keys().collect::<Vec<_>>(), want, "{name}");
+            let answer: Demand = weft_proto::unpack(&answers.get(&question).unwrap().any).unwrap();
+            assert_eq!(answer.names, want, "{name}");
+        }
+        let none = select(&full, []).unwrap().0.name_table.unwrap();
+        assert!(weft_proto::unpack::<NameTable>(&none.any).unwrap().table.is_empty(), "what nobody asked for");
     }
 
     #[test]

@@ -39,7 +39,8 @@ impl Offer {
     /// Of the same build the part that a proxy asked for; what it is when the proxy takes everything.
     pub(crate) fn part<'a>(&self, asked: impl IntoIterator<Item = &'a str>) -> Option<Self> {
         let (part, answers) = on_demand::select(&self.resources, asked)?;
-        Some(Self { resources: Arc::new(part), answers, ..self.clone() })
+        let names = part.name_table.iter().cloned().collect();
+        Some(Self { resources: Arc::new(part), answers, names, ..self.clone() })
     }
 
     /// How many questions the proxy has an answer to; `None` when it takes everything.

@@ -249,8 +249,9 @@ impl Session {
     /// True while something of the answers to the client's questions has not been sent: that they are answered is said last.
     fn answers_are_moving(&mut self, offer: &Offer) -> bool {
         let asks = &self.types[Kind::Demand.index()];
+        let names = Some(Kind::NameTable).filter(|kind| !offer.of(*kind).is_empty());
         asks.subscribed
-            && ANSWERS.into_iter().any(|kind| {
+            && ANSWERS.into_iter().chain(names).any(|kind| {
                 let state = &self.types[kind.index()];
                 !state.subscribed || state.lacks(offer.of(kind), &self.pools)
             })

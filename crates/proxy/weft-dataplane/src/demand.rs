@@ -23,6 +23,8 @@ use weft_telemetry::{Report, Source};
 
 /// What was used within this time does not give way to something new.
 const FRESH: Duration = Duration::from_secs(10);
+/// Longest wait for the answer to a name: who looks it up asks again after 5 s.
+const NAME_WAIT: Duration = Duration::from_secs(2);
 /// Longest host that is asked for, in bytes: no service has a longer one (RFC 1035 §2.3.4, with the dot at the end).
 const MAX_HOST: usize = 254;
 
@@ -79,7 +81,7 @@ struct Question {
 /// A question as a dump shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asked {
-    /// `http/ROUTE/HOST` or `tcp/IP:PORT`.
+    /// `http/ROUTE/HOST`, `tcp/IP:PORT` or `dns/NAME`.
     pub name: String,
     /// The control plane has answered.
     pub answered: bool,
@@ -147,6 +149,24 @@ impl Demands {
         *lock(&question.found) = found.into();
         // What was there before stays there: the first version is enough for those who wait.
         question.answered.send_if_modified(|known| known.replace(known.unwrap_or(version)).is_none());
+    }
+
+    /// Asks for a name that is looked up, lower case and without the dot at its end, and waits for the answer; false when
+    /// there is none in time. Names have nobody who uses them for longer than that.
+    pub async fn name(&self, name: &str) -> bool {
+        let Ok(question) = self.ask(&format!("dns/{name}")) else { return false };
+        question.used.store(self.now(), Relaxed);
+        let mut answers = question.answered.subscribe();
+        if answers.borrow_and_update().is_some() {
+            return true;
+        }
+        let Ok(_place) = self.place() else { return false };
+        let limit = self.0.limits.wait.min(NAME_WAIT);
+        let answered = tokio::time::timeout(limit, answers.wait_for(Option::is_some)).await.is_ok();
+        if !answered {
+            self.0.unanswered.fetch_add(1, Relaxed);
+        }
+        answered
     }
 
     /// Gives up what nobody used for long; how many that were.
@@ -494,6 +514,21 @@ mod tests {
         question.used.store(0, Relaxed);
         assert_eq!(demands.evict(), 1);
         assert!(question.gone.load(Relaxed) && demands.names().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_waits_for_its_answer_and_not_for_ever() {
+        let demands = Demands::new(Limits::default());
+        assert!(!demands.name("reviews").await, "nobody answers");
+        demands.answered("dns/reviews", 1, vec![]);
+        assert!(demands.name("reviews").await);
+        let asking = demands.clone();
+        let waits = tokio::spawn(async move { asking.name("ratings").await });
+        while demands.names().len() < 2 {
+            tokio::task::yield_now().await;
+        }
+        demands.answered("dns/ratings", 2, vec!["ratings.default".into()]);
+        assert!(waits.await.unwrap());
     }
 
     #[test]
