@@ -7,12 +7,15 @@ mod bookinfo;
 mod client;
 mod ext_authz;
 mod fortio;
+mod greeter;
+mod grpc_echo;
 mod helloworld;
 mod httpbin;
 mod serve;
 mod squid;
 mod tcp_echo;
 mod website;
+mod websocket;
 
 use clap::{Parser, Subcommand};
 
@@ -47,6 +50,16 @@ enum Sample {
     ExtAuthz(ext_authz::Args),
     /// Answers each line with a prefix and the line
     TcpEcho(tcp_echo::Args),
+    /// WebSockets: sends back what it gets
+    Websockets(serve::Listen),
+    /// A client of WebSockets
+    Ws(websocket::ClientArgs),
+    /// gRPC: sends messages back
+    GrpcEcho(serve::Listen),
+    /// A client of grpc-echo
+    Grpc(grpc_echo::ClientArgs),
+    /// Speaks first, then sends back what it gets
+    Greeter(serve::Listen),
     /// Shows one answer, or makes load
     Fortio(fortio::Args),
     /// Waits for ever: a pod to run commands in
@@ -70,6 +83,11 @@ async fn main() -> anyhow::Result<()> {
         Sample::Squid(args) => squid::run(args).await,
         Sample::ExtAuthz(args) => ext_authz::run(args).await,
         Sample::TcpEcho(args) => tcp_echo::run(args).await,
+        Sample::Websockets(listen) => websocket::run(listen).await,
+        Sample::Ws(args) => websocket::client(args).await,
+        Sample::GrpcEcho(listen) => grpc_echo::run(listen).await,
+        Sample::Grpc(args) => grpc_echo::client(args).await,
+        Sample::Greeter(listen) => greeter::run(listen).await,
         Sample::Fortio(args) => fortio::run(args).await,
         Sample::Sleep { .. } => {
             weft_runtime::signal::stop().await?;

@@ -10,8 +10,10 @@ mod install;
 mod kubernetes;
 mod on_demand;
 mod policy;
+mod protocols;
 mod resilience;
 mod security;
+mod traffic;
 mod wildcard;
 
 use crate::journey::Journey;
@@ -24,6 +26,8 @@ pub fn all() -> Vec<Journey> {
         helm::JOURNEYS,
         bookinfo::JOURNEYS,
         resilience::JOURNEYS,
+        traffic::JOURNEYS,
+        protocols::JOURNEYS,
         ingress::JOURNEYS,
         egress::JOURNEYS,
         wildcard::JOURNEYS,

@@ -64,6 +64,9 @@ pub(crate) enum RouteSource {
     Inline(Box<RouteConfiguration>),
 }
 
+/// The setting of a proxy by which it takes HTTP/1.0, as Istio has it.
+const HTTP10: &str = "ISTIO_META_HTTP10";
+
 /// The network filter.
 pub(crate) fn filter(mesh: &MeshConfig, observe: &Observability, options: Options) -> listener::Filter {
     network_filter(FILTER, &manager(mesh, observe, options))
@@ -93,6 +96,9 @@ fn manager(mesh: &MeshConfig, observe: &Observability, options: Options) -> Http
     }
     normalise(&mut manager, mesh);
     headers(&mut manager, options.place, &observe.proxy_config);
+    if observe.proxy_config.proxy_metadata.get(HTTP10).is_some_and(|value| value == "1") {
+        manager.http_protocol_options.get_or_insert_default().accept_http_10 = true;
+    }
     let mut filters: Vec<HttpFilter> = reports.http_metrics.clone().into_iter().collect();
     filters.extend(options.authz);
     if options.protocol == Protocol::GrpcWeb {
