@@ -201,6 +201,7 @@ impl Checks {
             sni: None,
             nameless: true,
             client: None,
+            source: None,
         };
         let made = match (&host.address, host.check.get().port) {
             (EndpointAddress::Ip(address), Some(port)) => {

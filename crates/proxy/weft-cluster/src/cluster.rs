@@ -2,7 +2,7 @@
 //! is a new [`LiveCluster`] that takes over hosts, connections and counters.
 
 use crate::check::Checks;
-use crate::connect::{self, Alpn, ConnectionFacts, Plan};
+use crate::connect::{self, Alpn, ConnectionFacts, Plan, Source};
 use crate::dns::Resolver;
 use crate::error::UpstreamError;
 use crate::health::ClusterHealth;
@@ -329,13 +329,14 @@ impl LiveCluster {
         host: &Rc<Host>,
         sni: Option<&str>,
         client: Option<(SocketAddr, SocketAddr)>,
+        source: Option<Source>,
     ) -> Result<(Io, Rc<ConnectionFacts>, TcpGuard), UpstreamError> {
         let Some(permit) = self.breaker.connection(host, Priority::Default) else {
             self.stats.cx_overflow.inc();
             return Err(UpstreamError::unsent(Reason::Overflow));
         };
         let transport = self.transport(host);
-        let plan = Plan { cluster: self, transport, alpn: Alpn::Configured, sni, nameless: true, client };
+        let plan = Plan { cluster: self, transport, alpn: Alpn::Configured, sni, nameless: true, client, source };
         let (io, facts) = connect::connect(host, plan).await?;
         host.active.set(host.active.get() + 1);
         let guard = OpenGuard::unpooled(host, self, &facts, permit);

@@ -3,7 +3,8 @@
 use crate::cluster::LiveCluster;
 use crate::error::UpstreamError;
 use crate::hosts::Host;
-use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::{IpBindAddressNoPort, Mark};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -59,6 +60,15 @@ impl ConnectionFacts {
     }
 }
 
+/// An address of someone else, from which an endpoint is called (`IP_TRANSPARENT`). Needs `CAP_NET_ADMIN`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Source {
+    /// The address; port 0 is any.
+    pub address: SocketAddr,
+    /// Mark of the packets, by which routes bring the answers back; 0 = that of the process.
+    pub mark: u32,
+}
+
 /// How a connection is to be made.
 pub struct Plan<'a> {
     /// The cluster.
@@ -73,6 +83,8 @@ pub struct Plan<'a> {
     pub nameless: bool,
     /// Source and destination that the endpoint is told, where the cluster speaks the PROXY protocol.
     pub client: Option<(SocketAddr, SocketAddr)>,
+    /// Where it is to come from, when not from this machine's address.
+    pub source: Option<Source>,
 }
 
 /// Connects, within the cluster's connect timeout.
@@ -183,12 +195,32 @@ async fn tcp(address: SocketAddr, plan: &Plan<'_>) -> io::Result<TcpStream> {
         }
         socket2::SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
     }
-    if let Some(source) = source_for(cluster.source_address, &cluster.more_source_addresses, address.ip()) {
+    if let Some(source) = plan.source.filter(|source| source.address.is_ipv4() == address.is_ipv4()) {
+        from(&socket, source)?;
+    } else if let Some(source) = source_for(cluster.source_address, &cluster.more_source_addresses, address.ip()) {
         // Without this each connection would hold a local port of its own, whatever its destination.
         setsockopt(&socket, IpBindAddressNoPort, &true).map_err(io::Error::from)?;
         socket.bind(SocketAddr::new(source, 0))?;
     }
     socket.connect(address).await
+}
+
+/// Binds a socket to an address that is not this machine's.
+fn from(socket: &TcpSocket, source: Source) -> io::Result<()> {
+    let options = socket2::SockRef::from(socket);
+    match source.address {
+        SocketAddr::V4(_) => options.set_ip_transparent_v4(true)?,
+        SocketAddr::V6(_) => options.set_ip_transparent_v6(true)?,
+    }
+    if source.mark != 0 {
+        setsockopt(socket, Mark, &source.mark).map_err(io::Error::from)?;
+    }
+    if source.address.port() == 0 {
+        setsockopt(socket, IpBindAddressNoPort, &true).map_err(io::Error::from)?;
+    } else {
+        options.set_reuse_address(true)?;
+    }
+    socket.bind(source.address)
 }
 
 /// The source address of the destination's family, when one is configured.

@@ -25,7 +25,7 @@ pub mod status;
 mod subsets;
 
 pub use cluster::{LiveCluster, PickContext};
-pub use connect::ConnectionFacts;
+pub use connect::{ConnectionFacts, Source};
 pub use dns::Resolver;
 pub use error::{Retry, UpstreamError};
 pub use hosts::Host;

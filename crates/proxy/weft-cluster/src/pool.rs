@@ -3,7 +3,7 @@
 //! in order is closed.
 
 use crate::cluster::LiveCluster;
-use crate::connect::{self, Alpn, ConnectionFacts, Plan};
+use crate::connect::{self, Alpn, ConnectionFacts, Plan, Source};
 use crate::error::UpstreamError;
 use crate::hosts::Host;
 use crate::http1::Http1;
@@ -53,6 +53,8 @@ pub struct Want<'a> {
     pub host: Option<&'a str>,
     /// The client and where it wanted to go, for clusters whose endpoints are told.
     pub client: Option<(SocketAddr, SocketAddr)>,
+    /// Where the connection is to come from, when not from this machine's address.
+    pub source: Option<Source>,
     /// Which limits of the cluster hold.
     pub priority: Priority,
 }
@@ -68,6 +70,8 @@ pub struct Pool {
     sni: Option<Strng>,
     /// Connections that name a client serve that client alone.
     client: Option<(SocketAddr, SocketAddr)>,
+    /// So do connections that come from a client's address.
+    source: Option<Source>,
     /// The newest context; older connections carry the one they were made with.
     transport: RefCell<UpstreamTransport>,
     changed: Cell<Option<Instant>>,
@@ -173,12 +177,14 @@ impl HostPools {
         alpn: Alpn,
         sni: Option<&str>,
         client: Option<(SocketAddr, SocketAddr)>,
+        source: Option<Source>,
     ) -> Rc<Pool> {
         let mut pools = self.0.borrow_mut();
         for pool in pools.iter() {
             if pool.alpn == alpn
                 && pool.sni.as_deref() == sni
                 && pool.client == client
+                && pool.source == source
                 && same_kind(&pool.transport.borrow(), transport)
             {
                 pool.follow(transport);
@@ -189,6 +195,7 @@ impl HostPools {
             alpn,
             sni: sni.map(Strng::from),
             client,
+            source,
             transport: RefCell::new(transport.clone()),
             changed: Cell::new(None),
             idle: RefCell::default(),
@@ -332,7 +339,7 @@ pub async fn acquire(cluster: &Rc<LiveCluster>, host: &Rc<Host>, want: Want<'_>)
     };
     let sni = want.host.filter(|_| wants_host_sni(transport)).map(server_name);
     let client = want.client.filter(|_| cluster.config.proxy_protocol.is_some());
-    let pool = host.pools.pool(transport, alpn, sni.as_deref(), client);
+    let pool = host.pools.pool(transport, alpn, sni.as_deref(), client, want.source);
     let limits = &cluster.config.limits;
     if let Some(lease) = pool.take(host, want, limits) {
         return Ok(lease);
@@ -422,9 +429,9 @@ impl Pool {
         self.connecting_shared.set(one_connection);
         let attempt = Attempt(self, one_connection);
         let transport = self.transport.borrow().clone();
-        let (alpn, client) = (self.alpn, self.client);
+        let (alpn, client, source) = (self.alpn, self.client, self.source);
         let sni = self.sni.as_deref();
-        let plan = Plan { cluster, transport: &transport, alpn, sni, nameless: false, client };
+        let plan = Plan { cluster, transport: &transport, alpn, sni, nameless: false, client, source };
         let outcome = connect::connect(host, plan).await;
         let (io, facts) = outcome.inspect_err(|error| {
             self.failures.set(self.failures.get() + 1);

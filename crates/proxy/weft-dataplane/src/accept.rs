@@ -14,6 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpStream, UnixStream};
+use weft_cluster::Source;
 use weft_codec::{Flags, Io, Reason, Stream};
 use weft_core::Strng;
 use weft_proxy_config::{ConnectionFacts, ListenAddress, NetworkFilter, ServerTls, Terminal};
@@ -62,6 +63,10 @@ pub(crate) async fn serve(worker: Rc<Worker>, address: ListenAddress, accepted: 
     };
     let Some((listener, slot)) = choose(&worker, &way, listener, &mut stream, &mut downstream).await else { return };
     downstream.direction = listener.config.direction;
+    downstream.from = listener.config.inspect.original_src.map(|how| {
+        let port = if how.port { downstream.source.port() } else { 0 };
+        Source { address: SocketAddr::new(downstream.source.ip(), port), mark: how.mark }
+    });
     let chain = slot.current();
     downstream.chain = chain.chain.name.clone();
     let mut io = Io::new(stream);
@@ -105,6 +110,7 @@ fn new_downstream(
         tls: None,
         certificate: None,
         local_uri: None,
+        from: None,
         direction: listener.config.direction,
         chain: Strng::from(""),
         meter: Arc::default(),

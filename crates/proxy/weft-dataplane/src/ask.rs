@@ -60,6 +60,7 @@ async fn once(cluster: &Rc<LiveCluster>, how: &Ask<'_>, request: Request<Bytes>)
         careful: true,
         host: how.host.to_str().ok(),
         client: None,
+        source: None,
         priority: Priority::Default,
     };
     let failed = |why: String| {

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use weft_cluster::Source;
 use weft_codec::io::IoMeter;
 use weft_core::Strng;
 use weft_proxy_config::TrafficDirection;
@@ -28,6 +29,8 @@ pub(crate) struct Downstream {
     pub certificate: Option<weft_authz::PeerCertificate>,
     /// URI name of the certificate that this proxy showed.
     pub local_uri: Option<Strng>,
+    /// Where endpoints are called from on its behalf, when not from this machine's address.
+    pub from: Option<Source>,
     /// Side of the workload.
     pub direction: TrafficDirection,
     /// Name of the filter chain.

@@ -214,7 +214,7 @@ async fn directly(
     downstream: &Downstream,
 ) -> Result<(Endpoint, Rc<ConnectionFacts>, Open), UpstreamError> {
     let client = Some((downstream.source, downstream.destination));
-    let (io, facts, guard) = cluster.connect_tcp(host, sni, client).await?;
+    let (io, facts, guard) = cluster.connect_tcp(host, sni, client, downstream.from).await?;
     Ok((Endpoint::Direct(Box::new(io)), facts, Open::Direct { _guard: guard }))
 }
 

@@ -54,6 +54,7 @@ pub(crate) async fn open(
         careful: true,
         host: tunnel.target.split_once(':').map(|(name, _)| name),
         client: Some((downstream.source, downstream.destination)),
+        source: downstream.from,
         priority: weft_route::Priority::Default,
     };
     let limit = cluster.config.connect_timeout;

@@ -75,6 +75,8 @@ pub struct Inspect {
     pub http: bool,
     /// `proxy_protocol`: a PROXY header comes first; `true` inside = it may be absent.
     pub proxy_protocol: Option<bool>,
+    /// `original_src`: endpoints are called from the client's own address.
+    pub original_src: Option<OriginalSource>,
     /// Destination ports on which an inspector is switched off (`filter_disabled`): (port, tls off, http off).
     pub disabled_ports: Vec<(u16, bool, bool)>,
     /// The same for ports that are not listed: (tls off, http off).
@@ -83,6 +85,15 @@ pub struct Inspect {
     pub timeout: Option<Duration>,
     /// After the time: go on (`true`) or close.
     pub continue_on_timeout: bool,
+}
+
+/// How endpoints are called from a client's address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OriginalSource {
+    /// Mark of the packets, by which routes bring the answers back; 0 = none.
+    pub mark: u32,
+    /// From the client's port too.
+    pub port: bool,
 }
 
 impl Inspect {

@@ -391,7 +391,7 @@ fn refused_listeners() {
         ),
         (
             listener(
-                "listener_filters: [{name: o, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.listener.original_src.v3.OriginalSrc}}],",
+                "listener_filters: [{name: o, typed_config: {'@type': type.googleapis.com/envoy.extensions.access_loggers.stream.v3.StdoutAccessLog}}],",
                 "",
                 &t,
             ),

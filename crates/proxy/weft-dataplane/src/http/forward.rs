@@ -119,7 +119,7 @@ pub(crate) async fn run(
     let policy = forward.retry.as_deref().or(forwarding.host.retry.as_deref());
     let per_try = limits.per_try.or(policy.and_then(|p| p.per_try_timeout)).filter(|d| !d.is_zero());
     let limits = Limits { per_try, ..limits };
-    let retries = Retries::new(policy, wish.as_ref());
+    let retries = Retries::new(policy, wish.as_ref(), &head.view());
     shape(exchange, head, &forwarding, limits);
     let upgrade = head.upgrade.take();
     let counts = forwarding.host.include_attempt_count;
@@ -191,7 +191,7 @@ async fn terminate(
         facts.host = Some(host.clone());
     }
     let client = Some((downstream.source, downstream.destination));
-    let connected = cluster.connect_tcp(&host, None, client).await;
+    let connected = cluster.connect_tcp(&host, None, client, downstream.from).await;
     cluster.report(&host, if connected.is_ok() { Outcome::Success } else { Outcome::LocalError });
     let (io, facts, open) = connected.map_err(failed)?;
     exchange.facts.borrow_mut().upstream = Some(facts);
@@ -581,6 +581,7 @@ impl Tries<'_> {
                 careful: !self.is_repeatable(),
                 host: self.head.host.to_str().ok(),
                 client: Some((downstream.source, downstream.destination)),
+                source: downstream.from,
                 priority: self.forward.priority,
             };
             let mut lease = self.cluster.acquire(host, want).await?;

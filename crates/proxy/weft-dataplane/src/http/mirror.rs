@@ -115,6 +115,7 @@ async fn send(
         careful: true,
         host: host.to_str().ok(),
         client: None,
+        source: None,
         priority: Priority::Default,
     };
     let Ok(mut lease) = cluster.acquire(&endpoint, want).await else {

@@ -3,7 +3,8 @@
 use super::{Ctx, fingerprint};
 use crate::matching::ChainIndex;
 use crate::{
-    ChainMatch, FilterChain, Inspect, ListenAddress, Listener, SecretSource, ServerTls, TrafficDirection, Transport,
+    ChainMatch, FilterChain, Inspect, ListenAddress, Listener, OriginalSource, SecretSource, ServerTls,
+    TrafficDirection, Transport,
 };
 use ipnet::IpNet;
 use prost::Message as _;
@@ -381,6 +382,12 @@ impl Ctx<'_> {
     ) {
         if url == listener_filters::original_dst::v3::OriginalDst::type_url_of() {
             inspect.original_dst = true;
+            return;
+        }
+        if url == listener_filters::original_src::v3::OriginalSrc::type_url_of() {
+            let Some(message) = self.c.unpacked(any, path) else { return };
+            let listener_filters::original_src::v3::OriginalSrc { bind_port, mark } = message;
+            inspect.original_src = Some(OriginalSource { mark, port: bind_port });
             return;
         }
         if url != listener_filters::proxy_protocol::v3::ProxyProtocol::type_url_of() {
