@@ -46,7 +46,7 @@ pub const JOURNEYS: &[Journey] = &[
     Journey {
         id: "1:J-GW",
         title: "a gateway of one's own, and a second one behind the same Service",
-        proves: &["1:GW-02", "1:GW-03", "1:GW-04", "1:GW-05", "1:GW-08", "1:INJ-17"],
+        proves: &["1:GW-01", "1:GW-02", "1:GW-03", "1:GW-04", "1:GW-05", "1:GW-07", "1:GW-08", "1:INJ-17"],
         not_with_envoy: SAME,
         options: &["--no-bookinfo"],
         run: own_gateway,
@@ -370,9 +370,18 @@ fn own_gateway_listens(lab: &Lab, port: &str) -> Result<bool> {
 fn own_gateway(run: &mut Run) -> Result<()> {
     let kubectl = Kubectl::newest(&run.lab)?;
     kubectl.file("ingress.yaml", INGRESS)?;
+    run.check(&["1:GW-01"], "a control plane without a gateway", |_| {
+        kubectl.sh("istioctl x uninstall --purge -y")?;
+        let said = kubectl.sh("istioctl install --set profile=minimal -y")?;
+        ensure!(!said.contains("gateways"), "{said}");
+        until_pods(&kubectl, "-n istio-system", 1, "1/1")?;
+        let said = kubectl.sh("kubectl get deployments -A -l istio=ingressgateway 2>&1")?;
+        holds(&said, &["No resources found"])
+    });
     run.check(&["1:GW-02", "1:GW-03", "1:GW-04", "1:INJ-17"], "a gateway of the operator's file, injected", |_| {
         kubectl.sh("kubectl create namespace istio-ingress")?;
-        kubectl.sh("istioctl manifest generate -f ingress.yaml | kubectl apply -f -")?;
+        let said = kubectl.sh("istioctl install -f ingress.yaml -y")?;
+        ensure!(said == "✓ Ingress gateways installed\n✓ Installation complete\n", "{said}");
         let pods = until_pods(&kubectl, "-n istio-ingress -l istio=own-gateway", 1, "1/1")?;
         let before = pods.clone();
         let names =
@@ -417,6 +426,20 @@ fn own_gateway(run: &mut Run) -> Result<()> {
         let pods = said.split_whitespace().nth(1).unwrap_or_default();
         ensure!(pods.split(',').count() == 2, "{said}");
         Ok(())
+    });
+    run.check(&["1:GW-07"], "the gateway moves to a revision by its label", |lab| {
+        kubectl.sh("istioctl install --set profile=minimal --revision canary -y")?;
+        let labels = r#"{"spec":{"template":{"metadata":{"labels":{"istio.io/rev":"canary"}}}}}"#;
+        kubectl.sh(&format!("kubectl patch deployment ingressgateway -n istio-ingress -p '{labels}'"))?;
+        kubectl.sh("kubectl rollout status deployment ingressgateway -n istio-ingress --timeout=80s")?;
+        eventually(SOON, || {
+            let pod = kubectl.sh(
+                "kubectl get pods -n istio-ingress -l istio.io/rev=canary -o jsonpath='{.items[*].metadata.name}'",
+            )?;
+            let said = lab.weft(&["proxy-status"])?;
+            let row = said.lines().find(|line| !pod.is_empty() && line.starts_with(&pod)).unwrap_or_default();
+            holds(row, &["istiod-canary-"])
+        })
     });
     Ok(())
 }
