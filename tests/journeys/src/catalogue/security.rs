@@ -62,7 +62,10 @@ pub const JOURNEYS: &[Journey] = &[
     Journey {
         id: "3:J1",
         title: "external authorization, by gRPC and by HTTP",
-        proves: &["3:EA-01", "3:EA-02", "3:EA-03", "3:EA-04", "3:EA-05"],
+        proves: &[
+            "3:EA-01", "3:EA-02", "3:EA-03", "3:EA-04", "3:EA-05", "3:EA-06", "3:EA-07", "3:EA-08", "3:EA-10",
+            "3:EA-14", "3:EA-15", "3:EA-16", "3:EA-18", "3:EA-19",
+        ],
         not_with_envoy: None,
         options: &["--no-bookinfo"],
         run: external,
@@ -539,9 +542,25 @@ fn external(run: &mut Run) -> Result<()> {
     run.lab.apply_sample_in("extauthz/ext-authz.yaml", "foo")?;
     run.lab.wait_deployments("foo", &["ext-authz"])?;
     run.lab.change_mesh(&json!({"extensionProviders": [
-        {"name": "sample-ext-authz-grpc", "envoyExtAuthzGrpc": {"service": "ext-authz.foo.svc.cluster.local", "port": 9000}},
-        {"name": "sample-ext-authz-http", "envoyExtAuthzHttp": {"service": "ext-authz.foo.svc.cluster.local", "port": 8000, "includeRequestHeadersInCheck": ["x-ext-authz"], "headersToUpstreamOnAllow": ["x-ext-authz-check-result"]}},
+        {"name": "sample-ext-authz-grpc", "envoyExtAuthzGrpc": {"service": "ext-authz.foo.svc.cluster.local", "port": "9000"}},
+        {"name": "sample-ext-authz-http", "envoyExtAuthzHttp": {"service": "ext-authz.foo.svc.cluster.local", "port": "8000",
+            "includeHeadersInCheck": ["x-ext-authz"], "headersToUpstreamOnAllow": ["x-ext-authz-check-result"],
+            "headersToDownstreamOnDeny": ["x-ext-authz-check-result"]}},
+        {"name": "nobody-there", "envoyExtAuthzHttp": {"service": "nobody.foo.svc.cluster.local", "port": "8000", "statusOnError": "503"}},
+        {"name": "nobody-needed", "envoyExtAuthzHttp": {"service": "nobody.foo.svc.cluster.local", "port": "8000", "failOpen": true}},
+        {"name": "by-entry", "envoyExtAuthzGrpc": {"service": "external-authz-grpc.local", "port": "9191"}},
     ]}))?;
+    run.check(
+        &["3:EA-08", "3:EA-19"],
+        "the authorizer says where it listens; ports of providers may be quoted",
+        |lab| {
+            let logs = lab.logs("foo", "deploy/ext-authz", "ext-authz")?;
+            for line in ["Starting HTTP server at [::]:8000", "Starting gRPC server at [::]:9000"] {
+                ensure!(logs.contains(line), "{logs}");
+            }
+            Ok(())
+        },
+    );
     let custom = |provider: &str| {
         let rules = json!([{"to": [{"operation": {"paths": ["/headers"]}}]}]);
         let spec = json!({"selector": {"matchLabels": {"app": "httpbin"}}, "action": "CUSTOM", "provider": {"name": provider}, "rules": rules});
@@ -585,6 +604,89 @@ fn external(run: &mut Run) -> Result<()> {
             })
         });
     }
+    run.check(
+        &["3:EA-06"],
+        "listed headers of the authorizer reach the client that is refused, and no others",
+        |lab| {
+            let told = lab
+                .curl_in("foo", &["-s", "-D", "-", "-o", "/dev/null", url, "-H", "x-ext-authz: deny"])?
+                .to_lowercase();
+            ensure!(told.contains("x-ext-authz-check-result: denied"), "{told}");
+            ensure!(!told.contains("x-ext-authz-check-received"), "{told}");
+            Ok(())
+        },
+    );
+    run.check(
+        &["3:EA-14", "3:EA-15", "3:EA-18"],
+        "what the authorizer is told of caller, destination and request",
+        |lab| {
+            let logs = lab.logs("foo", "deploy/ext-authz", "ext-authz")?;
+            let asked =
+                logs.lines().find(|line| line.starts_with("[gRPCv3][allowed]: httpbin.foo:8000/headers, attributes: "));
+            let asked = asked.with_context(|| format!("no such line: {logs}"))?;
+            for part in [
+                "principal: \"spiffe://cluster.local/ns/foo/sa/sleep\"",
+                "principal: \"spiffe://cluster.local/ns/foo/sa/httpbin\"",
+                "PortValue(80)",
+                "method: \"GET\"",
+                "path: \"/headers\"",
+                "host: \"httpbin.foo:8000\"",
+                "protocol: \"HTTP/1.1\"",
+                "\":authority\"",
+                "\"x-request-id\"",
+                "\"x-forwarded-proto\": \"http\"",
+                "By=spiffe://cluster.local/ns/foo/sa/httpbin;Hash=",
+                "URI=spiffe://cluster.local/ns/foo/sa/sleep",
+            ] {
+                ensure!(asked.contains(part), "no {part} in {asked}");
+            }
+            let hash =
+                asked.split_once(";Hash=").and_then(|(_, rest)| rest.split_once(';')).map_or("", |(hash, _)| hash);
+            ensure!(hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit()), "{hash}");
+            Ok(())
+        },
+    );
+    run.check(&["3:EA-07"], "an authorizer that does not answer: the status that is set, or open where that is asked for", |lab| {
+        lab.apply("{apiVersion: v1, kind: Service, metadata: {name: nobody, namespace: foo}, spec: {selector: {app: nobody}, ports: [{name: http, port: 8000}]}}")?;
+        lab.apply(&custom("nobody-there"))?;
+        becomes(lab, "foo", url, &["-H", "x-ext-authz: allow"], "503")?;
+        lab.apply(&custom("nobody-needed"))?;
+        becomes(lab, "foo", url, &["-H", "x-ext-authz: deny"], "200")
+    });
+    run.check(&["3:EA-10"], "an authorizer beside the application, by a ServiceEntry", |lab| {
+        lab.apply("{apiVersion: networking.istio.io/v1alpha3, kind: ServiceEntry, metadata: {name: authz-beside, namespace: foo}, \
+                   spec: {hosts: [external-authz-grpc.local], endpoints: [{address: 127.0.0.1}], resolution: STATIC, \
+                   ports: [{name: grpc, number: 9191, protocol: GRPC}]}}")?;
+        let beside = json!({"name": "ext-authz", "image": "gcr.io/istio-testing/ext-authz:latest",
+            "args": ["--http-port", "9190", "--grpc-port", "9191"]});
+        let patch = json!({"spec": {"template": {"spec": {"containers": [beside]}}}}).to_string();
+        lab.weft(&["patch", "deployment", "httpbin", "-n", "foo", "-p", &patch])?;
+        lab.wait_deployments("foo", &["httpbin"])?;
+        lab.apply(&custom("by-entry"))?;
+        becomes(lab, "foo", url, &["-H", "x-ext-authz: allow"], "200")?;
+        becomes(lab, "foo", url, &["-H", "x-ext-authz: deny"], "403")?;
+        eventually(SOON, || {
+            let logs = lab.logs("foo", "deploy/httpbin", "ext-authz")?;
+            ensure!(logs.contains("[gRPCv3][denied]: httpbin.foo:8000/headers"), "{logs}");
+            Ok(())
+        })
+    });
+    run.check(&["3:EA-16"], "the authorizer is guarded by a policy of its own", |lab| {
+        lab.apply(&custom("sample-ext-authz-grpc"))?;
+        becomes(lab, "foo", url, &["-H", "x-ext-authz: allow"], "200")?;
+        let of = |account: &str| {
+            let from = json!([{"source": {"principals": [format!("cluster.local/ns/foo/sa/{account}")]}}]);
+            policy(
+                "foo",
+                "authz-of-authz",
+                json!({"selector": {"matchLabels": {"app": "ext-authz"}}, "rules": [{"from": from}]}),
+            )
+        };
+        lab.apply(&of("somebody"))?;
+        becomes(lab, "foo", url, &["-H", "x-ext-authz: allow"], "403")?;
+        lab.apply(&of("httpbin"))?;
+        becomes(lab, "foo", url, &["-H", "x-ext-authz: allow"], "200")
+    });
     Ok(())
 }
 
