@@ -161,7 +161,6 @@ fn values_mean_the_same_both_ways() {
         ("global.logAsJson", "true"),
         ("global.logging.level", "default:warn"),
         ("global.monitoringPort", "15099"),
-        ("pilot.traceSampling", "0.1"),
         ("global.proxy.logLevel", "debug"),
         ("global.proxy.clusterDomain", "mesh.example"),
         ("global.multiCluster.clusterName", "east"),
