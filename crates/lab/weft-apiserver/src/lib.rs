@@ -72,7 +72,7 @@ pub mod fuzzing {
         }
     }
 
-    /// A JSON path, and a schema on a value.
+    /// A JSON path, and a schema with its rules on a value.
     pub fn schema(path: &str, schema: &Value, mut value: Value) {
         if let Ok(path) = crate::custom::path::Path::parse(path) {
             let _ = path.find(&value);
@@ -81,5 +81,7 @@ pub mod fuzzing {
         crate::custom::structural::prune_root(&mut value, schema, &mut Vec::new());
         crate::custom::structural::default(&mut value, schema);
         crate::custom::structural::validate(&value, schema, "", &mut Vec::new());
+        let rules = crate::custom::rules::Rules::read(schema, "", &mut Vec::new());
+        rules.check(schema, &value, Some(&value));
     }
 }
