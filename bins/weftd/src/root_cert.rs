@@ -30,6 +30,10 @@ const GATHER: Duration = Duration::from_millis(50);
 /// Keeps the ConfigMaps right until the cache or the source of trust goes away.
 pub(crate) async fn publish(client: ApiClient, cache: Arc<Cache>, mut trust: watch::Receiver<Arc<Trust>>) {
     let mut changed = cache.changed();
+    // Nothing is known yet: what an earlier process has published stays until it is.
+    if trust.wait_for(|trust| !trust.roots.is_empty()).await.is_err() {
+        return;
+    }
     loop {
         let wanted = contents(&trust.borrow_and_update().clone());
         let mut failed = false;
@@ -141,4 +145,49 @@ fn config_map(namespace: &str, content: &Content) -> Object {
     object.metadata.labels = Some([("istio.io/config".to_string(), "true".to_string())].into());
     object.metadata.annotations = Some([(DIGEST.to_string(), content.digest.clone())].into());
     object
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weft_apiserver::{AdminToken, ApiServer, ApiServerOptions};
+    use weft_store::MemoryStore;
+
+    const TOKEN: &str = "token of an administrator";
+
+    /// A process that has just started knows nothing, and must not say so to workloads.
+    #[tokio::test]
+    async fn nothing_is_taken_back_before_something_is_known() {
+        let namespaces = vec!["shop".into()];
+        let admin_tokens = vec![AdminToken { token: TOKEN.into(), user: "admin".into() }];
+        let options = ApiServerOptions { namespaces, admin_tokens, ..ApiServerOptions::default() };
+        let api = ApiServer::new(MemoryStore::new(), options).unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = ApiClient::connect(&format!("http://{}", listener.local_addr().unwrap()), Some(TOKEN)).unwrap();
+        let server = tokio::spawn(async move { api.serve(listener, std::future::pending()).await });
+        let trust = |roots: &str, crl: &str| Trust { roots: roots.into(), crl: crl.into(), ..Trust::default() };
+        let before = Content::new(ROOT_CERT_CONFIG_MAP, &[(ROOT_CERT_KEY, &"before".to_string())]);
+        let before = client.create(&config_map("shop", &before), &WriteOptions::default()).await.unwrap().object;
+        let namespace = weft_k8s_api::kinds::by_kind("", "Namespace").unwrap();
+        let shop = client.get(namespace, "", "shop").await.unwrap();
+        let cache = Arc::new(Cache::from_objects([before, shop]));
+        let (tell, told) = watch::channel(Arc::new(Trust::default()));
+        let task = tokio::spawn(publish(client.clone(), cache.clone(), told));
+        let kind = weft_k8s_api::kinds::by_kind("", "ConfigMap").unwrap();
+        let now = async |name: &str| client.get(kind, "shop", name).await.ok().map(|map| map.body["data"].clone());
+        // Time for many requests, of which it would need one.
+        for _ in 0..30 {
+            assert_eq!(now(ROOT_CERT_CONFIG_MAP).await.unwrap()[ROOT_CERT_KEY], "before");
+        }
+        tell.send_replace(Arc::new(trust("now", "list")));
+        let end = tokio::time::Instant::now() + Duration::from_secs(10);
+        while now(CRL_CONFIG_MAP).await.is_none_or(|data| data[CRL_KEY] != "list") {
+            assert!(tokio::time::Instant::now() < end, "the lists are published");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let data = now(ROOT_CERT_CONFIG_MAP).await.unwrap();
+        assert_eq!((&data[ROOT_CERT_KEY], &data[CRL_KEY]), (&json!("now"), &json!("list")));
+        task.abort();
+        server.abort();
+    }
 }
