@@ -34,7 +34,7 @@ pub const JOURNEYS: &[Journey] = &[
     Journey {
         id: "3:J5",
         title: "dry run of a policy",
-        proves: &["3:DR-01", "3:DR-02", "3:DR-03", "3:DR-04", "3:DR-05", "3:DR-06", "3:DR-07"],
+        proves: &["3:DR-01", "3:DR-02", "3:DR-03", "3:DR-04", "3:DR-05", "3:DR-06", "3:DR-07", "3:DR-09"],
         not_with_envoy: None,
         options: &["--no-bookinfo"],
         run: dry_run,
@@ -389,7 +389,8 @@ fn dry_run(run: &mut Run) -> Result<()> {
     run.check(&["3:DR-05", "3:DR-06"], "and counted", |lab| {
         eventually(SOON, || {
             let stats = lab.admin("foo", &pod, "GET", "stats/prometheus")?;
-            let (denied, allowed) = (counted(&stats, engine, "denied"), counted(&stats, engine, "allowed"));
+            let counted = |result: &str| counted(&stats, engine, "deny", result);
+            let (denied, allowed) = (counted("denied"), counted("allowed"));
             ensure!(denied.is_some_and(|n| n >= 1.0) && allowed == Some(0.0), "{denied:?} {allowed:?}");
             Ok(())
         })
@@ -408,6 +409,35 @@ fn dry_run(run: &mut Run) -> Result<()> {
             Ok(())
         })
     });
+    run.check(&["3:DR-09"], "an ALLOW policy's dry run is told apart: log, metrics, tags", |lab| {
+        let rules = json!([{"to": [{"operation": {"paths": ["/headers"]}}]}]);
+        let spec = json!({"selector": {"matchLabels": {"app": "httpbin"}}, "action": "ALLOW", "rules": rules});
+        let meta = json!({"name": "allow-path-headers", "namespace": "foo", "annotations": {"istio.io/dry-run": "true"}});
+        lab.apply(&json!({"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": meta, "spec": spec}).to_string())?;
+        let rule = RULE.replace("deny-", "allow-");
+        let tags = [
+            ("istio.authorization.dry_run.allow_policy.name", rule.as_str()),
+            ("istio.authorization.dry_run.allow_policy.result", "allowed"),
+            ("istio.authorization.dry_run.deny_policy.result", "denied"),
+        ];
+        eventually(SOON, || {
+            for path in ["headers", "ip"] {
+                let (code, _) = call(lab, "foo", &format!("http://httpbin.foo:8000/{path}"), &[])?;
+                ensure!(code == "200", "{path}: {code}");
+            }
+            let logs = lab.logs("foo", &pod, "istio-proxy")?;
+            ensure!(logs.contains(&format!("shadow allowed, matched policy {rule}")), "the log does not say so");
+            let stats = lab.admin("foo", &pod, "GET", "stats/prometheus")?;
+            for result in ["allowed", "denied"] {
+                let seen = counted(&stats, engine, "allow", result);
+                ensure!(seen.is_some_and(|n| n >= 1.0), "{result}: {seen:?}");
+            }
+            let spans = lab.logs("tracing", "zipkin", "zipkin")?;
+            ensure!(span_with(&spans, &tags), "no span with {tags:?}");
+            Ok(())
+        })?;
+        lab.weft(&["delete", "authorizationpolicy", "allow-path-headers", "-n", "foo"]).map(drop)
+    });
     run.check(&["3:DR-02"], "without the annotation it is enforced", |lab| {
         apply(lab, "false")?;
         becomes(lab, "foo", url, &[], "403")
@@ -416,13 +446,13 @@ fn dry_run(run: &mut Run) -> Result<()> {
 }
 
 /// The counter of dry runs with this result. Stock Envoy cuts the listener's name at its first dot for a tag.
-fn counted(stats: &str, engine: Engine, result: &str) -> Option<f64> {
+fn counted(stats: &str, engine: Engine, action: &str, result: &str) -> Option<f64> {
     let (name, listener) = match engine {
         Engine::Weft => ("envoy_http_inbound_0_0_0_0_80_rbac{", ""),
         Engine::Envoy => ("envoy_http_0_0_0_80_rbac{", "envoy_http_conn_manager_prefix=\"inbound_0\""),
     };
-    let result = format!("authz_dry_run_result=\"{result}\"");
-    let labels = ["authz_dry_run_action=\"deny\"", &result, listener];
+    let (action, result) = (format!("authz_dry_run_action=\"{action}\""), format!("authz_dry_run_result=\"{result}\""));
+    let labels = [&action, &result, listener];
     let line = stats.lines().find(|line| line.starts_with(name) && labels.iter().all(|label| line.contains(label)));
     line.and_then(|line| line.rsplit(' ').next()?.parse().ok())
 }
