@@ -34,6 +34,7 @@ async fn retries_and_their_headers() {
     let hosts = r#"[{name: v, domains: ['*'], include_request_attempt_count: true, include_attempt_count_in_response: true, routes: [
         {match: {prefix: "/codes"}, route: {cluster: a, retry_policy: {retry_on: retriable-status-codes, retriable_status_codes: [503], num_retries: 2, retry_back_off: {base_interval: 0.001s}}}},
         {match: {prefix: "/5xx"}, route: {cluster: a, retry_policy: {retry_on: 5xx, num_retries: 2, retry_back_off: {base_interval: 0.001s}}}},
+        {match: {prefix: "/named"}, route: {cluster: a, retry_policy: {retry_on: 5xx, num_retries: 2, retry_back_off: {base_interval: 0.001s}, retriable_request_headers: [{name: x-again, present_match: true}, {name: x-user, string_match: {prefix: a}}]}}},
         {match: {prefix: "/refused"}, route: {cluster: dead}},
         {match: {prefix: "/dead"}, route: {cluster: dead, retry_policy: {retry_on: connect-failure, num_retries: 1, retry_back_off: {base_interval: 0.001s}}}},
         {match: {prefix: "/"}, route: {cluster: a, timeout: 3s}}]}]"#;
@@ -50,6 +51,9 @@ async fn retries_and_their_headers() {
             ("x-forwarded-for", "127.0.0.1"),
         ];
         asks.push(Ask::get(&format!("/own/{fails}"), &own).with("POST", "again"));
+    }
+    for (name, value) in [("x-again", "1"), ("x-user", "ann"), ("x-user", "bob")] {
+        asks.push(Ask::get(&format!("/named/{value}"), &[("x-fail", "2"), (name, value)]));
     }
     let inside = ("x-forwarded-for", "127.0.0.1");
     asks.push(Ask::get("/own/t", &[("x-envoy-upstream-rq-timeout-ms", "1500"), inside]));

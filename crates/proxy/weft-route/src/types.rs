@@ -389,6 +389,8 @@ pub struct RetryPolicy {
     pub host_attempts: u32,
     /// Retriable response headers.
     pub headers: Vec<HeaderMatcher>,
+    /// The conditions hold for requests with one of these alone; empty: for all.
+    pub request_headers: Vec<HeaderMatcher>,
 }
 
 /// Retry conditions, as in `x-envoy-retry-on`.

@@ -5,7 +5,7 @@ use http::{HeaderMap, HeaderName, Method, StatusCode};
 use std::time::Duration;
 use weft_cluster::{Retry, UpstreamError};
 use weft_codec::{Reason, grpc};
-use weft_route::{RetryOn, RetryPolicy};
+use weft_route::{RequestView, RetryOn, RetryPolicy};
 
 /// Further tries at most, whatever a request asks for.
 const MAX_RETRIES: u32 = 50;
@@ -25,8 +25,11 @@ pub(crate) struct Retries<'a> {
 
 impl<'a> Retries<'a> {
     /// Under `policy`, changed by what a trusted request asks for.
-    pub fn new(policy: Option<&'a RetryPolicy>, wish: Option<&HeaderMap>) -> Self {
-        let on = policy.map(|p| p.on).unwrap_or_default();
+    pub fn new(policy: Option<&'a RetryPolicy>, wish: Option<&HeaderMap>, request: &RequestView<'_>) -> Self {
+        let fits = |p: &&RetryPolicy| {
+            p.request_headers.is_empty() || p.request_headers.iter().any(|header| header.matches(request))
+        };
+        let on = policy.filter(fits).map(|p| p.on).unwrap_or_default();
         let mut retries = Self { policy, on, statuses: Vec::new(), left: policy.map_or(0, |p| p.attempts), done: 0 };
         if let Some(headers) = wish {
             retries.heed(headers);
@@ -169,6 +172,11 @@ mod tests {
         policy
     }
 
+    fn view(headers: &HeaderMap) -> RequestView<'_> {
+        let (method, scheme) = (&Method::GET, "http");
+        RequestView { method, authority: "a", path: "/", query: None, scheme, headers, metadata: &[] }
+    }
+
     fn error(reason: Reason, retry: Retry) -> UpstreamError {
         UpstreamError { reason, retry, detail: None }
     }
@@ -190,7 +198,7 @@ mod tests {
             (&["unavailable"], Reason::RemoteReset, MayBeProcessed, false),
         ] {
             let policy = policy(on);
-            let retries = Retries::new(Some(&policy), None);
+            let retries = Retries::new(Some(&policy), None, &view(&HeaderMap::new()));
             assert_eq!(retries.wants_after(&error(reason, retry), false), want, "{on:?} {reason:?} {retry:?}");
         }
     }
@@ -213,7 +221,7 @@ mod tests {
             if let Some((name, value)) = header {
                 headers.insert(name, value.parse().unwrap());
             }
-            let retries = Retries::new(Some(&policy), None);
+            let retries = Retries::new(Some(&policy), None, &view(&HeaderMap::new()));
             let status = StatusCode::from_u16(status).unwrap();
             assert_eq!(retries.wants_after_response(status, &headers), want, "{on:?} {status} {header:?}");
         }
@@ -222,7 +230,7 @@ mod tests {
     #[test]
     fn bounded_and_jittered() {
         let policy = policy(&["5xx"]);
-        let mut retries = Retries::new(Some(&policy), None);
+        let mut retries = Retries::new(Some(&policy), None, &view(&HeaderMap::new()));
         assert_eq!(retries.start(1.0), BASE);
         assert_eq!(retries.start(1.0), BASE * 3);
         assert!(retries.is_used_up() && !retries.is_possible());
@@ -235,7 +243,7 @@ mod tests {
         headers.insert("x-envoy-retry-on", "retriable-status-codes,nonsense".parse().unwrap());
         headers.insert("x-envoy-retriable-status-codes", "418".parse().unwrap());
         headers.insert("x-envoy-max-retries", "4000000000".parse().unwrap());
-        let retries = Retries::new(None, Some(&headers));
+        let retries = Retries::new(None, Some(&headers), &view(&HeaderMap::new()));
         assert_eq!(retries.left, MAX_RETRIES);
         assert!(retries.wants_after_response(StatusCode::IM_A_TEAPOT, &HeaderMap::new()));
     }

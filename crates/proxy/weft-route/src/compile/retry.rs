@@ -45,14 +45,7 @@ impl Compiler<'_> {
             retriable_request_headers,
             refresh_cluster_on_retry,
         } = message;
-        refuse_set!(
-            self.errors,
-            path,
-            retry_options_predicates,
-            rate_limited_retry_back_off,
-            retriable_request_headers,
-            refresh_cluster_on_retry
-        );
+        refuse_set!(self.errors, path, retry_options_predicates, rate_limited_retry_back_off, refresh_cluster_on_retry);
         if per_try_idle_timeout.is_some() {
             let message = "is left out by weft-proxy; per_try_timeout and the route's idle_timeout hold";
             self.errors.degrade(&path.field("per_try_idle_timeout"), message);
@@ -70,6 +63,11 @@ impl Compiler<'_> {
             .enumerate()
             .filter_map(|(i, h)| self.header_matcher(h, &path.item("retriable_headers", i)))
             .collect();
+        let request_headers = retriable_request_headers
+            .iter()
+            .enumerate()
+            .filter_map(|(i, h)| self.header_matcher(h, &path.item("retriable_request_headers", i)))
+            .collect();
         Arc::new(RetryPolicy {
             on: self.retry_on(retry_on, &path.field("retry_on")),
             statuses,
@@ -81,6 +79,7 @@ impl Compiler<'_> {
             // Envoy counts the first choice; below one there would be none.
             host_attempts: u32::try_from(*host_selection_retry_max_attempts).unwrap_or(1).max(1),
             headers,
+            request_headers,
         })
     }
 
