@@ -112,7 +112,7 @@ struct Ports {
 
 impl Ports {
     fn free() -> Result<Self> {
-        let port = || anyhow::Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port());
+        let port = weft_kube_tests::real::free_port;
         Ok(Self { calls: port()?, outbound: port()?, inbound: port()?, agent: [port()?, port()?, port()?, port()?] })
     }
 }
