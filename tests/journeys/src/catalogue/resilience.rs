@@ -37,7 +37,7 @@ pub const JOURNEYS: &[Journey] = &[
     Journey {
         id: "1:J-LLB",
         title: "locality: failover and weighted distribution",
-        proves: &["1:T-LLB-01", "1:T-LLB-02", "1:T-LLB-03", "1:T-LLB-04", "1:T-LLB-05"],
+        proves: &["1:T-LLB-01", "1:T-LLB-02", "1:T-LLB-03", "1:T-LLB-04", "1:T-LLB-05", "1:T-LLB-06"],
         not_with_envoy: None,
         options: &["--no-bookinfo"],
         run: locality,
@@ -400,6 +400,18 @@ fn locality(run: &mut Run) -> Result<()> {
             ensure!(seen == LOCALITIES, "{seen:?}");
             Ok(())
         })
+    });
+    run.check(&["1:T-LLB-06"], "failover beside distribution is refused", |lab| {
+        let both = "{distribute: [{from: region1/*, to: {'region1/*': 100}}], failover: [{from: region1, to: region2}]}";
+        let rule = format!(
+            "apiVersion: networking.istio.io/v1beta1\nkind: DestinationRule\nmetadata: {{name: both, namespace: sample}}\n\
+             spec: {{host: helloworld, trafficPolicy: {{loadBalancer: {{localityLbSetting: {both}}}}}}}\n"
+        );
+        match lab.apply(&rule) {
+            Ok(said) => anyhow::bail!("taken: {said}"),
+            Err(error) => ensure!(format!("{error:#}").contains("keep one"), "{error:#}"),
+        }
+        Ok(())
     });
     run.lab.apply_yaml("locality/failover.yaml", "sample")?;
     run.check(&["1:T-LLB-02"], "calls stay in region1.zone1", |lab| all_from(lab, LOCALITIES[0]));
