@@ -30,7 +30,7 @@ pub const JOURNEYS: &[Journey] = &[
     Journey {
         id: "2:J-MM",
         title: "migration to mutual TLS, without a refused request of the mesh",
-        proves: &["2:MM-1", "2:MM-2", "2:MM-3", "2:MM-7"],
+        proves: &["2:MM-1", "2:MM-2", "2:MM-3", "2:MM-4", "2:MM-7"],
         not_with_envoy: None,
         options: &["--no-bookinfo"],
         run: migration,
@@ -319,6 +319,24 @@ fn end_users(run: &mut Run) -> Result<()> {
     Ok(())
 }
 
+/// What tcpdump shows beside httpbin in `foo` while a client of a namespace calls it.
+fn on_the_wire(lab: &Lab, client: &str) -> Result<String> {
+    let dump = ["tcpdump", "-Z", "root", "-i", "eth0", "-l", "-A", "-c", "8", "dst port 80"];
+    let home = lab.home().to_path_buf();
+    std::thread::scope(|scope| {
+        let dump = scope.spawn(move || {
+            let exec = ["exec", "deploy/httpbin", "-n", "foo", "-c", "istio-proxy", "--", "timeout", "20"];
+            crate::lab::weft(&home, &[&exec[..], &dump].concat()).output()
+        });
+        // Calls until it has seen enough.
+        while !dump.is_finished() {
+            lab.curl_in(client, &["-sS", "-o", "/dev/null", "http://httpbin.foo:8000/anything/on-the-wire"])?;
+        }
+        let seen = dump.join().map_err(|_| anyhow::anyhow!("tcpdump's thread panicked"))??;
+        Ok(text(&seen.stdout) + &text(&seen.stderr))
+    })
+}
+
 fn migration(run: &mut Run) -> Result<()> {
     const FROM: &[&str] = &["foo", "bar", "legacy"];
     const TO: &[&str] = &["foo", "bar"];
@@ -329,6 +347,16 @@ fn migration(run: &mut Run) -> Result<()> {
     run.lab.apply_sample_in("sleep/sleep.yaml", "legacy")?;
     run.lab.wait_deployments("legacy", &["sleep"])?;
     run.check(&["2:MM-1"], "plain text and mutual TLS on one port", |lab| only_refused(lab, FROM, TO, &[]));
+    run.check(
+        &["2:MM-4"],
+        "on the wire: text from where there is no sidecar, ciphers from where there is one",
+        |lab| {
+            ensure!(on_the_wire(lab, "legacy")?.contains("GET /anything/on-the-wire"), "no text of legacy's");
+            let seen = on_the_wire(lab, "bar")?;
+            ensure!(!seen.contains("on-the-wire") && seen.contains("length"), "of bar: {seen}");
+            Ok(())
+        },
+    );
     let strict = || json!({"mtls": {"mode": "STRICT"}});
     // While modes change, a client of the mesh calls without pause; none of its calls may be refused.
     let (stop, made, lost) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
