@@ -255,10 +255,12 @@ pub(crate) fn check(kind: &KindInfo, object: &Object) -> Result<(), ApiError> {
     if !matches!(text(spec, "/scope"), "Namespaced" | "Cluster") {
         add("spec.scope", "supported values: \"Cluster\", \"Namespaced\"".into());
     }
-    if text(spec, "/conversion/strategy") == "Webhook" {
-        add("spec.conversion.strategy", "conversion webhooks are not offered by this API server; use None".into());
-    }
     let all = versions(spec);
+    // With one version there is nothing to convert.
+    if text(spec, "/conversion/strategy") == "Webhook" && all.len() > 1 {
+        let why = "conversion webhooks are not offered by this API server; use None, or a definition with one version";
+        add("spec.conversion.strategy", why.into());
+    }
     if all.len() > MAX_VERSIONS {
         add("spec.versions", format!("must have at most {MAX_VERSIONS} items"));
     }
