@@ -5,7 +5,7 @@ use super::kubernetes::{SAME, SOON, control_plane_of, holds, until, until_pods};
 use crate::journey::{Journey, Run};
 use crate::kubectl::Kubectl;
 use crate::{browser, eventually};
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 /// The journeys.
 pub const JOURNEYS: &[Journey] = &[
@@ -50,6 +50,7 @@ const INSTALLATION: [(&str, &str, &str); 4] = [
 
 /// A cluster without a mesh: what the lab brings is taken away.
 fn without_mesh(kubectl: &Kubectl) -> Result<()> {
+    kubectl.sh("helm version").context("no Helm; cargo xtask helm builds it")?;
     kubectl.sh("kubectl delete mutatingwebhookconfigurations --all")?;
     kubectl.sh("kubectl delete namespace istio-system --timeout=80s")?;
     kubectl.sh("kubectl create namespace istio-system").map(drop)
