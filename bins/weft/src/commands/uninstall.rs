@@ -100,7 +100,9 @@ async fn plan(client: &ApiClient, args: &Args, by_file: bool) -> anyhow::Result<
     } else {
         let revision = args.source.revision.clone().unwrap_or_default();
         let mut found = cluster::find(client, &format!("{MANAGED},{}={revision}", cluster::REVISION)).await?;
-        found.extend(cluster::find(client, &format!("app=istiod,{}={revision}", cluster::REVISION)).await?);
+        // What came by `kubectl apply` says only that it is ours.
+        let ours = format!("app.kubernetes.io/part-of=weft,{}={revision}", cluster::REVISION);
+        found.extend(cluster::find(client, &ours).await?);
         (None, revision, found)
     };
     // A tag is somebody's wish for another time; without its revision it stands for nothing.
