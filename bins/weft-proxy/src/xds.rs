@@ -3,6 +3,7 @@
 
 use crate::plane::Plane;
 use futures_util::future::BoxFuture;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -156,6 +157,7 @@ pub async fn follow(
         }
     }
     let mut asking = subscriptions.demands.as_ref().map(Asking::new);
+    let mut answers = Answers::new();
     let mut start = Some(Start { block, server, clusters: false, listeners: false, until: None });
     let mut connection = client.state();
     loop {
@@ -169,7 +171,7 @@ pub async fn follow(
                 let Some(update) = update else { return };
                 let seen = update.type_url.clone();
                 match &subscriptions.demands {
-                    Some(demands) if seen == type_url::DEMAND => answered(update, demands, &plane),
+                    Some(demands) if seen == type_url::DEMAND => answered(update, demands, &plane, &mut answers),
                     _ => apply(update, &plane),
                 }
                 if names_others(&seen) {
@@ -179,8 +181,16 @@ pub async fn follow(
             }
             changed = connection.changed() => if changed.is_err() { return },
             () = Asking::next(&mut asking) => {
-                let names = subscriptions.demands.iter().flat_map(Demands::names);
+                let Some(demands) = &subscriptions.demands else { continue };
+                let names = demands.names();
+                answers.retain(|name, _| names.contains(name));
                 client.want(type_url::DEMAND, Interest::named(names));
+                // Given up and asked for again before anybody heard of it: the control plane has nothing new to say.
+                for name in demands.pending() {
+                    if let Some(found) = answers.get(&name) {
+                        demands.answered(&name, plane.snapshot().load().version, found.clone());
+                    }
+                }
             }
             () = sleep_until(due), if due.is_some() => {}
         }
@@ -221,22 +231,30 @@ impl Asking {
     }
 }
 
+/// What there is for what is asked for, by name.
+type Answers = BTreeMap<String, Vec<String>>;
+
 /// Tells those who wait that what they asked for is there: it came before this.
-fn answered(update: ResourceUpdate, demands: &Demands, plane: &Plane) {
+fn answered(update: ResourceUpdate, demands: &Demands, plane: &Plane, answers: &mut Answers) {
     let version = plane.snapshot().load().version;
     let mut refused = Vec::new();
     for resource in &update.upserts {
         match weft_proto::unpack::<Demand>(&resource.any) {
             Ok(answer) => {
-                let found = answer.listeners.into_iter().chain(answer.virtual_hosts).chain(answer.names).collect();
-                demands.answered(&resource.name, version, found);
+                let found = answer.listeners.into_iter().chain(answer.virtual_hosts).chain(answer.names);
+                answers.insert(resource.name.clone(), found.collect());
             }
             Err(error) => refused.push((resource.name.clone(), error.to_string())),
         }
     }
     for name in &update.removals {
         // A control plane that gives everything to everybody has no answer to it.
-        demands.answered(name, version, Vec::new());
+        answers.insert(name.clone(), Vec::new());
+    }
+    for name in update.upserts.iter().map(|resource| &resource.name).chain(&update.removals) {
+        if let Some(found) = answers.get(name) {
+            demands.answered(name, version, found.clone());
+        }
     }
     update.done(Outcome { refused });
 }

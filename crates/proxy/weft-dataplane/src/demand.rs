@@ -143,6 +143,12 @@ impl Demands {
         self.questions().keys().map(ToString::to_string).collect()
     }
 
+    /// What is asked for and has no answer yet.
+    pub fn pending(&self) -> Vec<String> {
+        let questions = self.questions();
+        questions.values().filter(|q| q.answered.borrow().is_none()).map(|q| q.name.to_string()).collect()
+    }
+
     /// There is an answer: `found`, all of which is in the snapshot of that version.
     pub fn answered(&self, name: &str, version: u64, found: Vec<String>) {
         let Some(question) = self.questions().get(name).cloned() else { return };
@@ -504,6 +510,7 @@ mod tests {
         let demands = Demands::new(Limits { idle: Duration::ZERO, ..Limits::default() });
         let question = demands.ask("http/80/a").unwrap();
         assert!(!demands.list()[0].answered);
+        assert_eq!(demands.pending(), ["http/80/a"]);
         demands.answered("http/80/a", 7, vec![]);
         demands.answered("http/80/a", 9, vec!["80/a:80".into()]);
         demands.answered("http/80/unasked", 9, vec![]);
@@ -514,6 +521,8 @@ mod tests {
         question.used.store(0, Relaxed);
         assert_eq!(demands.evict(), 1);
         assert!(question.gone.load(Relaxed) && demands.names().is_empty());
+        demands.ask("http/80/a").unwrap();
+        assert_eq!(demands.pending(), ["http/80/a"], "what was given up has to be answered anew");
     }
 
     #[tokio::test(start_paused = true)]
