@@ -1,7 +1,7 @@
 //! The connection limit of a filter chain, counted over the workers of the process.
 
-use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 
 /// Connections open under one limit.
 #[derive(Debug, Clone, Default)]
