@@ -33,8 +33,14 @@ const NO_NGINX: &[Peer] = &[Peer::Weft, Peer::Envoy, Peer::Haproxy];
 const ENVOY: &[Peer] = &[Peer::Weft, Peer::Envoy];
 const OURS: &[Peer] = &[Peer::Weft];
 
-const MESH: Features =
-    Features { authorization: true, access_log: false, metrics: false, jwt: false, many_policies: false };
+const MESH: Features = Features {
+    authorization: true,
+    access_log: false,
+    metrics: false,
+    tracing: false,
+    jwt: false,
+    many_policies: false,
+};
 
 /// What a case runs with.
 pub struct Bench {
@@ -97,6 +103,15 @@ pub const CASES: &[Case] = &[
         peers: ENVOY,
         run: |bench, peer| {
             let features = Features { access_log: true, ..MESH };
+            http(bench, peer, Traffic::Http1, features, &closed(false, 64, 1))
+        },
+    },
+    Case {
+        name: "http1-tracing",
+        about: "With a span of Zipkin's for one request of a hundred on both sides.",
+        peers: ENVOY,
+        run: |bench, peer| {
+            let features = Features { tracing: true, ..MESH };
             http(bench, peer, Traffic::Http1, features, &closed(false, 64, 1))
         },
     },

@@ -27,6 +27,8 @@ pub struct Features {
     pub access_log: bool,
     /// Both keep the mesh's standard metrics; only weft-proxy has the filter.
     pub metrics: bool,
+    /// Both make a span for one request of a hundred, and send it to a collector (Zipkin's API).
+    pub tracing: bool,
     /// The server's side asks for a JSON Web Token; see [`crate::jwt`].
     pub jwt: bool,
     /// The rules of the server's side are those of a thousand policies of ten rules each.
@@ -57,7 +59,7 @@ pub fn client(folder: &Path, ports: Ports, traffic: Traffic, features: Features)
     let mut cluster = cluster("peer", ports.tls, traffic);
     cluster["lb_policy"] = "LEAST_REQUEST".into();
     cluster["transport_socket"] = upstream_tls(folder, traffic);
-    Ok(bootstrap(ports.entry, chain, vec![cluster]))
+    Ok(bootstrap(ports.entry, chain, with_collector(vec![cluster], ports, features)))
 }
 
 /// Bootstrap of the server's side.
@@ -80,7 +82,23 @@ pub fn server(folder: &Path, ports: Ports, traffic: Traffic, features: Features)
     chain["transport_socket"] = json!({"name": "envoy.transport_sockets.tls", "typed_config": {
         "@type": format!("{TLS}.DownstreamTlsContext"), "require_client_certificate": true,
         "common_tls_context": common_tls(folder, "server", &alpn(traffic))}});
-    Ok(bootstrap(ports.tls, chain, vec![cluster("app", ports.app, traffic)]))
+    let clusters = vec![cluster("app", ports.app, traffic)];
+    Ok(bootstrap(ports.tls, chain, with_collector(clusters, ports, features)))
+}
+
+/// The application takes spans too: it answers whatever it is asked.
+fn with_collector(mut clusters: Vec<Value>, ports: Ports, features: Features) -> Vec<Value> {
+    if features.tracing {
+        clusters.push(cluster("collector", ports.app, Traffic::Http1));
+    }
+    clusters
+}
+
+fn tracing() -> Value {
+    json!({"random_sampling": {"value": 1}, "provider": {"name": "envoy.tracers.zipkin", "typed_config": {
+        "@type": "type.googleapis.com/envoy.config.trace.v3.ZipkinConfig", "collector_cluster": "collector",
+        "collector_endpoint": "/api/v2/spans", "collector_endpoint_version": "HTTP_JSON",
+        "trace_id_128bit": true, "shared_span_context": false}}})
 }
 
 /// A bootstrap with that many services, for the size of configuration: each a cluster with mutual TLS and three endpoints,
@@ -113,7 +131,7 @@ pub fn services(folder: &Path, entry: u16, count: usize) -> Value {
 }
 
 fn bootstrap(port: u16, chain: Value, clusters: Vec<Value>) -> Value {
-    json!({"static_resources": {
+    json!({"node": {"id": "bench", "cluster": "bench"}, "static_resources": {
         "listeners": [{"name": "listener", "address": socket("127.0.0.1", port), "filter_chains": [chain]}],
         "clusters": clusters}})
 }
@@ -141,10 +159,14 @@ fn network_filter(
             "access_log": log}});
     }
     let hosts = json!([{"name": name, "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": route}]}]);
-    json!({"name": "envoy.filters.network.http_connection_manager", "typed_config": {
+    let mut manager = json!({
         "@type": format!("{NETWORK}.http_connection_manager.v3.HttpConnectionManager"), "stat_prefix": name,
         "generate_request_id": true, "normalize_path": true, "access_log": log,
-        "route_config": {"name": "routes", "virtual_hosts": hosts}, "http_filters": filters}})
+        "route_config": {"name": "routes", "virtual_hosts": hosts}, "http_filters": filters});
+    if features.tracing {
+        manager["tracing"] = tracing();
+    }
+    json!({"name": "envoy.filters.network.http_connection_manager", "typed_config": manager})
 }
 
 fn http_filters(mut filters: Vec<Value>, features: Features) -> Vec<Value> {
