@@ -599,7 +599,7 @@ async fn class_log_injection_a_request_is_one_line_with_its_own_fields() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn class_decompression_bombs_are_passed_on_as_they_came() {
+async fn class_decompression_bombs_are_passed_on_or_cut() {
     let a = Backend::echo("a").await;
     let yaml = guarded(BASE, "DENY", &policy(&path_is("/nothing")), a.addr);
     let proxy = Proxy::start(&yaml).await;
@@ -619,7 +619,25 @@ async fn class_decompression_bombs_are_passed_on_as_they_came() {
             "{answer}"
         );
     }
-    refused(&yaml, "envoy.filters.http.decompressor", "envoy.extensions.filters.http.decompressor.v3.Decompressor");
+
+    // Where it is told to unpack, it stops once the body grows beyond its ratio, while it does so.
+    let kind = "type.googleapis.com/envoy.extensions";
+    let filter = format!(
+        "http_filters: [{{name: envoy.filters.http.decompressor, typed_config: {{\"@type\": {kind}.filters.http.decompressor.v3.Decompressor, \
+         decompressor_library: {{name: gzip, typed_config: {{\"@type\": {kind}.compression.gzip.decompressor.v3.Gzip}}}}}}}}, "
+    );
+    let unpacking = Proxy::start(&yaml.replacen("http_filters: [", &filter, 1)).await;
+    for (size, whole) in [(60 << 10, true), (64 << 20, false)] {
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        std::io::Write::write_all(&mut packed, &vec![0; size]).unwrap();
+        let packed = packed.finish().unwrap();
+        let head = "POST / HTTP/1.1\r\nHost: a\r\nconnection: close\r\ncontent-encoding: gzip\r\n";
+        let mut request = format!("{head}content-length: {}\r\n\r\n", packed.len()).into_bytes();
+        request.extend(&packed);
+        let answer = raw(unpacking.addr(), &request).await;
+        assert_eq!(answer.contains(&format!("body={size}\n")), whole, "{size}: {answer}");
+        assert_eq!(answer.starts_with("HTTP/1.1 200"), whole, "{size}: {answer}");
+    }
 }
 
 /// A filter that this proxy does not have is refused by name, not left out.
