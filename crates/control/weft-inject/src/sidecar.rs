@@ -59,6 +59,12 @@ pub(crate) fn labels(facts: &Facts<'_>, sidecar: bool) -> Map<String, Value> {
     }
     labels.insert(label::CANONICAL_NAME.into(), name.into());
     labels.insert(label::CANONICAL_REVISION.into(), version.unwrap_or_else(|| "latest".into()).into());
+    // `kubectl get pods -l istio.io/rev=canary` shows who has moved to a control plane beside the default one ("Canary
+    // Upgrades"); for the default one the annotation is enough.
+    if !matches!(&*facts.revision, "" | "default") {
+        let revision = first(&[label::REVISION]).unwrap_or_else(|| facts.revision.to_string());
+        labels.insert(label::REVISION.into(), revision.into());
+    }
     labels
 }
 

@@ -36,8 +36,8 @@ pub const JOURNEYS: &[Journey] = &[
         id: "1:J-CAN",
         title: "a second control plane beside the first, and a namespace that moves to it",
         proves: &[
-            "1:CAN-01", "1:CAN-02", "1:CAN-04", "1:CAN-05", "1:CAN-06", "1:CAN-07", "1:CAN-08", "1:CAN-09", "1:CAN-11",
-            "1:CAN-12", "1:CAN-13", "1:CAN-14", "1:CAN-17", "1:INJ-07", "1:INJ-08",
+            "1:CAN-01", "1:CAN-02", "1:CAN-04", "1:CAN-05", "1:CAN-06", "1:CAN-07", "1:CAN-08", "1:CAN-09", "1:CAN-10",
+            "1:CAN-11", "1:CAN-12", "1:CAN-13", "1:CAN-14", "1:CAN-17", "1:INJ-07", "1:INJ-08",
         ],
         not_with_envoy: SAME,
         options: &["--no-bookinfo"],
@@ -290,8 +290,10 @@ fn canary(run: &mut Run) -> Result<()> {
         Ok(())
     };
     run.check(&["1:INJ-08"], "with both labels the plain one counts", |_| moved("istio.io/rev=canary", "istiod"));
-    run.check(&["1:INJ-07"], "the namespace moves to the second control plane", |lab| {
+    run.check(&["1:CAN-10", "1:INJ-07"], "the namespace moves to the second control plane", |lab| {
         moved("istio-injection- istio.io/rev=canary", "istiod-canary")?;
+        let listed = kubectl.sh("kubectl get pods -n test-ns -l istio.io/rev=canary -o name")?;
+        ensure!(listed.lines().count() == 1 && listed.starts_with("pod/sleep-"), "{listed}");
         // Field 7 of the proxy's row is who configures it.
         eventually(SOON, || {
             let said = lab.weft(&["proxy-status"])?;
