@@ -1,4 +1,5 @@
-//! Peers for the tests of `tests/interop`, from published Go modules: Envoy's go-control-plane, and a collector of spans.
+//! Peers for the tests of `tests/interop` and `tests/protocol`, from published Go modules: Envoy's go-control-plane, a
+//! collector of spans, and h2spec.
 //! Built once, kept in the target folder.
 
 use crate::{kube, run};
@@ -9,7 +10,7 @@ use std::path::PathBuf;
 /// The Go module of ours that names the versions.
 const MODULE: &str = "tests/interop/go";
 /// Its commands.
-const COMMANDS: [&str; 2] = ["control-plane", "collector"];
+const COMMANDS: [&str; 3] = ["control-plane", "collector", "h2spec"];
 
 /// The folder of the programs; they are built when they are not there, or when the module has changed since.
 pub fn programs() -> Result<PathBuf> {
@@ -25,7 +26,7 @@ pub fn programs() -> Result<PathBuf> {
         return Ok(folder);
     }
     fs::create_dir_all(&folder)?;
-    println!("building {}: a minute, once", COMMANDS.join(" and "));
+    println!("building {}: a minute, once", COMMANDS.join(", "));
     // With a slash at its end the place of the output is a folder.
     let out = format!("{}/", folder.to_str().context("the target directory's path is not UTF-8")?);
     let packages = COMMANDS.map(|command| format!("./{command}"));

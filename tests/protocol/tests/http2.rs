@@ -504,3 +504,29 @@ fn what_may_not_be_there_is_dropped() {
     connection.send(&join(&[post(3), data(3, 0, b"a"), headers(3, END, &block(&[(":method", "GET")]))])).unwrap();
     assert_eq!(connection.outcome(3).unwrap(), Taken::Answered(200));
 }
+
+/// The suite of others: `cargo xtask interop` builds it from its published module.
+#[test]
+fn h2spec() {
+    let Some(folder) = std::env::var_os("WEFT_INTEROP") else {
+        println!("skipped: WEFT_INTEROP names no folder with h2spec; cargo xtask interop builds it");
+        return;
+    };
+    let port = address().port().to_string();
+    let program = std::path::Path::new(&folder).join("h2spec");
+    let output = std::process::Command::new(&program).args(["127.0.0.1", &port]).output();
+    let output = output.unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+    let text = String::from_utf8_lossy(&output.stdout);
+    let summary = text.lines().rfind(|line| line.contains(" tests, ")).unwrap_or_default();
+    println!("h2spec: {summary}");
+    let failed: Vec<&str> = text
+        .split_once("Failures:")
+        .map_or("", |(_, failures)| failures)
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("× "))
+        .collect();
+    // What is no preface may be HTTP/1 on this port, is answered as such (400), and the connection is closed then.
+    assert!(failed.iter().all(|case| case.contains("Sends invalid connection preface")), "{text}");
+    let passed = summary.split(", ").find_map(|part| part.strip_suffix(" passed")?.parse::<u32>().ok());
+    assert!(passed.is_some_and(|passed| passed >= 145), "{summary}");
+}
