@@ -64,7 +64,8 @@ fn daemon(settings: &Settings, own: &Value, values: &Value) -> Value {
                 // Every node: also those that take no other pods yet.
                 "tolerations": [{"operator": "Exists", "effect": "NoSchedule"}, {"operator": "Exists", "effect": "NoExecute"},
                                 {"operator": "Exists", "key": "CriticalAddonsOnly"}],
-                "terminationGracePeriodSeconds": 5,
+                // It takes its line out of the node's configuration before it goes; killed before that, it leaves it there.
+                "terminationGracePeriodSeconds": 30,
                 "containers": [container(settings, own, values)],
                 "volumes": [
                     {"name": "cni-bin-dir", "hostPath": {"path": folder(values, "cniBinDir", "/opt/cni/bin")}},
@@ -146,6 +147,7 @@ mod tests {
             (&json!(NAME), &json!("kube-system"))
         );
         let pod = &daemon["spec"]["template"]["spec"];
+        assert_eq!(pod["terminationGracePeriodSeconds"], 30);
         assert_eq!(
             (&pod["priorityClassName"], &pod["volumes"][0]["hostPath"]["path"]),
             (&json!("system-node-critical"), &json!("/home/kubernetes/bin"))
