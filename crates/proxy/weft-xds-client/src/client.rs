@@ -2,7 +2,7 @@
 
 use crate::connect::Connect;
 use crate::state::States;
-use crate::types::{Config, ConnectionState, Health, Interest, Mode, Outcome, Resource, ResourceUpdate};
+use crate::types::{Config, ConnectionState, Health, Interest, Mode, Outcome, Resource, ResourceUpdate, Wanted};
 use crate::{delta, sotw};
 use hyper_util::rt::TokioIo;
 use std::collections::BTreeMap;
@@ -29,23 +29,35 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from
 /// A silent connection is probed so often, and given up when the probe is not answered in time.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(10));
 
+/// What is wanted, by type.
+#[derive(Debug, Default)]
+struct Wishes {
+    by_type: BTreeMap<String, Wanted>,
+    /// Counts changes.
+    count: u64,
+}
+
 /// The handle of a running client. The client ends when all handles are dropped.
 #[derive(Debug, Clone)]
 pub struct Client {
-    interests: Arc<watch::Sender<BTreeMap<String, Interest>>>,
+    interests: Arc<watch::Sender<Wishes>>,
     health: Arc<watch::Sender<Option<Health>>>,
     state: watch::Receiver<ConnectionState>,
 }
 
 impl Client {
-    /// Says what is wanted of a type; replaces what was wanted before.
+    /// Says what is wanted of a type; replaces what was wanted before. A name that is dropped and wanted again later is asked
+    /// for anew, however soon that is: the consumer may have forgotten what there was for it.
     pub fn want(&self, type_url: &str, interest: Interest) {
         self.interests.send_if_modified(|all| {
-            let changed = all.get(type_url) != Some(&interest);
-            if changed {
-                all.insert(type_url.to_string(), interest);
+            let known = all.by_type.get(type_url);
+            if known.is_some_and(|known| known.is(&interest)) {
+                return false;
             }
-            changed
+            all.count += 1;
+            let wanted = known.unwrap_or(&Wanted::default()).next(interest, all.count);
+            all.by_type.insert(type_url.to_string(), wanted);
+            true
         });
     }
 
@@ -69,7 +81,7 @@ pub fn start(config: Config, connector: Arc<dyn Connect>) -> (Client, mpsc::Rece
     let (updates, receiver) = mpsc::channel(UPDATES);
     let initial = ConnectionState { connected: false, attempts: 0, last_error: None, since: Instant::now() };
     let (state_sender, state) = watch::channel(initial);
-    let (interests, wanted) = watch::channel(BTreeMap::new());
+    let (interests, wanted) = watch::channel(Wishes::default());
     let (health, known_health) = watch::channel(None);
     let session =
         Session { config, connector, updates, state: state_sender, wanted, known_health, states: States::default() };
@@ -82,7 +94,7 @@ struct Session {
     connector: Arc<dyn Connect>,
     updates: mpsc::Sender<ResourceUpdate>,
     state: watch::Sender<ConnectionState>,
-    wanted: watch::Receiver<BTreeMap<String, Interest>>,
+    wanted: watch::Receiver<Wishes>,
     known_health: watch::Receiver<Option<Health>>,
     states: States,
 }
@@ -112,7 +124,7 @@ impl Session {
     async fn run(mut self) {
         let mut pause = BACKOFF.0;
         // Nothing is wanted yet: there is nothing to connect for.
-        if self.wanted.wait_for(|wanted| !wanted.is_empty()).await.is_err() {
+        if self.wanted.wait_for(|wanted| !wanted.by_type.is_empty()).await.is_err() {
             return;
         }
         loop {
@@ -153,7 +165,7 @@ impl Session {
 
     /// Interests that changed while no stream was open.
     fn take_interests(&mut self) {
-        let wanted = self.wanted.borrow_and_update().clone();
+        let wanted = self.wanted.borrow_and_update().by_type.clone();
         for (type_url, interest) in wanted {
             self.states.get_mut(&type_url).change_interest(interest);
         }
@@ -224,7 +236,7 @@ impl Session {
             tokio::select! {
                 changed = self.wanted.changed() => {
                     changed.map_err(|_| Ended::Abandoned)?;
-                    let wanted = self.wanted.borrow_and_update().clone();
+                    let wanted = self.wanted.borrow_and_update().by_type.clone();
                     for (type_url, interest) in wanted {
                         delta::change(&mut self.states, &type_url, interest).map_or(Ok(()), &mut send)?;
                     }
@@ -278,7 +290,7 @@ impl Session {
             tokio::select! {
                 changed = self.wanted.changed() => {
                     changed.map_err(|_| Ended::Abandoned)?;
-                    let wanted = self.wanted.borrow_and_update().clone();
+                    let wanted = self.wanted.borrow_and_update().by_type.clone();
                     for (type_url, interest) in wanted {
                         sotw::change(&mut self.states, &type_url, interest).map_or(Ok(()), &mut send)?;
                     }

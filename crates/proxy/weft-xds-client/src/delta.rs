@@ -1,7 +1,7 @@
 //! The delta protocol, as functions of the state.
 
 use crate::state::{States, TypeState};
-use crate::types::{Health, Interest, Outcome, Resource};
+use crate::types::{Health, Outcome, Resource, Wanted};
 use prost_types::Any;
 use weft_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use weft_proto::google::rpc::Status;
@@ -16,7 +16,7 @@ pub(crate) fn opening(states: &States) -> Vec<DeltaDiscoveryRequest> {
 }
 
 fn first(type_url: &str, state: &TypeState) -> DeltaDiscoveryRequest {
-    let mut subscribe: Vec<String> = state.interest.names.iter().cloned().collect();
+    let mut subscribe: Vec<String> = state.interest.names.keys().cloned().collect();
     if state.interest.wildcard {
         subscribe.push("*".into());
     }
@@ -29,7 +29,7 @@ fn first(type_url: &str, state: &TypeState) -> DeltaDiscoveryRequest {
 }
 
 /// The request that a change of interest asks for, if any.
-pub(crate) fn change(states: &mut States, type_url: &str, interest: Interest) -> Option<DeltaDiscoveryRequest> {
+pub(crate) fn change(states: &mut States, type_url: &str, interest: Wanted) -> Option<DeltaDiscoveryRequest> {
     let (subscribe, unsubscribe) = states.get_mut(type_url).change_interest(interest);
     if subscribe.is_empty() && unsubscribe.is_empty() {
         return None;

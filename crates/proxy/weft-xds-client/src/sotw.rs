@@ -1,7 +1,7 @@
 //! The state-of-the-world protocol, as functions of the state.
 
 use crate::state::{States, TypeState};
-use crate::types::{Health, Interest, Outcome, Resource};
+use crate::types::{Health, Outcome, Resource, Wanted};
 use prost::Message as _;
 use prost_types::Any;
 use weft_proto::envoy::config::cluster::v3::Cluster;
@@ -21,7 +21,7 @@ fn request(type_url: &str, state: &TypeState) -> DiscoveryRequest {
         type_url: type_url.into(),
         version_info: state.version.clone(),
         response_nonce: state.nonce.clone(),
-        resource_names: state.interest.names.iter().cloned().collect(),
+        resource_names: state.interest.names.keys().cloned().collect(),
         ..Default::default()
     }
 }
@@ -32,7 +32,7 @@ pub(crate) fn opening(states: &States) -> Vec<DiscoveryRequest> {
 }
 
 /// The request that a change of interest asks for, if any.
-pub(crate) fn change(states: &mut States, type_url: &str, interest: Interest) -> Option<DiscoveryRequest> {
+pub(crate) fn change(states: &mut States, type_url: &str, interest: Wanted) -> Option<DiscoveryRequest> {
     let state = states.get_mut(type_url);
     let (subscribe, unsubscribe) = state.change_interest(interest);
     (!subscribe.is_empty() || !unsubscribe.is_empty()).then(|| request(type_url, state))

@@ -1,7 +1,7 @@
 //! What goes into the client and comes out of it.
 
 use prost_types::Any;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 use weft_proto::envoy::config::core::v3::Node;
@@ -55,6 +55,37 @@ impl Interest {
     /// True when nothing is wanted.
     pub fn is_empty(&self) -> bool {
         !self.wildcard && self.names.is_empty()
+    }
+}
+
+/// What is wanted of a type, and when each name was asked for: a name that was dropped and is wanted again is another
+/// question, though nobody looked in between.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Wanted {
+    /// All that the server has for this proxy.
+    pub(crate) wildcard: bool,
+    /// These by name, with the number of the wish that brought each.
+    pub(crate) names: BTreeMap<String, u64>,
+}
+
+impl Wanted {
+    /// True when nothing is wanted.
+    pub(crate) fn is_empty(&self) -> bool {
+        !self.wildcard && self.names.is_empty()
+    }
+
+    /// The same as `interest`.
+    pub(crate) fn is(&self, interest: &Interest) -> bool {
+        self.wildcard == interest.wildcard && self.names.keys().eq(&interest.names)
+    }
+
+    /// `interest`, wanted by wish number `wish`: names that were wanted before keep their number.
+    pub(crate) fn next(&self, interest: Interest, wish: u64) -> Self {
+        let numbered = |name: String| {
+            let number = self.names.get(&name).copied().unwrap_or(wish);
+            (name, number)
+        };
+        Self { wildcard: interest.wildcard, names: interest.names.into_iter().map(numbered).collect() }
     }
 }
 

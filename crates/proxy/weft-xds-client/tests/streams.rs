@@ -164,6 +164,31 @@ async fn a_response_is_answered_though_nothing_of_its_type_is_wanted_any_more() 
     assert_eq!(soon(f.updates.recv()).await.unwrap().upserts.len(), 1);
 }
 
+/// The consumer forgets an answer when it drops its name: the server must not be told that the answer is still held.
+#[tokio::test]
+async fn a_name_dropped_and_wanted_again_while_the_server_is_away_is_answered_anew() {
+    let mut f = fixture(Mode::Delta).await;
+    f.client.want(LISTENER, Interest::named(["a", "b"]));
+    let (mut requests, answers) = soon(f.delta.recv()).await.unwrap();
+    soon(requests.message()).await.unwrap().unwrap();
+    answers.send(response("1", vec![listener("a", "v1"), listener("b", "v1")], &[])).unwrap();
+    soon(f.updates.recv()).await.unwrap().done(Outcome::default());
+    assert_eq!(soon(requests.message()).await.unwrap().unwrap().response_nonce, "1");
+
+    // Both at once: no task runs in between, as none does that waits to connect.
+    f.client.want(LISTENER, Interest::named(["b"]));
+    f.client.want(LISTENER, Interest::named(["a", "b"]));
+    assert_eq!(soon(requests.message()).await.unwrap().unwrap().resource_names_subscribe, ["a"]);
+
+    drop((requests, answers));
+    f.client.want(LISTENER, Interest::named(["b"]));
+    f.client.want(LISTENER, Interest::named(["a", "b"]));
+    let (mut requests, _answers) = soon(f.delta.recv()).await.unwrap();
+    let first = soon(requests.message()).await.unwrap().unwrap();
+    assert_eq!(first.resource_names_subscribe, ["a", "b"]);
+    assert_eq!(first.initial_resource_versions, [("b".to_string(), "v1".to_string())].into());
+}
+
 #[tokio::test]
 async fn state_of_the_world_concludes_removals() {
     let mut f = fixture(Mode::StateOfTheWorld).await;
