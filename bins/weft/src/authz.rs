@@ -53,6 +53,20 @@ pub struct Caller {
     pub workload: Option<Arc<Workload>>,
 }
 
+/// How a caller's proxy calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offer {
+    /// With its identity, where the other side takes mutual TLS.
+    MutualTls,
+    /// Without: a DestinationRule has it call otherwise.
+    PlainText,
+    /// Without: it knows no such host and port, as a Sidecar or `exportTo` hides them. What is not known it sends on as it is
+    /// (PassthroughCluster), or refuses (REGISTRY_ONLY).
+    NotTold,
+    /// There is none.
+    NoIdentity,
+}
+
 /// What is called: a workload's port.
 #[derive(Debug, Clone)]
 pub struct Destination {
@@ -288,18 +302,21 @@ impl World {
         Ok(listeners.listeners.values().chain(builder.warming_listeners()).cloned().collect())
     }
 
-    /// Whether the caller's own proxy speaks mutual TLS of the mesh where the other side takes it: a DestinationRule may say
-    /// otherwise. Callers that are no workload do as the mesh does.
+    /// How the caller's own proxy calls: with its identity over mutual TLS of the mesh where the other side takes it, unless a
+    /// DestinationRule says otherwise, or the proxy is not told of the host. Callers that are no workload do as the mesh does.
     ///
     /// # Errors
     /// When the caller's configuration cannot be made.
-    pub fn offers_mutual_tls(&self, caller: &Caller, destination: &Destination) -> anyhow::Result<bool> {
-        let Some(workload) = caller.workload.as_ref().filter(|w| w.in_mesh) else {
-            return Ok(caller.identity.is_some());
+    pub fn offers_mutual_tls(&self, caller: &Caller, destination: &Destination) -> anyhow::Result<Offer> {
+        let proxied = |w: &&Arc<Workload>| w.in_mesh || is_gateway(w);
+        let Some(workload) = caller.workload.as_ref().filter(proxied) else {
+            return Ok(if caller.identity.is_some() { Offer::MutualTls } else { Offer::NoIdentity });
         };
         let resources = self.generator.generate(&self.snapshot, &self.view(workload)?);
         let name = format!("outbound|{}||{}", destination.port, destination.host);
-        let Some(found) = resources.clusters.iter().find(|cluster| *cluster.name == *name) else { return Ok(true) };
+        let Some(found) = resources.clusters.iter().find(|cluster| *cluster.name == *name) else {
+            return Ok(Offer::NotTold);
+        };
         let cluster: Cluster = weft_proto::unpack(&found.any).context("the cluster of the destination")?;
         let sockets = cluster.transport_socket_matches.iter().filter_map(|m| m.transport_socket.as_ref());
         let shows_identity = |socket: &TransportSocket| {
@@ -309,7 +326,8 @@ impl World {
                 common.tls_certificate_sds_secret_configs.iter().any(|secret| secret.name == WORKLOAD_CERTIFICATE)
             })
         };
-        Ok(sockets.chain(&cluster.transport_socket).any(shows_identity))
+        let shows = sockets.chain(&cluster.transport_socket).any(shows_identity);
+        Ok(if shows { Offer::MutualTls } else { Offer::PlainText })
     }
 
     fn view(&self, workload: &Workload) -> anyhow::Result<ProxyView> {
@@ -331,10 +349,12 @@ fn listens_on(listener: &Listener, port: u16) -> bool {
 }
 
 /// A pod that is a proxy and nothing else has no sidecar, and an identity all the same. The model does not say which pods
-/// are; they are told by the label that gateways are bound by.
+/// are; they are told by the label that gateways are bound by. An application with a proxy beside it may carry such a label, and
+/// is none.
 pub fn is_gateway(workload: &Workload) -> bool {
-    workload.labels.contains_key("istio") && workload.labels.get("istio").is_some_and(|name| name != "pilot")
-        || workload.labels.contains_key("gateway.networking.k8s.io/gateway-name")
+    let labelled = workload.labels.get("istio").is_some_and(|name| name != "pilot")
+        || workload.labels.contains_key("gateway.networking.k8s.io/gateway-name");
+    labelled && !workload.in_mesh
 }
 
 fn by_word(kind: &str) -> bool {

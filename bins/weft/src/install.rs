@@ -26,7 +26,7 @@ mod scaling;
 pub mod settings;
 pub mod tags;
 pub mod version;
-mod webhooks;
+pub mod webhooks;
 
 pub use operator::Operator;
 pub use settings::Settings;
@@ -128,5 +128,7 @@ fn metadata(settings: &Settings, name: &str, namespaced: bool) -> Value {
     metadata
 }
 
+#[cfg(test)]
+pub mod testing;
 #[cfg(test)]
 mod tests;

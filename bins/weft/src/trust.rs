@@ -71,6 +71,17 @@ impl Store {
         Ok(())
     }
 
+    /// The revocation lists in force, by their ids.
+    pub fn lists(&self) -> Vec<String> {
+        self.data.get("ca-crl.pem").map(|text| list_ids(text)).unwrap_or_default()
+    }
+
+    /// Whether what is announced is a new intermediate alone, under roots that were trusted before.
+    pub fn same_root(&self) -> bool {
+        let before = self.roots("old-root-cert.pem");
+        self.roots("next-root-cert.pem").iter().all(|root| before.iter().any(|old| old.id == root.id))
+    }
+
     /// Where its rotation stands.
     pub fn phase(&self) -> Phase {
         rotation::phase(&self.data)
@@ -147,6 +158,11 @@ pub fn roots(text: &[u8]) -> Vec<Root> {
     pem::certificates("root certificates", text).unwrap_or_default().iter().filter_map(read).collect()
 }
 
+/// The revocation lists of a text, each by the beginning of its SHA-256; those that cannot be read are left out.
+pub fn list_ids(text: &[u8]) -> Vec<String> {
+    pem::revocation_lists(text).unwrap_or_default().iter().map(|der| id(der)).collect()
+}
+
 /// What a workload holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Holder {
@@ -156,6 +172,8 @@ pub struct Holder {
     pub signed_by: Option<String>,
     /// Ids of the roots that it trusts.
     pub trusts: Vec<String>,
+    /// Ids of the revocation lists that it has; empty when it has none, or does not say.
+    pub lists: Vec<String>,
     /// End of its certificate.
     pub not_after: Option<SystemTime>,
     /// Why nothing is known of it.
@@ -228,6 +246,7 @@ fn held(name: String, dump: &Dump, known: &[Root]) -> Holder {
         name,
         signed_by: signer.map(|root| root.id.clone()),
         trusts: trusted.into_iter().map(|root| root.id).collect(),
+        lists: secrets::lists_of(dump, "ROOTCA").map(|text| list_ids(&text)).unwrap_or_default(),
         not_after: CertificateFacts::from_der("certificate", &chain[0]).ok().map(|facts| facts.not_after),
         problem: None,
     }
@@ -247,6 +266,10 @@ mod tests {
     }
 
     fn dump(chain: &str, trusted: &str) -> Dump {
+        Dump::parse(dump_value(chain, trusted).to_string().as_bytes()).unwrap()
+    }
+
+    fn dump_value(chain: &str, trusted: &str) -> Value {
         let bytes = |text: &str| json!({"inline_bytes": STANDARD.encode(text)});
         let secrets = json!([
             {"name": "default", "secret": {"name": "default", "tls_certificate": {"certificate_chain": bytes(chain)}}},
@@ -254,7 +277,7 @@ mod tests {
         ]);
         let section =
             json!({"@type": "type.googleapis.com/envoy.admin.v3.SecretsConfigDump", "dynamic_active_secrets": secrets});
-        Dump::parse(json!({"configs": [section]}).to_string().as_bytes()).unwrap()
+        json!({"configs": [section]})
     }
 
     #[test]
@@ -292,6 +315,15 @@ mod tests {
         let (old_id, new_id) = (id(&old.roots().certificates()[0]), id(&new.roots().certificates()[0]));
         assert_eq!(known.iter().map(|root| root.id.clone()).collect::<Vec<_>>(), [old_id.clone(), new_id.clone()]);
         assert_eq!(store.signer().map(|root| root.id), Some(old_id.clone()));
+        // Lists are told of when the proxy shows them.
+        let material = old.material();
+        let issuer = weft_tls::Issuer::from_pem(material.ca_cert.as_bytes(), material.ca_key.as_bytes()).unwrap();
+        let list = issuer.revocation_list(&[], SystemTime::now(), SystemTime::now() + ttl).unwrap();
+        let mut shown = dump_value(&chain, &old.root_pem());
+        shown["configs"][0]["dynamic_active_secrets"][1]["secret"]["validation_context"]["crl"] =
+            json!({"inline_bytes": STANDARD.encode(&list)});
+        let with_lists = held("a.b".into(), &Dump::parse(shown.to_string().as_bytes()).unwrap(), &known);
+        assert_eq!((with_lists.lists.len(), &with_lists.lists), (1, &list_ids(list.as_bytes())));
         let both = format!("{}{}", old.root_pem(), new.root_pem());
         let holder = held("a.b".into(), &dump(&chain, &both), &known);
         assert_eq!((holder.signed_by.as_ref(), holder.trusts), (Some(&old_id), vec![old_id.clone(), new_id.clone()]));

@@ -1,6 +1,6 @@
 //! One question: may this caller do that? Answered by the compiled filters of the destination's own listener, in their order.
 
-use super::{Caller, Destination, World};
+use super::{Caller, Destination, Offer, World};
 use anyhow::Context as _;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::Value;
@@ -138,15 +138,16 @@ pub fn decide(world: &World, caller: &Caller, destination: &Destination, ask: &A
         return judge(&mut walk, &chain, &facts, destination, ask);
     }
     // A caller with a proxy uses mutual TLS where the other side takes it, unless it is told otherwise.
-    let offers = caller.identity.is_some() && world.offers_mutual_tls(caller, destination)?;
-    let tls = offers.then(|| find(Transport::Tls, Some(sni.as_str()), &of_mesh)).flatten();
+    let offer = world.offers_mutual_tls(caller, destination)?;
+    let tls = (offer == Offer::MutualTls).then(|| find(Transport::Tls, Some(sni.as_str()), &of_mesh)).flatten();
     let tls = tls.filter(|chain| chain.tls.is_some());
     let mutual_tls = tls.is_some();
     let chain = tls.or_else(|| find(Transport::RawBuffer, None, &sniffed).filter(|chain| chain.tls.is_none()));
     let Some(chain) = chain else {
-        let why = match caller.identity.is_some() {
-            true => "a DestinationRule has the caller not use it",
-            false => "the caller has no identity",
+        let why = match offer {
+            Offer::MutualTls | Offer::PlainText => "a DestinationRule has the caller not use it".to_owned(),
+            Offer::NotTold => not_told(destination),
+            Offer::NoIdentity => "the caller has no identity".to_owned(),
         };
         let reason = format!("port {} takes mutual TLS only (PeerAuthentication), and {why}", address.port());
         return Ok(Answer { verdict: Verdict::Denied, reason, rule: None, mutual_tls: false, dry_run: Vec::new() });
@@ -161,7 +162,17 @@ pub fn decide(world: &World, caller: &Caller, destination: &Destination, ask: &A
         ..strangers(source, address)
     };
     let mut walk = Walk { mutual_tls, dry_run: Vec::new(), allowed_by: None, notes: Vec::new() };
+    if offer == Offer::NotTold {
+        walk.notes.push(not_told(destination));
+    }
     judge(&mut walk, &chain, &facts, destination, ask)
+}
+
+fn not_told(destination: &Destination) -> String {
+    format!(
+        "the caller's proxy is not told of {}:{} (Sidecar, exportTo), so that it calls in plain text and shows no identity, or          refuses where it may call known hosts alone (REGISTRY_ONLY)",
+        destination.host, destination.port
+    )
 }
 
 /// What is known of a connection that nobody's certificate comes with.

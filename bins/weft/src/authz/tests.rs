@@ -196,6 +196,49 @@ fn a_destination_rule_may_keep_the_caller_from_mutual_tls() {
 }
 
 #[test]
+fn a_host_that_the_caller_is_not_told_of_gets_no_identity() {
+    let sidecar = "---\napiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {name: default, namespace: foo}\n\
+                   spec: {egress: [{hosts: [istio-system/*]}]}\n";
+    let strict = "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: default, namespace: foo}\n\
+                  spec: {mtls: {mode: STRICT}}\n";
+    let allow = policy("allow", ALLOW_SLEEP);
+    for (objects, source, verdict, mutual, says) in [
+        (allow.clone(), "sleep", Verdict::Allowed, true, "ALLOW policy matches"),
+        ([sidecar, &allow].concat(), "sleep", Verdict::Denied, false, "not told of httpbin.foo.svc.cluster.local:80"),
+        (sidecar.to_string(), "sleep", Verdict::Allowed, false, "plain text and shows no identity"),
+        (
+            [sidecar, strict].concat(),
+            "sleep",
+            Verdict::Denied,
+            false,
+            "takes mutual TLS only (PeerAuthentication), and the caller's proxy",
+        ),
+        // It is that of the caller's namespace alone.
+        ([sidecar, strict].concat(), "sleep.bar", Verdict::Allowed, true, "no ALLOW policy binds"),
+    ] {
+        let answer = answer(&world(&objects), source, "httpbin", &Ask::default());
+        assert_eq!((answer.verdict, answer.mutual_tls), (verdict, mutual), "{source}: {}", answer.reason);
+        assert!(answer.reason.contains(says), "{source}: {}", answer.reason);
+    }
+}
+
+#[test]
+fn an_application_with_a_label_of_gateways_is_none() {
+    let pod = pod("foo", "lookalike", "10.0.0.7", true).replace("{app: lookalike}", "{app: lookalike, istio: x}");
+    let service =
+        service("foo", "lookalike", "10.0.0.7", "{name: main, port: 80, targetPort: 8000, appProtocol: http}");
+    let closed = policy(
+        "none",
+        "{selector: {matchLabels: {istio: x}}, rules: [{from: [{source: {principals: [td/ns/foo/sa/sleep]}}]}]}",
+    );
+    let world = world(&[pod, service, closed].concat());
+    for (source, verdict, mutual) in [("sleep", Verdict::Allowed, true), ("legacy.bar", Verdict::Denied, false)] {
+        let answer = answer(&world, source, "lookalike", &Ask::default());
+        assert_eq!((answer.verdict, answer.mutual_tls), (verdict, mutual), "{source}: {}", answer.reason);
+    }
+}
+
+#[test]
 fn external_authorizers_of_bytes_are_asked_too() {
     let custom = policy(
         "ask",

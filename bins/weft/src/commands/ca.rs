@@ -21,6 +21,11 @@ use weft_store::ApiClient;
 
 /// Between looks at the workloads.
 const POLL: Duration = Duration::from_secs(2);
+/// Longer than a kubelet takes to bring a changed ConfigMap into a pod: its sync period of 60 s, jittered by a half, and the TTL
+/// of its cache of 60 s.
+const KUBELET_SYNC: Duration = Duration::from_secs(160);
+/// Longest silence while waiting.
+const PROGRESS: Duration = Duration::from_secs(30);
 /// Workloads named in one line.
 const NAMED: usize = 8;
 
@@ -186,7 +191,8 @@ async fn rotate(
         let plugged = next.is_some();
         let next = new_authority(store, next)?;
         let data = rotation::announce(&store.data, next.material())?;
-        if rotation::same_root(&store.data, next.material())? {
+        // Workloads that check by lists must have those of the new intermediate first.
+        if rotation::same_root(&store.data, next.material())? && next.material().crl.is_empty() {
             let data = rotation::finish(&rotation::switch(&data)?)?;
             store.write(client, data, plugged).await?;
             output::line(
@@ -195,15 +201,27 @@ async fn rotate(
             return Ok(());
         }
         store.write(client, data, plugged).await?;
-        output::line("1/3 announced: both roots are trusted, the old authority signs")?;
+        output::line(match store.same_root() {
+            true => "1/2 announced: the lists of both intermediates are published, the old one signs",
+            false => "1/3 announced: both roots are trusted, the old authority signs",
+        })?;
     } else {
         output::note_plain(format!("A rotation is under way ({}); going on.", store.phase().as_str()));
     }
     if store.phase() == Phase::Announced {
         let wanted: Vec<String> = store.known().into_iter().map(|root| root.id).collect();
-        let lacks = |holder: &Holder| wanted.iter().any(|root| !holder.trusts.contains(root));
-        wait(client, store, "to trust both roots", patience, lacks).await?;
+        let (lists, since) = (store.lists(), Instant::now());
+        let lacks = |holder: &Holder| {
+            wanted.iter().any(|root| !holder.trusts.contains(root)) || lacks_lists(holder, &lists, since.elapsed())
+        };
+        let what =
+            if lists.is_empty() { "to trust both roots" } else { "to trust both roots and have the lists of both" };
+        wait(client, store, what, patience, lacks).await?;
         let data = rotation::switch(&store.data)?;
+        if store.same_root() {
+            store.write(client, rotation::finish(&data)?, false).await?;
+            return output::line("2/2 switched: the new intermediate signs; workloads take it when they renew");
+        }
         store.write(client, data, false).await?;
         output::line("2/3 switched: the new authority signs, both roots are trusted")?;
     }
@@ -217,6 +235,16 @@ async fn rotate(
     let trusts_old = |holder: &Holder| holder.trusts.iter().any(|root| old.contains(root));
     wait(client, store, "to forget the old root", patience, trusts_old).await?;
     output::line("Done: no workload holds the old root.")
+}
+
+/// Whether a workload may still check by lists without those that were published `since` long ago. One that does not show its
+/// lists is given the time in which a kubelet brings a changed ConfigMap into every pod.
+fn lacks_lists(holder: &Holder, published: &[String], since: Duration) -> bool {
+    match (published.is_empty(), holder.lists.is_empty()) {
+        (true, _) => false,
+        (false, true) => since < KUBELET_SYNC,
+        (false, false) => published.iter().any(|list| !holder.lists.contains(list)),
+    }
 }
 
 /// The authority to come, tried before anything is written.
@@ -241,8 +269,8 @@ async fn wait(
     patience: Patience,
     lacks: impl Fn(&Holder) -> bool,
 ) -> anyhow::Result<()> {
-    let end = Instant::now() + patience.timeout;
-    let mut said = 0;
+    let (start, end) = (Instant::now(), Instant::now() + patience.timeout);
+    let (mut said, mut told) = (0, start);
     loop {
         let all = match holders(client, &store.known()).await {
             Ok(all) => all,
@@ -266,14 +294,15 @@ async fn wait(
             let names = names(&left);
             bail!("{} workloads have yet {what}: {names}; run the command again, or see `weft ca status`", left.len());
         }
-        if left.len() != said {
+        if left.len() != said || told.elapsed() >= PROGRESS {
             output::note_plain(format!(
-                "waiting for {} of {} workloads {what}: {}",
+                "waiting for {} of {} workloads {what} ({} s): {}",
                 left.len(),
                 all.len(),
+                start.elapsed().as_secs(),
                 names(&left)
             ));
-            said = left.len();
+            (said, told) = (left.len(), Instant::now());
         }
         tokio::time::sleep(POLL).await;
     }
@@ -311,6 +340,25 @@ mod tests {
         let error = new_authority(&store, Some(CaMaterial { crl: lists, ..next })).unwrap_err();
         assert!(format!("{error:#}").contains("nothing has been changed"), "{error:#}");
         assert!(format!("{error:#}").contains("ca-crl.pem"), "{error:#}");
+    }
+
+    #[test]
+    fn lists_are_waited_for() {
+        let has =
+            |lists: &[&str]| Holder { lists: lists.iter().map(ToString::to_string).collect(), ..Holder::default() };
+        let both = ["old".to_string(), "new".to_string()];
+        let (now, late) = (Duration::ZERO, KUBELET_SYNC);
+        for (holder, published, since, lacks) in [
+            (has(&[]), &[][..], now, false),
+            (has(&["old", "new"]), &both, now, false),
+            // One that shows its lists is believed, however long it takes.
+            (has(&["old"]), &both, now, true),
+            (has(&["old"]), &both, late, true),
+            (has(&[]), &both, now, true),
+            (has(&[]), &both, late, false),
+        ] {
+            assert_eq!(lacks_lists(&holder, published, since), lacks, "{holder:?} {since:?}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use crate::cli::Connection;
 use crate::connect::connect;
 use crate::install::apply::{rolled_out, send};
+use crate::install::cluster::FINALIZER;
 use crate::install::operator::definition;
 use crate::install::reconcile::{self, Reconciler};
 use crate::install::{Operator, Settings, cluster};
@@ -11,7 +12,7 @@ use anyhow::{Context, bail};
 use serde_json::Value;
 use std::process::ExitCode;
 use std::time::Duration;
-use weft_k8s_api::{Object, yaml};
+use weft_k8s_api::{Object, ObjectKey, yaml};
 use weft_store::ApiClient;
 
 /// What to do with operators.
@@ -46,6 +47,9 @@ pub struct Args {
     /// Tag of its image
     #[arg(long, value_name = "TAG")]
     tag: Option<String>,
+    /// Secret that its image is pulled by; may be repeated
+    #[arg(long = "image-pull-secret", visible_alias = "imagePullSecrets", value_name = "NAME")]
+    image_pull_secrets: Vec<String>,
     /// How long it may take until it is ready
     #[arg(long, default_value = "5m", value_name = "DURATION", value_parser = weft_core::duration::parse)]
     readiness_timeout: Duration,
@@ -79,8 +83,11 @@ pub async fn run(action: Action, connection: Connection) -> anyhow::Result<ExitC
 /// The definition of the kind, and the operator.
 fn objects(args: &Args) -> anyhow::Result<Vec<Value>> {
     let given = [("revision", &args.revision), ("hub", &args.hub), ("tag", &args.tag)];
-    let sets: Vec<String> =
+    let mut sets: Vec<String> =
         given.iter().filter_map(|(name, value)| Some(format!("{name}={}", value.as_ref()?))).collect();
+    for (at, name) in args.image_pull_secrets.iter().enumerate() {
+        sets.push(format!("values.global.imagePullSecrets[{at}]={name}"));
+    }
     let settings = Settings::new(&Operator::merge(&[], &sets, None)?)?;
     let mut all = vec![definition()];
     all.extend(reconcile::deployment(&settings, &args.operator_namespace, &args.watched_namespaces));
@@ -107,13 +114,32 @@ async fn remove(client: &ApiClient, args: &Args) -> anyhow::Result<ExitCode> {
     // Neither the kind, of which there may be objects, nor the namespace, which may hold other operators.
     let own: Vec<Value> = objects(args)?.into_iter().filter(|object| object["kind"] != "Namespace").collect();
     let revision = args.revision.as_deref().unwrap_or("default");
-    let found = cluster::find_named(client, &own, revision).await?;
+    let found = cluster::find_named(client, &own, revision, None).await?;
     if found.is_empty() {
         bail!("there is no operator of revision {revision} in {}", args.operator_namespace);
+    }
+    for object in waiting(client, revision, &args.watched_namespaces).await? {
+        output::warn(format!(
+            "{object} stays as it is, and when it is deleted it waits for an operator: weft uninstall --revision {revision} -n {} \
+             removes it and what it installed",
+            object.namespace
+        ));
     }
     cluster::remove(client, &found, false, |_| Ok(())).await?;
     output::line("✓ Removal complete")?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// IstioOperators that nobody lets go any more without an operator of their revision.
+async fn waiting(client: &ApiClient, revision: &str, namespaces: &str) -> anyhow::Result<Vec<ObjectKey>> {
+    let watched: Vec<&str> = namespaces.split(',').filter(|namespace| !namespace.is_empty()).collect();
+    let mut all = cluster::requests(client, None).await?;
+    all.retain(|object| {
+        let held = object.metadata.finalizers.iter().flatten().any(|name| name == FINALIZER);
+        let here = watched.is_empty() || watched.contains(&object.namespace());
+        held && here && cluster::asked_revision(object) == revision
+    });
+    Ok(all.iter().map(Object::key).collect())
 }
 
 async fn serve(args: Server) -> anyhow::Result<ExitCode> {
@@ -129,6 +155,38 @@ async fn serve(args: Server) -> anyhow::Result<ExitCode> {
         stop = weft_runtime::signal::stop() => {
             stop.context("signals")?;
             Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::install::testing::Server;
+    use serde_json::json;
+
+    #[tokio::test]
+    async fn who_waits_for_an_operator() {
+        let server = Server::start().await;
+        for (namespace, name, revision, finalizers) in [
+            ("istio-system", "held", "", &[FINALIZER][..]),
+            ("istio-system", "free", "", &[]),
+            ("istio-system", "canary", "canary", &[FINALIZER]),
+            ("mesh2", "elsewhere", "", &[FINALIZER]),
+        ] {
+            server.request(namespace, name, json!({"revision": revision}), finalizers).await;
+        }
+        for (revision, namespaces, wanted) in [
+            ("default", "istio-system", vec!["held"]),
+            ("canary", "istio-system,mesh2", vec!["canary"]),
+            ("default", "", vec!["held", "elsewhere"]),
+        ] {
+            let found = waiting(&server.client, revision, namespaces).await.unwrap();
+            assert_eq!(
+                found.iter().map(|key| key.name.as_str()).collect::<Vec<_>>(),
+                wanted,
+                "{revision} {namespaces}"
+            );
         }
     }
 }

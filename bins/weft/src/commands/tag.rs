@@ -4,8 +4,9 @@ use crate::cli::Connection;
 use crate::commands::install::confirmed;
 use crate::connect::connect;
 use crate::install::apply::send;
-use crate::install::cluster::{self, REVISION, revision_of};
+use crate::install::cluster::{self, Found, REVISION, revision_of};
 use crate::install::tags::{self, LABEL};
+use crate::install::webhooks::DEFAULT_VALIDATOR;
 use crate::output::{self, Table};
 use crate::target::known;
 use anyhow::{Context, bail};
@@ -140,7 +141,7 @@ fn carriers<'a>(namespaces: &'a [Object], tag: &str) -> Vec<&'a str> {
 }
 
 async fn remove(client: &ApiClient, args: &Remove) -> anyhow::Result<ExitCode> {
-    let found = cluster::find(client, &format!("{LABEL}={}", args.tag)).await?;
+    let mut found = cluster::find(client, &format!("{LABEL}={}", args.tag)).await?;
     if found.is_empty() {
         bail!("there is no tag {:?}; weft tag list shows them", args.tag);
     }
@@ -158,14 +159,80 @@ async fn remove(client: &ApiClient, args: &Remove) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::FAILURE);
         }
     }
+    if let Some(validator) = former_validator(client, &found).await? {
+        found.retain(|(_, object)| object.name() != DEFAULT_VALIDATOR);
+        send(client, &validator, false).await?;
+    }
     cluster::remove(client, &found, false, |_| Ok(())).await?;
     output::line(format!("Revision tag {} removed", args.tag))?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// The validator of what names no revision, as the control plane without a revision had it before the tag `default` took it
+/// over; none where it did not, or where no such control plane validates.
+async fn former_validator(client: &ApiClient, of_tag: &[Found]) -> anyhow::Result<Option<Object>> {
+    if !of_tag.iter().any(|(_, object)| object.name() == DEFAULT_VALIDATOR) {
+        return Ok(None);
+    }
+    for injector in configurations(client, &format!("{REVISION}=default,!{LABEL}")).await? {
+        let hooks = injector.body.get("webhooks").unwrap_or(&Value::Null);
+        let Some(namespace) = hooks[0]["clientConfig"]["service"]["namespace"].as_str() else { continue };
+        let own =
+            client.get(known("ValidatingWebhookConfiguration")?, "", &format!("istio-validator-{namespace}")).await;
+        match own {
+            Ok(_) => {
+                let validator = serde_json::from_value(tags::validator(&injector)?).context("the validator")?;
+                return Ok(Some(validator));
+            }
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error).context("cannot read the validator"),
+        }
+    }
+    Ok(None)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::install::testing::Server;
+    use crate::install::{Operator, Settings};
+
+    #[tokio::test]
+    async fn the_default_tag_gives_the_validator_back() {
+        for (sets, back) in
+            [(vec![], true), (vec!["revision=1-0"], false), (vec!["values.global.configValidation=false"], false)]
+        {
+            let server = Server::start().await;
+            for sets in [sets.clone(), vec!["revision=canary"]] {
+                let sets: Vec<String> = sets.into_iter().map(String::from).collect();
+                let operator = Operator::merge(&[], &sets, None).unwrap();
+                let settings = Settings::new(&operator).unwrap();
+                let owner = cluster::Owner::new(&operator, &settings);
+                for object in crate::install::objects(&settings).unwrap() {
+                    if object["kind"].as_str().unwrap().ends_with("WebhookConfiguration") {
+                        send(&server.client, &owner.mark(object, "Pilot").unwrap(), false).await.unwrap();
+                    }
+                }
+            }
+            let validator = async || {
+                let kind = known("ValidatingWebhookConfiguration").unwrap();
+                server.client.get(kind, "", DEFAULT_VALIDATOR).await.ok()
+            };
+            let service = |object: &Object| object.body["webhooks"][0]["clientConfig"]["service"]["name"].clone();
+            let tag =
+                Set { tag: "default".into(), revision: "canary".into(), overwrite: true, skip_confirmation: true };
+            set(&server.client, &tag).await.unwrap();
+            assert_eq!(service(&validator().await.unwrap()), "istiod-canary", "{sets:?}");
+            remove(&server.client, &Remove { tag: "default".into(), skip_confirmation: true }).await.unwrap();
+            let left = validator().await;
+            assert_eq!(left.is_some(), back, "{sets:?}");
+            if let Some(left) = left {
+                assert_eq!((service(&left), left.label(LABEL)), (json!("istiod"), None));
+                assert_eq!(left.label(cluster::OWNER), Some("installed-state"));
+            }
+            assert!(configurations(&server.client, LABEL).await.unwrap().is_empty());
+        }
+    }
     use serde_json::json;
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::cli::Connection;
 use crate::connect::connect;
+use crate::install::apply::is_rolled_out;
 use crate::install::operator::Source;
 use crate::install::{self, Operator, Settings, cluster};
 use crate::output;
@@ -27,7 +28,8 @@ pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode>
             let meant = args.source.revision.as_deref().is_none_or(|wanted| cluster::revision_of(&state) == wanted);
             if meant {
                 let name = state.label(cluster::OWNER).unwrap_or_default().to_string();
-                operators.push(Operator { name, spec: state.spec().clone() });
+                let namespace = Some(state.namespace().to_string());
+                operators.push(Operator { name, namespace, spec: state.spec().clone() });
             }
         }
         if operators.is_empty() {
@@ -36,7 +38,7 @@ pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode>
     } else {
         operators.push(Operator::read(&args.source)?);
     }
-    let (mut definitions, mut deployments, mut problems) = (0, 0, 0);
+    let (mut definitions, mut deployments, mut daemons, mut problems) = (0, 0, 0, 0);
     for operator in &operators {
         for object in install::objects(&Settings::new(operator)?)? {
             let kind = object["kind"].as_str().unwrap_or_default().to_string();
@@ -49,11 +51,15 @@ pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode>
             }
             definitions += usize::from(kind == "CustomResourceDefinition");
             deployments += usize::from(kind == "Deployment");
+            daemons += usize::from(kind == "DaemonSet");
         }
     }
     output::line(format!(
         "Checked {definitions} custom resource definitions\nChecked {deployments} Istio Deployments"
     ))?;
+    if daemons > 0 {
+        output::line(format!("Checked {daemons} Istio DaemonSets"))?;
+    }
     if problems > 0 {
         output::line(format!("✘ {problems} objects are not as they should be"))?;
         return Ok(ExitCode::FAILURE);
@@ -79,11 +85,48 @@ async fn check(client: &ApiClient, wanted: &Value) -> anyhow::Result<Option<Stri
         Err(error) if error.is_not_found() => return Ok(Some("is not there".into())),
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", wanted.key())),
     };
+    Ok(not_running(&found))
+}
+
+/// Why an object that is there does not do its work.
+fn not_running(found: &Object) -> Option<String> {
     let status = found.body.get("status").unwrap_or(&Value::Null);
-    Ok(match wanted.kind.as_str() {
-        "Deployment" if status["availableReplicas"].as_i64().unwrap_or(0) < 1 => {
-            Some("none of its pods is ready".into())
+    let number = |name: &str| status[name].as_i64().unwrap_or(0);
+    match found.kind.as_str() {
+        "Deployment" if number("availableReplicas") < 1 => Some("none of its pods is ready".into()),
+        "DaemonSet" if !is_rolled_out(found) => {
+            let (ready, wanted) = (number("numberAvailable"), number("desiredNumberScheduled"));
+            Some(format!("its pods are ready on {ready} of {wanted} nodes, or of an older state"))
         }
         _ => None,
-    })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_does_not_run() {
+        let daemons = |seen: i64, wanted: i64, updated: i64, available: i64| {
+            json!({"observedGeneration": seen, "desiredNumberScheduled": wanted, "updatedNumberScheduled": updated,
+                   "numberAvailable": available})
+        };
+        for (kind, status, runs) in [
+            ("Deployment", json!({"availableReplicas": 1}), true),
+            ("Deployment", json!({}), false),
+            ("DaemonSet", daemons(2, 3, 3, 3), true),
+            ("DaemonSet", daemons(2, 3, 3, 2), false),
+            ("DaemonSet", daemons(2, 3, 2, 3), false),
+            ("DaemonSet", daemons(1, 3, 3, 3), false),
+            ("DaemonSet", json!({}), false),
+            ("Service", json!({}), true),
+        ] {
+            let object: Object = serde_json::from_value(json!({"apiVersion": "apps/v1", "kind": kind,
+                "metadata": {"name": "a", "generation": 2}, "status": status}))
+            .unwrap();
+            assert_eq!(not_running(&object).is_none(), runs, "{kind} {status}");
+        }
+    }
 }

@@ -10,6 +10,9 @@ use std::time::SystemTime;
 use weft_tls::{CertificateFacts, pem};
 
 const SECTION: &str = "SecretsConfigDump";
+/// Where a secret holds roots.
+const CONTEXTS: [&[&str]; 2] =
+    [&["validation_context"], &["combined_validation_context", "default_validation_context"]];
 /// Lists of the section and what they mean.
 const STATES: [(&str, &str); 3] =
     [("dynamic_active_secrets", "ACTIVE"), ("dynamic_warming_secrets", "WARMING"), ("static_secrets", "ACTIVE")];
@@ -37,11 +40,21 @@ pub fn table(dump: &Dump, now: SystemTime) -> Table {
 
 /// The PEM text of an active secret: its chain, or its roots.
 pub fn text_of(dump: &Dump, wanted: &str) -> Option<Vec<u8>> {
+    certificates(active(dump, wanted)?).into_iter().find_map(|(_, data)| data)
+}
+
+/// The PEM text of the revocation lists that an active secret with roots holds.
+pub fn lists_of(dump: &Dump, wanted: &str) -> Option<Vec<u8>> {
+    let secret = active(dump, wanted)?;
+    CONTEXTS.iter().find_map(|place| data(field(path(secret, place), "crl")))
+}
+
+fn active<'a>(dump: &'a Dump, wanted: &str) -> Option<&'a Value> {
     let lists =
         dump.sections(SECTION).flat_map(|s| ["dynamic_active_secrets", "static_secrets"].map(|l| each(field(s, l))));
     let mut items = lists.flatten();
     let item = items.find(|item| text(item, "name") == wanted || text(field(item, "secret"), "name") == wanted)?;
-    certificates(field(item, "secret")).into_iter().find_map(|(_, data)| data)
+    Some(field(item, "secret"))
 }
 
 /// The section as it is, for JSON and YAML.
@@ -56,7 +69,7 @@ fn certificates(secret: &Value) -> Vec<(&'static str, Option<Vec<u8>>)> {
     if !certificate.is_null() {
         found.push(("Cert Chain", data(field(certificate, "certificate_chain"))));
     }
-    for place in [&["validation_context"][..], &["combined_validation_context", "default_validation_context"]] {
+    for place in CONTEXTS {
         let roots = path(secret, place);
         if !roots.is_null() {
             found.push(("CA", data(field(roots, "trusted_ca"))));

@@ -40,6 +40,9 @@ pub async fn install(client: &ApiClient, operator: &Operator, how: How) -> anyho
     let settings = Settings::new(operator)?;
     let parts = components(&settings)?;
     let owner = Owner::new(operator, &settings);
+    if let Some(theirs) = taken(client, &owner).await? {
+        bail!("{theirs} is not the installer's, which keeps what it has installed under this name; give yours another");
+    }
     let missing = namespaces(client, &settings, &parts, how.dry_run).await?;
     let definition: Object =
         serde_json::from_value(operator::definition()).context("the definition of IstioOperator")?;
@@ -62,7 +65,7 @@ pub async fn install(client: &ApiClient, operator: &Operator, how: How) -> anyho
     }
     prune(client, &owner, &kept, how.dry_run).await?;
     if !how.dry_run {
-        keep(client, operator, &owner, &settings.namespace).await?;
+        keep(client, operator, &owner).await?;
     }
     output::line("✓ Installation complete")
 }
@@ -160,7 +163,7 @@ pub async fn rolled_out(client: &ApiClient, title: &str, object: &Object, limit:
 }
 
 /// As `kubectl rollout status` sees it.
-fn is_rolled_out(deployment: &Object) -> bool {
+pub fn is_rolled_out(deployment: &Object) -> bool {
     let status = deployment.body.get("status").unwrap_or(&Value::Null);
     let number = |name: &str| status[name].as_i64().unwrap_or(0);
     let seen = number("observedGeneration") >= deployment.metadata.generation.unwrap_or(0);
@@ -238,7 +241,7 @@ async fn trusted(client: &ApiClient, configuration: &Object) -> anyhow::Result<(
 }
 
 /// Deletes what an earlier installation of the same owner and revision made and this one did not.
-async fn prune(
+pub(super) async fn prune(
     client: &ApiClient,
     owner: &Owner,
     kept: &BTreeSet<weft_k8s_api::ObjectKey>,
@@ -258,9 +261,18 @@ pub fn shown(object: &Object) -> String {
     format!("{}:{}:{}", object.kind, object.namespace(), object.name())
 }
 
+/// The user's object that has the name under which the installer would keep what it installs.
+async fn taken(client: &ApiClient, owner: &Owner) -> anyhow::Result<Option<weft_k8s_api::ObjectKey>> {
+    match client.get(&KIND, &owner.namespace, &owner.state_name()).await {
+        Ok(object) => Ok((!cluster::is_state(&object)).then(|| object.key())),
+        Err(ClientError::NoSuchKind(_) | ClientError::NotFound(_)) => Ok(None),
+        Err(error) => Err(error).context("cannot read what was installed"),
+    }
+}
+
 /// Keeps what was installed.
-async fn keep(client: &ApiClient, operator: &Operator, owner: &Owner, namespace: &str) -> anyhow::Result<()> {
-    let state = cluster::state(operator, owner, namespace)?;
+async fn keep(client: &ApiClient, operator: &Operator, owner: &Owner) -> anyhow::Result<()> {
+    let state = cluster::state(operator, owner)?;
     let start = Instant::now();
     loop {
         match client.server_side_apply(&KIND as &KindInfo, &state, MANAGER, false).await {
@@ -282,6 +294,21 @@ mod tests {
         serde_json::from_value(json!({"apiVersion": "apps/v1", "kind": "Deployment",
             "metadata": {"name": "istiod", "generation": generation}, "spec": {"replicas": 2}, "status": status}))
         .unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_is_pruned_is_the_owners_alone() {
+        let server = crate::install::testing::Server::start().await;
+        let me =
+            Owner { name: "me".into(), namespace: "mesh2".into(), revision: "default".into(), version: String::new() };
+        server.owned("mesh2", "gone", Some(("me", "mesh2"))).await;
+        server.owned("istio-system", "gone", Some(("me", "mesh2"))).await;
+        // The same name in another mesh.
+        server.owned("istio-system", "first-mesh", Some(("me", "istio-system"))).await;
+        server.owned("mesh2", "other", Some(("other", "mesh2"))).await;
+        server.owned("mesh2", "by-kubectl", None).await;
+        prune(&server.client, &me, &BTreeSet::new(), false).await.unwrap();
+        assert_eq!(server.names().await, ["istio-system/first-mesh", "mesh2/by-kubectl", "mesh2/other"]);
     }
 
     #[test]

@@ -33,8 +33,10 @@ pub(super) fn objects(settings: &Settings) -> anyhow::Result<Vec<Value>> {
         // Pods that started before the plugin are made anew.
         verbs.push("delete");
     }
+    let mut account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(ACCOUNT)});
+    settings.pull_secrets(&mut account);
     Ok(vec![
-        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(ACCOUNT)}),
+        account,
         json!({"apiVersion": format!("{rbac}/v1"), "kind": "ClusterRole", "metadata": cluster(ACCOUNT),
                "rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": verbs}]}),
         json!({"apiVersion": format!("{rbac}/v1"), "kind": "ClusterRoleBinding", "metadata": cluster(ACCOUNT),

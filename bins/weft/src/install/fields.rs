@@ -1,342 +1,15 @@
-//! Which fields an installation may have. One that is not known is an error: a misspelt setting would silently not hold.
+//! Which fields an installation may have ([`known`]), and what may stand there. A field that is not known is an error, and so is
+//! a value of another kind: either would silently not hold.
 //!
 //! Names: Istio's `IstioOperatorSpec` and the values of its charts. Those that Weft knows of and does not act on are told of
 //! as warnings ([`without_effect`]).
 
+use super::path;
 use anyhow::bail;
-use serde_json::Value;
+use known::{Known, TOP};
+use serde_json::{Value, json};
 
-/// What may stand at a place.
-enum Known {
-    /// Anything: a map or a value of the user's, checked by whoever reads it.
-    Any,
-    /// These fields.
-    Fields(&'static [(&'static str, Known)]),
-    /// A list of items with these fields.
-    List(&'static [(&'static str, Known)]),
-    /// Names that are the user's or have an effect, and names that Weft passes over.
-    Values(&'static [(&'static str, Known)], &'static [&'static str]),
-}
-
-use Known::{Any, Fields, List, Values};
-
-const PATCH: &[(&str, Known)] = &[("path", Any), ("value", Any)];
-const OVERLAY: &[(&str, Known)] =
-    &[("apiVersion", Any), ("kind", Any), ("name", Any), ("optional", Any), ("patches", List(PATCH))];
-const SERVICE: &[(&str, Known)] = &[
-    ("type", Any),
-    ("ports", Any),
-    ("selector", Any),
-    ("clusterIP", Any),
-    ("externalIPs", Any),
-    ("externalName", Any),
-    ("externalTrafficPolicy", Any),
-    ("healthCheckNodePort", Any),
-    ("ipFamilies", Any),
-    ("ipFamilyPolicy", Any),
-    ("loadBalancerIP", Any),
-    ("loadBalancerSourceRanges", Any),
-    ("publishNotReadyAddresses", Any),
-    ("sessionAffinity", Any),
-    ("sessionAffinityConfig", Any),
-];
-const K8S: &[(&str, Known)] = &[
-    ("affinity", Any),
-    ("env", Any),
-    ("hpaSpec", Any),
-    ("imagePullPolicy", Any),
-    ("nodeSelector", Any),
-    ("overlays", List(OVERLAY)),
-    ("podAnnotations", Any),
-    ("podDisruptionBudget", Any),
-    ("priorityClassName", Any),
-    ("readinessProbe", Any),
-    ("replicaCount", Any),
-    ("resources", Any),
-    ("securityContext", Any),
-    ("service", Fields(SERVICE)),
-    ("serviceAnnotations", Any),
-    ("strategy", Any),
-    ("tolerations", Any),
-    ("volumeMounts", Any),
-    ("volumes", Any),
-];
-const COMPONENT: &[(&str, Known)] =
-    &[("enabled", Any), ("namespace", Any), ("hub", Any), ("tag", Any), ("k8s", Fields(K8S))];
-const GATEWAY: &[(&str, Known)] = &[
-    ("name", Any),
-    ("enabled", Any),
-    ("namespace", Any),
-    ("label", Any),
-    ("hub", Any),
-    ("tag", Any),
-    ("k8s", Fields(K8S)),
-];
-const COMPONENTS: &[(&str, Known)] = &[
-    ("base", Fields(COMPONENT)),
-    ("pilot", Fields(COMPONENT)),
-    ("cni", Fields(COMPONENT)),
-    ("istiodRemote", Fields(COMPONENT)),
-    ("ingressGateways", List(GATEWAY)),
-    ("egressGateways", List(GATEWAY)),
-];
-const PROXY: &[(&str, Known)] = &[
-    ("image", Any),
-    ("autoInject", Any),
-    ("clusterDomain", Any),
-    ("componentLogLevel", Any),
-    ("logLevel", Any),
-    ("includeInboundPorts", Any),
-    ("excludeInboundPorts", Any),
-    ("includeIPRanges", Any),
-    ("excludeIPRanges", Any),
-    ("includeOutboundPorts", Any),
-    ("excludeOutboundPorts", Any),
-    ("privileged", Any),
-    ("holdApplicationUntilProxyStarts", Any),
-    ("readinessInitialDelaySeconds", Any),
-    ("readinessPeriodSeconds", Any),
-    ("readinessFailureThreshold", Any),
-    ("startupProbe", Any),
-    ("resources", Any),
-    ("statusPort", Any),
-    ("tracer", Any),
-    ("lifecycle", Any),
-    ("seccompProfile", Any),
-];
-const PROXY_WITHOUT: &[&str] = &["enableCoreDump", "outlierLogPath", "dnsRefreshRate", "concurrency"];
-const GLOBAL: &[(&str, Known)] = &[
-    ("istioNamespace", Any),
-    ("hub", Any),
-    ("tag", Any),
-    ("variant", Any),
-    ("imagePullPolicy", Any),
-    ("imagePullSecrets", Any),
-    ("logAsJson", Any),
-    ("logging", Fields(&[("level", Any)])),
-    ("caAddress", Any),
-    ("certSigners", Any),
-    ("meshID", Any),
-    ("meshNetworks", Any),
-    ("mountMtlsCerts", Any),
-    ("multiCluster", Fields(&[("clusterName", Any), ("enabled", Any), ("includeEnvoyFilter", Any)])),
-    ("network", Any),
-    ("pilotCertProvider", Any),
-    ("sds", Any),
-    ("nativeNftables", Any),
-    ("trustBundleName", Any),
-    ("configValidation", Any),
-    ("monitoringPort", Any),
-    ("platform", Any),
-    ("priorityClassName", Any),
-    ("defaultNodeSelector", Any),
-    ("defaultTolerations", Any),
-    ("defaultPodDisruptionBudget", Fields(&[("enabled", Any)])),
-    ("remotePilotAddress", Any),
-    ("proxy", Values(PROXY, PROXY_WITHOUT)),
-    ("proxy_init", Any),
-];
-const GLOBAL_WITHOUT: &[&str] = &[
-    "arch",
-    "autoscalingv2API",
-    "caName",
-    "certificates",
-    "controlPlaneSecurityEnabled",
-    "defaultConfigVisibilitySettings",
-    "defaultResources",
-    "enableHelmTest",
-    "externalIstiod",
-    "ipFamilies",
-    "ipFamilyPolicy",
-    "istiod",
-    "jwtPolicy",
-    "networkPolicy",
-    "omitSidecarInjectorConfigMap",
-    "oneNamespace",
-    "operatorManageWebhooks",
-    "outboundTrafficPolicy",
-    "podDNSSearchNamespaces",
-    "resourceScope",
-    "sts",
-    "tracer",
-    "useMCP",
-    "waypoint",
-];
-const PILOT: &[(&str, Known)] = &[
-    ("affinity", Any),
-    ("autoscaleBehavior", Any),
-    ("autoscaleEnabled", Any),
-    ("autoscaleMax", Any),
-    ("autoscaleMin", Any),
-    ("cni", Fields(&[("enabled", Any), ("provider", Any)])),
-    ("cpu", Fields(&[("targetAverageUtilization", Any)])),
-    ("crlConfigMapName", Any),
-    ("env", Any),
-    ("extraContainerArgs", Any),
-    ("hub", Any),
-    ("image", Any),
-    ("keepaliveMaxServerConnectionAge", Any),
-    ("nodeSelector", Any),
-    ("podAnnotations", Any),
-    ("podLabels", Any),
-    ("replicaCount", Any),
-    ("resources", Any),
-    ("rollingMaxSurge", Any),
-    ("rollingMaxUnavailable", Any),
-    ("serviceAnnotations", Any),
-    ("tag", Any),
-    ("tolerations", Any),
-    ("traceSampling", Any),
-    ("volumeMounts", Any),
-    ("volumes", Any),
-];
-const PILOT_WITHOUT: &[&str] = &[
-    "configMap",
-    "configNamespace",
-    "configSource",
-    "deploymentLabels",
-    "enableProtocolSniffingForInbound",
-    "enableProtocolSniffingForOutbound",
-    "enabled",
-    "initContainers",
-    "ipFamilies",
-    "ipFamilyPolicy",
-    "jwksResolverExtraRootCA",
-    "memory",
-    "plugins",
-    "seccompProfile",
-    "serviceAccountAnnotations",
-    "taint",
-    "topologySpreadConstraints",
-    "trustedZtunnelName",
-    "trustedZtunnelNamespace",
-    "useMCP",
-    "variant",
-];
-const GATEWAY_VALUES: &[(&str, Known)] = &[
-    ("affinity", Any),
-    ("autoscaleEnabled", Any),
-    ("autoscaleMax", Any),
-    ("autoscaleMin", Any),
-    ("cpu", Fields(&[("targetAverageUtilization", Any)])),
-    ("debug", Any),
-    ("env", Any),
-    ("externalTrafficPolicy", Any),
-    ("injectionTemplate", Any),
-    ("loadBalancerIP", Any),
-    ("loadBalancerSourceRanges", Any),
-    ("nodeSelector", Any),
-    ("podAnnotations", Any),
-    ("ports", Any),
-    ("replicaCount", Any),
-    ("resources", Any),
-    ("rollingMaxSurge", Any),
-    ("rollingMaxUnavailable", Any),
-    ("serviceAnnotations", Any),
-    ("tolerations", Any),
-    ("type", Any),
-];
-const GATEWAY_WITHOUT: &[&str] = &[
-    "additionalContainers",
-    "configVolumes",
-    "customService",
-    "domain",
-    "enabled",
-    "externalIPs",
-    "ingressPorts",
-    "ipFamilies",
-    "ipFamilyPolicy",
-    "labels",
-    "meshExpansionPorts",
-    "name",
-    "namespace",
-    "podAntiAffinityLabelSelector",
-    "podAntiAffinityTermLabelSelector",
-    "runAsRoot",
-    "secretVolumes",
-    "serviceAccount",
-    "sds",
-    "zvpn",
-];
-const INJECTOR: &[(&str, Known)] = &[
-    ("neverInjectSelector", Any),
-    ("alwaysInjectSelector", Any),
-    ("injectedAnnotations", Any),
-    ("enableNamespacesByDefault", Any),
-    ("rewriteAppHTTPProbe", Any),
-    ("templates", Any),
-    ("defaultTemplates", Any),
-    ("reinvocationPolicy", Any),
-];
-const INJECTOR_WITHOUT: &[&str] =
-    &["injectionURL", "objectSelector", "gatewayTemplates", "hub", "image", "tag", "useLegacySelectors"];
-const CNI: &[(&str, Known)] = &[
-    ("chained", Any),
-    ("cniBinDir", Any),
-    ("cniConfDir", Any),
-    ("cniConfFileName", Any),
-    ("enabled", Any),
-    ("excludeNamespaces", Any),
-    ("hub", Any),
-    ("image", Any),
-    ("provider", Any),
-    ("repair", Fields(&[("enabled", Any)])),
-    ("resources", Any),
-    ("tag", Any),
-];
-const CNI_WITHOUT: &[&str] = &["cniNetnsDir", "logLevel", "psp_cluster_role"];
-const VALUES: &[(&str, Known)] = &[
-    ("global", Values(GLOBAL, GLOBAL_WITHOUT)),
-    ("pilot", Values(PILOT, PILOT_WITHOUT)),
-    (
-        "gateways",
-        Values(
-            &[
-                ("istio-ingressgateway", Values(GATEWAY_VALUES, GATEWAY_WITHOUT)),
-                ("istio-egressgateway", Values(GATEWAY_VALUES, GATEWAY_WITHOUT)),
-                ("securityContext", Any),
-            ],
-            &["enabled", "seccompProfile"],
-        ),
-    ),
-    ("sidecarInjectorWebhook", Values(INJECTOR, INJECTOR_WITHOUT)),
-    ("meshConfig", Any),
-    ("istio_cni", Values(&[("enabled", Any)], &["chained", "provider"])),
-    ("cni", Values(CNI, CNI_WITHOUT)),
-    (
-        "istiodRemote",
-        Values(
-            &[("injectionURL", Any), ("injectionCABundle", Any)],
-            &["enabled", "enabledLocalInjectorIstiod", "injectionPath"],
-        ),
-    ),
-    ("revision", Any),
-    ("revisionTags", Any),
-];
-const VALUES_WITHOUT: &[&str] = &[
-    "base",
-    "clusterResources",
-    "compatibilityVersion",
-    "defaultRevision",
-    "experimental",
-    "gatewayClasses",
-    "mesh",
-    "meshExpansion",
-    "ownerName",
-    "telemetry",
-    "ztunnel",
-];
-const TOP: &[(&str, Known)] = &[
-    ("profile", Any),
-    ("hub", Any),
-    ("tag", Any),
-    ("revision", Any),
-    ("namespace", Any),
-    ("meshConfig", Any),
-    ("values", Values(VALUES, VALUES_WITHOUT)),
-    ("unvalidatedValues", Any),
-    ("components", Fields(COMPONENTS)),
-];
+mod known;
 
 /// Looks for fields that an installation does not have.
 ///
@@ -344,38 +17,64 @@ const TOP: &[(&str, Known)] = &[
 /// The first, by its path, and what there is in its place.
 pub fn check(spec: &Value) -> anyhow::Result<()> {
     let mut passed_over = Vec::new();
-    look(spec, "", &Fields(TOP), &mut passed_over)
+    look(spec, "", &TOP, &mut passed_over)
 }
 
 /// Settings that have no effect with Weft, by their paths.
 pub fn without_effect(spec: &Value) -> Vec<String> {
     let mut passed_over = Vec::new();
     // What is wrong has been told by `check`.
-    _ = look(spec, "", &Fields(TOP), &mut passed_over);
+    _ = look(spec, "", &TOP, &mut passed_over);
     passed_over
 }
 
 fn look(value: &Value, path: &str, known: &Known, passed_over: &mut Vec<String>) -> anyhow::Result<()> {
-    let (fields, without): (_, &[&str]) = match known {
-        Any => return Ok(()),
+    let whole = |value: &Value| value.as_u64().is_some();
+    let fits = match known {
         _ if value.is_null() => return Ok(()),
-        List(fields) => {
-            let Some(items) = value.as_array() else { bail!("{path} is {}; it must be a list", sort(value)) };
-            for (at, item) in items.iter().enumerate() {
-                look(item, &format!("{path}[{at}]"), &Fields(fields), passed_over)?;
+        Known::Any => true,
+        Known::Bool => value.is_boolean(),
+        Known::Count => whole(value),
+        Known::Amount => whole(value) || value.is_string(),
+        Known::Text => value.is_string(),
+        Known::Word => value.is_string() || value.is_number(),
+        Known::Scalar => value.is_string() || value.is_number() || value.is_boolean(),
+        Known::Map | Known::MapOf(_) => value.is_object(),
+        Known::Of(_) => value.is_array(),
+        Known::Fields(_) | Known::Values(..) => value.is_object(),
+    };
+    if !fits {
+        bail!("{} is {}; it must {}", if path.is_empty() { "spec" } else { path }, sort(value), wanted(known));
+    }
+    match (known, value) {
+        (Known::Of(item), Value::Array(items)) => {
+            for (at, value) in items.iter().enumerate() {
+                look(value, &format!("{path}[{at}]"), item, passed_over)?;
             }
-            return Ok(());
         }
-        Fields(fields) => (fields, &[]),
-        Values(fields, without) => (fields, without),
-    };
-    let Some(own) = value.as_object() else {
-        bail!("{} is {}; it must have fields", if path.is_empty() { "spec" } else { path }, sort(value));
-    };
+        (Known::MapOf(below), Value::Object(own)) => {
+            for (name, value) in own {
+                look(value, &format!("{path}.{name}"), below, passed_over)?;
+            }
+        }
+        (Known::Fields(fields), Value::Object(own)) => below(own, path, fields, &[], passed_over)?,
+        (Known::Values(fields, without), Value::Object(own)) => below(own, path, fields, without, passed_over)?,
+        _ => {}
+    }
+    Ok(())
+}
+
+fn below(
+    own: &serde_json::Map<String, Value>,
+    path: &str,
+    fields: &[(&str, Known)],
+    without: &[&str],
+    passed_over: &mut Vec<String>,
+) -> anyhow::Result<()> {
     for (name, value) in own {
         let place = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
         match fields.iter().find(|(known, _)| known == name) {
-            Some((_, below)) => look(value, &place, below, passed_over)?,
+            Some((_, known)) => look(value, &place, known, passed_over)?,
             None if without.contains(&name.as_str()) => passed_over.push(place),
             None => {
                 let names: Vec<&str> = fields.iter().map(|(name, _)| *name).chain(without.iter().copied()).collect();
@@ -384,6 +83,71 @@ fn look(value: &Value, path: &str, known: &Known, passed_over: &mut Vec<String>)
         }
     }
     Ok(())
+}
+
+/// What `text` stands for at a path of `--set`: what is a text there stays one, whatever it looks like; `{a,b}` is a list, as with
+/// Helm.
+///
+/// # Errors
+/// A path that cannot be read.
+pub fn parse(path: &str, text: &str) -> anyhow::Result<Value> {
+    let known = at(&path::names(path)?);
+    let inner = text.strip_prefix('{').and_then(|text| text.strip_suffix('}'));
+    Ok(match (known, inner) {
+        (Known::Text | Known::Word, _) => text.into(),
+        (Known::Of(item), Some(inner)) => items(inner, matches!(item, Known::Text)),
+        (Known::Map | Known::MapOf(_) | Known::Fields(_) | Known::Values(..), Some(inner))
+            if inner.trim().is_empty() =>
+        {
+            json!({})
+        }
+        // A text in JSON, such as a log's format, is no list.
+        (Known::Any, Some(inner)) if serde_json::from_str::<Value>(text).is_err() => items(inner, false),
+        _ => path::scalar(text),
+    })
+}
+
+/// The items of `a,b`; `\,` is a comma in one.
+fn items(inner: &str, are_texts: bool) -> Value {
+    let (mut all, mut item, mut rest) = (Vec::new(), String::new(), inner.chars());
+    while let Some(c) = rest.next() {
+        match c {
+            '\\' => item.extend(rest.next()),
+            ',' => all.push(std::mem::take(&mut item)),
+            c => item.push(c),
+        }
+    }
+    if !item.is_empty() || !all.is_empty() {
+        all.push(item);
+    }
+    let value = |item: &String| if are_texts { item.trim().into() } else { path::scalar(item.trim()) };
+    all.iter().map(value).collect()
+}
+
+/// What may stand at a place; below what is the user's, anything.
+fn at(names: &[Option<String>]) -> &'static Known {
+    names.iter().fold(&TOP, |known, name| match (known, name) {
+        (Known::Fields(fields) | Known::Values(fields, _), Some(name)) => {
+            fields.iter().find(|(known, _)| known == name).map_or(&Known::Any, |(_, known)| known)
+        }
+        (Known::MapOf(below), Some(_)) | (Known::Of(below), None) => below,
+        _ => &Known::Any,
+    })
+}
+
+fn wanted(known: &Known) -> &'static str {
+    match known {
+        Known::Any => "be anything",
+        Known::Bool => "be true or false, without quotes",
+        Known::Count => "be a whole number from 0, without quotes",
+        Known::Amount => "be a whole number or a share such as 25%",
+        Known::Text => "be a text, in quotes where it looks like something else",
+        Known::Word => "be a text or a number",
+        Known::Scalar => "be a text, a number, true or false",
+        Known::Map | Known::MapOf(_) => "be a map",
+        Known::Of(_) => "be a list, with --set {a,b}",
+        Known::Fields(_) | Known::Values(..) => "have fields",
+    }
 }
 
 fn sort(value: &Value) -> &'static str {
@@ -400,7 +164,6 @@ fn sort(value: &Value) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn unknown_fields_and_wrong_sorts() {
@@ -432,5 +195,74 @@ mod tests {
         let spec = json!({"values": {"pilot": {"plugins": []}, "global": {"jwtPolicy": "x", "hub": "h"}}});
         check(&spec).unwrap();
         assert_eq!(without_effect(&spec), ["values.pilot.plugins", "values.global.jwtPolicy"]);
+    }
+
+    #[test]
+    fn values_of_another_kind() {
+        for (spec, said) in [
+            (
+                json!({"components": {"pilot": {"enabled": "false"}}}),
+                "components.pilot.enabled is a text; it must be true or false",
+            ),
+            (
+                json!({"components": {"pilot": {"k8s": {"replicaCount": "3"}}}}),
+                "components.pilot.k8s.replicaCount is a text; it must be a whole number",
+            ),
+            (
+                json!({"values": {"pilot": {"replicaCount": 2.5}}}),
+                "values.pilot.replicaCount is a number; it must be a whole",
+            ),
+            (json!({"values": {"pilot": {"autoscaleMax": -1}}}), "values.pilot.autoscaleMax is a number"),
+            (
+                json!({"components": {"pilot": {"k8s": {"env": {"A": "b"}}}}}),
+                "components.pilot.k8s.env is a map; it must be a list",
+            ),
+            (
+                json!({"components": {"pilot": {"k8s": {"env": [{"name": "A", "value": true}]}}}}),
+                "components.pilot.k8s.env[0].value is true or false; it must be a text",
+            ),
+            (
+                json!({"values": {"revisionTags": "prod"}}),
+                "values.revisionTags is a text; it must be a list, with --set {a,b}",
+            ),
+            (
+                json!({"values": {"global": {"imagePullSecrets": [{"name": "a"}]}}}),
+                "values.global.imagePullSecrets[0] is a map",
+            ),
+            (json!({"values": {"pilot": {"podAnnotations": {"a": 1}}}}), "values.pilot.podAnnotations.a is a number"),
+            (json!({"values": {"pilot": {"volumes": ["a"]}}}), "values.pilot.volumes[0] is a text; it must be a map"),
+            (json!({"revision": 100}), "revision is a number; it must be a text"),
+            (
+                json!({"values": {"global": {"network": []}}}),
+                "values.global.network is a list; it must be a text or a number",
+            ),
+        ] {
+            let error = check(&spec).unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_texts_stand_for() {
+        for (path, text, wanted) in [
+            ("values.revisionTags", "{prod,canary}", json!(["prod", "canary"])),
+            ("values.revisionTags", "{prod}", json!(["prod"])),
+            ("values.revisionTags", "{}", json!([])),
+            ("values.revisionTags", "{1, 2}", json!(["1", "2"])),
+            ("values.revisionTags[0]", "1", json!("1")),
+            ("values.pilot.extraContainerArgs", "{--a=b\\,c,7}", json!(["--a=b,c", 7])),
+            ("values.pilot.nodeSelector", "{}", json!({})),
+            ("values.pilot.nodeSelector.disk", "true", json!("true")),
+            ("values.pilot.env.A", "true", json!(true)),
+            ("components.pilot.k8s.env[0].value", "true", json!("true")),
+            ("components.ingressGateways.[name:a].k8s.replicaCount", "3", json!(3)),
+            ("values.pilot.tag", "1.10", json!("1.10")),
+            ("values.pilot.rollingMaxUnavailable", "0", json!(0)),
+            ("meshConfig.enablePrometheusMerge", "false", json!(false)),
+            ("meshConfig.a.b", "{x,1}", json!(["x", 1])),
+            ("meshConfig.accessLogFormat", r#"{"a":"%B%","b":1}"#, json!(r#"{"a":"%B%","b":1}"#)),
+        ] {
+            assert_eq!(parse(path, text).unwrap(), wanted, "{path}={text}");
+        }
     }
 }

@@ -12,8 +12,10 @@ pub(super) fn objects(settings: &Settings, gateway: &Gateway) -> Vec<Value> {
     let metadata = |name: &str| json!({"name": name, "namespace": gateway.namespace, "labels": gateway.labels});
     let api = "rbac.authorization.k8s.io/v1";
     let secrets = format!("{name}-sds");
+    let mut own = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(&account)});
+    settings.pull_secrets(&mut own);
     let mut all = vec![
-        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(&account)}),
+        own,
         // The control plane asks whether the gateway's account may read a Secret before it hands it out.
         json!({"apiVersion": api, "kind": "Role", "metadata": metadata(&secrets),
                "rules": [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["get", "list", "watch"]}]}),

@@ -61,7 +61,7 @@ impl Component<'_> {
         if pod["securityContext"].as_object().is_none_or(Map::is_empty) {
             pod.as_object_mut().map(|pod| pod.shift_remove("securityContext"));
         }
-        append(&mut pod["volumes"], &[&self.values["volumes"], &self.k8s["volumes"]]);
+        append(&mut pod["volumes"], "name", &[&self.values["volumes"], &self.k8s["volumes"]]);
         if pod["volumes"].is_null() {
             pod.as_object_mut().map(|pod| pod.shift_remove("volumes"));
         }
@@ -77,8 +77,10 @@ impl Component<'_> {
         }
         let of_values = self.values["env"].as_object().cloned().unwrap_or_default();
         let of_values: Vec<Value> = of_values.iter().map(|(name, v)| json!({"name": name, "value": text(v)})).collect();
-        append(&mut container["env"], &[&of_values.into(), &self.k8s["env"]]);
-        append(&mut container["volumeMounts"], &[&self.values["volumeMounts"], &self.k8s["volumeMounts"]]);
+        append(&mut container["env"], "name", &[&of_values.into(), &self.k8s["env"]]);
+        // One volume may be mounted at several places.
+        let mounts = [&self.values["volumeMounts"], &self.k8s["volumeMounts"]];
+        append(&mut container["volumeMounts"], "mountPath", &mounts);
         for name in ["env", "volumeMounts"] {
             if container[name].is_null() {
                 container.as_object_mut().map(|container| container.shift_remove(name));
@@ -117,11 +119,11 @@ fn merge(into: &mut Value, from: &Value) {
     }
 }
 
-/// Items of lists behind those of another; one of the same name takes its place.
-fn append(into: &mut Value, from: &[&Value]) {
+/// Items of lists behind those of another; one with the same `key` takes its place.
+fn append(into: &mut Value, key: &str, from: &[&Value]) {
     let mut all = into.as_array().cloned().unwrap_or_default();
     for item in from.iter().filter_map(|list| list.as_array()).flatten() {
-        match all.iter_mut().find(|known| known["name"].is_string() && known["name"] == item["name"]) {
+        match all.iter_mut().find(|known| known[key].is_string() && known[key] == item[key]) {
             Some(known) => known.clone_from(item),
             None => all.push(item.clone()),
         }
@@ -172,6 +174,19 @@ mod tests {
                 "{plain}"
             );
         }
+    }
+
+    #[test]
+    fn a_volume_may_be_mounted_twice() {
+        let (all, mount) = (Values::default(), |name: &str, path: &str| json!({"name": name, "mountPath": path}));
+        let values = json!({"volumeMounts": [mount("certs", "/a"), mount("certs", "/b")], "volumes": [{"name": "certs", "secret": {}}]});
+        let k8s = json!({"volumeMounts": [mount("other", "/b"), mount("certs", "/c")], "volumes": [{"name": "certs", "emptyDir": {}}]});
+        let mut made = spec();
+        Component { k8s: &k8s, values: &values, all: &all }.deployment(&mut made);
+        let pod = &made["template"]["spec"];
+        let wanted = [mount("certs", "/a"), mount("other", "/b"), mount("certs", "/c")];
+        assert_eq!(pod["containers"][0]["volumeMounts"], json!(wanted));
+        assert_eq!(pod["volumes"], json!([{"name": "certs", "emptyDir": {}}]));
     }
 
     #[test]

@@ -52,6 +52,8 @@ pub struct Source {
 pub struct Operator {
     /// Name of the object; who owns what is installed.
     pub name: String,
+    /// Namespace of the object where it is one of a cluster; a file's is of no account, as `-n` may say another one.
+    pub namespace: Option<String>,
     /// `spec`, the profile below it.
     pub spec: Value,
 }
@@ -102,7 +104,7 @@ impl Operator {
         }
         spec["profile"] = chosen.into();
         fields::check(&spec).context("--set")?;
-        Ok(Self { name, spec })
+        Ok(Self { name, namespace: None, spec })
     }
 
     /// The object as it is kept on the cluster.
@@ -137,6 +139,9 @@ pub fn definition() -> Value {
 }
 
 fn text(file: &str) -> anyhow::Result<String> {
+    if file.contains("://") {
+        bail!("{file} is a URL; fetch it first (curl -sL {file} | weft install -f -)");
+    }
     let mut text = String::new();
     let limit = MAX_FILE + 1;
     match file {
@@ -178,29 +183,56 @@ fn split(set: &str) -> anyhow::Result<(&str, &str)> {
 
 fn put(tree: &mut Value, set: &str) -> anyhow::Result<()> {
     let (path, value) = split(set)?;
-    // Names that look like numbers: `tag=1.10` is not 1.1.
-    let text = ["hub", "tag", "revision", "namespace", "profile"].contains(&path) || path.ends_with(".tag");
-    let value = if text { value.into() } else { path::scalar(value) };
+    // What nobody checks can have tags too: `tag=1.10` is not 1.1.
+    let value = if path.ends_with(".tag") { Ok(value.into()) } else { fields::parse(path, value) };
+    let value = value.with_context(|| format!("--set {set}"))?;
     path::put(tree, path, value).with_context(|| format!("--set {set}"))
 }
 
-/// Puts `over` over `base`: maps are merged, the items of lists with names by these, everything else replaces.
+/// How lists of a field are put over one another.
+enum Lists {
+    /// Items that have the same value in this field are one.
+    By(&'static str),
+    /// One behind the other.
+    Both,
+    /// The later alone.
+    Later,
+}
+
+/// Items are the same by what Kubernetes and Istio know them by. Overlays all hold, each on what those before it left.
+fn lists(field: &str) -> Lists {
+    match field {
+        "ingressGateways" | "egressGateways" | "env" | "volumes" | "extensionProviders" => Lists::By("name"),
+        "volumeMounts" => Lists::By("mountPath"),
+        "overlays" => Lists::Both,
+        _ => Lists::Later,
+    }
+}
+
+/// Puts `over` over `base`: maps are merged, lists as their fields are known by, everything else replaces.
 pub(super) fn overlay(base: &mut Value, over: &Value) {
+    overlay_field("", base, over);
+}
+
+fn overlay_field(field: &str, base: &mut Value, over: &Value) {
     match (base, over) {
         (Value::Object(base), Value::Object(over)) => {
             for (name, value) in over {
-                // Below Kubernetes' own settings, lists are the user's alone.
-                overlay(base.entry(name.clone()).or_insert(Value::Null), value);
+                overlay_field(name, base.entry(name.clone()).or_insert(Value::Null), value);
             }
         }
-        (Value::Array(base), Value::Array(over)) if !over.is_empty() && over.iter().all(|i| i["name"].is_string()) => {
-            for item in over {
-                match base.iter_mut().find(|known| known["name"] == item["name"]) {
-                    Some(known) => overlay(known, item),
-                    None => base.push(item.clone()),
+        (Value::Array(base), Value::Array(over)) => match lists(field) {
+            Lists::By(key) => {
+                for item in over {
+                    match base.iter_mut().find(|known| item[key].is_string() && known[key] == item[key]) {
+                        Some(known) => overlay_field("", known, item),
+                        None => base.push(item.clone()),
+                    }
                 }
             }
-        }
+            Lists::Both => base.extend(over.iter().cloned()),
+            Lists::Later => base.clone_from(over),
+        },
         (_, Value::Null) => {}
         (base, over) => *base = over.clone(),
     }
@@ -245,6 +277,48 @@ mod tests {
     }
 
     #[test]
+    fn lists_over_lists() {
+        for (at, first, second, wanted) in [
+            // A Deployment and a Service of one name.
+            (
+                "overlays",
+                json!([{"kind": "Deployment", "name": "istiod", "patches": [{"path": "a", "value": 1}]}]),
+                json!([{"kind": "Service", "name": "istiod", "patches": [{"path": "b", "value": 2}]}]),
+                json!([{"kind": "Deployment", "name": "istiod", "patches": [{"path": "a", "value": 1}]},
+                       {"kind": "Service", "name": "istiod", "patches": [{"path": "b", "value": 2}]}]),
+            ),
+            (
+                "volumeMounts",
+                json!([{"name": "v", "mountPath": "/a"}, {"name": "v", "mountPath": "/b"}]),
+                json!([{"name": "v", "mountPath": "/b", "readOnly": true}, {"name": "v", "mountPath": "/c"}]),
+                json!([{"name": "v", "mountPath": "/a"}, {"name": "v", "mountPath": "/b", "readOnly": true},
+                       {"name": "v", "mountPath": "/c"}]),
+            ),
+            (
+                "env",
+                json!([{"name": "A", "value": "1"}, {"name": "B", "value": "1"}]),
+                json!([{"name": "B", "value": "2"}]),
+                json!([{"name": "A", "value": "1"}, {"name": "B", "value": "2"}]),
+            ),
+            ("tolerations", json!([{"key": "a"}]), json!([{"key": "b"}]), json!([{"key": "b"}])),
+        ] {
+            let spec = |list: Value| file(&json!({"components": {"pilot": {"k8s": {at: list}}}}));
+            let made = Operator::merge(&[spec(first), spec(second)], &[], None).unwrap();
+            assert_eq!(made.spec["components"]["pilot"]["k8s"][at], wanted, "{at}");
+        }
+        let ports = |list: Value| file(&json!({"components": {"pilot": {"k8s": {"service": {"ports": list}}}}}));
+        let made = Operator::merge(
+            &[ports(json!([{"name": "a", "port": 1}])), ports(json!([{"name": "b", "port": 2}]))],
+            &[],
+            None,
+        );
+        assert_eq!(
+            made.unwrap().spec["components"]["pilot"]["k8s"]["service"]["ports"],
+            json!([{"name": "b", "port": 2}])
+        );
+    }
+
+    #[test]
     fn what_is_not_known_is_named() {
         let wrong_kind = ("b.yaml".to_string(), json!({"apiVersion": "v1", "kind": "Service"}));
         for (files, sets, said) in [
@@ -252,6 +326,17 @@ mod tests {
             (vec![file(&json!({"componentz": {}}))], vec![], "a.yaml: componentz"),
             (vec![], vec!["components.pilot.k8s.replicas=2"], "components.pilot.k8s.replicas"),
             (vec![], vec!["components.ingressGateways[0].colour=red"], "components.ingressGateways[0].colour"),
+            (vec![], vec!["values.revisionTags=prod"], "values.revisionTags is a text; it must be a list"),
+            (
+                vec![],
+                vec!["components.pilot.k8s.env={a}"],
+                "components.pilot.k8s.env[0] is a text; it must have fields",
+            ),
+            (
+                vec![],
+                vec!["components.ingressGateways[0].enabled=no"],
+                "components.ingressGateways[0].enabled is a text",
+            ),
             (vec![], vec!["hub"], "write path=value"),
             (vec![], vec!["profile=none"], "default, demo"),
             (vec![], vec!["components.ingressGateways[9].name=x"], "--set components.ingressGateways[9].name=x"),

@@ -88,6 +88,18 @@ fn selection(inner: &str) -> anyhow::Result<Step> {
     }
 }
 
+/// The fields that a path goes through; `None` is an item of a list.
+///
+/// # Errors
+/// A path that cannot be read.
+pub fn names(path: &str) -> anyhow::Result<Vec<Option<String>>> {
+    let name = |step| match step {
+        Step::Name(name) => Some(name),
+        _ => None,
+    };
+    Ok(parse(path)?.into_iter().map(name).collect())
+}
+
 /// Sets the value at a path; what is missing on the way is made.
 ///
 /// # Errors

@@ -23,13 +23,28 @@ const MAX_FILE: u64 = 1 << 20;
 /// The settings of a profile, those of `default` below them.
 ///
 /// # Errors
-/// A name that there is no profile of, or a file that is none.
+/// A folder without profiles, a name that there is no profile of, or a file that is none.
 pub fn read(name: &str, folder: Option<&Path>) -> anyhow::Result<Value> {
+    if let Some(folder) = folder {
+        check(folder)?;
+    }
     let mut spec = one("default", folder)?;
     if name != "default" {
         overlay(&mut spec, &one(name, folder)?);
     }
     Ok(spec)
+}
+
+/// A folder that is misspelt would silently not count.
+fn check(folder: &Path) -> anyhow::Result<()> {
+    let shown = folder.display();
+    if folder.to_string_lossy().contains("://") {
+        bail!("--manifests {shown} is a URL; it must be a folder of this machine: fetch and unpack it first");
+    }
+    if !folder.join("profiles").is_dir() {
+        bail!("--manifests {shown}: there is no folder {shown}/profiles; name the one that profiles/NAME.yaml is in");
+    }
+    Ok(())
 }
 
 fn one(name: &str, folder: Option<&Path>) -> anyhow::Result<Value> {
@@ -62,6 +77,7 @@ fn one(name: &str, folder: Option<&Path>) -> anyhow::Result<Value> {
 pub fn names(folder: Option<&Path>) -> anyhow::Result<Vec<String>> {
     let mut names: Vec<String> = OWN.iter().map(|(name, _)| (*name).to_string()).collect();
     if let Some(folder) = folder {
+        check(folder)?;
         let profiles = folder.join("profiles");
         let entries = std::fs::read_dir(&profiles).with_context(|| format!("cannot read {}", profiles.display()))?;
         for entry in entries {
@@ -121,6 +137,16 @@ mod tests {
         }
         std::fs::write(folder.path().join("profiles/bad.yaml"), "tagg: x\n").unwrap();
         assert!(format!("{:#}", read("bad", Some(folder.path())).unwrap_err()).contains("profile bad: tagg"));
-        assert!(names(Some(Path::new("/nonexistent"))).is_err());
+        for (folder, said) in [
+            ("/nonexistent", "/nonexistent/profiles; name the one"),
+            ("https://github.com/istio/istio/releases/x.tar.gz", "is a URL"),
+            (folder.path().join("profiles").to_str().unwrap(), "profiles/profiles"),
+        ] {
+            let folder = Some(Path::new(folder));
+            for error in [read("demo", folder).map(|_| ()), names(folder).map(|_| ())] {
+                let error = error.unwrap_err().to_string();
+                assert!(error.contains(said), "{error}");
+            }
+        }
     }
 }

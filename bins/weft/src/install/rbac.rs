@@ -12,8 +12,10 @@ pub(super) fn objects(settings: &Settings) -> Vec<Value> {
     let reference =
         |kind: &str, name: &str| json!({"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name});
     let api = "rbac.authorization.k8s.io/v1";
+    let mut own = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(settings, &account, true)});
+    settings.pull_secrets(&mut own);
     vec![
-        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(settings, &account, true)}),
+        own,
         json!({"apiVersion": api, "kind": "ClusterRole", "metadata": metadata(settings, &cluster, false),
                "rules": cluster_rules(settings)}),
         json!({"apiVersion": api, "kind": "ClusterRoleBinding", "metadata": metadata(settings, &cluster, false),

@@ -5,10 +5,10 @@
 //! revision alone.
 
 use super::apply::{How, install};
-use super::cluster::{self, Owner};
+use super::cluster::{self, FINALIZER, IGNORED, Owner};
 use super::operator::{KIND, Operator};
 use super::settings::Settings;
-use anyhow::Context;
+use anyhow::{Context, bail};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -16,10 +16,6 @@ use weft_k8s_api::Object;
 use weft_store::client::ListOptions;
 use weft_store::{ApiClient, ClientError};
 
-/// What holds an object back until its installation is gone.
-pub const FINALIZER: &str = "istio-finalizer.install.istio.io";
-/// Annotation of objects that nobody acts on.
-const IGNORED: &str = "install.istio.io/ignoreReconcile";
 /// Pause between looks.
 const PAUSE: Duration = Duration::from_secs(2);
 /// Time after which an object that did not change is applied again, against what others did.
@@ -62,9 +58,9 @@ impl Reconciler {
         }
     }
 
-    /// One look at all objects.
+    /// One look at all objects. What goes wrong with one holds up no other.
     async fn turn(&mut self) -> anyhow::Result<()> {
-        let mut objects = Vec::new();
+        let (mut objects, mut problems) = (Vec::new(), Vec::new());
         let namespaces: Vec<Option<String>> = match self.namespaces.is_empty() {
             true => vec![None],
             false => self.namespaces.iter().cloned().map(Some).collect(),
@@ -73,21 +69,26 @@ impl Reconciler {
             match self.client.list(&KIND, namespace.as_deref(), &ListOptions::default()).await {
                 Ok(list) => objects.extend(list.items),
                 Err(ClientError::NoSuchKind(_) | ClientError::NotFound(_)) => {}
-                Err(error) => return Err(error).context("cannot list IstioOperators"),
+                Err(error) => problems.push(format!("cannot list IstioOperators: {error}")),
             }
         }
         objects.retain(|object| is_ours(object, &self.revision));
         // Gateways are injected by a control plane: it comes first.
         objects.sort_by_key(|object| !has_control_plane(object));
-        self.done.retain(|key, _| objects.iter().any(|object| self::key(object) == *key));
-        for object in &objects {
-            if object.metadata.deletion_timestamp.is_some() {
-                self.uninstall(object).await?;
-            } else if is_due(object, self.done.get(&key(object)), Instant::now()) {
-                self.install(object).await?;
-            }
+        if problems.is_empty() {
+            self.done.retain(|key, _| objects.iter().any(|object| self::key(object) == *key));
         }
-        Ok(())
+        for object in &objects {
+            let result = if object.metadata.deletion_timestamp.is_some() {
+                self.uninstall(object).await
+            } else if is_due(object, self.done.get(&key(object)), Instant::now()) {
+                self.install(object).await
+            } else {
+                Ok(())
+            };
+            problems.extend(result.err().map(|error| format!("{}: {error:#}", object.key())));
+        }
+        if problems.is_empty() { Ok(()) } else { bail!("{}", problems.join("; ")) }
     }
 
     async fn install(&mut self, object: &Object) -> anyhow::Result<()> {
@@ -122,15 +123,23 @@ impl Reconciler {
             return Ok(());
         }
         tracing::info!("uninstalling {}", object.key());
-        let revision = object.spec()["revision"].as_str().filter(|r| !r.is_empty()).unwrap_or("default");
-        let owner = Owner { name: object.name().into(), revision: revision.into(), version: String::new() };
+        let owner = Owner {
+            name: object.name().into(),
+            namespace: object.namespace().into(),
+            revision: cluster::asked_revision(object).into(),
+            version: String::new(),
+        };
         let found = cluster::find(&self.client, &owner.selector()).await?;
         cluster::remove(&self.client, &found, false, |object| {
             tracing::info!("removed {}", object.key());
             Ok(())
         })
         .await?;
-        cluster::forget(&self.client, object.namespace(), &owner.state_name()).await?;
+        // Nothing is kept under the name of an object that a user wrote.
+        let states = cluster::states(&self.client, Some(&owner.namespace)).await?;
+        if states.iter().any(|state| state.name() == owner.state_name()) {
+            cluster::forget(&self.client, &owner.namespace, &owner.state_name()).await?;
+        }
         let left: Vec<&str> = finalizers.iter().map(String::as_str).filter(|name| *name != FINALIZER).collect();
         self.finalizers(object, &left).await
     }
@@ -158,7 +167,8 @@ impl Reconciler {
 fn operator(object: &Object) -> anyhow::Result<Operator> {
     let value = json!({"apiVersion": object.api_version, "kind": object.kind,
                        "metadata": {"name": object.name()}, "spec": object.spec()});
-    let operator = Operator::merge(&[(object.key().to_string(), value)], &[], None)?;
+    let mut operator = Operator::merge(&[(object.key().to_string(), value)], &[], None)?;
+    operator.namespace = Some(object.namespace().to_string());
     Settings::new(&operator)?;
     Ok(operator)
 }
@@ -202,9 +212,11 @@ pub fn deployment(settings: &Settings, namespace: &str, watched: &str) -> Vec<Va
         "securityContext": {"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "runAsNonRoot": true,
                             "runAsUser": 1337, "runAsGroup": 1337, "capabilities": {"drop": ["ALL"]}},
     });
+    let mut account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(true)});
+    settings.pull_secrets(&mut account);
     vec![
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": {"istio-injection": "disabled"}}}),
-        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(true)}),
+        account,
         json!({"apiVersion": format!("{rbac}/v1"), "kind": "ClusterRole", "metadata": metadata(false), "rules": rules()}),
         json!({"apiVersion": format!("{rbac}/v1"), "kind": "ClusterRoleBinding", "metadata": metadata(false),
                "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": name},
@@ -219,13 +231,15 @@ pub fn deployment(settings: &Settings, namespace: &str, watched: &str) -> Vec<Va
     ]
 }
 
-/// Everything that an installation consists of, and rights that it hands on (`escalate`, `bind`).
+/// Everything that an installation consists of, and rights that it hands on (`escalate`, `bind`). Namespaces and definitions of
+/// kinds are made and never deleted: with them goes what is not the installer's.
 fn rules() -> Value {
     let all = ["create", "delete", "get", "list", "patch", "update", "watch"];
     let rule = |group: &str, resources: &[&str], verbs: &[&str]| json!({"apiGroups": [group], "resources": resources, "verbs": verbs});
     json!([
         rule("install.istio.io", &["istiooperators", "istiooperators/status"], &all),
-        rule("", &["configmaps", "namespaces", "serviceaccounts", "services"], &all),
+        rule("", &["configmaps", "serviceaccounts", "services"], &all),
+        rule("", &["namespaces"], &["create", "get"]),
         rule("", &["pods"], &["get", "list"]),
         rule("apps", &["daemonsets", "deployments"], &all),
         rule("autoscaling", &["horizontalpodautoscalers"], &all),
@@ -236,7 +250,7 @@ fn rules() -> Value {
             &["mutatingwebhookconfigurations", "validatingwebhookconfigurations"],
             &all
         ),
-        rule("apiextensions.k8s.io", &["customresourcedefinitions"], &all),
+        rule("apiextensions.k8s.io", &["customresourcedefinitions"], &["create", "get", "patch"]),
         rule("rbac.authorization.k8s.io", &["clusterrolebindings", "rolebindings"], &all),
         rule(
             "rbac.authorization.k8s.io",
@@ -249,6 +263,8 @@ fn rules() -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::install::testing::{STUCK, Server};
+    use weft_store::memory::DeleteOptions;
 
     fn object(spec: Value, annotations: Value, generation: i64) -> Object {
         serde_json::from_value(json!({"apiVersion": "install.istio.io/v1alpha1", "kind": "IstioOperator",
@@ -281,6 +297,59 @@ mod tests {
         }
         let wrong = operator(&object(json!({"tagg": "x"}), json!({}), 1)).unwrap_err();
         assert!(format!("{wrong:#}").contains("tagg is not known"), "{wrong:#}");
+    }
+
+    #[test]
+    fn what_is_never_deleted() {
+        let rules = rules();
+        for resource in ["namespaces", "customresourcedefinitions"] {
+            let of: Vec<&Value> =
+                rules.as_array().unwrap().iter().filter(|r| r["resources"].to_string().contains(resource)).collect();
+            assert!(!of.is_empty() && of.iter().all(|rule| !rule["verbs"].to_string().contains("delete")), "{of:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_with_one_object_holds_up_no_other() {
+        let server = Server::start().await;
+        let empty = json!({"profile": "empty"});
+        // A control plane comes first in a turn; this one cannot be let go.
+        server.request("istio-system", STUCK, json!({"profile": "minimal"}), &[FINALIZER]).await;
+        server.request("istio-system", "installed-state", empty.clone(), &[]).await;
+        server.request("istio-system", "other", empty, &[]).await;
+        let client = &server.client;
+        client.delete(&KIND, "istio-system", STUCK, &DeleteOptions::default()).await.unwrap();
+        let mut reconciler = Reconciler::new(client.clone(), String::new(), vec!["istio-system".into()]);
+        let error = format!("{:#}", reconciler.turn().await.unwrap_err());
+        assert!(error.contains(STUCK) && error.contains("finalizers"), "{error}");
+        let found = async |name: &str| client.get(&KIND, "istio-system", name).await.unwrap();
+        assert_eq!(found("other").await.body["status"]["status"], "HEALTHY");
+        // One that has the name of what the installer keeps is told so, and stays as it is.
+        let own = found("installed-state").await;
+        let message = own.body["status"]["message"].as_str().unwrap_or_default();
+        assert!(own.body["status"]["status"] == "ERROR" && message.contains("give yours another"), "{message}");
+        assert!(own.annotation(IGNORED).is_none() && own.label(cluster::OWNER).is_none());
+    }
+
+    #[tokio::test]
+    async fn requests_of_one_name_in_two_namespaces() {
+        let server = Server::start().await;
+        // The control plane of both is in istio-system.
+        for namespace in ["istio-system", "mesh2"] {
+            server.request(namespace, "edge", json!({"profile": "empty"}), &[]).await;
+        }
+        let mut reconciler = Reconciler::new(server.client.clone(), String::new(), Vec::new());
+        reconciler.turn().await.unwrap();
+        let states = async || {
+            let all = cluster::states(&server.client, None).await.unwrap();
+            all.iter().map(|state| state.key().to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(states().await.len(), 2, "{:?}", states().await);
+        server.client.delete(&KIND, "mesh2", "edge", &DeleteOptions::default()).await.unwrap();
+        reconciler.turn().await.unwrap();
+        assert_eq!(states().await, ["IstioOperator istio-system/installed-state-edge"]);
+        let left = cluster::requests(&server.client, None).await.unwrap();
+        assert_eq!(left.iter().map(Object::namespace).collect::<Vec<_>>(), ["istio-system"]);
     }
 
     #[test]

@@ -131,11 +131,26 @@ impl Settings {
         image_of(&self.values, name, [&Value::Null; 2])
     }
 
-    /// Version that is installed: the tag of the control plane's image.
+    /// Version that is installed: the tag of the control plane's image; empty for one that has none, such as an image by digest.
     pub fn tag(&self) -> String {
-        let image = self.pilot_image();
-        image.rsplit_once(':').map_or(String::new(), |(_, tag)| tag.to_string())
+        tag_of(&self.pilot_image()).to_string()
     }
+
+    /// Lets a ServiceAccount's pods pull from registries that ask for a password (`values.global.imagePullSecrets`).
+    pub(super) fn pull_secrets(&self, account: &mut Value) {
+        let names = self.values.get("global.imagePullSecrets").as_array().into_iter().flatten();
+        let names: Vec<Value> = names.filter_map(Value::as_str).map(|name| json!({ "name": name })).collect();
+        if !names.is_empty() {
+            account["imagePullSecrets"] = names.into();
+        }
+    }
+}
+
+/// The tag of an image: a registry may have a port, and a digest follows the tag.
+fn tag_of(image: &str) -> &str {
+    let named = image.split_once('@').map_or(image, |(named, _)| named);
+    let last = named.rsplit_once('/').map_or(named, |(_, last)| last);
+    last.split_once(':').map_or("", |(_, tag)| tag)
 }
 
 /// `hub/name:tag`, both the component's own before those of the mesh; a name with a folder is an image already.
@@ -206,5 +221,24 @@ fn gateway(one: &Value, name: &str, ingress: bool, namespace: &str, place: Strin
         k8s: one["k8s"].clone(),
         image: own_image.then(|| image_of(values, &values.text("global.proxy.image"), [one, &Value::Null])),
         place,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tag_of;
+
+    #[test]
+    fn tags_of_images() {
+        for (image, wanted) in [
+            ("localhost/weft/weftd:0.1.0", "0.1.0"),
+            ("registry.example:5000/weftd", ""),
+            ("registry.example:5000/weft/weftd:1.2", "1.2"),
+            ("h/weftd@sha256:0011", ""),
+            ("h:5000/weftd:1.2.3@sha256:0011", "1.2.3"),
+            ("weftd", ""),
+        ] {
+            assert_eq!(tag_of(image), wanted, "{image}");
+        }
     }
 }

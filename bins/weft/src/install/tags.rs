@@ -66,6 +66,24 @@ pub fn objects(tag: &str, injector: &Object, validates: bool) -> anyhow::Result<
     Ok(all)
 }
 
+/// The validator of what names no revision, as the installation whose injector this is has it. The tag `default` takes it over
+/// for another revision.
+///
+/// # Errors
+/// When the configuration is not one of the installer's.
+pub fn validator(injector: &Object) -> anyhow::Result<Value> {
+    let hooks = injector.body.get("webhooks").and_then(Value::as_array);
+    let first = hooks.and_then(|hooks| hooks.first()).with_context(|| format!("{} has no webhooks", injector.key()))?;
+    let mut client = json!({"service": first["clientConfig"]["service"]});
+    client["service"]["path"] = "/validate".into();
+    // Whose it is stands on both.
+    let labels = json!(injector.metadata.labels);
+    let selector = json!({"matchExpressions": [expression("istio.io/rev", "DoesNotExist", &[])]});
+    Ok(json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
+              "metadata": {"name": DEFAULT_VALIDATOR, "labels": labels},
+              "webhooks": [validating_hook("validation.istio.io", &client, &selector)]}))
+}
+
 fn is(hook: &Value, prefix: &str) -> bool {
     hook["name"].as_str().is_some_and(|name| name.starts_with(prefix))
 }
@@ -80,6 +98,24 @@ mod tests {
         let all = crate::install::objects(&Settings::new(&operator).unwrap()).unwrap();
         let found = all.into_iter().find(|object| object["kind"] == "MutatingWebhookConfiguration").unwrap();
         serde_json::from_value(found).unwrap()
+    }
+
+    #[test]
+    fn the_validator_is_as_it_was_installed() {
+        let operator = Operator::merge(&[], &["namespace=mesh".to_string()], None).unwrap();
+        let settings = Settings::new(&operator).unwrap();
+        let owner = crate::install::cluster::Owner::new(&operator, &settings);
+        let all = crate::install::objects(&settings).unwrap().into_iter();
+        let all: Vec<Object> = all.map(|object| owner.mark(object, "Pilot").unwrap()).collect();
+        let find = |kind: &str, name: &str| {
+            all.iter().find(|o| o.kind == kind && o.name().starts_with(name)).cloned().unwrap()
+        };
+        let injector = find("MutatingWebhookConfiguration", "istio-sidecar-injector");
+        let wanted = find("ValidatingWebhookConfiguration", DEFAULT_VALIDATOR);
+        assert_eq!(
+            serde_json::from_value::<Object>(validator(&injector).unwrap()).unwrap().to_value(),
+            wanted.to_value()
+        );
     }
 
     #[test]

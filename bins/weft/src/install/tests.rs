@@ -267,7 +267,7 @@ fn a_profile_of_a_folder_is_as_a_file_before_the_others() {
     let custom = "apiVersion: install.istio.io/v1alpha1\nkind: IstioOperator\nspec:\n  tag: mine\n  components:\n    pilot: {k8s: {replicaCount: 3}}\n  meshConfig: {accessLogFile: /a}\n";
     let file = folder.path().join("profiles/custom1.yaml");
     std::fs::write(&file, custom).unwrap();
-    let user = "apiVersion: install.istio.io/v1alpha1\nkind: IstioOperator\nspec:\n  meshConfig: {accessLogFile: /b, accessLogEncoding: JSON}\n  values: {global: {network: n}}\n";
+    let user = "apiVersion: install.istio.io/v1alpha1\nkind: IstioOperator\nspec:\n  meshConfig: {accessLogFile: /b, accessLogEncoding: JSON}\n  values: {global: {network: net1}}\n";
     let read = |text: &str| ("f".to_string(), weft_k8s_api::yaml::value(text).unwrap());
     let written = |files: &[(String, Value)], sets: &[&str]| {
         let sets: Vec<String> = sets.iter().map(|s| (*s).to_string()).collect();
@@ -278,6 +278,25 @@ fn a_profile_of_a_folder_is_as_a_file_before_the_others() {
     let by_name = written(&[read(user)], &["profile=custom1"]);
     assert_eq!(by_name, written(&[read(custom), read(user)], &[]));
     assert!(by_name.contains("replicas: 3") && by_name.contains("weftd:mine") && by_name.contains("/b"));
+}
+
+#[test]
+fn lists_of_the_command_line_reach_the_objects() {
+    let all = made(&[
+        "values.revisionTags={prod,stage}",
+        "values.global.imagePullSecrets={regcred}",
+        "profile=demo",
+        "components.cni.enabled=true",
+    ]);
+    for tag in ["prod", "stage"] {
+        assert!(has(&all, "MutatingWebhookConfiguration", &format!("istio-revision-tag-{tag}")), "{tag}");
+    }
+    let accounts: Vec<&Value> = all.iter().filter(|object| object["kind"] == "ServiceAccount").collect();
+    assert_eq!(accounts.len(), 4);
+    for account in accounts {
+        assert_eq!(account["imagePullSecrets"], json!([{"name": "regcred"}]), "{account}");
+    }
+    assert!(made(&[]).iter().all(|object| object["imagePullSecrets"].is_null()));
 }
 
 #[test]

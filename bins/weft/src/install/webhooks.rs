@@ -8,7 +8,7 @@ use weft_k8s_api::crd;
 pub(super) const RESOURCES: [&str; 2] = ["mutatingwebhookconfigurations", "validatingwebhookconfigurations"];
 /// Namespaces that no injection by default reaches.
 const SPARED: [&str; 4] = ["kube-system", "kube-public", "kube-node-lease", "local-path-storage"];
-pub(super) const DEFAULT_VALIDATOR: &str = "istiod-default-validator";
+pub const DEFAULT_VALIDATOR: &str = "istiod-default-validator";
 
 fn injector(settings: &Settings) -> String {
     let name = settings.named("istio-sidecar-injector");

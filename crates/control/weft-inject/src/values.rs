@@ -1,7 +1,7 @@
 //! The installer's values: a tree of settings under Istio's names, of which the injector reads some. Defaults are filled in
 //! here, in one place; the ConfigMap `istio-sidecar-injector` carries the whole tree under its key `values`.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 /// Most levels of a tree of settings.
 const MAX_DEPTH: usize = 32;
@@ -60,7 +60,7 @@ impl Values {
     }
 
     /// Values from the settings of an installation, which an `IstioOperator` carries as its `spec`: `hub`, `tag`,
-    /// `revision`, `values`, `components.cni` and `values.cni`.
+    /// `revision`, `values` and `components.cni`.
     pub fn from_installation(settings: &Value) -> Self {
         let mut values = settings["values"].clone();
         if values.is_null() {
@@ -74,15 +74,11 @@ impl Values {
         if let Some(revision) = settings["revision"].as_str() {
             values["revision"] = revision.into();
         }
-        let mut cni = values["cni"].as_object().cloned().unwrap_or_default();
-        cni.extend(settings["components"]["cni"]["enabled"].as_bool().map(|on| ("enabled".to_string(), on.into())));
-        // The name before 1.24.
-        if values["istio_cni"]["enabled"] == true {
-            cni.insert("enabled".into(), true.into());
-        }
-        let known = ["enabled", "provider"];
-        let cni: Map<String, Value> = cni.into_iter().filter(|(name, _)| known.contains(&name.as_str())).collect();
-        overlay(&mut values, &json!({"pilot": {"cni": cni}}), MAX_DEPTH);
+        // A mesh with the agent has it whoever says so: the component, or one of the three names that charts have had for it.
+        let said = [&settings["components"]["cni"], &values["cni"], &values["istio_cni"], &values["pilot"]["cni"]];
+        let enabled = said.iter().any(|cni| cni["enabled"] == true);
+        let provider = values["cni"]["provider"].clone();
+        overlay(&mut values, &json!({"pilot": {"cni": {"enabled": enabled, "provider": provider}}}), MAX_DEPTH);
         Self::new(&values)
     }
 
@@ -170,9 +166,23 @@ mod tests {
         assert_eq!((values.text("global.hub"), values.text("global.tag")), ("h".into(), "7".into()));
         assert!(values.is_true("pilot.cni.enabled"));
         assert_eq!((values.text("pilot.cni.provider"), values.revision()), ("multus".into(), "canary".into()));
-        assert!(
-            Values::from_installation(&json!({"values": {"istio_cni": {"enabled": true}}}))
-                .is_true("pilot.cni.enabled")
-        );
+    }
+
+    #[test]
+    fn whoever_says_that_there_is_the_agent() {
+        for (mut settings, wanted) in [
+            (json!({"values": {"istio_cni": {"enabled": true}}}), true),
+            (json!({"values": {"pilot": {"cni": {"enabled": true}}}}), true),
+            (json!({"values": {"cni": {"enabled": true}}}), true),
+            (json!({"values": {"pilot": {"cni": {"enabled": false}}}}), false),
+            (json!({}), false),
+        ] {
+            // The default profile says that the component is off.
+            for component in [json!({}), json!({"cni": {"enabled": false}}), json!({"cni": {"enabled": true}})] {
+                let on = wanted || component["cni"]["enabled"] == true;
+                settings["components"] = component;
+                assert_eq!(Values::from_installation(&settings).is_true("pilot.cni.enabled"), on, "{settings}");
+            }
+        }
     }
 }
