@@ -160,6 +160,11 @@ const FUNCTIONS: &[&str] = &[
     "value",
 ];
 
+/// Functions by name, without the operators.
+pub(super) fn functions() -> impl Iterator<Item = &'static str> {
+    FUNCTIONS.iter().copied().filter(|name| name.starts_with(|c: char| c.is_ascii_alphabetic()))
+}
+
 /// What the value of an expression has to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {

@@ -1,14 +1,15 @@
-//! Expressions in CEL, bounded: read once, checked against what they may refer to, evaluated with a limit on loops, time and
-//! depth. Who asks them about what is in [`crate::custom::rules`] (objects of defined kinds) and in
+//! Expressions in CEL, bounded: read once, checked against what they may refer to, evaluated with a limit on loops, memory, time
+//! and depth. Who asks them about what is in [`crate::custom::rules`] (objects of defined kinds) and in
 //! [`crate::webhooks`] (match conditions, policies).
 //!
 //! Parser, evaluator and the functions that Kubernetes adds are those of `kube-cel`. It has no limits of its own, so: a text
-//! has so many words at most, its tree such a depth, every loop counts its rounds, and all of it runs on a thread whose stack
-//! is deep enough for what passed. What it does not offer (macros with two variables, `sortBy`, `cel.bind`) is found when an
+//! has so many words at most, its tree such a depth, every loop counts its rounds, what makes values is measured ([`budget`]),
+//! and all of it runs on a thread whose stack is deep enough for what passed. What it does not offer (macros with two variables, `sortBy`, `cel.bind`) is found when an
 //! expression is read, not when an object meets it.
 //!
 //! Source: the Kubernetes documentation, "Common Expression Language in Kubernetes".
 
+mod budget;
 mod check;
 mod values;
 
@@ -16,11 +17,9 @@ pub(crate) use check::{Kind, Names};
 pub(crate) use values::from_json;
 
 use kube_cel::KubeCelExt;
-use kube_cel::cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr};
+use kube_cel::cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr, LiteralValue};
 use kube_cel::cel::parser::Parser;
-use kube_cel::cel::{Context, ExecutionError, Value};
-use std::cell::Cell;
-use std::time::{Duration, Instant};
+use kube_cel::cel::{Context, ExecutionError, FunctionContext, ResolveResult, Value};
 
 /// Characters of one expression.
 const MAX_TEXT: usize = 16 << 10;
@@ -28,19 +27,15 @@ const MAX_TEXT: usize = 16 << 10;
 const MAX_WORDS: usize = 2000;
 /// Depth of brackets and of the tree.
 const MAX_DEPTH: usize = 96;
-/// Rounds of all loops of one evaluation.
-const MAX_ROUNDS: u64 = 1_000_000;
-/// Time of one evaluation.
-const MAX_TIME: Duration = Duration::from_secs(5);
 /// Stack of the thread that reads and evaluates. It is taken from the system as it is used.
 const STACK: usize = 256 << 20;
 /// What every round of a loop calls. No expression can name it: `@` is no letter.
 const ROUND: &str = "@round";
 
-thread_local! {
-    /// Rounds that are left, and when time is up, of the evaluation on this thread.
-    static LEFT: Cell<(u64, Option<Instant>)> = const { Cell::new((0, None)) };
-}
+/// What everything that may have made a larger value is given to.
+const MADE: &str = "@made";
+/// What the loops of macros make.
+const RESULT: &str = "@result";
 
 /// An expression that has been read and checked.
 #[derive(Debug)]
@@ -77,7 +72,7 @@ impl Expression {
             names.check(&tree).map_err(|why| format!("compilation failed: {why}"))?;
             kind.map_or(Ok(()), |kind| names.check_kind(&tree, kind))?;
             let old = tree.references().has_variable("oldSelf");
-            count_rounds(&mut tree);
+            bound(&mut tree);
             Ok(Self { tree, old })
         })?
     }
@@ -105,17 +100,40 @@ impl Expression {
 /// # Errors
 /// When the evaluation ended without a result.
 pub(crate) fn evaluate<T: Send>(work: impl FnOnce(&mut Context<'_>) -> T + Send) -> Result<T, String> {
-    on_deep_stack(|| {
-        LEFT.set((MAX_ROUNDS, Some(Instant::now() + MAX_TIME)));
-        let mut context = Context::default().with_all();
-        context.add_function(ROUND, round);
-        context.add_function("dyn", |value: Value| -> Result<Value, ExecutionError> { Ok(value) });
-        context.add_function("type", |value: Value| format!("type {}", values::type_name(&value)));
-        for name in check::TYPES {
-            context.add_variable_from_value(*name, format!("type {name}"));
-        }
-        work(&mut context)
+    budget::in_turn(|| {
+        on_deep_stack(|| {
+            budget::begin();
+            let mut context = Context::default();
+            for name in check::functions() {
+                let guarded = move |call: &mut FunctionContext<'_, '_>| budget::guard(name, call);
+                let guarded: Box<dyn Fn(&mut FunctionContext<'_, '_>) -> ResolveResult + Send + Sync> =
+                    Box::new(guarded);
+                context.add_function(name, guarded);
+            }
+            context.add_function(ROUND, round);
+            context.add_function(MADE, budget::made);
+            for name in check::TYPES {
+                context.add_variable_from_value(*name, format!("type {name}"));
+            }
+            work(&mut context)
+        })
     })
+}
+
+/// The functions of an expression, as they are.
+fn functions() -> Context<'static> {
+    let mut context = Context::default().with_all();
+    context.add_function("dyn", |value: Value| -> Result<Value, ExecutionError> { Ok(value) });
+    context.add_function("type", |value: Value| format!("type {}", values::type_name(&value)));
+    context
+}
+
+/// Counts a value that is to be kept while the evaluation goes on. Only inside [`evaluate`].
+///
+/// # Errors
+/// When it is more than what is left.
+pub(crate) fn keep(value: &Value) -> Result<(), String> {
+    budget::spend(1, budget::size(value)).map_err(|error| error.to_string())
 }
 
 fn on_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String> {
@@ -126,39 +144,56 @@ fn on_deep_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String> 
     })
 }
 
-/// One round of a loop; `made` is the list that the loop makes, `null` when it makes none.
+/// One round of a loop; `made` is the list that the loop makes, which every round copies, `null` when it makes none.
 fn round(made: Value) -> Result<bool, ExecutionError> {
-    let made = match &made {
-        Value::List(items) => items.len() + items.last().map_or(0, values::weight),
-        _ => 0,
-    };
-    let (left, end) = LEFT.get();
-    let left = left.saturating_sub(1 + u64::try_from(made / 64).unwrap_or(u64::MAX));
-    LEFT.set((left, end));
-    if left == 0 || end.is_none_or(|end| Instant::now() > end) {
-        LEFT.set((0, end));
-        let why = "the expression takes more than it may on this object: bound the lists that it goes through";
-        return Err(ExecutionError::function_error("loop", why));
-    }
-    Ok(true)
+    budget::spend(1 + (budget::size(&made) >> 12), 0).map(|()| true)
 }
 
-/// Puts [`ROUND`] into the condition of every loop.
-fn count_rounds(tree: &mut IdedExpr) {
-    if let Expr::Comprehension(found) = &mut tree.expr {
-        let made = match &found.accu_init.expr {
-            Expr::List(_) => Expr::Ident(found.accu_var.clone()),
-            _ => Expr::Literal(kube_cel::cel::common::ast::LiteralValue::Null),
-        };
-        let call = |name: &str, args: Vec<IdedExpr>| IdedExpr {
-            id: 0,
-            expr: Expr::Call(CallExpr { func_name: name.into(), target: None, args }),
-        };
-        let counted = call(ROUND, vec![IdedExpr { id: 0, expr: made }]);
-        let condition = std::mem::take(&mut found.loop_cond);
-        found.loop_cond = call("_&&_", vec![counted, condition]);
+/// Puts [`ROUND`] into the condition of every loop, and [`MADE`] around what makes values larger. Functions have their own guard.
+fn bound(tree: &mut IdedExpr) {
+    children_mut(tree).into_iter().for_each(bound);
+    match &mut tree.expr {
+        Expr::Comprehension(found) => {
+            let made = match &found.accu_init.expr {
+                Expr::List(_) => Expr::Ident(found.accu_var.clone()),
+                _ => Expr::Literal(LiteralValue::Null),
+            };
+            let counted = call(ROUND, vec![IdedExpr { id: 0, expr: made }]);
+            let condition = std::mem::take(&mut found.loop_cond);
+            found.loop_cond = call("_&&_", vec![counted, condition]);
+        }
+        // Before they are together: a list can have one large thing a thousand times.
+        Expr::List(_) | Expr::Map(_) => children_mut(tree).into_iter().for_each(measured),
+        Expr::Call(sum) if sum.func_name == "_+_" => {
+            let of_loop = sum.args.first().is_some_and(|first| matches!(&first.expr, Expr::Ident(n) if n == RESULT));
+            match sum.args.get_mut(1) {
+                // What a loop adds to its list, once for each round.
+                Some(IdedExpr { expr: Expr::List(added), .. }) if of_loop => added.elements.iter_mut().for_each(wrap),
+                _ if of_loop => {}
+                _ => wrap(tree),
+            }
+        }
+        // They make nothing, but take their time on what is large.
+        Expr::Call(call) if matches!(call.func_name.as_str(), "_==_" | "_!=_" | "@in") => wrap(tree),
+        _ => {}
     }
-    children_mut(tree).into_iter().for_each(count_rounds);
+}
+
+fn call(name: &str, args: Vec<IdedExpr>) -> IdedExpr {
+    IdedExpr { id: 0, expr: Expr::Call(CallExpr { func_name: name.into(), target: None, args }) }
+}
+
+/// Measures a part of a list or map, unless what is in it is measured already.
+fn measured(part: &mut IdedExpr) {
+    if !matches!(&part.expr, Expr::Literal(_) | Expr::List(_) | Expr::Map(_)) {
+        wrap(part);
+    }
+}
+
+fn wrap(tree: &mut IdedExpr) {
+    if !matches!(&tree.expr, Expr::Call(call) if call.func_name == MADE) {
+        *tree = call(MADE, vec![std::mem::take(tree)]);
+    }
 }
 
 fn depth(tree: &IdedExpr) -> usize {
@@ -256,8 +291,11 @@ fn measure(text: &str) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use super::budget::MAX_TIME;
     use super::*;
     use serde_json::json;
+    use std::sync::mpsc;
+    use std::time::{Duration, Instant};
 
     fn on(schema: &serde_json::Value, value: &serde_json::Value, text: &str) -> Result<String, String> {
         let names = Names::default().with("self", Some(schema));
@@ -299,6 +337,9 @@ mod tests {
             "self.l.isSorted() && 'AbC'.lowerAscii() == 'abc' && [1, 2].sum() == 3",
             "self.?s.orValue('z') == 'abc' && self.m[?'none'].orValue('z') == 'z'",
             "math.greatest(1, 2) == 2 && sets.contains(self.l, ['a'])",
+            "[?self.?s, ?self.m[?'none']].size() == 1 && {'k': self.s}.k == 'abc' && [1].map(x, [x, x]).flatten() == [1, 1]",
+            "lists.range(3) == [0, 1, 2] && 'a-b-c'.replace('-', '', 1) == 'ab-c' && self.l.join('+') == 'a+b'",
+            "'%s=%d'.format([self.s, 5]) == 'abc=5' && optional.of(1).hasValue() && dyn(self.a) == 1",
         ] {
             assert_eq!(on(&schema, &value, text), Ok("Bool(true)".into()), "{text}");
         }
@@ -353,5 +394,71 @@ mod tests {
         }
         assert!(began.elapsed() < MAX_TIME * 8, "{:?}", began.elapsed());
         assert_eq!(on(&schema, &many, "self.all(a, a >= 0)"), Ok("Bool(true)".into()));
+    }
+
+    /// Peak of this process's memory in bytes.
+    fn peak() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let schema = json!({"type": "object", "properties": {
+            "s": {"type": "string"}, "l": {"type": "array", "items": {"type": "integer"}},
+        }});
+        let value = json!({"s": "a".repeat(100_000), "l": (0..20_000).collect::<Vec<_>>()});
+        let doubled = |step: &str| format!("[self.s]{}.size() == 1", step.repeat(40));
+        let (began, before) = (Instant::now(), peak());
+        for text in [
+            "lists.range(100000000000).size() > 0".to_string(),
+            "lists.range(9223372036854775807).size() > 0".to_string(),
+            format!("self.s{}.size() > 0", ".replace('a', 'aaaaaaaaaa')".repeat(12)),
+            format!("self.s{}.size() > 0", ".replace('', self.s)".repeat(4)),
+            doubled(".map(a, a + a)"),
+            doubled(".map(b, [b, b])"),
+            doubled(".map(b, {'x': b, 'y': b})"),
+            doubled(".map(b, optional.of([b, b]))"),
+            doubled(".map(b, '%s%s'.format([b, b]))"),
+            format!("[{}].size() > 0", vec!["self.s"; 450].join(", ")),
+            format!("({}).size() > 0", vec!["self.s"; 80].join(" + ")),
+            "self.l.map(a, self.s).size() > 0".into(),
+            format!("self.l.map(a, '{}').size() > 0", "b".repeat(15_000)),
+            "lists.range(1000).map(a, string(a)).join(self.s).size() > 0".into(),
+            "(self.s + self.s + self.s).split('').size() > 0".into(),
+            "(self.s + self.s + self.s).findAll('a').size() > 0".into(),
+            "self.l.distinct().size() > 0 && sets.contains(self.l, self.l)".into(),
+            // An error that is swallowed does not let the rest go on.
+            "lists.range(100000000000).size() > 0 || self.s.replace('a', 'b').size() == 0".into(),
+        ] {
+            let error = on(&schema, &value, &text).unwrap_err();
+            assert!(error.contains("takes more than it may"), "{}: {error}", text.chars().take(60).collect::<String>());
+        }
+        let (took, grown) = (began.elapsed(), peak() - before);
+        assert!(took < MAX_TIME * 8, "{took:?}");
+        assert!(grown < 512 << 20, "{} MiB", grown >> 20);
+        for text in [
+            "lists.range(1000).size() == 1000",
+            "self.s.replace('a', 'bb').size() == 200000",
+            "self.l.all(a, string(a) != '')",
+        ] {
+            assert_eq!(on(&schema, &value, text), Ok("Bool(true)".into()), "{text}");
+        }
+    }
+
+    #[test]
+    fn others_go_on_meanwhile() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let ((begun, has_begun), (end, ended)) = (mpsc::channel(), mpsc::channel());
+        let evaluation = runtime.spawn(async move {
+            evaluate(move |_| {
+                begun.send(()).unwrap();
+                ended.recv_timeout(Duration::from_secs(20)).is_ok()
+            })
+        });
+        has_begun.recv_timeout(Duration::from_secs(20)).unwrap();
+        runtime.spawn(async move { end.send(()) });
+        assert_eq!(runtime.block_on(evaluation).unwrap(), Ok(true));
     }
 }

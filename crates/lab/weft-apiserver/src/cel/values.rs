@@ -125,20 +125,6 @@ pub(super) fn type_name(value: &Cel) -> &'static str {
     }
 }
 
-/// About how much a value holds, two levels deep.
-pub(super) fn weight(value: &Cel) -> usize {
-    let own = |value: &Cel| match value {
-        Cel::List(items) => items.len(),
-        Cel::Map(map) => map.map.len(),
-        Cel::String(text) => text.len() / 16,
-        _ => 0,
-    };
-    match value {
-        Cel::List(items) => items.len() + items.iter().map(own).sum::<usize>(),
-        other => own(other),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

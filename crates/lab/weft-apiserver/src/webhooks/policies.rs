@@ -20,6 +20,8 @@ const POLICY: &str = "ValidatingAdmissionPolicy";
 const BINDING: &str = "ValidatingAdmissionPolicyBinding";
 /// Rules and variables of one policy.
 const MAX_PARTS: usize = 256;
+/// Longest made message in bytes; a longer one is not shown. Source: the API reference, `messageExpression`.
+const MAX_MESSAGE: usize = 5 << 10;
 
 fn list<'a>(value: &'a Value, name: &str) -> &'a [Value] {
     value.get(name).and_then(Value::as_array).map_or(&[], Vec::as_slice)
@@ -122,6 +124,8 @@ fn ask(spec: &Value, context: &mut Context<'_>) -> Result<Vec<(String, String)>,
     for variable in list(spec, "variables") {
         // One that has no value is missed by those who use it, and by nobody else.
         let value = Expression::read_any(text(variable, "expression"), &names).and_then(|e| e.value(context));
+        // Also without a value, when that is so because nothing is left.
+        cel::keep(value.as_ref().unwrap_or(&Cel::Null))?;
         if let Ok(value) = value {
             variables.insert(Key::String(Arc::new(text(variable, "name").into())), value);
             bind_variables(&variables, context);
@@ -141,13 +145,18 @@ fn ask(spec: &Value, context: &mut Context<'_>) -> Result<Vec<(String, String)>,
             made => Expression::read(made, &names, Kind::Text).and_then(|e| e.value(context)).ok(),
         };
         let message = match (made, text(validation, "message").trim()) {
-            (Some(Cel::String(made)), _) if !made.trim().is_empty() && !made.contains('\n') => made.trim().to_string(),
+            (Some(Cel::String(made)), _) if usable(&made) => made.trim().to_string(),
             (_, "") => format!("failed expression: {}", expression.trim()),
             (_, message) => message.to_string(),
         };
         found.push((text(validation, "reason").to_string(), message));
     }
     Ok(found)
+}
+
+/// A made message is one line that says something, and not a flood.
+fn usable(text: &str) -> bool {
+    !text.trim().is_empty() && !text.contains('\n') && text.len() <= MAX_MESSAGE
 }
 
 fn bind_variables(variables: &HashMap<Key, Cel>, context: &mut Context<'_>) {
@@ -245,4 +254,46 @@ fn check_validation(validation: &Value, names: &Names<'_>, place: &str) -> Vec<F
         add("reason", format!("Unsupported value: {reason:?}: supported values: {known}"));
     }
     wrong
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_together_are_bounded() {
+        let variable = |at: usize, expression: String| json!({"name": format!("v{at}"), "expression": expression});
+        let after = |made: fn(String) -> String| -> Vec<Value> {
+            let all = (1..200).map(|at| variable(at, made(format!("variables.v{}", at - 1))));
+            std::iter::once(variable(0, "object.text".into())).chain(all).collect()
+        };
+        let large = json!({"text": "a".repeat(1 << 20)});
+        for variables in [
+            after(|v| format!("{v} + {v}")),
+            after(|v| format!("[{v}, {v}]")),
+            after(|v| format!("{{'a': {v}, 'b': {v}}}")),
+            after(|v| v),
+        ] {
+            let spec = json!({"variables": variables, "validations": [{"expression": "variables.v199 == 'x'"}]});
+            let found = cel::evaluate(|context| {
+                context.add_variable_from_value("object", from_json(&large, None));
+                ask(&spec, context)
+            });
+            let error = found.unwrap().unwrap_err();
+            assert!(error.contains("takes more than it may"), "{error}");
+        }
+        // A long message is not shown; variables that are used as they are meant to be are.
+        let validations = json!([
+            {"expression": "variables.v1.size() == 1", "messageExpression": "variables.v1"},
+            {"expression": "variables.v0.size() == 1", "messageExpression": "variables.v0"},
+        ]);
+        let variables = [variable(0, "object.text.substring(0, 5)".into()), variable(1, "object.text + '!'".into())];
+        let spec = json!({"variables": variables, "validations": validations});
+        let found = cel::evaluate(|context| {
+            context.add_variable_from_value("object", from_json(&large, None));
+            ask(&spec, context)
+        });
+        let messages: Vec<String> = found.unwrap().unwrap().into_iter().map(|(_, message)| message).collect();
+        assert_eq!(messages, ["failed expression: variables.v1.size() == 1", "aaaaa"]);
+    }
 }
