@@ -9,8 +9,11 @@ use std::path::{Path, PathBuf};
 /// The plugin's type, which is also its file name.
 pub const TYPE: &str = "weft-cni";
 
-/// The file that the runtime takes: the first by name that is a configuration.
-pub fn first(folder: &Path) -> Result<Option<PathBuf>> {
+/// The configurations of a folder, by name. The runtime takes the first.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn all(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let path = entry?.path();
@@ -21,7 +24,7 @@ pub fn first(folder: &Path) -> Result<Option<PathBuf>> {
         }
     }
     found.sort();
-    Ok(found.into_iter().next())
+    Ok(found)
 }
 
 /// Whether a configuration has the plugin, as it should be.

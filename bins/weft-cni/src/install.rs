@@ -35,6 +35,9 @@ pub struct Place {
     /// Namespaces whose pods are left alone, comma-separated
     #[arg(long, env = "EXCLUDE_NAMESPACES", value_delimiter = ',', default_value = "kube-system")]
     pub exclude_namespaces: Vec<String>,
+    /// Folder of the agent's account: `token`, `ca.crt`, and `namespace`, whose pods of the agent are always left alone
+    #[arg(long, default_value = "/var/run/secrets/kubernetes.io/serviceaccount")]
+    pub account: PathBuf,
 }
 
 /// What the agent does.
@@ -45,9 +48,6 @@ pub struct InstallArgs {
     /// API server [default: that of the pod's environment]
     #[arg(long)]
     api_server: Option<String>,
-    /// Folder with `token` and `ca.crt` of the agent's account
-    #[arg(long, default_value = "/var/run/secrets/kubernetes.io/serviceaccount")]
-    account: PathBuf,
     /// This node's name: its pods that started before the plugin are made anew
     #[arg(long, env = "KUBERNETES_NODE_NAME")]
     node_name: Option<String>,
@@ -63,21 +63,22 @@ impl Place {
 
     /// The plugin's line.
     fn plugin(&self) -> Value {
-        json!({
-            "type": conflist::TYPE,
-            "kubernetes": {
-                "kubeconfig": self.conf_dir_on_host.join(&self.kubeconfig_name),
-                "exclude_namespaces": self.exclude_namespaces,
-            },
-        })
+        let mut kubernetes = json!({
+            "kubeconfig": self.conf_dir_on_host.join(&self.kubeconfig_name),
+            "exclude_namespaces": self.exclude_namespaces,
+        });
+        if let Ok(namespace) = std::fs::read_to_string(self.account.join("namespace")) {
+            kubernetes["agent_namespace"] = namespace.trim().into();
+        }
+        json!({"type": conflist::TYPE, "kubernetes": kubernetes})
     }
 
-    /// The network configuration that the plugin belongs into.
+    /// The network configuration that the plugin belongs into. One that was a single plugin has since become a list.
     fn configuration(&self) -> Result<Option<PathBuf>> {
-        match &self.conf_name {
-            Some(name) => Ok(Some(self.conf_dir.join(name)).filter(|path| path.is_file())),
-            None => conflist::first(&self.conf_dir),
-        }
+        let Some(name) = &self.conf_name else { return Ok(conflist::all(&self.conf_dir)?.into_iter().next()) };
+        let named = self.conf_dir.join(name);
+        let list = named.with_extension("conflist");
+        Ok([named, list].into_iter().find(|path| path.is_file()))
     }
 
     /// Puts the plugin into the configuration. True when that changed something.
@@ -100,12 +101,15 @@ impl Place {
         Ok(true)
     }
 
-    /// Takes everything away again.
+    /// Takes everything away again: first its line, wherever it stands, for with the line and without the program no pod starts.
     fn clean(&self) -> Result<()> {
-        if let Some(path) = self.configuration()? {
+        for path in conflist::all(&self.conf_dir)? {
             let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-            if let Some(changed) = conflist::without(&text)? {
-                write(&path, changed.as_bytes(), 0o644)?;
+            match conflist::without(&text) {
+                Ok(Some(changed)) => write(&path, changed.as_bytes(), 0o644)?,
+                Ok(None) => {}
+                // Nor can the runtime read it.
+                Err(error) => tracing::warn!("{}: {error:#}; it is left as it is", path.display()),
             }
         }
         for path in [self.kubeconfig(), self.bin_dir.join(conflist::TYPE)] {
@@ -145,22 +149,29 @@ pub fn run(args: &InstallArgs) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut stop = std::pin::pin!(weft_runtime::signal::stop());
-        let mut said = String::new();
-        loop {
-            let problem = round(args).await.err().map(|error| format!("{error:#}")).unwrap_or_default();
-            if !problem.is_empty() && problem != said {
-                tracing::warn!("{problem}; tried again every {PAUSE:?}");
-            }
-            said = problem;
-            tokio::select! {
-                _ = &mut stop => break,
-                () = tokio::time::sleep(PAUSE) => {}
-            }
+        // A round waits for an API server, which may be long in answering; who is told to stop does not have that long.
+        tokio::select! {
+            biased;
+            _ = &mut stop => {}
+            () = rounds(args) => {}
         }
         args.place.clean().context("taking the plugin away")?;
         tracing::info!("the plugin is taken away");
         Ok(())
     })
+}
+
+/// Everything as it should be, again and again.
+async fn rounds(args: &InstallArgs) {
+    let mut said = String::new();
+    loop {
+        let problem = round(args).await.err().map(|error| format!("{error:#}")).unwrap_or_default();
+        if !problem.is_empty() && problem != said {
+            tracing::warn!("{problem}; tried again every {PAUSE:?}");
+        }
+        said = problem;
+        tokio::time::sleep(PAUSE).await;
+    }
 }
 
 /// Everything as it should be, once.
@@ -196,10 +207,10 @@ fn kubeconfig(args: &InstallArgs) -> Result<String> {
             if host.contains(':') { format!("https://[{host}]:{port}") } else { format!("https://{host}:{port}") }
         }
     };
-    let token_file = args.account.join("token");
+    let token_file = args.place.account.join("token");
     let token = std::fs::read_to_string(&token_file).with_context(|| token_file.display().to_string())?;
     let mut cluster = json!({"server": server});
-    if let Ok(root) = std::fs::read(args.account.join("ca.crt")) {
+    if let Ok(root) = std::fs::read(args.place.account.join("ca.crt")) {
         cluster["certificate-authority-data"] = base64::engine::general_purpose::STANDARD.encode(root).into();
     }
     let config = json!({
@@ -220,4 +231,86 @@ fn write(path: &Path, content: &[u8], mode: u32) -> Result<()> {
         .and_then(|()| std::fs::set_permissions(&beside, std::fs::Permissions::from_mode(mode)))
         .and_then(|()| std::fs::rename(&beside, path));
     written.with_context(|| path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SINGLE: &str = r#"{"cniVersion":"0.4.0","name":"net","type":"bridge"}"#;
+
+    /// A node with one configuration, and the agent's place on it.
+    fn node(file: &str, conf_name: Option<&str>) -> (tempfile::TempDir, Place) {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["bin", "net.d", "account"] {
+            std::fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        let conf_dir = folder.path().join("net.d");
+        std::fs::write(conf_dir.join(file), SINGLE).unwrap();
+        std::fs::write(folder.path().join("account/namespace"), "istio-system\n").unwrap();
+        let place = Place {
+            bin_dir: folder.path().join("bin"),
+            conf_dir_on_host: conf_dir.clone(),
+            conf_dir,
+            conf_name: conf_name.map(str::to_string),
+            kubeconfig_name: "k".into(),
+            exclude_namespaces: vec!["kube-system".into()],
+            account: folder.path().join("account"),
+        };
+        for path in [place.bin_dir.join(conflist::TYPE), place.kubeconfig()] {
+            std::fs::write(path, "").unwrap();
+        }
+        (folder, place)
+    }
+
+    fn left(place: &Place) -> Vec<(String, String)> {
+        let name = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().into_owned();
+        let all = conflist::all(&place.conf_dir).unwrap();
+        all.iter().map(|path| (name(path), std::fs::read_to_string(path).unwrap())).collect()
+    }
+
+    #[test]
+    fn a_configuration_of_one_plugin() {
+        for (file, named) in
+            [("10-net.conf", Some("10-net.conf")), ("10-net.json", Some("10-net.json")), ("10-net.conf", None)]
+        {
+            let (_folder, place) = node(file, named);
+            assert!(ready(&place).is_err());
+            assert!(place.enable().unwrap(), "{file}");
+            assert!(!place.enable().unwrap(), "{file}: nothing is left to do");
+            ready(&place).unwrap();
+            // The network's own agent writes it again: that is the newer one.
+            std::fs::write(place.conf_dir.join(file), SINGLE.replace("bridge", "ptp")).unwrap();
+            assert!(place.enable().unwrap(), "{file}");
+            ready(&place).unwrap();
+            assert!(matches!(&left(&place)[..], [(name, text)] if name == "10-net.conflist" && text.contains("ptp")));
+            place.clean().unwrap();
+            assert!(matches!(&left(&place)[..], [(_, text)] if text.contains("ptp") && !text.contains(conflist::TYPE)));
+            assert!(!place.bin_dir.join(conflist::TYPE).exists() && !place.kubeconfig().exists());
+        }
+    }
+
+    #[test]
+    fn no_line_is_left_without_its_program() {
+        let (_folder, place) = node("50-net.conf", None);
+        place.enable().unwrap();
+        // Another network comes first now, and a file that is none.
+        std::fs::write(place.conf_dir.join("10-other.conf"), SINGLE).unwrap();
+        std::fs::write(place.conf_dir.join("20-broken.conflist"), "{").unwrap();
+        place.clean().unwrap();
+        assert!(left(&place).iter().all(|(_, text)| !text.contains(conflist::TYPE)), "{:?}", left(&place));
+        assert!(!place.bin_dir.join(conflist::TYPE).exists());
+        // What cannot be taken out keeps its program.
+        let (_folder, place) = node("50-net.conf", None);
+        place.enable().unwrap();
+        std::fs::create_dir(place.conf_dir.join(".50-net.conflist.new")).unwrap();
+        assert!(place.clean().is_err());
+        assert!(place.bin_dir.join(conflist::TYPE).exists());
+    }
+
+    #[test]
+    fn the_line_says_where_the_agent_is() {
+        let (_folder, place) = node("10-net.conf", None);
+        assert_eq!(place.plugin()["kubernetes"]["agent_namespace"], "istio-system");
+    }
 }

@@ -20,6 +20,8 @@ use weft_store::ApiClient;
 const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 /// Longest settings, in bytes: they carry the results of the plugins before.
 const MAX_SETTINGS: u64 = 4 << 20;
+/// Names of the agent's own pods begin so: the DaemonSet's name.
+const AGENT: &str = "istio-cni-node-";
 /// Longest wait for the API server; the runtime tries again.
 const API_LIMIT: Duration = Duration::from_secs(15);
 
@@ -179,6 +181,11 @@ impl Call {
         if excluded.is_some_and(|all| all.iter().any(|excluded| *excluded == *namespace)) {
             return Ok(None);
         }
+        // The agent's own pod: were the plugin needed for it, one with an old token or program would never be replaced.
+        let agent = self.settings.pointer("/kubernetes/agent_namespace").and_then(Value::as_str);
+        if agent == Some(namespace.as_str()) && name.starts_with(AGENT) {
+            return Ok(None);
+        }
         let pod = self.pod(&namespace, &name)?;
         if let Some(uid) = argument("K8S_POD_UID").filter(|uid| pod.metadata.uid.as_ref() != Some(uid)) {
             return Err(Failure::later(format!("pod {namespace}/{name} is no longer the one with uid {uid}")));
@@ -235,6 +242,18 @@ mod tests {
         with_result["kubernetes"] = json!({"exclude_namespaces": ["kube-system"]});
         let excluded = &[("CNI_COMMAND", "ADD"), ("CNI_ARGS", "K8S_POD_NAMESPACE=kube-system;K8S_POD_NAME=b")];
         assert_eq!(call(with_result.clone(), excluded).unwrap().unwrap(), with_result["prevResult"]);
+        // So does the agent, with a kubeconfig that is of no use; others of its namespace do not.
+        let mut stale = with_result.clone();
+        stale["kubernetes"] = json!({"kubeconfig": "/nowhere", "agent_namespace": "istio-system"});
+        let agent =
+            &[("CNI_COMMAND", "ADD"), ("CNI_ARGS", "K8S_POD_NAMESPACE=istio-system;K8S_POD_NAME=istio-cni-node-x7k2p")];
+        assert_eq!(call(stale.clone(), agent).unwrap().unwrap(), with_result["prevResult"]);
+        for other in [
+            &[("CNI_COMMAND", "ADD"), ("CNI_ARGS", "K8S_POD_NAMESPACE=istio-system;K8S_POD_NAME=web")],
+            &[("CNI_COMMAND", "ADD"), ("CNI_ARGS", "K8S_POD_NAMESPACE=default;K8S_POD_NAME=istio-cni-node-x7k2p")],
+        ] {
+            assert_eq!(call(stale.clone(), other).unwrap_err().code, 11, "{other:?}");
+        }
         let no_pod = &[("CNI_COMMAND", "ADD"), ("CNI_ARGS", "IgnoreUnknown=1")];
         assert_eq!(call(settings(), no_pod).unwrap().unwrap(), json!({"cniVersion": "1.0.0"}));
     }

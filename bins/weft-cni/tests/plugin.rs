@@ -71,6 +71,7 @@ fn account(folder: &Path) -> std::path::PathBuf {
     let account = folder.join("account");
     std::fs::create_dir_all(&account).unwrap();
     std::fs::write(account.join("token"), TOKEN).unwrap();
+    std::fs::write(account.join("namespace"), "istio-system").unwrap();
     account
 }
 
@@ -101,6 +102,7 @@ fn agent(folder: &Path, url: &str) -> Agent {
 fn is_ready(folder: &Path) -> bool {
     let mut probe = Command::new(folder.join("bin/weft-cni"));
     probe.arg("ready").arg("--bin-dir").arg(folder.join("bin")).arg("--conf-dir").arg(folder.join("net.d"));
+    probe.arg("--account").arg(folder.join("account"));
     probe.arg("--conf-dir-on-host").arg(folder.join("net.d")).stderr(Stdio::null());
     probe.status().is_ok_and(|status| status.success())
 }
@@ -135,6 +137,28 @@ fn rules(pod: &Neighbour) -> String {
     let nft = weft_capture::find_tool("nft").unwrap();
     let output = pod.enter().arg(nft).args(["list", "ruleset"]).output().unwrap();
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// It needs no namespace.
+#[test]
+fn an_agent_that_waits_is_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let (bin, conf) = (folder.path().join("bin"), folder.path().join("net.d"));
+    std::fs::create_dir_all(&bin).unwrap();
+    std::fs::create_dir_all(&conf).unwrap();
+    let list = r#"{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"bridge"}]}"#;
+    std::fs::write(conf.join("10-net.conflist"), list).unwrap();
+    // It takes connections and never answers.
+    let api = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut agent = agent(folder.path(), &format!("http://{}", api.local_addr().unwrap()));
+    let _connection = api.accept().unwrap();
+    assert!(is_ready(folder.path()));
+    kill(Pid::from_raw(i32::try_from(agent.0.id()).unwrap()), Signal::SIGTERM).unwrap();
+    wait("the agent has ended", || agent.0.try_wait().unwrap().is_some());
+    assert!(agent.0.wait().unwrap().success());
+    let left: Value = serde_json::from_slice(&std::fs::read(conf.join("10-net.conflist")).unwrap()).unwrap();
+    assert_eq!(left, serde_json::from_str::<Value>(list).unwrap());
+    assert_eq!(std::fs::read_dir(&bin).unwrap().count(), 0);
 }
 
 #[test]
