@@ -11,7 +11,7 @@ use crate::listener::inbound::Inbound;
 use crate::listener::outbound::{self, Outbound};
 use crate::listener::{Maker, ports};
 use crate::observe::{Observability, ObserveKey};
-use crate::on_demand::{self, Addresses, Directory, Standing};
+use crate::on_demand::{self, Addresses, Directory, Hosts, Names, Standing};
 use crate::proxy::ProxyView;
 use crate::resource::{ProxyResources, Resource, ResourceMap, Resources};
 use crate::route::{self, KeptRoutes};
@@ -24,7 +24,6 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex};
 use weft_core::Strng;
 use weft_model::{Labels, MeshSnapshot, Sections, VirtualService, Workload};
-use weft_proto::istio::networking::nds::v1::NameTable;
 
 /// Scopes that no proxy asked for in so many builds are dropped.
 const KEEP_BUILDS: u64 = 16;
@@ -77,7 +76,9 @@ struct Kept {
     names: Option<(Mark, Arc<Resource>)>,
     /// For proxies that take what they ask for.
     addresses: Option<(Mark, Arc<Addresses>)>,
-    asked_names: Option<(Mark, Arc<NameTable>)>,
+    asked_names: Option<(Mark, Arc<Names>)>,
+    /// With the virtual hosts that they are of.
+    asked_hosts: Option<(Arc<Resources>, Arc<Hosts>)>,
     gateways: HashMap<GatewayKey, (Mark, Arc<GatewayPart>)>,
 }
 
@@ -227,7 +228,7 @@ impl Step<'_> {
         let routes = self.routes(kept, &outbound);
         let clusters = self.clusters(kept);
         let own = self.own(|| &*observe);
-        let directory = self.proxy.on_demand().then(|| self.directory(kept, &outbound, &own));
+        let directory = self.proxy.on_demand().then(|| self.directory(kept, &outbound, &routes, &own));
 
         ProxyResources {
             listeners: ResourceMap::new(self.without_own(&outbound), own.listeners),
@@ -243,18 +244,23 @@ impl Step<'_> {
         }
     }
 
-    fn directory(&self, kept: &mut Kept, outbound: &Outbound, own: &OwnPart) -> Directory {
+    fn directory(&self, kept: &mut Kept, outbound: &Outbound, routes: &KeptRoutes, own: &OwnPart) -> Directory {
         let mark = self.mark(&[]);
         let addresses = remember(&mut kept.addresses, mark, |_| Arc::new(on_demand::addresses(self.view)));
         let listeners = outbound.bound.iter().chain(own.listeners.keys()).cloned().collect();
         let names = || {
             let mark = self.mark(&[self.endpoints_inside()]);
-            remember(&mut kept.asked_names, mark, |_| Arc::new(name_table::names(self.view)))
+            remember(&mut kept.asked_names, mark, |_| Arc::new(Names::new(name_table::names(self.view))))
         };
         let names = self.proxy.dns_capture().then(names);
         let clusters = own.clusters.keys().cloned().collect();
         let standing = Arc::new(Standing { listeners, clusters, ..Standing::default() });
-        Directory { addresses, names, standing, dns_domain: self.view.scope.key.dns_domain.clone() }
+        let hosts = match kept.asked_hosts.as_ref().filter(|(of, _)| Arc::ptr_eq(of, &routes.virtual_hosts)) {
+            Some((_, hosts)) => hosts.clone(),
+            None => Arc::new(Hosts::new(&routes.virtual_hosts)),
+        };
+        kept.asked_hosts = Some((routes.virtual_hosts.clone(), hosts.clone()));
+        Directory { addresses, hosts, names, standing, dns_domain: self.view.scope.key.dns_domain.clone() }
     }
 
     /// Listeners and clusters towards the workload.

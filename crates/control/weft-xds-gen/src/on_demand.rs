@@ -5,6 +5,10 @@
 //! The answer may hold more than the proxy needs, never less: the proxy itself decides by the rules that hold for
 //! everybody, and with every candidate at hand it decides the same.
 
+mod index;
+
+pub(crate) use index::{Hosts, Names};
+
 use crate::name_table;
 use crate::pb::address::{host_port, is_host};
 use crate::pb::route::VirtualHost;
@@ -29,8 +33,10 @@ const MAX_HOST: usize = 253;
 pub struct Directory {
     /// Hosts of services by address.
     pub(crate) addresses: Arc<Addresses>,
+    /// Hosts that there are virtual hosts for.
+    pub(crate) hosts: Arc<Hosts>,
     /// Names that may be looked up; `None` when the proxy does not answer them.
-    pub(crate) names: Option<Arc<NameTable>>,
+    pub(crate) names: Option<Arc<Names>>,
     /// What the proxy has in any case.
     pub(crate) standing: Arc<Standing>,
     /// `<namespace>.svc.<domain>` of the proxy.
@@ -107,46 +113,77 @@ impl<'a> Ask<'a> {
     }
 }
 
-/// The part of `full` that the proxy has in any case or asked for, and an answer to each question that is one. `None` when
-/// the proxy is one that is given everything.
-pub fn select<'a>(
-    full: &ProxyResources,
-    asked: impl IntoIterator<Item = &'a str>,
-) -> Option<(ProxyResources, ResourceMap)> {
-    let directory = full.directory.as_ref()?;
-    let mut selection = Selection { full, directory, out: Default::default() };
-    selection.standing();
-    let mut answers = Resources::new();
-    for name in asked {
-        let Some(ask) = Ask::parse(name) else { continue };
-        let answer = selection.answer(&ask);
-        answers.insert(name.into(), Resource::new(name, &answer));
+/// What one stream asked for, and the part of everything that this led to. Kept with the stream: as long as everything is
+/// the same, a further question costs its own answer.
+#[derive(Debug, Default)]
+pub struct Selection {
+    full: Option<Arc<ProxyResources>>,
+    answers: Resources,
+    picked: Picked,
+    /// Counts questions looked into.
+    answered: u64,
+}
+
+impl Selection {
+    /// The part of `full` that the proxy has in any case or asked for, and an answer to each question that is one. `None` when
+    /// the proxy is one that is given everything.
+    pub fn select<'a>(
+        &mut self,
+        full: &Arc<ProxyResources>,
+        asked: impl IntoIterator<Item = &'a str>,
+    ) -> Option<(ProxyResources, ResourceMap)> {
+        let Some(directory) = full.directory.as_ref() else {
+            *self = Self::default();
+            return None;
+        };
+        let asked: BTreeSet<&str> = asked.into_iter().collect();
+        let is_same = self.full.as_ref().is_some_and(|known| Arc::ptr_eq(known, full));
+        let goes_on = is_same && self.answers.keys().all(|name| asked.contains(&**name));
+        if !goes_on {
+            *self = Self { full: Some(full.clone()), answered: self.answered, ..Self::default() };
+        }
+        let mut picking = Picking { full, directory, out: std::mem::take(&mut self.picked) };
+        if !goes_on {
+            picking.standing();
+        }
+        for name in asked {
+            let Some(ask) = Ask::parse(name).filter(|_| !self.answers.contains_key(name)) else { continue };
+            let answer = picking.answer(&ask);
+            self.answered += 1;
+            self.answers.insert(name.into(), Resource::new(name, &answer));
+        }
+        self.picked = picking.out;
+        let Picked { listeners, routes, virtual_hosts, clusters, endpoints, names } = &self.picked;
+        let own = |resources: &Resources| ResourceMap::new(NOTHING.clone(), resources.clone());
+        let part = ProxyResources {
+            listeners: own(listeners),
+            routes: own(routes),
+            virtual_hosts: own(virtual_hosts),
+            clusters: own(clusters),
+            endpoints: own(endpoints),
+            name_table: directory.names.is_some().then(|| name_table::packed(names)),
+            ..(**full).clone()
+        };
+        Some((part, own(&self.answers)))
     }
-    let Picked { listeners, routes, virtual_hosts, clusters, endpoints, names } = selection.out;
-    let own = |resources| ResourceMap::new(NOTHING.clone(), resources);
-    let part = ProxyResources {
-        listeners: own(listeners),
-        routes: own(routes),
-        virtual_hosts: own(virtual_hosts),
-        clusters: own(clusters),
-        endpoints: own(endpoints),
-        name_table: directory.names.is_some().then(|| name_table::packed(&names)),
-        ..full.clone()
-    };
-    Some((part, own(answers)))
+
+    /// Questions that were looked into since the stream began, those anew that everything was new for included.
+    pub fn answered(&self) -> u64 {
+        self.answered
+    }
 }
 
 /// The shared part of all selections: one and the same, so that it is known to be at a glance.
 static NOTHING: LazyLock<Arc<Resources>> = LazyLock::new(Arc::default);
 
-/// The part while it is put together.
-struct Selection<'a> {
+/// The part while something is added.
+struct Picking<'a> {
     full: &'a ProxyResources,
     directory: &'a Directory,
     out: Picked,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Picked {
     listeners: Resources,
     routes: Resources,
@@ -156,7 +193,7 @@ struct Picked {
     names: NameTable,
 }
 
-impl Selection<'_> {
+impl Picking<'_> {
     /// What the proxy has in any case.
     fn standing(&mut self) {
         let standing = &*self.directory.standing;
@@ -192,18 +229,12 @@ impl Selection<'_> {
         }
     }
 
-    /// Names that `name` may stand for: as it is, completed, with a search domain taken off, or by a wildcard.
     fn names(&mut self, name: &str) -> Vec<String> {
         let Some(known) = &self.directory.names else { return Vec::new() };
-        let shorter = name.match_indices('.').filter_map(|(at, _)| name.get(..at)).chain([name]);
-        let mut candidates: BTreeSet<String> = shorter
-            .flat_map(|name| full_names(&self.directory.dns_domain, name).into_iter().chain([name.into()]))
-            .collect();
-        candidates.extend(name.match_indices('.').filter_map(|(at, _)| Some(format!("*{}", name.get(at..)?))));
-        let found: Vec<String> = candidates.into_iter().filter(|name| known.table.contains_key(name)).collect();
-        let entries = found.iter().filter_map(|name| Some((name.clone(), known.table.get(name)?.clone())));
+        let found = known.of(&self.directory.dns_domain, name);
+        let entries = found.iter().filter_map(|name| Some((name.clone(), known.table.table.get(name)?.clone())));
         self.out.names.table.extend(entries);
-        found
+        found.into_iter().collect()
     }
 
     fn listener(&mut self, name: &str) -> bool {
@@ -261,30 +292,27 @@ impl Selection<'_> {
     }
 }
 
-/// Names of the virtual hosts that may have `host` among their domains: its own, that of the service whose short name or
-/// address it is, and those of wildcards above it. Of each service the virtual host is named by its full name.
+/// Names of the virtual hosts that may have `host` among their domains ([`Hosts::above`]), or are of the service whose address
+/// it is. Of each service the virtual host is named by its full name.
 fn candidates(directory: &Directory, route: &str, port: u16, host: &str) -> BTreeSet<String> {
     let mut hosts: BTreeSet<String> = [host.to_string(), "*".to_string()].into();
     if let Ok(ip) = host.parse() {
         hosts.extend(directory.addresses.get(&ip).into_iter().flatten().map(ToString::to_string));
     } else {
-        hosts.extend(full_names(&directory.dns_domain, host));
-        let mut rest = host;
-        while let Some((_, above)) = rest.split_once('.') {
-            hosts.insert(format!("*.{above}"));
-            // Pods of a headless service have names below the service's.
-            hosts.insert(above.to_string());
-            hosts.extend(full_names(&directory.dns_domain, above));
-            rest = above;
-        }
+        hosts.extend(directory.hosts.above(&directory.dns_domain, host));
     }
     hosts.into_iter().map(|host| format!("{route}/{}", host_port(&host, port))).collect()
 }
 
 /// What a resolver in the proxy's namespace would complete `host` to.
 fn full_names(proxy_domain: &str, host: &str) -> Vec<String> {
-    let Some((_, domain)) = proxy_domain.split_once(".svc.") else { return Vec::new() };
-    [proxy_domain, &format!("svc.{domain}"), domain].iter().map(|rest| format!("{host}.{rest}")).collect()
+    search_domains(proxy_domain).iter().flatten().map(|domain| format!("{host}.{domain}")).collect()
+}
+
+/// The domains in which it looks for names that are not full.
+fn search_domains(proxy_domain: &str) -> Option<[String; 3]> {
+    let (_, domain) = proxy_domain.split_once(".svc.")?;
+    Some([proxy_domain.to_string(), format!("svc.{domain}"), domain.to_string()])
 }
 
 /// All texts of a message that may be names of other resources. They are looked for in the bytes: wherever Envoy's schema
@@ -342,6 +370,7 @@ fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
 mod tests {
     use super::*;
     use crate::pb::route::{Route, RouteAction, route::Action, route_action::ClusterSpecifier};
+    use crate::resource::by_name;
     use weft_proto::Any;
     use weft_proto::istio::networking::nds::v1::name_table::NameInfo;
 
@@ -372,6 +401,19 @@ mod tests {
         let directory = Directory {
             dns_domain: "default.svc.cluster.local".into(),
             addresses: Arc::new([([10, 96, 0, 1].into(), vec!["db.prod.svc.cluster.local".into()])].into()),
+            hosts: Arc::new(Hosts::new(&by_name(
+                [
+                    "80/reviews.default.svc.cluster.local:80",
+                    "80/reviews.prod.svc.cluster.local:80",
+                    "80/db.default.svc.cluster.local:80",
+                    "80/db.prod.svc.cluster.local:80",
+                    "80/www.example.com:80",
+                    "80/*.example.com:80",
+                    "80/*.com:80",
+                    "80/*:80",
+                ]
+                .map(named),
+            ))),
             ..Directory::default()
         };
         for (host, among) in [
@@ -414,27 +456,69 @@ mod tests {
     }
 
     fn full() -> ProxyResources {
+        let virtual_hosts = by_name([
+            host("80/a.default.svc.x:80", &["a", "mirror"]),
+            host("80/b.default.svc.x:80", &["b"]),
+            host("80/allow_any", &["passthrough"]),
+            host("81/a.default.svc.x:81", &["a81"]),
+        ]);
+        let hosts = Arc::new(Hosts::new(&virtual_hosts));
         let standing = Standing { listeners: ["virtualOutbound".into()].into(), ..Standing::default() };
         ProxyResources {
             listeners: ["virtualOutbound", "0.0.0.0_80", "10.0.0.1_3306"].map(named).into_iter().collect(),
             routes: ["80", "81"].map(named).into_iter().collect(),
-            virtual_hosts: [
-                host("80/a.default.svc.x:80", &["a", "mirror"]),
-                host("80/b.default.svc.x:80", &["b"]),
-                host("80/allow_any", &["passthrough"]),
-                host("81/a.default.svc.x:81", &["a81"]),
-            ]
-            .into_iter()
-            .collect(),
+            virtual_hosts: ResourceMap::new(Arc::new(virtual_hosts), Resources::new()),
             clusters: ["a", "b", "mirror", "passthrough", "a81"].map(named).into_iter().collect(),
             directory: Some(Directory {
                 dns_domain: "default.svc.x".into(),
                 standing: Arc::new(standing),
                 addresses: Arc::new([([10, 0, 0, 9].into(), vec!["b.default.svc.x".into()])].into()),
+                hosts,
                 names: None,
             }),
             ..ProxyResources::default()
         }
+    }
+
+    fn select<'a>(
+        full: &ProxyResources,
+        asked: impl IntoIterator<Item = &'a str>,
+    ) -> Option<(ProxyResources, ResourceMap)> {
+        Selection::default().select(&Arc::new(full.clone()), asked)
+    }
+
+    /// A stream asks one thing after another: each is looked into once, and what comes of it is as if all were asked at once.
+    #[test]
+    fn a_further_question_costs_its_own_answer() {
+        let (full, mut kept) = (Arc::new(full()), Selection::default());
+        let steps: [(&[&str], u64); 6] = [
+            (&[], 0),
+            (&["http/80/a"], 1),
+            (&["http/80/a", "tcp/10.0.0.9:80"], 2),
+            (&["http/80/a", "tcp/10.0.0.9:80", "http/81/a"], 3),
+            // What is given up takes a look at the rest.
+            (&["http/80/a", "http/81/a"], 5),
+            (&["http/80/a", "http/81/a", "nonsense"], 5),
+        ];
+        for (asked, answered) in steps {
+            let (part, answers) = kept.select(&full, asked.iter().copied()).unwrap();
+            assert_eq!(kept.answered(), answered, "{asked:?}");
+            let (want, all) = select(&full, asked.iter().copied()).unwrap();
+            for (map, want) in [
+                (&part.listeners, &want.listeners),
+                (&part.routes, &want.routes),
+                (&part.virtual_hosts, &want.virtual_hosts),
+                (&part.clusters, &want.clusters),
+                (&part.endpoints, &want.endpoints),
+                (&answers, &all),
+            ] {
+                assert!(map.iter().eq(want.iter()), "{asked:?}");
+            }
+        }
+        let other = Arc::new((*full).clone());
+        kept.select(&other, ["http/80/a"]).unwrap();
+        assert_eq!(kept.answered(), 6, "everything is new");
+        assert!(kept.select(&Arc::default(), ["http/80/a"]).is_none(), "others are given everything");
     }
 
     fn names_of(map: &ResourceMap) -> Vec<String> {
@@ -471,7 +555,7 @@ mod tests {
         let hosts = ["a.default.svc.x", "a.prod.svc.x", "pod-0.db.default.svc.x", "*.example.com", "one.example.com"];
         let table = hosts.map(|host| (host.to_string(), NameInfo::default())).into();
         let mut full = full();
-        full.directory.as_mut().unwrap().names = Some(Arc::new(NameTable { table }));
+        full.directory.as_mut().unwrap().names = Some(Arc::new(Names::new(NameTable { table })));
         for (name, want) in [
             ("a", &["a.default.svc.x"][..]),
             ("a.default.svc.x", &["a.default.svc.x"]),

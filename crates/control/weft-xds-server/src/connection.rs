@@ -7,7 +7,7 @@ use crate::presence::{Present, Watched};
 use crate::server::{Published, Shared};
 use crate::session::{Answer, Incoming, Push, Session};
 use crate::status::ProxyStatus;
-use futures_util::{Stream, StreamExt};
+use futures_util::{FutureExt, Stream, StreamExt};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,12 +18,15 @@ use weft_core::Strng;
 use weft_model::{Credential, MeshSnapshot};
 use weft_proto::envoy::config::core::v3::Node;
 use weft_proto::type_url;
+use weft_xds_gen::on_demand::Selection;
 use weft_xds_gen::{ProxyView, Resource};
 
 /// How long a client may take to take a response off the connection.
 const SEND_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a client may take to send its first request.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// Requests that are taken in together before what follows of them is sent.
+const TOGETHER: usize = 64;
 /// Largest node message, in bytes.
 const MAX_NODE_BYTES: usize = 256 * 1024;
 
@@ -91,6 +94,8 @@ async fn run<V: Variant>(
         session: Session::sharing(V::DELTA, shared.pools.clone()),
         whole: Offer::default(),
         offer: Arc::default(),
+        selection: Selection::default(),
+        asks: false,
         packed: BTreeMap::new(),
         made_at: published.at,
         converging: false,
@@ -99,6 +104,7 @@ async fn run<V: Variant>(
     };
     connection.renew(&published).await?;
     connection.take(first)?;
+    connection.answer().await?;
     connection.push().await?;
     connection.serve(requests, &mut snapshots).await
 }
@@ -177,6 +183,10 @@ struct Connection<V: Variant> {
     whole: Offer,
     /// What of it the proxy may have: all, or what it asked for.
     offer: Arc<Offer>,
+    /// What it asked for.
+    selection: Selection,
+    /// It asks for something else than what the offer was made for.
+    asks: bool,
     /// Secrets packed for the last push.
     packed: BTreeMap<Strng, (Arc<Credential>, Arc<Resource>)>,
     /// When the snapshot on offer was published.
@@ -206,11 +216,18 @@ impl<V: Variant> Connection<V> {
                 }
             };
             tokio::select! {
-                request = requests.next() => match request {
-                    Some(Ok(request)) => self.take(V::incoming(request))?,
-                    // The client went away.
-                    Some(Err(_)) | None => return Ok(()),
-                },
+                request = requests.next() => {
+                    let (mut next, mut room) = (Some(request), TOGETHER);
+                    while let Some(request) = next {
+                        // Without another the client went away.
+                        let Some(Ok(request)) = request else { return Ok(()) };
+                        self.take(V::incoming(request))?;
+                        room -= 1;
+                        // Questions come in swarms: those that are here already are looked into together.
+                        next = if self.asks && room > 0 { requests.next().now_or_never() } else { None };
+                    }
+                    self.answer().await?;
+                }
                 changed = snapshots.changed() => {
                     changed.map_err(|_| Status::unavailable("the control plane is shutting down"))?;
                     let published = snapshots.borrow_and_update().clone();
@@ -237,11 +254,8 @@ impl<V: Variant> Connection<V> {
             self.watched.iter().for_each(|watched| watched.health(request.error.clone()));
             return Ok(());
         }
-        let asks = kind == Some(Kind::Demand) && request.changes_names();
+        self.asks |= kind == Some(Kind::Demand) && request.changes_names();
         let answer = self.session.receive(request)?;
-        if asks {
-            self.offer();
-        }
         let Some(answer) = answer else { return Ok(()) };
         self.status.answered(&answer);
         if let Answer::Nack { kind, message, .. } = &answer {
@@ -283,16 +297,32 @@ impl<V: Variant> Connection<V> {
         }
         let secrets = offer::secrets(snapshot, view.namespace(), &names, &mut self.packed);
         self.whole = Offer::new(snapshot.version, resources, secrets);
-        self.offer();
+        self.offer().await?;
         self.made_at = published.at;
         Ok(())
     }
 
+    /// Looks into what is asked for and was not before.
+    async fn answer(&mut self) -> Result<(), Status> {
+        if self.asks { self.offer().await } else { Ok(()) }
+    }
+
     /// Takes of everything what the proxy may have.
-    fn offer(&mut self) {
-        let part = self.whole.part(self.session.questions());
-        self.offer = Arc::new(part.unwrap_or_else(|| self.whole.clone()));
+    async fn offer(&mut self) -> Result<(), Status> {
+        self.asks = false;
+        self.offer = Arc::new(match self.whole.is_on_demand() {
+            true => {
+                let permit = self.shared.generating.acquire().await;
+                let _permit = permit.map_err(|_| Status::unavailable("the control plane is shutting down"))?;
+                let start = Instant::now();
+                let part = self.whole.part(&mut self.selection, self.session.questions());
+                self.shared.metrics.selected(start.elapsed());
+                part.unwrap_or_else(|| self.whole.clone())
+            }
+            false => self.whole.clone(),
+        });
         self.status.offered(self.offer.clone());
+        Ok(())
     }
 
     /// Secrets go to proxies whose resources refer to them (gateways, and workloads that a destination rule selects), and

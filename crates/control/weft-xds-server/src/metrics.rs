@@ -18,6 +18,7 @@ pub struct Metrics {
     builds: AtomicU64,
     convergence: Histogram,
     generation: Histogram,
+    selection: Histogram,
 }
 
 #[derive(Debug, Default)]
@@ -79,6 +80,10 @@ impl Metrics {
         self.generation.observe(took);
     }
 
+    pub(crate) fn selected(&self, took: Duration) {
+        self.selection.observe(took);
+    }
+
     /// Pushes of a type since start.
     pub fn pushes(&self, kind: Kind) -> u64 {
         self.pushes[kind.index()].load(Relaxed)
@@ -113,6 +118,8 @@ impl Metrics {
         let convergence = "Seconds from a change to its acknowledgement by a proxy";
         self.convergence.write(&mut out, "pilot_proxy_convergence_time", convergence);
         self.generation.write(&mut out, "pilot_xds_push_time", "Seconds to make the resources of one proxy");
+        let selection = "Seconds to take of these what a proxy asked for";
+        self.selection.write(&mut out, "weft_xds_on_demand_time", selection);
         out
     }
 }

@@ -9,7 +9,8 @@ use weft_proto::envoy::config::core::v3::{DataSource, data_source::Specifier};
 use weft_proto::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, Secret, TlsCertificate, secret,
 };
-use weft_xds_gen::{ProxyResources, Resource, ResourceMap, on_demand};
+use weft_xds_gen::on_demand::Selection;
+use weft_xds_gen::{ProxyResources, Resource, ResourceMap};
 
 /// Beginning of the names of secrets of the proxy's own namespace.
 const SECRET_SCHEME: &str = "kubernetes://";
@@ -36,11 +37,16 @@ impl Offer {
         Self { version, resources, secrets, names, answers: ResourceMap::default() }
     }
 
-    /// Of the same build the part that a proxy asked for; what it is when the proxy takes everything.
-    pub(crate) fn part<'a>(&self, asked: impl IntoIterator<Item = &'a str>) -> Option<Self> {
-        let (part, answers) = on_demand::select(&self.resources, asked)?;
+    /// Of the same build the part that a proxy asked for, `kept` with its stream; `None` when the proxy takes everything.
+    pub(crate) fn part<'a>(&self, kept: &mut Selection, asked: impl IntoIterator<Item = &'a str>) -> Option<Self> {
+        let (part, answers) = kept.select(&self.resources, asked)?;
         let names = part.name_table.iter().cloned().collect();
         Some(Self { resources: Arc::new(part), answers, names, ..self.clone() })
+    }
+
+    /// The proxy takes only what it asks for.
+    pub(crate) fn is_on_demand(&self) -> bool {
+        self.resources.directory.is_some()
     }
 
     /// How many questions the proxy has an answer to; `None` when it takes everything.

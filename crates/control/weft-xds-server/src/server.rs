@@ -332,3 +332,61 @@ impl Variant for Delta {
         DeltaResponse { push, version }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::Caller;
+    use futures_util::{StreamExt, stream};
+    use weft_proto::envoy::config::core::v3::Node;
+    use weft_proto::type_url;
+    use weft_xds_gen::on_demand::Directory;
+
+    /// A proxy that takes what it asks for, and a mesh without anything.
+    struct Asked;
+
+    impl Generate for Asked {
+        fn generate(&self, _: &Arc<MeshSnapshot>, _: &ProxyView) -> Arc<ProxyResources> {
+            Arc::new(ProxyResources { directory: Some(Directory::default()), ..Default::default() })
+        }
+    }
+
+    #[tokio::test]
+    async fn questions_that_come_together_are_looked_into_together() {
+        let server = AdsServer::new(Asked, Options::default());
+        server.publish(Arc::default());
+        let node = Node { id: "sidecar~10.0.0.1~p.default~default.svc.x".into(), ..Default::default() };
+        let question = |number: usize| DeltaDiscoveryRequest {
+            node: (number == 0).then(|| node.clone()),
+            type_url: type_url::DEMAND.into(),
+            resource_names_subscribe: vec![format!("http/80/{number}")],
+            ..Default::default()
+        };
+        let requests = stream::iter((0..60).map(question).map(Ok)).chain(stream::pending());
+        let (sink, mut responses) = mpsc::channel(QUEUE);
+        let serving = serve::<Delta>(server.shared.clone(), Caller::Unproven, None, requests, sink);
+        let looked_into = async {
+            let wanted = |metrics: &str| {
+                let count = metrics.lines().find_map(|line| line.strip_prefix("weft_xds_on_demand_time_count "));
+                count.and_then(|count| count.parse::<usize>().ok()).unwrap_or_default()
+            };
+            let all = |offer: Arc<crate::Offer>| offer.answered() == Some(60);
+            let asked = || server.shared.registry.list().iter().any(|proxy| proxy.offer().is_some_and(all));
+            while !asked() {
+                tokio::task::yield_now().await;
+            }
+            wanted(&server.shared.metrics.render(&[]))
+        };
+        let times = tokio::time::timeout(Duration::from_secs(10), async {
+            tokio::select! {
+                () = serving => panic!("the stream ended: {:?}", responses.recv().await),
+                times = looked_into => times,
+            }
+        });
+        assert_eq!(
+            times.await.expect("within ten seconds"),
+            3,
+            "at the start, with the first request, and with the others"
+        );
+    }
+}

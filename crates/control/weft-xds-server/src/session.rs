@@ -724,7 +724,8 @@ mod tests {
         };
         let kinds = |pushes: &[Push]| pushes.iter().map(|push| push.kind).collect::<Vec<_>>();
         session.receive(ask(Kind::Demand, "", &["tcp/10.0.0.1:80"])).unwrap();
-        let offer = |session: &Session, cluster| whole(cluster).part(session.questions()).unwrap();
+        let offer =
+            |session: &Session, cluster| whole(cluster).part(&mut Default::default(), session.questions()).unwrap();
         let now_offered = offer(&session, 1);
         assert_eq!(kinds(&session.pushes(&now_offered, now)), [], "a proxy that comes back asks for everything first");
         for kind in ANSWERS {
@@ -747,7 +748,7 @@ mod tests {
             };
             Offer::new(more.version, Arc::new(resources), ResourceMap::default())
         };
-        let next = more.part(session.questions()).unwrap();
+        let next = more.part(&mut Default::default(), session.questions()).unwrap();
         assert!(!kinds(&session.pushes(&next, now)).contains(&Kind::Demand), "its listener is not on its way yet");
         session.receive(ask(Kind::Listener, &nonce(Kind::Listener), &[])).unwrap();
         assert_eq!(kinds(&session.pushes(&next, now)), [Kind::Listener, Kind::Demand]);
