@@ -179,7 +179,13 @@ pub async fn follow(
                 }
                 start.iter_mut().for_each(|start| start.saw(&seen));
             }
-            changed = connection.changed() => if changed.is_err() { return },
+            changed = connection.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let connected = connection.borrow_and_update().connected;
+                subscriptions.demands.iter().for_each(|demands| demands.reachable(connected));
+            }
             () = Asking::next(&mut asking) => {
                 let Some(demands) = &subscriptions.demands else { continue };
                 let names = demands.names();

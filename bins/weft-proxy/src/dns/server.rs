@@ -292,6 +292,7 @@ mod tests {
             (Demands::new(Default::default()), Arc::new(ArcSwap::from_pointee(NameTable::default())));
         let conf = ResolvConf { servers: Vec::new(), search: Vec::new() };
         let address = "127.0.0.1:0".parse().unwrap();
+        demands.reachable(true);
         let server = DnsServer::bind(address, table.clone(), &conf, Some(demands.clone())).await.unwrap();
         let address = server.tcp.local_addr().unwrap();
         tokio::spawn(server.run());

@@ -8,6 +8,7 @@
 use crate::http::exchange::Exchange;
 use crate::listener::LiveListener;
 use crate::worker::Worker;
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
@@ -25,8 +26,13 @@ use weft_telemetry::{Report, Source};
 const FRESH: Duration = Duration::from_secs(10);
 /// Longest wait for the answer to a name: who looks it up asks again after 5 s.
 const NAME_WAIT: Duration = Duration::from_secs(2);
-/// Longest host that is asked for, in bytes: no service has a longer one (RFC 1035 §2.3.4, with the dot at the end).
-const MAX_HOST: usize = 254;
+/// Longest host or name that is asked for, in bytes, without the dot at the end: no service has a longer one (RFC 1035
+/// §2.3.4).
+const MAX_HOST: usize = 253;
+/// A label that no service has, in place of what is too long to be asked for.
+const ANY_LABEL: &str = "_";
+/// Beginning of the questions for names.
+const NAME: &str = "dns/";
 
 /// Bounds.
 #[derive(Debug, Clone, Copy)]
@@ -37,13 +43,24 @@ pub struct Limits {
     pub idle: Duration,
     /// Questions open at once, answered or not; 4096.
     pub most: usize,
+    /// Of these, names that the workload looks up; 512. They give way to connections and requests, never the other way round.
+    pub names: usize,
     /// Connections and requests that wait at once; 1024.
     pub waiting: usize,
+    /// Look-ups of names that wait at once, beside these; 128.
+    pub waiting_names: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { wait: Duration::from_secs(5), idle: Duration::from_secs(30 * 60), most: 4096, waiting: 1024 }
+        Self {
+            wait: Duration::from_secs(5),
+            idle: Duration::from_secs(30 * 60),
+            most: 4096,
+            names: 512,
+            waiting: 1024,
+            waiting_names: 128,
+        }
     }
 }
 
@@ -55,13 +72,60 @@ pub struct Demands(Arc<Inner>);
 struct Inner {
     limits: Limits,
     started: Instant,
-    questions: Mutex<HashMap<Strng, Arc<Question>, foldhash::fast::RandomState>>,
+    questions: Mutex<Questions>,
     /// Counts changes of the set of questions.
     changes: watch::Sender<u64>,
+    /// There is a control plane that may answer.
+    reachable: watch::Sender<bool>,
     waiting: AtomicUsize,
+    waiting_names: AtomicUsize,
     asked: AtomicU64,
     evicted: AtomicU64,
     unanswered: AtomicU64,
+}
+
+/// What is asked for, by name.
+#[derive(Debug, Default)]
+struct Questions {
+    /// Of connections and requests.
+    traffic: Known<Strng, Arc<Question>>,
+    /// Of look-ups.
+    names: Known<Strng, Arc<Question>>,
+}
+
+impl Questions {
+    fn get(&self, name: &str) -> Option<&Arc<Question>> {
+        if name.starts_with(NAME) { self.names.get(name) } else { self.traffic.get(name) }
+    }
+
+    fn of(&mut self, name: &str) -> &mut Known<Strng, Arc<Question>> {
+        if name.starts_with(NAME) { &mut self.names } else { &mut self.traffic }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Arc<Question>> {
+        self.traffic.values().chain(self.names.values())
+    }
+
+    fn len(&self) -> usize {
+        self.traffic.len() + self.names.len()
+    }
+
+    /// What has to go so that there is room for `name`, if anything has.
+    fn gives_way(&self, limits: &Limits, name: &str, now: u64) -> Result<Option<Arc<Question>>, Unanswered> {
+        let is_name = name.starts_with(NAME);
+        if self.len() < limits.most && !(is_name && self.names.len() >= limits.names) {
+            return Ok(None);
+        }
+        let used = |question: &Arc<Question>| question.used.load(Relaxed);
+        let oldest = |of: &Known<Strng, Arc<Question>>| of.values().min_by_key(|question| used(question)).cloned();
+        let is_stale = |question: &Arc<Question>| used(question) + FRESH.as_secs() <= now;
+        let found = match is_name {
+            true => oldest(&self.names).filter(is_stale),
+            // Who looks a name up asks again, and there are resolvers besides.
+            false => oldest(&self.names).or_else(|| oldest(&self.traffic).filter(is_stale)),
+        };
+        found.map(Some).ok_or(Unanswered::Full)
+    }
 }
 
 /// Something that was asked for, by its name.
@@ -119,18 +183,29 @@ impl Unanswered {
 }
 
 impl Demands {
-    /// Nothing is asked for yet.
+    /// Nothing is asked for yet, and there is nobody who would answer.
     pub fn new(limits: Limits) -> Self {
+        Self::since(limits, Instant::now())
+    }
+
+    fn since(limits: Limits, started: Instant) -> Self {
         Self(Arc::new(Inner {
             limits,
-            started: Instant::now(),
+            started,
             questions: Mutex::default(),
             changes: watch::Sender::new(0),
+            reachable: watch::Sender::new(false),
             waiting: AtomicUsize::new(0),
+            waiting_names: AtomicUsize::new(0),
             asked: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
             unanswered: AtomicU64::new(0),
         }))
+    }
+
+    /// Whether there is a control plane that may answer. While there is none, names are not asked for: there are resolvers.
+    pub fn reachable(&self, reachable: bool) {
+        self.0.reachable.send_if_modified(|known| std::mem::replace(known, reachable) != reachable);
     }
 
     /// Rung when [`Self::names`] are others.
@@ -140,13 +215,13 @@ impl Demands {
 
     /// What is asked for.
     pub fn names(&self) -> BTreeSet<String> {
-        self.questions().keys().map(ToString::to_string).collect()
+        self.questions().all().map(|question| question.name.to_string()).collect()
     }
 
     /// What is asked for and has no answer yet.
     pub fn pending(&self) -> Vec<String> {
         let questions = self.questions();
-        questions.values().filter(|q| q.answered.borrow().is_none()).map(|q| q.name.to_string()).collect()
+        questions.all().filter(|q| q.answered.borrow().is_none()).map(|q| q.name.to_string()).collect()
     }
 
     /// There is an answer: `found`, all of which is in the snapshot of that version.
@@ -158,17 +233,33 @@ impl Demands {
     }
 
     /// Asks for a name that is looked up, lower case and without the dot at its end, and waits for the answer; false when
-    /// there is none in time. Names have nobody who uses them for longer than that.
+    /// there is none in time, or nobody to answer. Names have nobody who uses them for longer than that.
     pub async fn name(&self, name: &str) -> bool {
-        let Ok(question) = self.ask(&format!("dns/{name}")) else { return false };
+        if name.len() > MAX_HOST {
+            return false;
+        }
+        let asked = format!("{NAME}{name}");
+        let known = self.questions().get(&asked).cloned();
+        let mut reachable = self.0.reachable.subscribe();
+        if known.is_none() && !*reachable.borrow_and_update() {
+            return false;
+        }
+        let Ok(question) = known.map_or_else(|| self.ask(&asked), Ok) else { return false };
         question.used.store(self.now(), Relaxed);
         let mut answers = question.answered.subscribe();
         if answers.borrow_and_update().is_some() {
             return true;
         }
-        let Ok(_place) = self.place() else { return false };
+        let Ok(_place) = self.place_of_name() else { return false };
         let limit = self.0.limits.wait.min(NAME_WAIT);
-        let answered = tokio::time::timeout(limit, answers.wait_for(Option::is_some)).await.is_ok();
+        let answered = tokio::time::timeout(limit, async {
+            tokio::select! {
+                biased;
+                answered = answers.wait_for(Option::is_some) => answered.is_ok(),
+                _ = reachable.wait_for(|reachable| !reachable) => false,
+            }
+        });
+        let answered = answered.await.unwrap_or(false);
         if !answered {
             self.0.unanswered.fetch_add(1, Relaxed);
         }
@@ -182,11 +273,13 @@ impl Demands {
         let Some(before) = before else { return 0 };
         let mut questions = self.questions();
         let count = questions.len();
-        questions.retain(|_, question| {
+        let keep = |_: &Strng, question: &mut Arc<Question>| {
             let keep = question.used.load(Relaxed) > before;
             question.gone.store(!keep, Relaxed);
             keep
-        });
+        };
+        questions.traffic.retain(keep);
+        questions.names.retain(keep);
         let evicted = count - questions.len();
         drop(questions);
         self.count_evicted(evicted);
@@ -201,7 +294,7 @@ impl Demands {
     /// For dumps.
     pub fn list(&self) -> Vec<Asked> {
         let now = self.now();
-        let mut all: Vec<Asked> = self.questions().values().map(|question| question.shown(now)).collect();
+        let mut all: Vec<Asked> = self.questions().all().map(|question| question.shown(now)).collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
     }
@@ -213,7 +306,7 @@ impl Demands {
         }
     }
 
-    fn questions(&self) -> MutexGuard<'_, HashMap<Strng, Arc<Question>, foldhash::fast::RandomState>> {
+    fn questions(&self) -> MutexGuard<'_, Questions> {
         lock(&self.0.questions)
     }
 
@@ -229,13 +322,9 @@ impl Demands {
         if let Some(known) = questions.get(name) {
             return Ok(known.clone());
         }
-        if questions.len() >= self.0.limits.most {
-            let oldest = questions.values().min_by_key(|question| question.used.load(Relaxed)).cloned();
-            let Some(oldest) = oldest.filter(|q| q.used.load(Relaxed) + FRESH.as_secs() <= now) else {
-                return Err(Unanswered::Full);
-            };
+        if let Some(oldest) = questions.gives_way(&self.0.limits, name, now)? {
             oldest.gone.store(true, Relaxed);
-            questions.remove(&oldest.name);
+            questions.of(&oldest.name).remove(&oldest.name);
             self.0.evicted.fetch_add(1, Relaxed);
         }
         let name = Strng::from(name);
@@ -246,24 +335,35 @@ impl Demands {
             used: AtomicU64::new(now),
             gone: AtomicBool::new(false),
         });
-        questions.insert(name, question.clone());
+        questions.of(&name).insert(name.clone(), question.clone());
         drop(questions);
         self.0.asked.fetch_add(1, Relaxed);
         self.0.changes.send_modify(|changes| *changes += 1);
         Ok(question)
     }
 
-    /// A place among those who wait.
+    /// A place among the connections and requests that wait.
     fn place(&self) -> Result<Place<'_>, Unanswered> {
-        let place = Place(&self.0.waiting);
-        match self.0.waiting.fetch_add(1, Relaxed) >= self.0.limits.waiting {
+        Place::among(&self.0.waiting, self.0.limits.waiting)
+    }
+
+    /// A place among the look-ups that wait.
+    fn place_of_name(&self) -> Result<Place<'_>, Unanswered> {
+        Place::among(&self.0.waiting_names, self.0.limits.waiting_names)
+    }
+}
+
+struct Place<'a>(&'a AtomicUsize);
+
+impl<'a> Place<'a> {
+    fn among(taken: &'a AtomicUsize, most: usize) -> Result<Self, Unanswered> {
+        let place = Place(taken);
+        match taken.fetch_add(1, Relaxed) >= most {
             true => Err(Unanswered::Full),
             false => Ok(place),
         }
     }
 }
-
-struct Place<'a>(&'a AtomicUsize);
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
@@ -288,12 +388,13 @@ impl Source for Demands {
         let whole = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         let (held, pending) = {
             let questions = self.questions();
-            let pending = questions.values().filter(|question| question.answered.borrow().is_none()).count();
+            let pending = questions.all().filter(|question| question.answered.borrow().is_none()).count();
             (questions.len(), pending)
         };
         report.gauge("weft_on_demand_held", &[], whole(held as u64));
         report.gauge("weft_on_demand_pending", &[], whole(pending as u64));
-        report.gauge("weft_on_demand_waiting", &[], whole(self.0.waiting.load(Relaxed) as u64));
+        let waiting = self.0.waiting.load(Relaxed) + self.0.waiting_names.load(Relaxed);
+        report.gauge("weft_on_demand_waiting", &[], whole(waiting as u64));
         report.counter("weft_on_demand_asked_total", &[], self.0.asked.load(Relaxed));
         report.counter("weft_on_demand_evicted_total", &[], self.0.evicted.load(Relaxed));
         report.counter("weft_on_demand_unanswered_total", &[], self.0.unanswered.load(Relaxed));
@@ -459,12 +560,25 @@ pub(crate) async fn of_request(exchange: &Exchange, authority: &str) -> Result<O
         _ => return Ok(None),
     };
     let host = weft_route::normalize::without_port(authority);
-    if host.is_empty() || host.len() > MAX_HOST {
+    if host.is_empty() {
         return Ok(None);
     }
+    let host = &*askable(host);
     let is_named = || worker.snapshot().config.routes.get(route).is_some_and(|table| table.names(authority));
     let asked = asks.host(worker, route, host, is_named).await;
     asked.map(Some).map_err(|why| Box::new(LocalReply::new(why.reason()).with_details(why.details())))
+}
+
+/// What to ask for so that everything comes that may match `host`. No service has a host longer than [`MAX_HOST`], yet a
+/// wildcard matches it: then it is a host below the end of it that is as long as an end may be.
+fn askable(host: &str) -> Cow<'_, str> {
+    let length = |host: &str| host.strip_suffix('.').unwrap_or(host).len();
+    if length(host) <= MAX_HOST {
+        return Cow::Borrowed(host);
+    }
+    let ends = host.match_indices('.').filter_map(|(at, _)| host.get(at..));
+    let end = ends.into_iter().find(|end| length(end) < MAX_HOST);
+    Cow::Owned(format!("{ANY_LABEL}{}", end.unwrap_or_default()))
 }
 
 /// What is inside is whole at any moment.
@@ -487,22 +601,73 @@ mod tests {
         assert!(changes.has_changed().unwrap());
         assert_eq!(demands.names().len(), 2, "asked once, however often");
         assert_eq!(demands.ask("http/80/b").unwrap_err(), Unanswered::Full, "what is in use does not give way");
-        for question in demands.questions().values() {
-            question.used.store(0, Relaxed);
-        }
-        demands.0.questions.lock().unwrap().get("http/80/a").unwrap().used.store(u64::MAX / 2, Relaxed);
-        let late = Demands(Arc::new(Inner {
-            limits: Limits { most: 2, ..Limits::default() },
-            started: Instant::now().checked_sub(FRESH * 2).unwrap(),
-            questions: Mutex::new(std::mem::take(&mut *demands.questions())),
-            changes: watch::Sender::new(0),
-            waiting: AtomicUsize::new(0),
-            asked: AtomicU64::new(0),
-            evicted: AtomicU64::new(0),
-            unanswered: AtomicU64::new(0),
-        }));
+        let late = Demands::since(demands.0.limits, Instant::now().checked_sub(FRESH * 2).unwrap());
+        std::mem::swap(&mut *late.questions(), &mut *demands.questions());
+        late.questions().all().for_each(|question| question.used.store(0, Relaxed));
+        late.questions().get("http/80/a").unwrap().used.store(u64::MAX / 2, Relaxed);
         late.ask("http/80/b").unwrap();
         assert_eq!(late.names().into_iter().collect::<Vec<_>>(), ["http/80/a", "http/80/b"], "the oldest gave way");
+    }
+
+    #[test]
+    fn names_have_bounds_of_their_own_and_give_way() {
+        let demands = Demands::new(Limits { most: 4, names: 2, ..Limits::default() });
+        let names = |demands: &Demands| demands.names().into_iter().collect::<Vec<_>>();
+        let first = demands.ask("dns/a").unwrap();
+        demands.ask("dns/b").unwrap();
+        assert_eq!(demands.ask("dns/c").unwrap_err(), Unanswered::Full, "names are few");
+        demands.ask("tcp/10.0.0.1:80").unwrap();
+        demands.ask("tcp/10.0.0.2:80").unwrap();
+        first.used.store(0, Relaxed);
+        demands.ask("tcp/10.0.0.3:80").unwrap();
+        assert_eq!(names(&demands), ["dns/b", "tcp/10.0.0.1:80", "tcp/10.0.0.2:80", "tcp/10.0.0.3:80"]);
+        assert!(first.gone.load(Relaxed));
+        demands.ask("tcp/10.0.0.4:80").unwrap();
+        assert!(names(&demands).iter().all(|name| name.starts_with("tcp/")), "a name in use gives way, too");
+        demands.questions().all().for_each(|question| question.used.store(0, Relaxed));
+        assert_eq!(demands.ask("dns/d").unwrap_err(), Unanswered::Full, "a connection's never gives way to a name");
+    }
+
+    /// No time passes where nothing is waited for.
+    #[tokio::test(start_paused = true)]
+    async fn names_wait_for_few_places_and_not_for_a_control_plane_that_is_away() {
+        let demands = Demands::new(Limits { waiting: 1, waiting_names: 1, ..Limits::default() });
+        let start = tokio::time::Instant::now();
+        assert!(!demands.name("a").await && demands.names().is_empty(), "nobody to ask");
+        demands.reachable(true);
+        assert!(!demands.name(&"a".repeat(MAX_HOST + 1)).await && demands.names().is_empty(), "no name");
+        let asking = demands.clone();
+        let waits = tokio::spawn(async move { asking.name("a").await });
+        while demands.0.waiting_names.load(Relaxed) == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!demands.name("b").await, "another waits");
+        assert!(demands.place().is_ok(), "connections have places of their own");
+        demands.reachable(false);
+        assert!(!waits.await.unwrap(), "nobody is left to answer");
+        assert!(!demands.name("a").await, "asked for already, and nobody to answer");
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        demands.answered("dns/a", 1, vec![]);
+        assert!(demands.name("a").await, "what is known is known");
+    }
+
+    #[test]
+    fn a_host_too_long_to_be_asked_for_is_one_below_its_end() {
+        let labels = |count: usize| vec!["abcdefghi"; count].join(".");
+        for (host, want) in [
+            ("reviews".to_string(), "reviews".to_string()),
+            ("a".repeat(253), "a".repeat(253)),
+            (format!("{}.", "a".repeat(253)), format!("{}.", "a".repeat(253))),
+            ("a".repeat(254), "_".into()),
+            (format!("{}.example.com", "a".repeat(300)), "_.example.com".into()),
+            (format!("{}.example.com.", "a".repeat(300)), "_.example.com.".into()),
+            (labels(26), format!("_.{}", labels(25))),
+            (format!("a.{}", "b".repeat(251)), format!("a.{}", "b".repeat(251))),
+            (format!("ab.{}", "b".repeat(251)), format!("_.{}", "b".repeat(251))),
+            (format!("abc.{}", "b".repeat(252)), "_".into()),
+        ] {
+            assert_eq!(askable(&host), want, "{host}");
+        }
     }
 
     #[test]
@@ -528,6 +693,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_name_waits_for_its_answer_and_not_for_ever() {
         let demands = Demands::new(Limits::default());
+        demands.reachable(true);
         assert!(!demands.name("reviews").await, "nobody answers");
         demands.answered("dns/reviews", 1, vec![]);
         assert!(demands.name("reviews").await);
