@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use std::io::{self, Write};
 use weft_codec::{BodyError, BodyMap};
 use weft_proxy_config::{Coding, Compressor, Decompressor};
+use zstd::stream::raw::{DParameter, Operation as _};
 
 /// A body may become so long whatever its ratio is.
 const FREE: u64 = 64 * 1024;
@@ -83,15 +84,40 @@ fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     values.flat_map(|text| text.split(',')).any(|word| word.trim().eq_ignore_ascii_case(token))
 }
 
+/// The list that a header's lines make together, in their order (RFC 9110 §5.3). `None`: it is not there, or empty.
+fn joined(headers: &HeaderMap, name: &HeaderName) -> Option<HeaderValue> {
+    let mut lines = headers.get_all(name).into_iter().filter(|line| !line.is_empty());
+    let first = lines.next()?;
+    let mut rest = lines.peekable();
+    if rest.peek().is_none() {
+        return Some(first.clone());
+    }
+    let all = rest.fold(first.as_bytes().to_vec(), |all, line| [&all[..], b", ", line.as_bytes()].concat());
+    HeaderValue::from_bytes(&all).ok()
+}
+
+/// What a client says that it takes, on however many lines it says so.
+pub fn accepted(headers: &HeaderMap) -> Option<HeaderValue> {
+    joined(headers, &ACCEPT_ENCODING)
+}
+
+/// Puts one more element at the end of a header that is a list; its lines become one.
+fn add(headers: &mut HeaderMap, name: HeaderName, element: &'static str, separator: &str) {
+    let value = match joined(headers, &name) {
+        Some(told) => {
+            HeaderValue::from_bytes(&[told.as_bytes(), separator.as_bytes(), element.as_bytes()].concat()).ok()
+        }
+        None => Some(HeaderValue::from_static(element)),
+    };
+    if let Some(value) = value {
+        headers.insert(name, value);
+    }
+}
+
 /// Tells caches that another client may get the response otherwise.
 pub fn vary(headers: &mut HeaderMap) {
-    if has_token(headers, &VARY, ACCEPT_ENCODING.as_str()) {
-        return;
-    }
-    let told = headers.get(VARY).and_then(|value| value.to_str().ok()).filter(|text| !text.is_empty());
-    let text = told.map_or("Accept-Encoding".to_string(), |told| format!("{told}, Accept-Encoding"));
-    if let Ok(value) = HeaderValue::from_str(&text) {
-        headers.insert(VARY, value);
+    if !has_token(headers, &VARY, ACCEPT_ENCODING.as_str()) {
+        add(headers, VARY, "Accept-Encoding", ", ");
     }
 }
 
@@ -111,7 +137,8 @@ pub fn compressed(filter: &Compressor, headers: &mut HeaderMap) {
 
 /// Takes the coding off the head of a message that is to be taken apart; false when the message stays as it is.
 pub fn opens(filter: &Decompressor, ignores: bool, headers: &mut HeaderMap) -> bool {
-    let told = headers.get(CONTENT_ENCODING).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let told = joined(headers, &CONTENT_ENCODING);
+    let told = told.as_ref().and_then(|value| value.to_str().ok()).unwrap_or_default();
     // The last coding was applied last; Envoy, too, looks at one alone.
     let (rest, outer) = told.rsplit_once(',').map_or(("", told), |(rest, outer)| (rest.trim(), outer));
     if !names(outer.trim(), filter.coding) || (!ignores && forbids_changes(headers)) {
@@ -128,13 +155,8 @@ pub fn opens(filter: &Decompressor, ignores: bool, headers: &mut HeaderMap) -> b
 
 /// Says to an endpoint that a coding is welcome.
 pub fn advertise(filter: &Decompressor, headers: &mut HeaderMap) {
-    if has_token(headers, &ACCEPT_ENCODING, filter.coding.name()) {
-        return;
-    }
-    let told = headers.get(ACCEPT_ENCODING).and_then(|value| value.to_str().ok()).filter(|text| !text.is_empty());
-    let text = told.map_or(filter.coding.name().to_string(), |told| format!("{told},{}", filter.coding.name()));
-    if let Ok(value) = HeaderValue::from_str(&text) {
-        headers.insert(ACCEPT_ENCODING, value);
+    if !has_token(headers, &ACCEPT_ENCODING, filter.coding.name()) {
+        add(headers, ACCEPT_ENCODING, filter.coding.name(), ",");
     }
 }
 
@@ -239,7 +261,41 @@ pub struct Decoder {
 enum DecoderKind {
     Gzip(MultiGzDecoder<Bounded>),
     Brotli(Box<brotli::DecompressorWriter<Bounded>>),
-    Zstd(zstd::stream::write::Decoder<'static, Bounded>),
+    Zstd(Box<ZstdDecoder>),
+}
+
+/// zstd, which tells whether a frame is over: the crate's own writer does not say that one is not.
+struct ZstdDecoder {
+    raw: zstd::stream::raw::Decoder<'static>,
+    sink: Bounded,
+    buffer: [u8; BUFFER],
+    /// A frame has begun and is not over.
+    open: bool,
+}
+
+impl ZstdDecoder {
+    fn new() -> io::Result<Self> {
+        let mut raw = zstd::stream::raw::Decoder::new()?;
+        raw.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW))?;
+        Ok(Self { raw, sink: Bounded::default(), buffer: [0; BUFFER], open: false })
+    }
+
+    fn write(&mut self, mut data: &[u8]) -> io::Result<()> {
+        let mut more = false;
+        while !data.is_empty() || more {
+            let status = self.raw.run_on_buffers(data, &mut self.buffer)?;
+            self.sink.write_all(&self.buffer[..status.bytes_written])?;
+            data = &data[status.bytes_read..];
+            self.open = status.remaining > 0;
+            // Room left in the buffer says that nothing is held back.
+            more = self.open && status.bytes_written == BUFFER;
+        }
+        Ok(())
+    }
+
+    fn end(&self) -> io::Result<()> {
+        if self.open { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+    }
 }
 
 impl DecoderKind {
@@ -247,7 +303,7 @@ impl DecoderKind {
         match self {
             Self::Gzip(writer) => writer.get_mut(),
             Self::Brotli(writer) => writer.get_mut(),
-            Self::Zstd(writer) => writer.get_mut(),
+            Self::Zstd(decoder) => &mut decoder.sink,
         }
     }
 
@@ -255,7 +311,7 @@ impl DecoderKind {
         match self {
             Self::Gzip(writer) => writer.write_all(data).and_then(|()| writer.flush()),
             Self::Brotli(writer) => writer.write_all(data).and_then(|()| writer.flush()),
-            Self::Zstd(writer) => writer.write_all(data).and_then(|()| writer.flush()),
+            Self::Zstd(decoder) => decoder.write(data),
         }
     }
 
@@ -264,7 +320,7 @@ impl DecoderKind {
         match self {
             Self::Gzip(writer) => writer.try_finish(),
             Self::Brotli(writer) => writer.close(),
-            Self::Zstd(writer) => writer.flush(),
+            Self::Zstd(decoder) => decoder.end(),
         }
     }
 }
@@ -280,11 +336,7 @@ impl Decoder {
             Coding::Brotli => {
                 DecoderKind::Brotli(Box::new(brotli::DecompressorWriter::new(Bounded::default(), BUFFER)))
             }
-            Coding::Zstd => {
-                let mut writer = zstd::stream::write::Decoder::new(Bounded::default())?;
-                writer.window_log_max(ZSTD_WINDOW)?;
-                DecoderKind::Zstd(writer)
-            }
+            Coding::Zstd => DecoderKind::Zstd(Box::new(ZstdDecoder::new()?)),
         };
         Ok(Self { kind, max_ratio: u64::from(filter.max_ratio), read: 0, made: 0 })
     }
@@ -347,6 +399,10 @@ mod tests {
         list.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()
     }
 
+    fn lines(name: HeaderName, values: &[&str]) -> HeaderMap {
+        values.iter().map(|value| (name.clone(), value.parse().unwrap())).collect()
+    }
+
     #[test]
     fn what_clients_want() {
         use Coding::{Brotli, Gzip};
@@ -405,23 +461,35 @@ mod tests {
             assert!(got[CONTENT_ENCODING] == "br" && !got.contains_key(CONTENT_LENGTH));
         }
         for (told, want) in [
-            (None, "Accept-Encoding"),
-            (Some("origin"), "origin, Accept-Encoding"),
-            (Some("accept-encoding"), "accept-encoding"),
+            (&[][..], "Accept-Encoding"),
+            (&["origin"], "origin, Accept-Encoding"),
+            (&["accept-encoding"], "accept-encoding"),
+            (&["Origin", "Cookie"], "Origin, Cookie, Accept-Encoding"),
+            (&["", "Cookie"], "Cookie, Accept-Encoding"),
         ] {
-            let mut got: HeaderMap = told.map(|told| (VARY, told.parse().unwrap())).into_iter().collect();
+            let mut got = lines(VARY, told);
             vary(&mut got);
-            assert_eq!(got[VARY], want);
+            assert!(got.get_all(VARY).iter().eq([want]), "{told:?}: {got:?}");
         }
+        for (told, want) in [(&[][..], "br"), (&["gzip", "deflate;q=0.5"], "gzip, deflate;q=0.5,br")] {
+            let mut got = lines(ACCEPT_ENCODING, told);
+            advertise(&decompressor(Coding::Brotli), &mut got);
+            assert!(got.get_all(ACCEPT_ENCODING).iter().eq([want]), "{told:?}: {got:?}");
+        }
+        let told = lines(ACCEPT_ENCODING, &["identity;q=0.5", "gzip"]);
+        assert_eq!(accepted(&told).unwrap(), "identity;q=0.5, gzip");
         for (told, want, rest) in [
-            ("gzip", true, None),
-            ("br, gzip", true, Some("br")),
-            ("gzip, br", false, Some("gzip, br")),
-            ("", false, Some("")),
+            (&["gzip"][..], true, &[][..]),
+            (&["br, gzip"], true, &["br"]),
+            (&["gzip, br"], false, &["gzip, br"]),
+            (&[""], false, &[""]),
+            (&["br", "gzip"], true, &["br"]),
+            (&["br", "zstd", "gzip"], true, &["br, zstd"]),
+            (&["gzip", "br"], false, &["gzip", "br"]),
         ] {
-            let mut got = headers(&[("content-encoding", told)]);
-            assert_eq!(opens(&decompressor(Coding::Gzip), false, &mut got), want, "{told}");
-            assert_eq!(got.get(CONTENT_ENCODING).map(|v| v.to_str().unwrap()), rest, "{told}");
+            let mut got = lines(CONTENT_ENCODING, told);
+            assert_eq!(opens(&decompressor(Coding::Gzip), false, &mut got), want, "{told:?}");
+            assert!(got.get_all(CONTENT_ENCODING).iter().eq(rest), "{told:?}: {got:?}");
         }
     }
 
@@ -462,6 +530,30 @@ mod tests {
                 Err(error) => error.to_string() == "decompression_ratio_exceeded",
             });
             assert!(stopped && made as u64 <= (bomb.len() as u64 * 100).max(FREE), "{coding:?}: {made}");
+        }
+    }
+
+    #[test]
+    fn bodies_that_break_off() {
+        let text: Vec<u8> = (0..60_000_u32).flat_map(|i| (i * i).to_le_bytes()).collect();
+        for coding in ALL {
+            let mut encoder = Encoder::new(&compressor(coding)).unwrap();
+            let mut whole = encoder.data(&text).unwrap().to_vec();
+            whole.extend_from_slice(&encoder.finish().unwrap());
+            for cut in [1, 5, whole.len() / 2, whole.len() - 1] {
+                let mut decoder = Decoder::new(&decompressor(coding)).unwrap();
+                assert!(decoder.data(&whole[..cut]).is_err() || decoder.finish().is_err(), "{coding:?}: {cut}");
+            }
+            let mut decoder = Decoder::new(&decompressor(coding)).unwrap();
+            assert!(decoder.data(&whole).unwrap() == text && decoder.finish().is_ok(), "{coding:?}");
+        }
+        // A body may be of several frames; each must be whole.
+        let frame = zstd::encode_all(&text[..4096], 3).unwrap();
+        let twice = [&frame[..], &frame[..]].concat();
+        for (bytes, is_whole) in [(&twice[..], true), (&twice[..frame.len() + 6], false)] {
+            let mut decoder = Decoder::new(&decompressor(Coding::Zstd)).unwrap();
+            let length = decoder.data(bytes).unwrap().len();
+            assert!(decoder.finish().is_ok() == is_whole && (length == 8192) == is_whole, "{}", bytes.len());
         }
     }
 
