@@ -4,7 +4,7 @@
 use crate::cluster::LiveCluster;
 use crate::connect::{self, Alpn, Plan};
 use crate::hosts::{Host, HostSet};
-use crate::probe::{Kept, probe};
+use crate::probe::{Finding, Kept, probe};
 use std::cell::Cell;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -32,17 +32,6 @@ struct CheckStats {
     failure: Counter,
     network_failure: Counter,
     healthy: Gauge,
-}
-
-/// What one check says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Finding {
-    /// It is well.
-    Well,
-    /// No answer, or one that counts towards the threshold.
-    Failed,
-    /// It says itself that it is not well.
-    SaysNo,
 }
 
 /// The results in a row about one endpoint.
@@ -73,7 +62,7 @@ impl Row {
                 let recovers = failed && (first || self.successes >= config.healthy_threshold);
                 Verdict { failed: failed && !recovers, edge: failed }
             }
-            Finding::Failed | Finding::SaysNo => {
+            Finding::NoAnswer | Finding::Retriable | Finding::SaysNo => {
                 self.successes = 0;
                 self.failures = self.failures.saturating_add(1);
                 let at_once = first || finding == Finding::SaysNo;
@@ -135,18 +124,16 @@ impl Checks {
         self.stats.attempt.inc();
         let checked = tokio::time::timeout(self.config.timeout, self.ask(cluster, host, kept));
         let finding = match checked.await {
-            Ok(Ok(true)) => Finding::Well,
-            Ok(Ok(false)) => Finding::SaysNo,
+            Ok(Ok(finding)) => finding,
             Ok(Err(why)) => {
                 tracing::debug!(cluster = %cluster.config.name, host = %host.name, %why, "health check failed");
-                self.stats.network_failure.inc();
-                Finding::Failed
+                Finding::NoAnswer
             }
-            Err(_elapsed) => {
-                self.stats.network_failure.inc();
-                Finding::Failed
-            }
+            Err(_elapsed) => Finding::NoAnswer,
         };
+        if finding == Finding::NoAnswer {
+            self.stats.network_failure.inc();
+        }
         (if finding == Finding::Well { &self.stats.success } else { &self.stats.failure }).inc();
         if finding != Finding::Well || !self.config.reuse_connection {
             *kept = None;
@@ -166,7 +153,7 @@ impl Checks {
         if first {
             self.note_first(cluster);
         }
-        self.pause(cluster.stats.cx_total.get() > 0, verdict)
+        self.pause(cluster.health.had_traffic(), verdict)
     }
 
     fn pause(&self, traffic: bool, verdict: Verdict) -> Duration {
@@ -182,9 +169,8 @@ impl Checks {
         base + (self.config.jitter + share).mul_f64(fastrand::f64())
     }
 
-    /// True when the endpoint is well, false when it says that it is not. A connection that an endpoint closed between two
-    /// checks says nothing: another is made.
-    async fn ask(&self, cluster: &LiveCluster, host: &Rc<Host>, kept: &mut Option<Kept>) -> Result<bool, String> {
+    /// What the endpoint answers. A connection that an endpoint closed between two checks says nothing: another is made.
+    async fn ask(&self, cluster: &LiveCluster, host: &Rc<Host>, kept: &mut Option<Kept>) -> Result<Finding, String> {
         if let Some(old) = kept.take()
             && let Some(still) = old.still_open()
         {
@@ -265,7 +251,7 @@ mod tests {
 
     #[test]
     fn verdicts() {
-        use Finding::{Failed, SaysNo, Well};
+        use Finding::{NoAnswer as Failed, Retriable, SaysNo, Well};
         // Findings in a row from the first, and whether the endpoint is unhealthy after each.
         for (findings, want) in [
             (&[Well][..], &[false][..]),
@@ -273,6 +259,7 @@ mod tests {
             (&[Failed, Well, Failed, Well, Well], &[true, true, true, true, false]),
             (&[Well, Failed, Well, Failed, Failed], &[false, false, false, false, true]),
             (&[Well, SaysNo, Well], &[false, true, true]),
+            (&[Well, Retriable, Failed], &[false, false, true]),
         ] {
             let (mut row, mut failed) = (Row::default(), true);
             let got: Vec<bool> = findings

@@ -16,7 +16,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use weft_codec::{Io, Reason};
@@ -119,8 +119,21 @@ impl LiveCluster {
         self.hosts.replace(earlier.hosts.borrow().clone());
         self.destinations.replace(std::mem::take(&mut *earlier.destinations.borrow_mut()));
         self.source.replace(None);
+        self.hosts.borrow().all.iter().for_each(|host| self.say_whether_checked(host));
+        self.hosts.borrow().invalidate();
         // What was resolved stays good until the new state has resolved again.
         self.resolved.set(self.resolved.get() || (earlier.resolved.get() && !self.hosts.borrow().all.is_empty()));
+    }
+
+    /// Also when nothing is checked (any more): a host that an earlier state of the cluster found unwell would stay out for ever.
+    fn say_whether_checked(&self, host: &Host) {
+        host.checked.set(self.config.health_check.is_some() && !host.check.get().off);
+    }
+
+    /// Counts anew how many of its hosts are left out, while nobody leaves one out or takes one back.
+    fn count_ejected(&self, _judging: &MutexGuard<'_, ()>) {
+        let hosts = self.hosts.borrow();
+        self.health.set_ejected(hosts.all.iter().filter(|host| host.outlier.is_ejected()).count());
     }
 
     /// Replaces the hosts by those of `endpoints`; hosts that stay keep their connections.
@@ -132,14 +145,15 @@ impl LiveCluster {
         let before = self.hosts.borrow().clone();
         let next = Rc::new(HostSet::build(endpoints, &before, resolve));
         before.retire_missing(&next);
-        if self.config.outlier.is_some() || self.config.health_check.is_some() {
-            for host in &next.all {
+        let is_shared = self.config.outlier.is_some() || self.config.health_check.is_some();
+        for host in &next.all {
+            if is_shared {
                 host.outlier.join(|| self.health.host(&host.address));
-                host.checked.set(self.config.health_check.is_some() && !host.check.get().off);
             }
+            self.say_whether_checked(host);
         }
-        self.health.set_ejected(next.all.iter().filter(|h| h.outlier.is_ejected()).count());
         self.hosts.replace(next.clone());
+        self.count_ejected(&self.health.judging());
         if let Some(checks) = &self.checks {
             checks.follow(self, &next);
         }
@@ -166,9 +180,12 @@ impl LiveCluster {
         }
     }
 
-    /// Waits until names have been resolved, and endpoints checked, for the first time; at once for clusters that need none.
+    /// Waits until names have been resolved, and endpoints checked, for the first time; at once for clusters that need none,
+    /// and for those that have no endpoints: there is nothing to be found out about these.
     pub async fn ready(&self) {
-        let unchecked = || self.config.health_check.is_some() && !self.health.is_checked();
+        let has_list = !matches!(self.config.discovery, Discovery::OriginalDst(_) | Discovery::DynamicForward(_));
+        let is_checked = has_list && self.config.health_check.is_some();
+        let unchecked = || is_checked && !self.health.is_checked() && !self.hosts.borrow().all.is_empty();
         if self.resolved.get() && !unchecked() {
             return;
         }
@@ -198,7 +215,7 @@ impl LiveCluster {
 
     fn pick_listed(&self, context: &PickContext<'_>) -> Result<Rc<Host>, UpstreamError> {
         if self.health.ejected() > 0 {
-            self.take_back();
+            self.take_back(Instant::now());
         }
         self.follow_health();
         let hosts = self.hosts.borrow();
@@ -402,30 +419,33 @@ impl LiveCluster {
     }
 
     /// Takes back ejected endpoints whose time is over.
-    fn take_back(&self) {
-        let now = Instant::now();
+    fn take_back(&self, now: Instant) {
         if !self.health.sweeps(now, SWEEP) {
             return;
         }
+        let judging = self.health.judging();
         let back = self.hosts.borrow().all.iter().filter(|host| host.outlier.sweep(now)).count();
         if back > 0 {
             self.health.note_returned(back);
         }
+        self.count_ejected(&judging);
     }
 
     /// An active check found it well: it need not wait for its time to be over.
     pub(crate) fn pardon(&self, host: &Host) {
-        if self.config.outlier.as_ref().is_some_and(|policy| policy.check_takes_back)
-            && host.outlier.pardon(Instant::now())
-        {
-            self.health.note_returned(1);
+        if self.config.outlier.as_ref().is_some_and(|policy| policy.check_takes_back) && host.outlier.is_ejected() {
+            let _one_at_a_time = self.health.judging();
+            if host.outlier.pardon(Instant::now()) {
+                self.health.note_returned(1);
+            }
         }
     }
 
     /// Closes idle connections whose time is over; takes endpoints back though nobody asks for them.
     pub(crate) fn sweep(&self, now: Instant) {
-        if self.health.ejected() > 0 {
-            self.take_back();
+        // Whatever the count says: it is the workers' together, and they need not have the same endpoints at each moment.
+        if self.hosts.borrow().all.iter().any(|host| host.outlier.is_ejected()) {
+            self.take_back(now);
         }
         self.follow_health();
         for host in &self.hosts.borrow().all {
@@ -462,3 +482,6 @@ impl Drop for TcpGuard {
         self.host.active.set(self.host.active.get().saturating_sub(1));
     }
 }
+
+#[cfg(test)]
+mod tests;

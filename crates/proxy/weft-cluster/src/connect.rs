@@ -61,7 +61,7 @@ impl ConnectionFacts {
 }
 
 /// An address of someone else, from which an endpoint is called (`IP_TRANSPARENT`). Needs `CAP_NET_ADMIN`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Source {
     /// The address; port 0 is any.
     pub address: SocketAddr,
@@ -96,6 +96,7 @@ pub async fn connect(host: &Host, plan: Plan<'_>) -> Result<(Io, Rc<ConnectionFa
     let limit = plan.cluster.config.connect_timeout;
     crate::stats::bump(&host.counts.cx_total);
     stats.cx_total.inc();
+    plan.cluster.health.note_traffic();
     let outcome = tokio::time::timeout(limit, connect_untimed(host, plan)).await;
     let error = match outcome {
         Ok(Ok(made)) => return Ok(made),

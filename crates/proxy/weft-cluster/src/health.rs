@@ -25,6 +25,8 @@ pub struct ClusterHealth {
     next_sweep: Moment,
     rates_end: Moment,
     checked: AtomicBool,
+    /// Some worker has made a connection for a request.
+    used: AtomicBool,
     /// Name in statistics, endpoints, and those of them that are healthy.
     told: Mutex<Option<(Strng, usize, usize)>>,
 }
@@ -84,6 +86,11 @@ impl Moment {
     pub fn pass(&self, now: Instant, next: Option<Instant>) -> bool {
         let at = self.0.load(Relaxed);
         at != 0 && at <= nanos(now) && self.0.compare_exchange(at, next.map_or(0, nanos), Relaxed, Relaxed).is_ok()
+    }
+
+    /// Unsets it; true when it was set, for one caller alone.
+    pub fn clear(&self) -> bool {
+        self.0.swap(0, Relaxed) != 0
     }
 
     fn set_if_unset(&self, at: Instant) {
@@ -185,7 +192,7 @@ impl ClusterHealth {
         self.ejected.load(Relaxed)
     }
 
-    /// Sets their number, the endpoints being others now.
+    /// Sets their number, while nobody else judges ([`ClusterHealth::judging`]).
     pub(crate) fn set_ejected(&self, count: usize) {
         if self.ejected() != count {
             self.ejected.store(count, Relaxed);
@@ -238,6 +245,18 @@ impl ClusterHealth {
 
     pub(crate) fn set_checked(&self) {
         self.checked.store(true, Relaxed);
+    }
+
+    /// Notes that a connection is made that is none of a check.
+    pub(crate) fn note_traffic(&self) {
+        if !self.had_traffic() {
+            self.used.store(true, Relaxed);
+        }
+    }
+
+    /// A worker of the process has made connections for requests.
+    pub(crate) fn had_traffic(&self) -> bool {
+        self.used.load(Relaxed)
     }
 
     /// Notes how many endpoints there are, for statistics.

@@ -30,6 +30,6 @@ pub use dns::Resolver;
 pub use error::{Retry, UpstreamError};
 pub use hosts::Host;
 pub use manager::{ClusterManager, ClusterShared};
-pub use pool::{Lease, SendFailure, Want};
+pub use pool::{Lease, OwnPools, SendFailure, Want};
 pub use stats::ClusterStats;
 pub use status::{ClusterStatus, HostStatus};

@@ -271,13 +271,13 @@ impl Drop for Permit {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use weft_telemetry::{Registry, Source};
 
     const USUAL: Priority = Priority::Default;
 
-    fn thresholds(n: u32) -> Thresholds {
+    pub(crate) fn thresholds(n: u32) -> Thresholds {
         Thresholds {
             max_connections: n,
             max_pending: UNLIMITED,
@@ -288,7 +288,7 @@ mod tests {
         }
     }
 
-    fn limits(default: Thresholds) -> Arc<ConnectionLimits> {
+    pub(crate) fn limits(default: Thresholds) -> Arc<ConnectionLimits> {
         Arc::new(ConnectionLimits {
             high: Thresholds { track_remaining: false, ..default.clone() },
             default,

@@ -204,12 +204,11 @@ impl OutlierState {
         back
     }
 
-    /// Takes the endpoint back before its time; true when it was out.
+    /// Takes the endpoint back before its time; true when it was out, for one caller alone.
     pub(crate) fn pardon(&self, now: Instant) -> bool {
         let health = &self.joined().health;
-        let out = health.until.get().is_some();
+        let out = health.until.clear();
         if out {
-            health.until.set(None);
             health.returned.set(Some(now));
         }
         out
@@ -280,6 +279,26 @@ mod tests {
             max_ejection_percent: 50,
             check_takes_back: true,
             always_one: false,
+        }
+    }
+
+    #[test]
+    fn one_pardon_is_one() {
+        let health: Arc<HostHealth> = Arc::default();
+        let pardon = |barrier: &std::sync::Barrier| {
+            let state = OutlierState::default();
+            state.join(|| health.clone());
+            barrier.wait();
+            state.pardon(Instant::now())
+        };
+        for _ in 0..300 {
+            health.until.set(Some(Instant::now()));
+            let barrier = std::sync::Barrier::new(3);
+            let pardons = std::thread::scope(|scope| {
+                let all: Vec<_> = (0..3).map(|_| scope.spawn(|| pardon(&barrier))).collect();
+                all.into_iter().map(|one| one.join().unwrap()).filter(|out| *out).count()
+            });
+            assert_eq!(pardons, 1);
         }
     }
 

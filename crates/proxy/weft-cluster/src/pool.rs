@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use smallvec::SmallVec;
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -34,6 +35,8 @@ const DEFAULT_IDLE: Duration = Duration::from_secs(3600);
 /// A request that could not be sent again is not put on a connection idle for longer: many servers close idle connections
 /// after few seconds, and a close that crosses the request loses it.
 const CAREFUL_IDLE: Duration = Duration::from_secs(2);
+/// Longest idle time of a connection that serves one client alone: there may be as many of them as there are clients.
+const OWN_IDLE: Duration = Duration::from_secs(5);
 /// Connections made with TLS secrets that were replaced meanwhile go within this time, and twice this at most.
 const RETIRE_AFTER: Duration = Duration::from_secs(10);
 /// HTTP/2 windows: enough for 1 Gbit/s at 8 ms, and no more, since an endpoint may fill them all.
@@ -55,23 +58,67 @@ pub struct Want<'a> {
     pub client: Option<(SocketAddr, SocketAddr)>,
     /// Where the connection is to come from, when not from this machine's address.
     pub source: Option<Source>,
+    /// Where connections that serve this client alone are noted; they go with it.
+    pub own: Option<&'a OwnPools>,
     /// Which limits of the cluster hold.
     pub priority: Priority,
 }
 
-/// All pools of an endpoint: one for each kind of transport that was asked for.
+/// All pools of an endpoint: one for each kind of transport that was asked for, and for each client that has its own.
 #[derive(Debug, Default)]
-pub struct HostPools(RefCell<SmallVec<[Rc<Pool>; 1]>>);
+pub struct HostPools {
+    common: RefCell<Pools>,
+    own: RefCell<HashMap<Party, Pools, foldhash::fast::RandomState>>,
+}
+
+type Pools = SmallVec<[Rc<Pool>; 1]>;
+
+/// Whom the connections of a pool serve, when not everybody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Party {
+    /// Connections that name a client serve that client alone.
+    client: Option<(SocketAddr, SocketAddr)>,
+    /// So do connections that come from a client's address.
+    source: Option<Source>,
+}
+
+impl Party {
+    fn of(client: Option<(SocketAddr, SocketAddr)>, source: Option<Source>) -> Option<Self> {
+        (client.is_some() || source.is_some()).then_some(Self { client, source })
+    }
+
+    /// It is one connection of a client, not all that come from its address.
+    fn is_one_connection(&self) -> bool {
+        self.client.is_some() || self.source.is_some_and(|source| source.address.port() != 0)
+    }
+}
+
+/// The pools that serve one connection of a client and no other: they end with it.
+#[derive(Debug, Default)]
+pub struct OwnPools(RefCell<Vec<Weak<Pool>>>);
+
+impl OwnPools {
+    fn note(&self, pool: &Rc<Pool>) {
+        let mut pools = self.0.borrow_mut();
+        if pools.len() == pools.capacity() {
+            pools.retain(|known| known.strong_count() > 0);
+        }
+        pools.push(Rc::downgrade(pool));
+    }
+}
+
+impl Drop for OwnPools {
+    fn drop(&mut self) {
+        self.0.get_mut().drain(..).filter_map(|pool| pool.upgrade()).for_each(|pool| pool.drain());
+    }
+}
 
 /// Connections of one kind.
 #[derive(Debug)]
 pub struct Pool {
     alpn: Alpn,
     sni: Option<Strng>,
-    /// Connections that name a client serve that client alone.
-    client: Option<(SocketAddr, SocketAddr)>,
-    /// So do connections that come from a client's address.
-    source: Option<Source>,
+    party: Option<Party>,
     /// The newest context; older connections carry the one they were made with.
     transport: RefCell<UpstreamTransport>,
     changed: Cell<Option<Instant>>,
@@ -176,26 +223,69 @@ impl HostPools {
         transport: &UpstreamTransport,
         alpn: Alpn,
         sni: Option<&str>,
-        client: Option<(SocketAddr, SocketAddr)>,
-        source: Option<Source>,
+        party: Option<Party>,
+        own: Option<&OwnPools>,
     ) -> Rc<Pool> {
-        let mut pools = self.0.borrow_mut();
-        for pool in pools.iter() {
-            if pool.alpn == alpn
-                && pool.sni.as_deref() == sni
-                && pool.client == client
-                && pool.source == source
-                && same_kind(&pool.transport.borrow(), transport)
-            {
-                pool.follow(transport);
-                return pool.clone();
+        let Some(party) = party else {
+            let mut pools = self.common.borrow_mut();
+            return find(&pools, transport, alpn, sni).unwrap_or_else(|| {
+                let pool = Pool::new(transport, alpn, sni, None);
+                pools.push(pool.clone());
+                pool
+            });
+        };
+        let mut all = self.own.borrow_mut();
+        let pools = all.entry(party).or_default();
+        // One that ended with its client's connection; the client has another connection from the same port now.
+        pools.retain(|pool| !pool.drained.get());
+        find(pools, transport, alpn, sni).unwrap_or_else(|| {
+            let pool = Pool::new(transport, alpn, sni, Some(party));
+            pools.push(pool.clone());
+            if let Some(own) = own.filter(|_| party.is_one_connection()) {
+                own.note(&pool);
             }
-        }
-        let pool = Rc::new(Pool {
+            pool
+        })
+    }
+
+    /// Closes what is idle, and lets go of the rest as it becomes idle.
+    pub fn drain(&self) {
+        let own = std::mem::take(&mut *self.own.borrow_mut());
+        let common = std::mem::take(&mut *self.common.borrow_mut());
+        own.into_values().flatten().chain(common).for_each(|pool| pool.drain());
+    }
+
+    /// Closes what has been idle for too long; forgets pools without connections.
+    pub fn sweep(&self, limits: &ConnectionLimits, now: Instant) {
+        let keep = |pool: &mut Rc<Pool>| {
+            pool.idle.borrow_mut().retain(|conn| !pool.is_stale_http1(conn, limits, now));
+            pool.shared.borrow_mut().retain(|conn| !pool.is_stale_http2(conn, limits, now));
+            pool.open.get() > 0 || Rc::strong_count(pool) > 1
+        };
+        self.common.borrow_mut().retain(keep);
+        self.own.borrow_mut().retain(|_, pools| {
+            pools.retain(keep);
+            !pools.is_empty()
+        });
+    }
+}
+
+/// The pool for that transport; it follows changes of secrets.
+fn find(pools: &Pools, transport: &UpstreamTransport, alpn: Alpn, sni: Option<&str>) -> Option<Rc<Pool>> {
+    let fits = |pool: &&Rc<Pool>| {
+        pool.alpn == alpn && pool.sni.as_deref() == sni && same_kind(&pool.transport.borrow(), transport)
+    };
+    let pool = pools.iter().find(fits)?;
+    pool.follow(transport);
+    Some(pool.clone())
+}
+
+impl Pool {
+    fn new(transport: &UpstreamTransport, alpn: Alpn, sni: Option<&str>, party: Option<Party>) -> Rc<Self> {
+        Rc::new(Self {
             alpn,
             sni: sni.map(Strng::from),
-            client,
-            source,
+            party,
             transport: RefCell::new(transport.clone()),
             changed: Cell::new(None),
             idle: RefCell::default(),
@@ -208,32 +298,23 @@ impl HostPools {
             last_failure: RefCell::default(),
             freed: Notify::new(),
             drained: Cell::new(false),
-        });
-        pools.push(pool.clone());
-        pool
+        })
     }
 
-    /// Closes what is idle, and lets go of the rest as it becomes idle.
-    pub fn drain(&self) {
-        for pool in self.0.borrow_mut().drain(..) {
-            pool.drained.set(true);
-            pool.idle.borrow_mut().clear();
-            pool.shared.borrow_mut().clear();
-            pool.freed.notify_waiters();
-        }
+    /// Closes what is idle; what is not goes as it becomes idle.
+    fn drain(&self) {
+        self.drained.set(true);
+        self.idle.borrow_mut().clear();
+        self.shared.borrow_mut().clear();
+        self.freed.notify_waiters();
     }
 
-    /// Closes what has been idle for too long; forgets pools without connections.
-    pub fn sweep(&self, limits: &ConnectionLimits, now: Instant) {
-        self.0.borrow_mut().retain(|pool| {
-            pool.idle.borrow_mut().retain(|conn| !pool.is_stale_http1(conn, limits, now));
-            pool.shared.borrow_mut().retain(|conn| !pool.is_stale_http2(conn, limits, now));
-            pool.open.get() > 0 || Rc::strong_count(pool) > 1
-        });
+    /// How long a connection may be idle.
+    fn idle_limit(&self, limits: &ConnectionLimits) -> Duration {
+        let idle = limits.idle_timeout.unwrap_or(DEFAULT_IDLE);
+        if self.party.is_some() { idle.min(OWN_IDLE) } else { idle }
     }
-}
 
-impl Pool {
     /// Notes a change of secrets.
     fn follow(&self, transport: &UpstreamTransport) {
         let changed = secrets_of(&self.transport.borrow()) != secrets_of(transport);
@@ -266,7 +347,7 @@ impl Pool {
     }
 
     fn is_stale_http2(&self, conn: &Http2, limits: &ConnectionLimits, now: Instant) -> bool {
-        let idle = limits.idle_timeout.unwrap_or(DEFAULT_IDLE);
+        let idle = self.idle_limit(limits);
         conn.sender.borrow().is_closed()
             || (conn.active.get() == 0 && now.duration_since(conn.idle_since.get()) >= idle)
             || self.is_worn(conn.served.get(), conn.created, limits, now)
@@ -339,7 +420,7 @@ pub async fn acquire(cluster: &Rc<LiveCluster>, host: &Rc<Host>, want: Want<'_>)
     };
     let sni = want.host.filter(|_| wants_host_sni(transport)).map(server_name);
     let client = want.client.filter(|_| cluster.config.proxy_protocol.is_some());
-    let pool = host.pools.pool(transport, alpn, sni.as_deref(), client, want.source);
+    let pool = host.pools.pool(transport, alpn, sni.as_deref(), Party::of(client, want.source), want.own);
     let limits = &cluster.config.limits;
     if let Some(lease) = pool.take(host, want, limits) {
         return Ok(lease);
@@ -429,7 +510,8 @@ impl Pool {
         self.connecting_shared.set(one_connection);
         let attempt = Attempt(self, one_connection);
         let transport = self.transport.borrow().clone();
-        let (alpn, client, source) = (self.alpn, self.client, self.source);
+        let alpn = self.alpn;
+        let (client, source) = self.party.map_or((None, None), |party| (party.client, party.source));
         let sni = self.sni.as_deref();
         let plan = Plan { cluster, transport: &transport, alpn, sni, nameless: false, client, source };
         let outcome = connect::connect(host, plan).await;
@@ -454,7 +536,7 @@ impl Pool {
             Lease::shared(host, self, conn, false)
         } else {
             cluster.stats.cx_http1_total.inc();
-            let idle_limit = cluster.config.limits.idle_timeout.unwrap_or(DEFAULT_IDLE);
+            let idle_limit = self.idle_limit(&cluster.config.limits);
             Lease::exclusive(host, self, Http1::new(io, facts, secrets, guard, idle_limit), false)
         };
         drop(attempt);
@@ -716,6 +798,46 @@ impl Drop for Lease {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pools_of_one_client() {
+        let (pools, limits) = (HostPools::default(), crate::limits::tests::limits(crate::limits::tests::thresholds(9)));
+        let source = |port: u16| Some(Source { address: ([192, 0, 2, 1], port).into(), mark: 0 });
+        let get = |source: Option<Source>, own: Option<&OwnPools>| {
+            pools.pool(&UpstreamTransport::Plain, Alpn::Http1, None, Party::of(None, source), own)
+        };
+        let common = get(None, None);
+        assert_eq!(common.idle_limit(&limits), DEFAULT_IDLE);
+        let clients: Vec<(OwnPools, Rc<Pool>)> = (1..=1000)
+            .map(|port| {
+                let own = OwnPools::default();
+                let pool = get(source(port), Some(&own));
+                (own, pool)
+            })
+            .collect();
+        // Not in the way of others, nor of each other.
+        assert_eq!((pools.common.borrow().len(), pools.own.borrow().len()), (1, 1000));
+        assert!(pools.own.borrow().values().all(|pools| pools.len() == 1));
+        for (port, (own, pool)) in (1..).zip(&clients) {
+            assert!(Rc::ptr_eq(pool, &get(source(port), Some(own))) && pool.idle_limit(&limits) == OWN_IDLE);
+        }
+        // A client's connection ends: what served it alone does too, and another one from that port gets its own.
+        let first = clients[0].1.clone();
+        drop(clients);
+        assert!(first.drained.get() && !common.drained.get());
+        let own = OwnPools::default();
+        let second = get(source(1), Some(&own));
+        assert!(!second.drained.get() && Rc::ptr_eq(&second, &get(source(1), Some(&own))));
+        // What serves all connections from an address does not end with one of them.
+        let shared = get(source(0), Some(&own));
+        drop((own, first));
+        assert!(second.drained.get() && !shared.drained.get());
+        drop((second, common));
+        pools.sweep(&limits, Instant::now());
+        assert_eq!((pools.common.borrow().len(), pools.own.borrow().len()), (0, 1));
+        pools.drain();
+        assert!(shared.drained.get() && pools.own.borrow().is_empty());
+    }
 
     #[test]
     fn names_of_servers() {

@@ -4,7 +4,7 @@ use crate::hosts::Host;
 use http::header::{CONTENT_TYPE, HOST, TE, USER_AGENT};
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use http::{HeaderValue, Method, Request, StatusCode};
-use http_body_util::{BodyExt as _, Limited};
+use http_body_util::BodyExt as _;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::future::poll_fn;
@@ -24,6 +24,32 @@ const GRPC_PATH: PathAndQuery = PathAndQuery::from_static("/grpc.health.v1.Healt
 const MAX_ANSWER: usize = 64 * 1024;
 /// `ServingStatus` of an endpoint that is well.
 const SERVING: u64 = 1;
+
+/// What one check says of an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Finding {
+    /// It is well.
+    Well,
+    /// There is no answer.
+    NoAnswer,
+    /// It answers with a status that may be tried again: that counts towards the threshold, as no answer does.
+    Retriable,
+    /// It says itself that it is not well, and is believed at once.
+    SaysNo,
+}
+
+impl Finding {
+    fn of(is_well: bool) -> Self {
+        if is_well { Finding::Well } else { Finding::SaysNo }
+    }
+}
+
+/// An answer, or as much of it as is looked at.
+struct Answer {
+    status: StatusCode,
+    body: Vec<u8>,
+    grpc_status: Option<u32>,
+}
 
 /// A connection kept for the next check.
 pub(crate) enum Kept {
@@ -45,25 +71,25 @@ impl Kept {
     }
 }
 
-/// Asks. True when the endpoint is well, false when it says that it is not.
+/// Asks, and says what the answer means.
 ///
 /// # Errors
-/// Why there is no answer, or that its answer is one that may be tried again.
+/// Why there is no answer.
 pub(crate) async fn probe(
     what: &Probe,
     host: &Host,
     kept: &mut Option<Kept>,
     connect: impl AsyncFn() -> Result<Io, String>,
-) -> Result<bool, String> {
+) -> Result<Finding, String> {
     match what {
-        Probe::Tcp { send, receive } => tcp(connect().await?, send, receive).await,
+        Probe::Tcp { send, receive } => tcp(connect().await?, send, receive).await.map(Finding::of),
         Probe::Http(http) => {
             let name = http.host.clone().or_else(|| HeaderValue::from_str(host.hostname.as_deref()?).ok());
             let name = name.unwrap_or_else(|| http.cluster.clone());
             let mut request = request(&http.method, &http.path, &name, &http.headers, http.http2);
             request.headers_mut().entry(USER_AGENT).or_insert(AGENT);
-            let (status, body, _) = exchange(request, http.http2, http.most, kept, connect).await?;
-            judge(http, status, &body)
+            let answer = exchange(request, http.http2, http.most, kept, connect).await?;
+            Ok(judge(http, &answer))
         }
         Probe::Grpc { service, authority, headers } => {
             let mut request = request(&Method::POST, &GRPC_PATH, authority, headers, true);
@@ -71,22 +97,20 @@ pub(crate) async fn probe(
             request.headers_mut().insert(TE, TRAILERS);
             request.headers_mut().entry(USER_AGENT).or_insert(AGENT);
             *request.body_mut() = ProxyBody::full(question(service));
-            let (status, body, grpc_status) = exchange(request, true, MAX_ANSWER, kept, connect).await?;
-            match (status, grpc_status) {
-                (StatusCode::OK, Some(0)) => Ok(serving_status(&body) == Some(SERVING)),
-                (StatusCode::OK, Some(12)) => Ok(false),
-                (status, grpc) => Err(format!("status {status}, grpc-status {grpc:?}")),
-            }
+            let answer = exchange(request, true, MAX_ANSWER, kept, connect).await?;
+            // Envoy's rule: whatever it answers but that it serves is a no.
+            let is_fine = answer.status == StatusCode::OK && answer.grpc_status == Some(0);
+            Ok(Finding::of(is_fine && serving_status(&answer.body) == Some(SERVING)))
         }
     }
 }
 
-fn judge(http: &HttpProbe, status: StatusCode, body: &[u8]) -> Result<bool, String> {
-    let among = |ranges: &[Range<u16>]| ranges.iter().any(|range| range.contains(&status.as_u16()));
+fn judge(http: &HttpProbe, answer: &Answer) -> Finding {
+    let among = |ranges: &[Range<u16>]| ranges.iter().any(|range| range.contains(&answer.status.as_u16()));
     match (among(&http.expected), among(&http.retriable)) {
-        (true, _) => Ok(contains_all(body, &http.receive)),
-        (false, true) => Err(format!("status {status}")),
-        (false, false) => Ok(false),
+        (true, _) => Finding::of(contains_all(&answer.body, &http.receive)),
+        (false, true) => Finding::Retriable,
+        (false, false) => Finding::SaysNo,
     }
 }
 
@@ -116,21 +140,22 @@ fn request(
     request
 }
 
-/// Status, body and gRPC status of the answer. The connection is kept where it can serve again.
+/// The answer, with `most` bytes of its body. The connection is kept where it can serve again; not when the answer is so long
+/// that reading the rest of it costs more than another connection.
 async fn exchange(
     request: Request<ProxyBody>,
     http2: bool,
     most: usize,
     kept: &mut Option<Kept>,
     connect: impl AsyncFn() -> Result<Io, String>,
-) -> Result<(StatusCode, Vec<u8>, Option<u32>), String> {
+) -> Result<Answer, String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let connection = match kept.take() {
         Some(kept) => kept,
         None if http2 => Kept::Http2(start_http2(connect().await?).await.map_err(|e| text(&e))?),
         None => Kept::Http1(Wire::client(connect().await?).shared()),
     };
-    let (head, body) = match &connection {
+    let (head, mut body) = match &connection {
         Kept::Http1(wire) => {
             let (parts, _) = request.into_parts();
             encode::request(wire.borrow_mut().out_buffer(), &parts, Some(0));
@@ -146,19 +171,22 @@ async fn exchange(
         }
     };
     let mut grpc_status = grpc::status(&head.headers);
-    let mut bytes = Vec::new();
-    let mut body = Limited::new(body, most.max(MAX_ANSWER));
+    let (mut bytes, mut read) = (Vec::new(), 0);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| error.to_string())?;
         if let Some(data) = frame.data_ref() {
             let room = most.saturating_sub(bytes.len()).min(data.len());
             bytes.extend_from_slice(&data[..room]);
+            read += data.len();
+            if read > most.max(MAX_ANSWER) {
+                return Ok(Answer { status: head.status, body: bytes, grpc_status });
+            }
         } else if let Some(trailers) = frame.trailers_ref() {
             grpc_status = grpc::status(trailers).or(grpc_status);
         }
     }
     *kept = connection.still_open();
-    Ok((head.status, bytes, grpc_status))
+    Ok(Answer { status: head.status, body: bytes, grpc_status })
 }
 
 async fn start_http2(io: Io) -> Result<http2::SendRequest<ProxyBody>, hyper::Error> {

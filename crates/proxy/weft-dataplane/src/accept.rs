@@ -6,7 +6,7 @@ use crate::downstream::Downstream;
 use crate::inspect::{self, Found, InspectError};
 use crate::listener::LiveListener;
 use crate::record::ConnectionRecord;
-use crate::standing::Standing;
+use crate::standing::{End, Standing};
 use crate::worker::{ConnectionEntry, Worker};
 use crate::{http, sockets, tcp};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -111,6 +111,7 @@ fn new_downstream(
         certificate: None,
         local_uri: None,
         from: None,
+        own: weft_cluster::OwnPools::default(),
         direction: listener.config.direction,
         chain: Strng::from(""),
         meter: Arc::default(),
@@ -327,7 +328,11 @@ async fn admitted(
     let mut metadata = DynamicMetadata::new();
     for filter in &chain.chain.filters {
         match filter {
-            NetworkFilter::Rbac(rbac) => decide(rbac, listener, downstream, &mut metadata)?,
+            NetworkFilter::Rbac(rbac) => {
+                let judged = judge(rbac, downstream, &mut metadata);
+                (if judged.is_ok() { &listener.stats.rbac_allowed } else { &listener.stats.rbac_denied }).inc();
+                judged?;
+            }
             NetworkFilter::ExtAuthz(ask) => {
                 http::authorize::connection_allowed(worker, downstream, &metadata, ask).await?;
             }
@@ -342,22 +347,26 @@ async fn admitted(
     Ok(())
 }
 
-/// Asks the chain's own authorization filters; the details word when one says no. External authorizers are asked when a
+/// Asks the chain's own authorization filters once more; the details word when one says no. Nothing is counted. External authorizers are asked when a
 /// connection is made, and not again.
-pub(crate) fn denied(chain: &ChainRuntime, listener: &LiveListener, downstream: &Downstream) -> Option<String> {
+pub(crate) fn denied(chain: &ChainRuntime, downstream: &Downstream) -> Option<String> {
     let mut metadata = DynamicMetadata::new();
     chain.chain.filters.iter().find_map(|filter| {
         let NetworkFilter::Rbac(rbac) = filter else { return None };
-        decide(rbac, listener, downstream, &mut metadata).err()
+        judge(rbac, downstream, &mut metadata).err()
     })
 }
 
-fn decide(
-    rbac: &weft_authz::Rbac,
-    listener: &LiveListener,
-    downstream: &Downstream,
-    metadata: &mut DynamicMetadata,
-) -> Result<(), String> {
+/// Counts an end by authorization. That a connection may stay is not counted: it was let in once.
+pub(crate) fn counted(listener: &LiveListener, end: End) -> End {
+    if matches!(end, End::Denied(_)) {
+        listener.stats.rbac_denied.inc();
+    }
+    end
+}
+
+/// Asks one filter, without counting what it says.
+fn judge(rbac: &weft_authz::Rbac, downstream: &Downstream, metadata: &mut DynamicMetadata) -> Result<(), String> {
     let facts = weft_authz::Facts {
         peer: downstream.peer,
         remote: downstream.source,
@@ -369,13 +378,7 @@ fn decide(
     };
     let (decision, told) = weft_filter::rbac::decide(rbac, &facts, &weft_filter::rbac::NETWORK_FILTER);
     told.into_iter().for_each(|one| one.put(metadata));
-    let stats = &listener.stats;
-    if decision.allowed {
-        stats.rbac_allowed.inc();
-        return Ok(());
-    }
-    stats.rbac_denied.inc();
-    Err(weft_filter::rbac::details(&decision))
+    if decision.allowed { Ok(()) } else { Err(weft_filter::rbac::details(&decision)) }
 }
 
 /// Counts a connection of a listener as open.

@@ -61,6 +61,7 @@ async fn once(cluster: &Rc<LiveCluster>, how: &Ask<'_>, request: Request<Bytes>)
         host: how.host.to_str().ok(),
         client: None,
         source: None,
+        own: None,
         priority: Priority::Default,
     };
     let failed = |why: String| {

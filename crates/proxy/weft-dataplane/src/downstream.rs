@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use weft_cluster::Source;
+use weft_cluster::{OwnPools, Source};
 use weft_codec::io::IoMeter;
 use weft_core::Strng;
 use weft_proxy_config::TrafficDirection;
@@ -31,6 +31,8 @@ pub(crate) struct Downstream {
     pub local_uri: Option<Strng>,
     /// Where endpoints are called from on its behalf, when not from this machine's address.
     pub from: Option<Source>,
+    /// Connections to endpoints that serve this one alone.
+    pub own: OwnPools,
     /// Side of the workload.
     pub direction: TrafficDirection,
     /// Name of the filter chain.

@@ -324,7 +324,9 @@ async fn must_end(listener: &LiveListener, standing: &Standing, downstream: &Dow
     };
     tokio::select! {
         biased;
-        end = standing.ended(|chain| accept::denied(chain, listener, downstream)) => (end.details(), Flags::NONE),
+        end = standing.ended(|chain| accept::denied(chain, downstream)) => {
+            (accept::counted(listener, end).details(), Flags::NONE)
+        }
         () = lifetime => (Cow::Borrowed("max_duration_timeout"), Flags::DT),
     }
 }

@@ -55,6 +55,7 @@ pub(crate) async fn open(
         host: tunnel.target.split_once(':').map(|(name, _)| name),
         client: Some((downstream.source, downstream.destination)),
         source: downstream.from,
+        own: Some(&downstream.own),
         priority: weft_route::Priority::Default,
     };
     let limit = cluster.config.connect_timeout;

@@ -142,6 +142,20 @@ async fn http_checks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn long_answers_and_statuses_that_may_be_tried_again() {
+    let long = Backend::start(|_| async { reply(200, &"x".repeat(300 * 1024)) }).await;
+    let busy = Backend::start(|_| async { reply(503, "busy") }).await;
+    let check = r#"http_health_check: {path: /healthz, receive: [{text: "7878"}], retriable_statuses: [{start: 500, end: 600}]}"#;
+    let extra =
+        format!("common_lb_config: {{healthy_panic_threshold: {{value: 0}}}}, health_checks: [{{{QUICK}, {check}}}],");
+    let proxy = proxy(&[long.addr, busy.addr], &extra).await;
+    assert_eq!(ask(&proxy, 8).await, [200; 8]);
+    let count = |what: &str| proxy.metric(&format!("envoy_cluster_health_check_{what}"), &[]);
+    eventually("checked often", || count("success") >= 3.0 && count("failure") >= 3.0).await;
+    assert_eq!((healthy(&proxy), count("network_failure")), (1.0, 0.0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn tcp_checks() {
     // Says the word as long as it is well.
     let well = Arc::new(AtomicBool::new(true));
@@ -174,7 +188,7 @@ async fn tcp_checks() {
     assert_eq!(ask(&proxy, 4).await, [200; 4]);
 }
 
-/// `grpc.health.v1.Health` that answers with this status; 12 in place of it: `UNIMPLEMENTED`.
+/// `grpc.health.v1.Health` that answers with this status; from 12 on: with this status of gRPC.
 async fn grpc_health(status: Arc<AtomicU8>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -189,7 +203,7 @@ async fn grpc_health(status: Arc<AtomicU8>) -> SocketAddr {
                     let asked = request.into_body().collect().await.unwrap().to_bytes();
                     assert_eq!(asked, &b"\0\0\0\0\x05\x0a\x03app"[..]);
                     let mut trailers = HeaderMap::new();
-                    trailers.insert("grpc-status", if status == 12 { "12" } else { "0" }.parse().unwrap());
+                    trailers.insert("grpc-status", u16::from(if status >= 12 { status } else { 0 }).into());
                     let data = Bytes::from(vec![0, 0, 0, 0, 2, 8, status]);
                     let body = Full::new(data).with_trailers(async move { Some(Ok::<_, Infallible>(trailers)) });
                     Ok::<_, Infallible>(
@@ -215,13 +229,16 @@ async fn grpc_checks() {
     let extra = format!(
         "{HTTP2} common_lb_config: {{healthy_panic_threshold: {{value: 0}}}}, health_checks: [{{{QUICK}, {check}}}],"
     );
+    // Whatever it answers but that it serves is believed at once.
+    let extra = extra.replace("unhealthy_threshold: 2", "unhealthy_threshold: 1000000");
     let proxy = checked_at(&[backend.addr], Some(health.port()), &extra).await;
     assert_eq!(ask(&proxy, 4).await, [200; 4]);
-    for (says, want) in [(2, 0.0), (1, 1.0), (12, 0.0)] {
+    for (says, want) in [(2, 0.0), (1, 1.0), (14, 0.0), (1, 1.0), (12, 0.0)] {
         status.store(says, Ordering::SeqCst);
         eventually("health follows", || healthy(&proxy) == want).await;
     }
     assert_eq!(ask(&proxy, 2).await, [503; 2]);
+    assert_eq!(proxy.metric("envoy_cluster_health_check_network_failure", &[]), 0.0, "there were answers");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,6 +17,7 @@ use weft_dataplane::Options;
 use weft_proto::envoy::config::listener::v3::Listener;
 
 const DENY: &str = r#"{name: r, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC, stat_prefix: t, rules: {action: DENY, policies: {"ns[a]-policy[all of it]": {permissions: [{any: true}], principals: [{any: true}]}}}}},"#;
+const ALLOW: &str = r#"{name: r, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC, stat_prefix: t, rules: {action: ALLOW, policies: {p: {permissions: [{any: true}], principals: [{any: true}]}}}}},"#;
 const DENIED: &str = "rbac_access_denied_matched_policy[ns[a]-policy[all_of_it]]";
 const HTTP_INSPECTOR: &str = r#"listener_filters: [{name: h, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.listener.http_inspector.v3.HttpInspector}}], listener_filters_timeout: 60s,"#;
 
@@ -308,12 +309,19 @@ async fn policies_bind_open_tunnels() {
     ] {
         let mut proxy = start(&plain, &cluster("a", &[app], "")).await;
         let mut tunnel = websocket(proxy.addr()).await;
-        let other = http_listener("", "", "", &deny_path("/other"), "prefix_rewrite: /rewritten");
+        let dry = "shadow_rules: {action: DENY, policies: {s: {permissions: [{any: true}], principals: [{any: true}]}}}, rules:";
+        let others = deny_path("/other").replacen("rules:", dry, 1);
+        let other = http_listener("", ALLOW, "", &others, "prefix_rewrite: /rewritten");
         proxy.change::<Listener>(&[("l", &other)], &[]).await;
         echoes(&mut tunnel, "a policy for others").await;
         proxy.change::<Listener>(&[("l", &denying)], &[]).await;
         assert_eq!(until_end(&mut tunnel).await, b"", "{what} is denied");
         eventually("nothing is left", || proxy.handle.active_connections() == 0).await;
+        // That it might stay is no request or connection let in; that it had to go is one refused.
+        let count = |what: &str| proxy.metric(&format!("envoy_{what}"), &[]);
+        let allowed = ["http_rbac_allowed", "http_rbac_shadow_denied", "tcp_rbac_allowed"].map(count);
+        assert_eq!(allowed, [0.0; 3], "{what}");
+        assert_eq!(count("http_rbac_denied") + count("tcp_rbac_denied"), 1.0, "{what}");
     }
 }
 

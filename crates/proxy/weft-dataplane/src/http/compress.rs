@@ -23,7 +23,7 @@ pub(crate) struct Codings {
 fn noted(exchange: &Exchange, head: &Head, number: usize) {
     let mut facts = exchange.facts.borrow_mut();
     let codings = facts.codings.get_or_insert_with(|| {
-        let accept = head.headers.get(ACCEPT_ENCODING).cloned();
+        let accept = compress::accepted(&head.headers);
         Box::new(Codings { accept, is_head: head.method == Method::HEAD, filters: SmallVec::new() })
     });
     codings.filters.push(number);
@@ -72,6 +72,11 @@ fn change(body: &mut ProxyBody, map: std::io::Result<impl BodyMap + 'static>) {
             *body = ProxyBody::broken("compression_failed");
         }
     }
+}
+
+/// The response is an agreement to a tunnel: what passes through it is no body, whatever its head looks like.
+pub(crate) fn forget(exchange: &Exchange) {
+    exchange.facts.borrow_mut().codings = None;
 }
 
 /// What compressors and decompressors make of a response, the last filter first.

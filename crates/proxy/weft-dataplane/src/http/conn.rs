@@ -86,7 +86,10 @@ pub(crate) async fn serve_connection(
     stats.cx_active.add(1);
     let spoken = tokio::select! {
         biased;
-        _end = registered.entry.standing.ended(|chain| accept::denied(chain, &listener, &downstream)) => None,
+        end = registered.entry.standing.ended(|chain| accept::denied(chain, &downstream)) => {
+            accept::counted(&listener, end);
+            None
+        }
         spoken = speaks_http2(&mut io, http.hcm.codec, &downstream, &http.hcm.limits) => spoken.ok(),
     };
     let Some(is_http2) = spoken else {
@@ -364,12 +367,17 @@ impl HttpConnection {
     /// Why the connection must end whatever it does: its filter chain is gone, or the chain's authorization of connections
     /// says no now.
     fn end_now(&self) -> Option<End> {
-        self.entry().standing.now(|chain| self.denied(chain))
+        self.entry().standing.now(|chain| self.denied(chain)).map(|end| self.counted(end))
     }
 
     /// It must not go on.
     pub fn is_cut(&self) -> bool {
         self.cut.get()
+    }
+
+    /// Counts an end by authorization.
+    pub fn counted(&self, end: End) -> End {
+        accept::counted(&self.listener, end)
     }
 
     /// Ends what is under way.
@@ -384,7 +392,7 @@ impl HttpConnection {
 
     /// Whether authorization of connections lets it in under `chain`; the details word when it does not.
     pub fn denied(&self, chain: &ChainRuntime) -> Option<String> {
-        accept::denied(chain, &self.listener, &self.downstream)
+        accept::denied(chain, &self.downstream)
     }
 
     /// When the longest life of the connection is over, with the time that its client has to go then.

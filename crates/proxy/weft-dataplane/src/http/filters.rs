@@ -1,6 +1,6 @@
 //! The HTTP filters in the order of the configuration: each may answer, delay, or change the request.
 
-use crate::chain::{HttpRuntime, HttpStats};
+use crate::chain::HttpRuntime;
 use crate::downstream::Downstream;
 use crate::http::authorize;
 use crate::http::compress;
@@ -205,12 +205,21 @@ fn authenticate(exchange: &Exchange, head: &mut Head, filter: &JwtAuthn) -> Resu
 }
 
 fn authorize(exchange: &Exchange, head: &mut Head, filter: &weft_authz::Rbac) -> Result<(), Box<LocalReply>> {
-    let decision = decide(&exchange.conn.downstream, &exchange.http.stats, head, filter);
+    let decision = judge(&exchange.conn.downstream, head, filter);
+    let stats = &exchange.http.stats;
+    if let Some((allowed, _)) = &decision.shadow {
+        if !allowed {
+            stats.rbac_shadow_denied.inc();
+        }
+        stats.dry_run(&filter.shadow_prefix, *allowed);
+    }
+    (if decision.allowed { &stats.rbac_allowed } else { &stats.rbac_denied }).inc();
     trace::said(exchange, &head.metadata);
     if decision.allowed { Ok(()) } else { Err(Box::new(rbac::reply(&decision))) }
 }
 
-fn decide(downstream: &Downstream, stats: &HttpStats, head: &mut Head, filter: &weft_authz::Rbac) -> Decision {
+/// Asks one filter, without counting what it says.
+fn judge(downstream: &Downstream, head: &mut Head, filter: &weft_authz::Rbac) -> Decision {
     let facts = weft_authz::Facts {
         peer: downstream.peer,
         remote: head.client,
@@ -222,13 +231,6 @@ fn decide(downstream: &Downstream, stats: &HttpStats, head: &mut Head, filter: &
     };
     let (decision, told) = rbac::decide(filter, &facts, &rbac::HTTP_FILTER);
     told.into_iter().for_each(|one| one.put(&mut head.metadata));
-    if let Some((allowed, _)) = &decision.shadow {
-        if !allowed {
-            stats.rbac_shadow_denied.inc();
-        }
-        stats.dry_run(&filter.shadow_prefix, *allowed);
-    }
-    (if decision.allowed { &stats.rbac_allowed } else { &stats.rbac_denied }).inc();
     decision
 }
 
@@ -246,14 +248,19 @@ impl Admitted {
         Self { head: head.copy(), exempt: destination.is_disabled(RBAC) }
     }
 
-    /// Asks the authorization filters of `http`; the details word when one says no. Neither tokens nor authorizers outside the
+    /// Asks the authorization filters of `http` once more; the details word when one says no, which alone is counted: the request
+    /// was counted when it was let in, and ends now. Neither tokens nor authorizers outside the
     /// proxy are asked again: what they said stands.
     pub fn denied(&self, downstream: &Downstream, http: &HttpRuntime) -> Option<String> {
         let mut head = self.head.copy();
         http.hcm.filters.iter().filter(|_| !self.exempt).find_map(|filter| {
             let HttpFilter::Rbac(rbac) = filter else { return None };
-            let decision = decide(downstream, &http.stats, &mut head, rbac);
-            (!decision.allowed).then(|| rbac::details(&decision))
+            let decision = judge(downstream, &mut head, rbac);
+            if decision.allowed {
+                return None;
+            }
+            http.stats.rbac_denied.inc();
+            Some(rbac::details(&decision))
         })
     }
 }

@@ -8,7 +8,7 @@ use crate::http::intake::Head;
 use crate::http::mirror::Mirrored;
 use crate::http::retry::{self, Retries};
 use crate::http::upgrade::{self, Upgrade, UpgradeKind};
-use crate::http::{format, mirror, respond};
+use crate::http::{compress, format, mirror, respond};
 use http::header::{CONTENT_LENGTH, HOST, VIA};
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
@@ -225,6 +225,9 @@ fn finish(
     let is_http2 = lease.is_http2();
     let agreed = upgrade.filter(|u| u.is_agreed(response.status(), is_http2));
     let endpoint = agreed.as_ref().and_then(|_| lease.upgrade(&mut response));
+    if endpoint.is_some() {
+        compress::forget(exchange);
+    }
     let edits =
         rewrite::edits(forwarding.table, forwarding.host, forwarding.route, forwarding.weighted, Side::Response);
     respond::upstream_head(exchange, &mut response, found, &mut lease, millis, edits, marks);
@@ -582,6 +585,7 @@ impl Tries<'_> {
                 host: self.head.host.to_str().ok(),
                 client: Some((downstream.source, downstream.destination)),
                 source: downstream.from,
+                own: Some(&downstream.own),
                 priority: self.forward.priority,
             };
             let mut lease = self.cluster.acquire(host, want).await?;

@@ -116,6 +116,7 @@ async fn send(
         host: host.to_str().ok(),
         client: None,
         source: None,
+        own: None,
         priority: Priority::Default,
     };
     let Ok(mut lease) = cluster.acquire(&endpoint, want).await else {

@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use http::header::{CONNECTION, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version};
 use hyper::ext::Protocol;
+use std::cell::Cell;
 use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
@@ -236,7 +237,15 @@ async fn forbidden(exchange: &Exchange) -> End {
     let is_judged = current.http.as_ref().is_some_and(|http| Rc::ptr_eq(http, &exchange.http));
     let standing = Standing::new(&conn.slot, is_judged.then_some(current));
     let by_request = |chain: &ChainRuntime| admitted.as_ref()?.denied(&conn.downstream, chain.http.as_deref()?);
-    standing.ended(|chain| conn.denied(chain).or_else(|| by_request(chain))).await
+    let of_connection = Cell::new(false);
+    let end = standing.ended(|chain| {
+        let denied = conn.denied(chain);
+        of_connection.set(denied.is_some());
+        denied.or_else(|| by_request(chain))
+    });
+    let end = end.await;
+    // Over HTTP/2 the connection ends as well, and counts it.
+    if of_connection.get() && conn.is_http1() { conn.counted(end) } else { end }
 }
 
 /// Returns when the longest life of the stream or of its connection is over.
