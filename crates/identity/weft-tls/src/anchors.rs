@@ -18,6 +18,9 @@ pub const SYSTEM_BUNDLES: [&str; 4] = [
     "/etc/ssl/cert.pem",
 ];
 
+/// Most lists of one issuer's name: each is looked at in every handshake with a peer of that issuer.
+const MAX_CRLS_OF_NAME: usize = 16;
+
 /// Roots and revocation lists. A clone is one reference count.
 #[derive(Clone, Default)]
 pub struct TrustAnchors {
@@ -123,13 +126,19 @@ impl TrustAnchors {
     /// those of another mesh, are not subject to revocation by list. (An Envoy refuses these as well.)
     ///
     /// # Errors
-    /// When there is no list, or one cannot be read.
+    /// When there is no list, one cannot be read, or there are more than 16 of one issuer's name.
     pub fn with_crls(mut self, crls: &[u8]) -> Result<Self, TlsError> {
         let inner = Arc::make_mut(&mut self.inner);
         for der in pem::revocation_lists(crls)? {
             let list = webpki::OwnedCertRevocationList::from_der(&der)
                 .map_err(|e| TlsError::Pem { what: "certificate revocation list", reason: e.to_string() })?;
-            inner.crls.push(Arc::new(list.into()));
+            let list: webpki::CertRevocationList<'static> = list.into();
+            let of_name = inner.crls.iter().filter(|known| known.issuer() == list.issuer()).count();
+            if of_name >= MAX_CRLS_OF_NAME {
+                let reason = format!("an issuer has more than {MAX_CRLS_OF_NAME} lists; keep those that are in force");
+                return Err(TlsError::Pem { what: "certificate revocation list", reason });
+            }
+            inner.crls.push(Arc::new(list));
             inner.crl_der.push(der.as_ref().to_vec());
         }
         Ok(self)

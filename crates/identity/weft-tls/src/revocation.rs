@@ -1,15 +1,13 @@
 //! Chains under revocation lists. Which list says something of a certificate is known by the issuer's name and proven by its
-//! signature; roots that publish no list revoke nothing by list.
+//! signature: two authorities of one name meet while one replaces the other. Every list of a name in the chain is looked at by
+//! itself, so the work grows with their number, which [`TrustAnchors::with_crls`] bounds. Roots that publish no list revoke nothing by list.
 
 use crate::TrustAnchors;
 use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime};
 use webpki::{
     CertRevocationList, EndEntityCert, Error, ExpirationPolicy, KeyUsage, RevocationCheckDepth,
-    RevocationOptionsBuilder,
+    RevocationOptionsBuilder, UnknownStatusPolicy,
 };
-
-/// Most ways to pair issuers of one name with lists of that name. Two authorities of one name meet while one replaces the other.
-const MAX_WAYS: usize = 16;
 
 /// Which certificates must be covered by a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,68 +41,64 @@ impl Chain<'_> {
         algorithms: &[&dyn SignatureVerificationAlgorithm],
     ) -> Result<(), Error> {
         let lists: Vec<&CertRevocationList<'_>> = anchors.crls().iter().map(AsRef::as_ref).collect();
-        if lists.is_empty() || (coverage == Coverage::OfTheirOwn && !self.concerned_by(&lists)) {
-            return self.verify_under(&[], algorithms);
+        let is_subject = coverage == Coverage::Full || lists.iter().any(|list| self.is_concerned_by(list));
+        if lists.is_empty() || !is_subject {
+            return self.verify_under(&[], UnknownStatusPolicy::Allow, algorithms);
         }
-        let mut first = None;
-        let mut good = false;
-        for order in orders(&lists) {
-            match self.verify_under(&order, algorithms) {
-                Ok(()) => good = true,
+        // Who is not to be believed anyway costs no more than that.
+        self.verify_under(&[], UnknownStatusPolicy::Allow, algorithms)?;
+        let (mut proven, mut others) = (Vec::new(), Vec::new());
+        for list in lists.into_iter().filter(|list| self.is_concerned_by(list)) {
+            match self.verify_under(&[list], UnknownStatusPolicy::Allow, algorithms) {
+                Ok(()) => proven.push(list),
                 // A list of the issuer itself says so; another one of its cannot take it back.
                 Err(Error::CertRevoked) => return Err(Error::CertRevoked),
-                Err(error) => drop(first.get_or_insert(error)),
+                // Of another key, or expired.
+                Err(_) => others.push(list),
             }
         }
-        match (good, first) {
-            (false, Some(error)) => Err(error),
-            _ => Ok(()),
-        }
+        // Of several lists of one name the first is looked at.
+        proven.append(&mut others);
+        self.verify_covered(&proven, algorithms)
     }
 
-    fn verify_under(
+    /// Each certificate is covered by one of the lists. Without any none is.
+    fn verify_covered(
         &self,
         lists: &[&CertRevocationList<'_>],
         algorithms: &[&dyn SignatureVerificationAlgorithm],
     ) -> Result<(), Error> {
+        match lists {
+            [] => Err(Error::UnknownRevocationStatus),
+            _ => self.verify_under(lists, UnknownStatusPolicy::Deny, algorithms),
+        }
+    }
+
+    /// Without lists revocation is not looked at.
+    fn verify_under(
+        &self,
+        lists: &[&CertRevocationList<'_>],
+        unknown: UnknownStatusPolicy,
+        algorithms: &[&dyn SignatureVerificationAlgorithm],
+    ) -> Result<(), Error> {
         let revocation = RevocationOptionsBuilder::new(lists).ok().map(|builder| {
-            builder.with_depth(RevocationCheckDepth::Chain).with_expiration_policy(ExpirationPolicy::Enforce).build()
+            builder
+                .with_depth(RevocationCheckDepth::Chain)
+                .with_status_policy(unknown)
+                .with_expiration_policy(ExpirationPolicy::Enforce)
+                .build()
         });
         let (intermediates, now) = (self.intermediates, self.now);
         self.leaf.verify_for_usage(algorithms, self.roots, intermediates, now, self.usage, revocation, None).map(|_| ())
     }
 
-    /// Whether the issuer of one of these certificates has a list.
-    fn concerned_by(&self, lists: &[&CertRevocationList<'_>]) -> bool {
-        let covered = |issuer: &[u8]| lists.iter().any(|list| list.issuer() == issuer);
+    /// Whether the issuer of one of these certificates has the name of the list's.
+    fn is_concerned_by(&self, list: &CertRevocationList<'_>) -> bool {
         let of_intermediate = |der: &CertificateDer<'_>| match EndEntityCert::try_from(der) {
-            Ok(certificate) => covered(certificate.issuer()),
+            Ok(certificate) => list.issuer() == certificate.issuer(),
             // No path leads over what cannot be read.
             Err(_) => false,
         };
-        covered(self.leaf.issuer()) || self.intermediates.iter().any(of_intermediate)
+        list.issuer() == self.leaf.issuer() || self.intermediates.iter().any(of_intermediate)
     }
-}
-
-/// The lists in orders in which each list of an issuer's name comes first once: of several of one name only the first is looked
-/// at, and it may be of another key.
-fn orders<'a, 'l>(lists: &[&'a CertRevocationList<'l>]) -> Vec<Vec<&'a CertRevocationList<'l>>> {
-    let mut names: Vec<&[u8]> = lists.iter().map(|list| list.issuer()).collect();
-    names.sort_unstable();
-    names.dedup();
-    let mut out = vec![Vec::new()];
-    for name in names {
-        let of_name: Vec<_> = lists.iter().copied().filter(|list| list.issuer() == name).collect();
-        let mut next = Vec::new();
-        for before in &out {
-            for turn in 0..of_name.len() {
-                let mut one: Vec<_> = before.clone();
-                one.extend(of_name[turn..].iter().chain(&of_name[..turn]).copied());
-                next.push(one);
-            }
-        }
-        next.truncate(MAX_WAYS);
-        out = next;
-    }
-    out
 }

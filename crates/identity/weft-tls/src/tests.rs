@@ -451,6 +451,38 @@ fn lists_hold_for_those_whose_issuer_gives_one() {
     assert!(strictly(&stranger.0.revocation_list(&[], now - hour, now + hour).unwrap(), &good).is_err());
 }
 
+#[test]
+fn every_list_of_an_issuer_is_looked_at() {
+    let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
+    let root = |name: usize| {
+        let organization = format!("mesh-{name}.example");
+        let params =
+            RootParams { organization, key: KeyKind::EcdsaP256, not_before: now - hour, not_after: now + hour };
+        Authority(Issuer::self_signed(&params).unwrap())
+    };
+    let roots: Vec<Authority> = (0..6).map(root).collect();
+    let leaves: Vec<_> = roots.iter().map(|ca| (ca.spiffe(RATINGS), ca.spiffe(RATINGS))).collect();
+    let list = |ca: &Authority, serials: &[&str]| ca.0.revocation_list(serials, now - hour, now + hour).unwrap();
+    let older: Vec<String> = roots.iter().map(|ca| list(ca, &[])).collect();
+    let newer = roots.iter().zip(&leaves).map(|(ca, (_, bad))| list(ca, &[&bad.facts().serial]));
+    let lists: Vec<String> = older.into_iter().chain(newer).collect();
+    let (roots, lists): (Vec<_>, Vec<_>) = (roots.iter().collect(), lists.iter().map(String::as_str).collect());
+    for (good, bad) in &leaves {
+        assert_eq!(believed(&roots, &lists, good), Ok(()));
+        assert!(believed(&roots, &lists, bad).is_err_and(|error| error.contains("Revoked")));
+    }
+    // The last of as many as there may be counts like the first; one more is refused, not left aside.
+    let (good, bad) = &leaves[0];
+    let empty = list(roots[0], &[]);
+    let revoking = list(roots[0], &[&bad.facts().serial]);
+    let mut many = vec![empty.as_str(); 15];
+    many.push(&revoking);
+    assert!(believed(&roots, &many, good).is_ok() && believed(&roots, &many, bad).is_err());
+    many.push(&empty);
+    let error = roots[0].anchors().with_crls(many.concat().as_bytes()).unwrap_err();
+    assert!(error.to_string().contains("more than 16 lists"), "{error}");
+}
+
 #[tokio::test]
 async fn a_context_can_be_chosen_by_the_client_hello() {
     let ca = Authority::new();
