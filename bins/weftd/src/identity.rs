@@ -76,8 +76,8 @@ impl Identity {
         tasks.spawn(done(async move {
             federation::follow(ours, now, config, trust, known.await, weft_tls::TrustAnchors::system).await;
         }));
-        let roots = (client.clone(), cache.clone(), trusted);
-        let publish = move || root_cert::publish(roots.0.clone(), roots.1.clone(), roots.2.clone());
+        let roots = (client.clone(), cache.clone(), trusted, settings.crl_config_map.clone());
+        let publish = move || root_cert::publish(roots.0.clone(), roots.1.clone(), roots.2.clone(), roots.3.clone());
         tasks.spawn(done(leader::while_leader(leading.clone(), publish)));
         let dns = (client.clone(), cache.clone(), settings.clone(), signing, meshes.clone());
         let keep = move || dns_certs::keep(dns.0.clone(), dns.1.clone(), dns.2.clone(), dns.3.clone(), dns.4.clone());

@@ -4,7 +4,7 @@ use clap::Parser;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
-use weft_core::well_known::{DEFAULT_CLUSTER_ID, DEFAULT_DOMAIN, ROOT_NAMESPACE, port};
+use weft_core::well_known::{DEFAULT_CLUSTER_ID, DEFAULT_DOMAIN, ROOT_CERT_CONFIG_MAP, ROOT_NAMESPACE, port};
 
 /// The control plane of a mesh: reads objects from a Kubernetes API, serves xDS and certificates to proxies.
 #[derive(Debug, Clone, Parser)]
@@ -109,6 +109,10 @@ pub struct Settings {
     /// Where an authority that the user plugs in is mounted as files; counts when there is no Secret `cacerts`.
     #[arg(long, env = "ROOT_CA_DIR", default_value = "/etc/cacerts")]
     pub root_ca_dir: PathBuf,
+    /// ConfigMap of the revocation lists in every namespace, for agents of Istio's; the injector mounts the one that
+    /// `pilot.crlConfigMapName` names.
+    #[arg(long, env = "PILOT_CRL_CONFIGMAP", default_value = CRL_CONFIG_MAP, value_parser = crl_config_map)]
+    pub crl_config_map: String,
     /// An authority elsewhere signs: by CertificateSigningRequests, or over the API that proxies speak.
     #[arg(long, env = "EXTERNAL_CA", value_enum)]
     pub external_ca: Option<ExternalCa>,
@@ -184,6 +188,23 @@ pub enum NativeSidecars {
     False,
 }
 
+/// ConfigMap of the revocation lists, by Istio's name.
+const CRL_CONFIG_MAP: &str = "istio-ca-crl";
+
+/// A name of a ConfigMap (RFC 1123 subdomain) that no other one of ours has; nothing stands for Istio's.
+fn crl_config_map(name: &str) -> Result<String, String> {
+    let label = |label: &str| {
+        let inside = label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        !label.is_empty() && inside && !label.starts_with('-') && !label.ends_with('-')
+    };
+    match name {
+        "" => Ok(CRL_CONFIG_MAP.into()),
+        ROOT_CERT_CONFIG_MAP => Err(format!("{ROOT_CERT_CONFIG_MAP} is the ConfigMap of the roots; name another one")),
+        name if name.len() <= 253 && name.split('.').all(label) => Ok(name.into()),
+        _ => Err(format!("{name:?} is no name of a ConfigMap: lower-case letters, digits, '-' and '.'")),
+    }
+}
+
 fn any(port: u16) -> SocketAddr {
     SocketAddr::from(([0, 0, 0, 0], port))
 }
@@ -197,12 +218,18 @@ impl Settings {
         }
     }
 
-    /// DNS names that proxies may reach this control plane by.
-    pub fn server_names(&self) -> Vec<String> {
+    /// Names of the Services that may lead to this control plane.
+    pub fn service_names(&self) -> Vec<String> {
         let mut services = vec!["istiod".to_string(), "weftd".to_string()];
         if !matches!(self.revision.as_str(), "" | "default") {
             services.push(format!("istiod-{}", self.revision));
         }
+        services
+    }
+
+    /// DNS names that proxies may reach this control plane by.
+    pub fn server_names(&self) -> Vec<String> {
+        let services = self.service_names();
         let (namespace, domain) = (&self.namespace, &self.domain);
         let mut names: Vec<String> = services
             .iter()
@@ -244,7 +271,16 @@ mod tests {
         assert_eq!((settings.http_addr, settings.max_connection_age), (Some(any(8080)), Duration::from_secs(420)));
         assert!(settings.server_names().contains(&"istiod-canary.istio-system.svc".to_string()));
         assert!(settings.server_names().contains(&"istiod.istio-system.svc.cluster.local".to_string()));
-        for bad in [["weftd", "--drain", "soon"], ["weftd", "--token-file", "/x"]] {
+        assert_eq!(settings.crl_config_map, "istio-ca-crl");
+        for (name, is) in [("", "istio-ca-crl"), ("crl.of-mesh", "crl.of-mesh")] {
+            assert_eq!(Settings::parse_from(["weftd", "--crl-config-map", name]).crl_config_map, is);
+        }
+        for bad in [
+            ["weftd", "--drain", "soon"],
+            ["weftd", "--token-file", "/x"],
+            ["weftd", "--crl-config-map", "istio-ca-root-cert"],
+            ["weftd", "--crl-config-map", "Lists"],
+        ] {
             assert!(Settings::try_parse_from(bad).is_err(), "{bad:?}");
         }
     }

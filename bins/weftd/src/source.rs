@@ -49,11 +49,13 @@ const CONFIG_MAP_KEYS: &[&str] = &[ROOT_CERT_KEY, "ca.crt", "cacert", "ca.crl"];
 
 /// Takes from an object what nothing here reads: a cluster has much that is none of the mesh's business. `namespace` is the
 /// control plane's.
-fn trim(object: &mut Object, namespace: &str) {
+pub(crate) fn trim(object: &mut Object, namespace: &str) {
     object.metadata.managed_fields = None;
     if let Some(annotations) = &mut object.metadata.annotations {
         annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
     }
+    // Before anything of it goes: what is written there for workloads is compared as a whole.
+    crate::root_cert::note_content(object);
     match object.kind.as_str() {
         "ConfigMap" if object.namespace() != namespace => {
             object.body.shift_remove("binaryData");

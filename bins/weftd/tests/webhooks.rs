@@ -18,20 +18,25 @@ async fn pods_and_objects() {
         "data": {"mesh": "trustDomain: cluster.local\ndefaultConfig: {concurrency: 3}\n"}}),
         )
         .await;
-    let (tag, other) =
-        (json!({"istio.io/tag": "prod", "istio.io/rev": "default"}), json!({"istio.io/tag": "x", "istio.io/rev": "y"}));
-    for (kind, name, hook, labels) in [
-        ("MutatingWebhookConfiguration", "istio-sidecar-injector", "namespace.sidecar-injector.istio.io", json!({})),
-        ("ValidatingWebhookConfiguration", "istiod-default-validator", "validation.istio.io", json!({})),
-        ("MutatingWebhookConfiguration", "istio-revision-tag-prod", "rev.namespace.sidecar-injector.istio.io", tag),
-        ("MutatingWebhookConfiguration", "istio-revision-tag-x", "rev.namespace.sidecar-injector.istio.io", other),
+    let tag = |tag: &str, revision: &str| json!({"istio.io/tag": tag, "istio.io/rev": revision});
+    let service = |namespace: &str| json!({"service": {"namespace": namespace, "name": "istiod", "path": "/inject"}});
+    let (mutating, validating) = ("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration");
+    let (injector, rev) = ("namespace.sidecar-injector.istio.io", "rev.namespace.sidecar-injector.istio.io");
+    let url = json!({"url": "https://localhost:1/x"});
+    for (kind, name, hook, labels, to) in [
+        (mutating, "istio-sidecar-injector", injector, json!({}), url.clone()),
+        (validating, "istiod-default-validator", "validation.istio.io", json!({}), url),
+        // Another control plane's, whose revision has the same name; before ours, so that it is looked at before it.
+        (mutating, "istio-revision-tag-other", rev, tag("other", "default"), service("other-system")),
+        (mutating, "istio-revision-tag-prod", rev, tag("prod", "default"), service("istio-system")),
+        (mutating, "istio-revision-tag-a", rev, tag("a", "y"), service("istio-system")),
     ] {
         // Chooses nothing, so that the API server of the test asks nobody.
         let nobody = json!({"matchLabels": {"none": "such"}});
         cluster
             .create(json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind,
             "metadata": {"name": name, "labels": labels},
-            "webhooks": [{"name": hook, "clientConfig": {"url": "https://localhost:1/x"}, "failurePolicy": "Ignore",
+            "webhooks": [{"name": hook, "clientConfig": to, "failurePolicy": "Ignore",
                           "sideEffects": "None", "admissionReviewVersions": ["v1"], "objectSelector": nobody}]}))
             .await;
     }
@@ -51,9 +56,11 @@ async fn pods_and_objects() {
         (both && validating["failurePolicy"] == "Fail" && mutating["failurePolicy"] == "Ignore").then_some(())
     };
     until("the webhooks in their configurations", known).await;
-    // A name for another revision is that one's.
-    let strange = configuration("MutatingWebhookConfiguration", "istio-revision-tag-x").await;
-    assert!(strange["clientConfig"]["caBundle"].is_null(), "{strange}");
+    // A name for another revision, or another control plane's, is that one's.
+    for name in ["istio-revision-tag-a", "istio-revision-tag-other"] {
+        let strange = configuration("MutatingWebhookConfiguration", name).await;
+        assert!(strange["clientConfig"]["caBundle"].is_null(), "{strange}");
+    }
 
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"generateName": "web-"},
                      "spec": {"containers": [{"name": "web", "image": "i"}]}});

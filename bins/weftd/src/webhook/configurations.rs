@@ -99,7 +99,22 @@ async fn tags(client: &ApiClient, settings: &Settings) -> Result<Vec<(&'static s
     let own = own_revision(settings);
     let options = ListOptions { labels: Some(format!("istio.io/tag,istio.io/rev={own}")), ..ListOptions::default() };
     let listed = client.list(info, None, &options).await?;
-    Ok(listed.items.iter().map(|object| (MUTATING, object.name().to_string())).collect())
+    let ours = listed.items.iter().filter(|object| leads_here(object, settings));
+    Ok(ours.map(|object| (MUTATING, object.name().to_string())).collect())
+}
+
+/// Whether the webhooks of a tag ask this control plane: another one in another namespace may have a revision of the same name.
+fn leads_here(object: &Object, settings: &Settings) -> bool {
+    let names = settings.service_names();
+    let hooks = object.body.get("webhooks").and_then(Value::as_array);
+    hooks.is_some_and(|hooks| {
+        !hooks.is_empty()
+            && hooks.iter().all(|hook| {
+                let service = &hook["clientConfig"]["service"];
+                service["namespace"] == settings.namespace.as_str()
+                    && service["name"].as_str().is_some_and(|name| names.iter().any(|own| own == name))
+            })
+    })
 }
 
 fn own_revision(settings: &Settings) -> &str {
@@ -197,5 +212,28 @@ mod tests {
         assert!(is_ours(&object, &default) && is_ours(&object, &canary));
         object.metadata.labels = Some([("istio.io/rev".to_string(), "canary".to_string())].into());
         assert!(!is_ours(&object, &default) && is_ours(&object, &canary));
+    }
+
+    #[test]
+    fn tags_of_another_control_plane_are_not_ours() {
+        let canary = Settings::parse_from(["weftd", "--revision", "canary", "--namespace", "mesh"]);
+        let hook = |namespace: &str, name: &str| {
+            json!({"name": "rev.namespace.sidecar-injector.istio.io",
+                   "clientConfig": {"service": {"namespace": namespace, "name": name, "port": 443}}})
+        };
+        let url = json!({"name": "x", "clientConfig": {"url": "https://localhost:1/x"}});
+        for (hooks, ours) in [
+            (vec![hook("mesh", "istiod-canary")], true),
+            (vec![hook("mesh", "istiod-canary"), hook("mesh", "istiod-canary")], true),
+            (vec![hook("istio-system", "istiod-canary")], false),
+            (vec![hook("mesh", "istiod-stable")], false),
+            (vec![hook("mesh", "istiod-canary"), hook("istio-system", "istiod-canary")], false),
+            (vec![url], false),
+            (vec![], false),
+        ] {
+            let mut object = configuration(MUTATING, "x");
+            object.body.insert("webhooks".into(), json!(hooks));
+            assert_eq!(leads_here(&object, &canary), ours, "{hooks:?}");
+        }
     }
 }
