@@ -5,7 +5,8 @@
 //!
 //! Entries carry the names of the group and of the instance of weftd that the proxy talks to: that instance removes them, so
 //! a proxy that moves to another one keeps its entry. An entry that nobody has renewed for twice as long as a stream may
-//! last belongs to an instance that is gone for good: any other removes it.
+//! last, of an instance of the same Deployment whose pod is gone, belongs to nobody: any other instance removes it. Entries of
+//! other revisions, or of Istio, are theirs: nothing here knows how long their streams last.
 
 use crate::settings::Settings;
 use serde_json::{Map, Value, json};
@@ -251,7 +252,7 @@ impl Registrar {
                 if entry.streams.is_empty() {
                     entry.gone.get_or_insert(now + RETURN);
                 }
-            } else if older(annotation(&object, CONNECTED_AT), time, self.forgotten) {
+            } else if self.is_forgotten(&object, time) {
                 forgotten.push(object.key());
             }
         }
@@ -270,6 +271,19 @@ impl Registrar {
         }
     }
 
+    /// Whether nobody renews an entry of an instance of this Deployment, and the instance is gone.
+    fn is_forgotten(&self, object: &Object, now: jiff::Timestamp) -> bool {
+        let Some(controller) = annotation(object, CONTROLLER) else { return false };
+        let ours = deployment(&self.instance).is_some_and(|own| deployment(controller) == Some(own));
+        // In whatever namespace: a control plane elsewhere may have a Deployment of the same name.
+        let running = |pod: &Arc<Object>| {
+            let phase = pod.body.get("status").and_then(|status| status["phase"].as_str());
+            pod.name() == controller && !matches!(phase, Some("Failed" | "Succeeded"))
+        };
+        ours && older(annotation(object, CONNECTED_AT), now, self.forgotten)
+            && !self.cache.list("", "Pod").iter().any(running)
+    }
+
     async fn remove(&self, key: &ObjectKey) -> Result<(), ClientError> {
         let kind = kind()?;
         let object = match self.client.get(kind, &key.namespace, &key.name).await {
@@ -278,8 +292,7 @@ impl Registrar {
         };
         let back = self.known().get(key).is_some_and(|known| !known.streams.is_empty());
         let ours = annotation(&object, CONTROLLER) == Some(&self.instance);
-        let forgotten = older(annotation(&object, CONNECTED_AT), jiff::Timestamp::now(), self.forgotten);
-        if back || !(ours || forgotten) {
+        if back || !(ours || self.is_forgotten(&object, jiff::Timestamp::now())) {
             return Ok(());
         }
         let revision = object.metadata.resource_version.clone();
@@ -339,6 +352,16 @@ fn kind() -> Result<&'static KindInfo, ClientError> {
 
 fn annotation<'o>(object: &'o Object, name: &str) -> Option<&'o str> {
     object.metadata.annotations.as_ref()?.get(name).map(String::as_str)
+}
+
+/// The Deployment of a pod, by its name: `NAME-HASH-SUFFIX` with five characters at the end (Kubernetes' generated names), none
+/// of which is a vowel. `None` for other names.
+fn deployment(pod: &str) -> Option<&str> {
+    let generated = |part: &str| part.bytes().all(|b| b"bcdfghjklmnpqrstvwxz2456789".contains(&b));
+    let (rest, suffix) = pod.rsplit_once('-')?;
+    let (name, hash) = rest.rsplit_once('-')?;
+    let shaped = suffix.len() == 5 && generated(suffix) && (1..=10).contains(&hash.len()) && generated(hash);
+    (shaped && !name.is_empty()).then_some(name)
 }
 
 /// Whether the time that an annotation names is longer ago than `limit`. What names no time is never old.
@@ -419,6 +442,47 @@ mod tests {
             (None, false),
         ] {
             assert_eq!(older(since, now, Duration::from_secs(61 * 60)), want, "{since:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn only_entries_of_our_own_pods_that_are_gone_are_forgotten() {
+        use clap::Parser;
+        let object = |value: Value| -> Object { serde_json::from_value(value).unwrap() };
+        let pod = |namespace: &str, name: &str, phase: &str| {
+            object(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace},
+                          "status": {"phase": phase}}))
+        };
+        let cache = Arc::new(Cache::from_objects([
+            pod("istio-system", "istiod-6d4cf5b7c9-x2x2x", "Running"),
+            pod("other-system", "istiod-6d4cf5b7c9-z9z9z", "Running"),
+            pod("istio-system", "istiod-6d4cf5b7c9-f4f4f", "Failed"),
+        ]));
+        let client = ApiClient::connect("http://127.0.0.1:1", None).unwrap();
+        let registrar = |name: &str| {
+            let settings = Settings::parse_from(["weftd", "--pod-name", name]);
+            Registrar::new(client.clone(), cache.clone(), &settings).0
+        };
+        let entry = |controller: &str, since: &str| {
+            object(json!({"apiVersion": "networking.istio.io/v1", "kind": "WorkloadEntry",
+                          "metadata": {"name": "vm", "namespace": "shop",
+                                       "annotations": {CONTROLLER: controller, CONNECTED_AT: since}}}))
+        };
+        let now = "2026-11-21T12:00:00Z".parse().unwrap();
+        let (long_ago, lately) = ("2026-11-21T02:00:00Z", "2026-11-21T11:59:00Z");
+        for (own, controller, since, forgotten) in [
+            ("istiod-6d4cf5b7c9-x2x2x", "istiod-7b8d9f5c44-b5b5b", long_ago, true),
+            ("istiod-6d4cf5b7c9-x2x2x", "istiod-6d4cf5b7c9-f4f4f", long_ago, true),
+            ("istiod-6d4cf5b7c9-x2x2x", "istiod-7b8d9f5c44-b5b5b", lately, false),
+            // It runs, here or elsewhere; it is another revision's; it is nobody's that is known.
+            ("istiod-7b8d9f5c44-b5b5b", "istiod-6d4cf5b7c9-x2x2x", long_ago, false),
+            ("istiod-6d4cf5b7c9-x2x2x", "istiod-6d4cf5b7c9-z9z9z", long_ago, false),
+            ("istiod-6d4cf5b7c9-x2x2x", "istiod-canary-7b8d9f5c44-b5b5b", long_ago, false),
+            ("istiod-canary-6d4cf5b7c9-x2x2x", "istiod-7b8d9f5c44-b5b5b", long_ago, false),
+            ("istiod-6d4cf5b7c9-x2x2x", "somebody", long_ago, false),
+            ("weftd", "weftd-0", long_ago, false),
+        ] {
+            assert_eq!(registrar(own).is_forgotten(&entry(controller, since), now), forgotten, "{own} {controller}");
         }
     }
 
