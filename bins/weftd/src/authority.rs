@@ -107,7 +107,7 @@ async fn try_once(
 }
 
 /// The authority; with the lists that workloads have by now in place of lists under which they would believe nobody. Such lists
-/// are an error of the user's, and no reason to stand still.
+/// are an error of the user's, and no reason to stand still; neither is that those of the workloads cannot be used.
 async fn with_usable_lists(client: &ApiClient, settings: &Settings, authority: Authority) -> anyhow::Result<Authority> {
     let Err(error) = authority.check_lists(SystemTime::now()) else { return Ok(authority) };
     tracing::error!("the revocation lists that workloads have stay in force: {error}");
@@ -117,7 +117,17 @@ async fn with_usable_lists(client: &ApiClient, settings: &Settings, authority: A
         Err(error) if error.is_not_found() => String::new(),
         Err(error) => return Err(error.into()),
     };
-    authority.with_lists(published).context("the revocation lists of the ConfigMap")
+    // Those of the Secret hold then: who checks by them believes nobody, rather than one that is revoked.
+    match weft_tls::check_crls(published.as_bytes()) {
+        Err(error) if !published.is_empty() => {
+            tracing::error!(
+                "{}/{ROOT_CERT_CONFIG_MAP} {CA_CRL} cannot be used, so that the Secret's own lists are published: {error}",
+                settings.namespace
+            );
+            Ok(authority)
+        }
+        _ => authority.with_lists(published).context("the revocation lists of the ConfigMap"),
+    }
 }
 
 fn read(object: &Object, settings: &Settings, trust_domain: &TrustDomain) -> anyhow::Result<Authority> {
@@ -388,6 +398,33 @@ fn other_than(
 mod tests {
     use super::*;
     use clap::Parser;
+
+    #[tokio::test]
+    async fn published_lists_that_cannot_be_read_do_not_stop_the_start() {
+        use weft_apiserver::{AdminToken, ApiServer, ApiServerOptions};
+        weft_tls::install_provider();
+        let settings = Settings::parse_from(["weftd"]);
+        let admin_tokens = vec![AdminToken { token: "token of an administrator".into(), user: "admin".into() }];
+        let namespaces = vec![settings.namespace.clone()];
+        let options = ApiServerOptions { namespaces, admin_tokens, ..ApiServerOptions::default() };
+        let api = ApiServer::new(weft_store::MemoryStore::new(), options).unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let client = ApiClient::connect(&address, Some("token of an administrator")).unwrap();
+        let server = tokio::spawn(async move { api.serve(listener, std::future::pending()).await });
+        let map = json!({"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": ROOT_CERT_CONFIG_MAP, "namespace": settings.namespace}, "data": {CA_CRL: "no list"}});
+        client.create(&serde_json::from_value(map).unwrap(), &WriteOptions::default()).await.unwrap();
+        let domain = TrustDomain::new("cluster.local").unwrap();
+        let made = Authority::self_signed(domain, CaPolicy::default(), SystemTime::now()).unwrap();
+        let material = made.material();
+        let issuer = weft_tls::Issuer::from_pem(material.ca_cert.as_bytes(), material.ca_key.as_bytes()).unwrap();
+        let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
+        let ended = issuer.revocation_list(&[], now - 2 * hour, now - hour).unwrap();
+        let authority = with_usable_lists(&client, &settings, made.with_lists(ended.clone()).unwrap()).await.unwrap();
+        assert_eq!(authority.material().crl, ended, "fail closed: the Secret's own");
+        server.abort();
+    }
 
     #[tokio::test]
     async fn a_change_that_came_before_the_follower_counts() {

@@ -31,6 +31,9 @@ const MAX_BUNDLE: usize = 1024 * 1024;
 /// Most endpoints that are asked.
 const MAX_ENDPOINTS: usize = 64;
 
+/// Hashes of the endpoints' addresses by trust domain, beside `trust_domains`.
+const ENDPOINTS: &str = "endpoints";
+
 /// What is published to workloads.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Trust {
@@ -59,7 +62,7 @@ pub(crate) async fn follow(
     published: String,
     roots: EndpointRoots,
 ) {
-    let mut fetched = known_from(&published, &meshes.borrow());
+    let mut fetched = known_from(&published, &meshes.borrow(), &settings);
     // When each endpoint is asked next; one that the config names anew is asked at once.
     let mut due: BTreeMap<String, Instant> = BTreeMap::new();
     let mut under_way: BTreeSet<String> = BTreeSet::new();
@@ -107,19 +110,41 @@ pub(crate) async fn follow(
     }
 }
 
-/// The bundles of endpoints as workloads have them, as far as it can be told: of domains that one endpoint alone is for.
-fn known_from(published: &str, mesh: &MeshConfig) -> Fetched {
+/// The bundles of endpoints as workloads have them, as far as it can be told: of domains that one endpoint alone is for, and
+/// was when the bundle was published. What another endpoint gave for the domain goes with that one.
+fn known_from(published: &str, mesh: &MeshConfig, settings: &Settings) -> Fetched {
     let published: Value = serde_json::from_str(published).unwrap_or_default();
-    let entries =
-        |domain: &String| mesh.ca_certificates.iter().filter(|data| data.trust_domains.contains(domain)).count();
+    let own = own_domains(mesh, settings);
     let mut known = Fetched::new();
     for data in &mesh.ca_certificates {
         let Some(url) = data.spiffe_bundle_url.as_ref().filter(|url| !url.is_empty()) else { continue };
-        let alone = data.trust_domains.iter().find(|domain| entries(domain) == 1);
-        let text = alone.and_then(|domain| published["trust_domains"][domain].as_str());
+        let from_here = |domain: &&String| {
+            !own.contains(*domain)
+                && entries(mesh, domain) == 1
+                && published[ENDPOINTS][domain.as_str()].as_str() == Some(hash(url).as_str())
+        };
+        let domain = data.trust_domains.iter().find(from_here);
+        let text = domain.and_then(|domain| published["trust_domains"][domain].as_str());
         known.extend(text.map(|text| (url.clone(), text.to_owned())));
     }
     known
+}
+
+/// How many entries of the mesh config are for a domain.
+fn entries(mesh: &MeshConfig, domain: &String) -> usize {
+    mesh.ca_certificates.iter().filter(|data| data.trust_domains.contains(domain)).count()
+}
+
+/// The mesh's trust domain and its further names.
+fn own_domains(mesh: &MeshConfig, settings: &Settings) -> BTreeSet<String> {
+    let names = names(mesh, &model_settings(settings, mesh).trust_domain);
+    let all = names.into_iter().flat_map(|(own, aliases)| std::iter::once(own).chain(aliases));
+    all.map(|domain| domain.to_string()).collect()
+}
+
+/// By what an endpoint is known beside its roots: what the address holds besides is nobody's business.
+fn hash(url: &str) -> String {
+    weft_tls::hex(&weft_tls::sha256(url.as_bytes()))
 }
 
 fn endpoints(mesh: &MeshConfig) -> BTreeSet<String> {
@@ -133,12 +158,19 @@ pub(crate) fn compute(signing: &Signing, mesh: &MeshConfig, settings: &Settings,
     let crl = signing.crl_pem().to_owned();
     let mut general = vec![own.clone()];
     let mut of_domains: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    // Of domains whose roots come from one endpoint and nowhere else.
+    let mut from: BTreeMap<String, String> = BTreeMap::new();
     for (i, data) in mesh.ca_certificates.iter().enumerate() {
         let from_url = data.spiffe_bundle_url.as_ref().and_then(|url| fetched.get(url));
-        let Some(text) = data.pem.as_ref().filter(|pem| !pem.is_empty()).or(from_url) else { continue };
+        let given = data.pem.as_ref().filter(|pem| !pem.is_empty());
+        let Some(text) = given.or(from_url) else { continue };
         if let Err(error) = TrustAnchors::from_pem(text.as_bytes()) {
             tracing::error!("mesh config caCertificates[{i}] is left out: {error}");
             continue;
+        }
+        if let (None, Some(url)) = (given, &data.spiffe_bundle_url) {
+            let alone = data.trust_domains.iter().filter(|domain| entries(mesh, domain) == 1);
+            from.extend(alone.map(|domain| (domain.clone(), hash(url))));
         }
         match data.trust_domains.is_empty() {
             true => general.push(text.clone()),
@@ -148,7 +180,10 @@ pub(crate) fn compute(signing: &Signing, mesh: &MeshConfig, settings: &Settings,
         }
     }
     let roots = merged(&general).unwrap_or(own);
-    let bundles = if of_domains.is_empty() { String::new() } else { bundles(mesh, settings, &roots, &of_domains) };
+    let bundles = match of_domains.is_empty() {
+        true => String::new(),
+        false => bundles(&own_domains(mesh, settings), &roots, &of_domains, from),
+    };
     Trust { roots, crl, bundles }
 }
 
@@ -158,19 +193,25 @@ fn merged(texts: &[String]) -> Option<String> {
     pem::merge("root certificates", &texts).ok()
 }
 
-/// All trust domains with their roots, ours among them: with such a list a verifier believes no domain that is not in it.
-fn bundles(mesh: &MeshConfig, settings: &Settings, roots: &str, of_domains: &BTreeMap<String, Vec<String>>) -> String {
+/// All trust domains with their roots, ours among them: with such a list a verifier believes no domain that is not in it. Beside
+/// them the hashes of the endpoints that some come `from`, for whoever starts after this process.
+fn bundles(
+    own: &BTreeSet<String>,
+    roots: &str,
+    of_domains: &BTreeMap<String, Vec<String>>,
+    mut from: BTreeMap<String, String>,
+) -> String {
     let mut all: BTreeMap<String, String> = BTreeMap::new();
     for (domain, texts) in of_domains {
         all.extend(merged(texts).map(|text| (domain.clone(), text)));
     }
-    if let Ok((own, aliases)) = names(mesh, &model_settings(settings, mesh).trust_domain) {
-        // What is ours stays ours, whatever the config adds to it.
-        for domain in std::iter::once(own).chain(aliases) {
-            all.insert(domain.to_string(), roots.to_owned());
-        }
+    // What is ours stays ours, whatever the config adds to it.
+    all.extend(own.iter().map(|domain| (domain.clone(), roots.to_owned())));
+    from.retain(|domain, _| !own.contains(domain) && all.contains_key(domain));
+    match from.is_empty() {
+        true => json!({ "trust_domains": all }).to_string(),
+        false => json!({ "trust_domains": all, ENDPOINTS: from }).to_string(),
     }
-    json!({ "trust_domains": all }).to_string()
 }
 
 /// Asks an endpoint.
@@ -293,6 +334,34 @@ mod tests {
     }
 
     #[test]
+    fn roots_go_with_their_endpoint() {
+        let (ours, theirs) = (authority("ours"), authority("theirs"));
+        let settings = Settings::parse_from(["weftd"]);
+        let data = |url: &str, domains: &[&str]| CertificateData {
+            spiffe_bundle_url: Some(url.into()),
+            trust_domains: domains.iter().map(ToString::to_string).collect(),
+            ..CertificateData::default()
+        };
+        let mesh = |all: &[CertificateData]| MeshConfig {
+            trust_domain: "ours".into(),
+            ca_certificates: all.to_vec(),
+            ..MeshConfig::with_defaults()
+        };
+        let old = mesh(&[data("https://old/", &["ours", "theirs"])]);
+        let fetched = Fetched::from([("https://old/".to_string(), theirs.root_pem().to_owned())]);
+        let published = compute(&Signing::Own(ours.clone()), &old, &settings, &fetched).bundles;
+        assert!(!published.contains("https://old/"), "{published}");
+        // The same endpoint, and one that took its place; what is ours is nobody's bundle.
+        assert_eq!(known_from(&published, &old, &settings), fetched);
+        assert_eq!(known_from(&published, &mesh(&[data("https://new/", &["theirs"])]), &settings), Fetched::new());
+        let own = json!({"trust_domains": {"ours": ours.root_pem()}, ENDPOINTS: {"ours": hash("https://old/")}});
+        assert_eq!(known_from(&own.to_string(), &old, &settings), Fetched::new());
+        // As an earlier version published it: nobody knows where from.
+        let bare = json!({"trust_domains": {"theirs": theirs.root_pem()}}).to_string();
+        assert_eq!(known_from(&bare, &old, &settings), Fetched::new());
+    }
+
+    #[test]
     fn documents_that_are_none() {
         let good = authority("theirs");
         assert_eq!(authorities(document(&good).as_bytes()).unwrap(), good.root_pem());
@@ -364,7 +433,10 @@ mod tests {
         let (signer, signing) = watch::channel(Signing::Own(ours.clone()));
         let (config, meshes) = watch::channel(Arc::new(mesh.clone()));
         let (tell, mut told) = watch::channel(Arc::<Trust>::default());
-        let before = json!({"trust_domains": {"others": others.root_pem()}}).to_string();
+        let before = json!({
+            "trust_domains": {"others": others.root_pem()}, ENDPOINTS: {"others": hash(&silent_url)},
+        });
+        let before = before.to_string();
         let task =
             tokio::spawn(follow(settings, signing, meshes, tell, before, || Ok(WEB.get().unwrap().roots().clone())));
         let mut next_trust = async |wanted: &dyn Fn(&Trust) -> bool, within: Duration| {
