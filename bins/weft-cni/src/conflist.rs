@@ -68,6 +68,11 @@ pub fn without(text: &str) -> Result<Option<String>> {
     Ok((plugins.len() < before).then(|| format!("{list:#}\n")))
 }
 
+/// Whether a configuration is the plugin and nothing else.
+pub fn is_own(text: &str) -> bool {
+    read(text).is_ok_and(|single| single.get("plugins").is_none() && single["type"] == TYPE)
+}
+
 fn read(text: &str) -> Result<Value> {
     let value: Value = serde_json::from_str(text).context("it is no JSON")?;
     if !value.is_object() || (value.get("plugins").is_none() && value.get("type").is_none()) {

@@ -11,6 +11,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use weft_runtime::logging::{self, Format};
 
+/// The network that the plugin is when it is in none: the name of pods' annotations, and its usual file. Source: Istio's
+/// "Install Istio with the Istio CNI plugin".
+const NETWORK: &str = "istio-cni";
+const OWN_FILE: &str = "YYY-istio-cni.conf";
 /// Between two looks at the node.
 const PAUSE: Duration = Duration::from_secs(5);
 
@@ -29,6 +33,9 @@ pub struct Place {
     /// Network configuration to put the plugin into [default: the first by name]
     #[arg(long, env = "CNI_CONF_NAME")]
     pub conf_name: Option<String>,
+    /// The plugin is one of a network's list; if not, it is a network of its own (`istio-cni`), for Multus
+    #[arg(long, env = "CHAINED_CNI_PLUGIN", num_args = 0..=1, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+    pub chained: bool,
     /// Name of the plugin's kubeconfig in that folder
     #[arg(long, env = "KUBECONFIG_FILENAME", default_value = "ZZZ-weft-cni-kubeconfig")]
     pub kubeconfig_name: String,
@@ -81,8 +88,25 @@ impl Place {
         Ok([named, list].into_iter().find(|path| path.is_file()))
     }
 
+    /// The plugin's own network: where it is configured, and how.
+    fn own_network(&self) -> (PathBuf, String) {
+        let mut network = self.plugin();
+        network["cniVersion"] = "0.3.1".into();
+        network["name"] = NETWORK.into();
+        (self.conf_dir.join(self.conf_name.as_deref().unwrap_or(OWN_FILE)), format!("{network:#}\n"))
+    }
+
     /// Puts the plugin into the configuration. True when that changed something.
     fn enable(&self) -> Result<bool> {
+        if !self.chained {
+            let (path, wanted) = self.own_network();
+            let found = std::fs::read_to_string(&path).ok();
+            return if found.as_ref() == Some(&wanted) {
+                Ok(false)
+            } else {
+                write(&path, wanted.as_bytes(), 0o644).map(|()| true)
+            };
+        }
         let Some(path) = self.configuration()? else {
             bail!("{}: there is no network configuration yet", self.conf_dir.display());
         };
@@ -106,6 +130,9 @@ impl Place {
         for path in conflist::all(&self.conf_dir)? {
             let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
             match conflist::without(&text) {
+                Ok(_) if conflist::is_own(&text) => {
+                    std::fs::remove_file(&path).with_context(|| path.display().to_string())?
+                }
                 Ok(Some(changed)) => write(&path, changed.as_bytes(), 0o644)?,
                 Ok(None) => {}
                 // Nor can the runtime read it.
@@ -132,6 +159,13 @@ pub fn ready(place: &Place) -> Result<()> {
         if !path.is_file() {
             bail!("{} is not there", path.display());
         }
+    }
+    if !place.chained {
+        let (path, wanted) = place.own_network();
+        return match std::fs::read_to_string(&path) {
+            Ok(found) if found == wanted => Ok(()),
+            _ => bail!("{} is not the plugin's network", path.display()),
+        };
     }
     let path = place.configuration()?.context("there is no network configuration")?;
     match conflist::has(&std::fs::read_to_string(&path)?, &place.plugin()) {
@@ -253,6 +287,7 @@ mod tests {
             conf_dir_on_host: conf_dir.clone(),
             conf_dir,
             conf_name: conf_name.map(str::to_string),
+            chained: true,
             kubeconfig_name: "k".into(),
             exclude_namespaces: vec!["kube-system".into()],
             account: folder.path().join("account"),
@@ -306,6 +341,25 @@ mod tests {
         std::fs::create_dir(place.conf_dir.join(".50-net.conflist.new")).unwrap();
         assert!(place.clean().is_err());
         assert!(place.bin_dir.join(conflist::TYPE).exists());
+    }
+
+    #[test]
+    fn a_network_of_its_own() {
+        for (named, file) in [(Some("istio-cni.conf"), "istio-cni.conf"), (None, OWN_FILE)] {
+            let (_folder, mut place) = node("10-net.conf", named);
+            place.chained = false;
+            assert!(ready(&place).is_err());
+            assert!(place.enable().unwrap() && !place.enable().unwrap());
+            ready(&place).unwrap();
+            let own: Value = serde_json::from_slice(&std::fs::read(place.conf_dir.join(file)).unwrap()).unwrap();
+            assert_eq!((&own["name"], &own["type"]), (&json!("istio-cni"), &json!(conflist::TYPE)));
+            assert_eq!(own["kubernetes"], place.plugin()["kubernetes"]);
+            std::fs::write(place.conf_dir.join(file), SINGLE).unwrap();
+            assert!(ready(&place).is_err() && place.enable().unwrap());
+            place.clean().unwrap();
+            // The other network was never touched.
+            assert_eq!(left(&place), [("10-net.conf".to_string(), SINGLE.to_string())]);
+        }
     }
 
     #[test]

@@ -150,8 +150,13 @@ fn an_agent_that_waits_is_stopped() {
     std::fs::write(conf.join("10-net.conflist"), list).unwrap();
     // It takes connections and never answers.
     let api = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    api.set_nonblocking(true).unwrap();
     let mut agent = agent(folder.path(), &format!("http://{}", api.local_addr().unwrap()));
-    let _connection = api.accept().unwrap();
+    let mut connection = None;
+    wait("the agent asks for pods", || {
+        connection = api.accept().ok();
+        connection.is_some()
+    });
     assert!(is_ready(folder.path()));
     kill(Pid::from_raw(i32::try_from(agent.0.id()).unwrap()), Signal::SIGTERM).unwrap();
     wait("the agent has ended", || agent.0.try_wait().unwrap().is_some());

@@ -67,7 +67,7 @@ pub fn components(settings: &Settings) -> anyhow::Result<Vec<Component>> {
         all.push(Component { title: "Istiod", name: "Pilot", objects });
     }
     if settings.cni {
-        let mut objects = cni::objects(settings)?;
+        let mut objects = cni::objects(settings);
         overlay::apply(&mut objects, &settings.components["cni"]["k8s"]["overlays"], "components.cni")?;
         all.push(Component { title: "CNI", name: "Cni", objects });
     }

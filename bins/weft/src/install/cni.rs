@@ -4,24 +4,15 @@
 //! Source: Istio's "Install Istio with the Istio CNI plugin"; the agent is `weft-cni`.
 
 use super::Settings;
-use anyhow::bail;
 use serde_json::{Map, Value, json};
 
 const NAME: &str = "istio-cni-node";
 const ACCOUNT: &str = "istio-cni";
 
 /// Its objects.
-///
-/// # Errors
-/// Settings that the agent cannot fulfil.
-pub(super) fn objects(settings: &Settings) -> anyhow::Result<Vec<Value>> {
+pub(super) fn objects(settings: &Settings) -> Vec<Value> {
     let own = &settings.components["cni"];
     let values = settings.values.get("cni");
-    if values["chained"] == false {
-        bail!(
-            "values.cni.chained=false: the plugin is always one of a network's list (values.cni.cniConfFileName names the network)"
-        );
-    }
     let namespace = own["namespace"].as_str().unwrap_or(&settings.namespace);
     let metadata = |name: &str| json!({"name": name, "namespace": namespace, "labels": labels()});
     let cluster = |name: &str| json!({"name": name, "labels": labels()});
@@ -35,14 +26,14 @@ pub(super) fn objects(settings: &Settings) -> anyhow::Result<Vec<Value>> {
     }
     let mut account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(ACCOUNT)});
     settings.pull_secrets(&mut account);
-    Ok(vec![
+    vec![
         account,
         json!({"apiVersion": format!("{rbac}/v1"), "kind": "ClusterRole", "metadata": cluster(ACCOUNT),
                "rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": verbs}]}),
         json!({"apiVersion": format!("{rbac}/v1"), "kind": "ClusterRoleBinding", "metadata": cluster(ACCOUNT),
                "roleRef": reference, "subjects": subjects}),
         json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": metadata(NAME), "spec": daemon(settings, own, values)}),
-    ])
+    ]
 }
 
 fn labels() -> Value {
@@ -96,6 +87,8 @@ fn container(settings: &Settings, own: &Value, values: &Value) -> Value {
     let mut env = Map::new();
     env.insert("CNI_CONF_DIR_ON_HOST".into(), folder(values, "cniConfDir", "/etc/cni/net.d").into());
     env.insert("REPAIR_ENABLED".into(), repairs(values).to_string().into());
+    // A network of its own instead, for Multus.
+    env.insert("CHAINED_CNI_PLUGIN".into(), (values["chained"] != false).to_string().into());
     let name = folder(values, "cniConfFileName", "");
     if !name.is_empty() {
         env.insert("CNI_CONF_NAME".into(), name.into());
@@ -168,8 +161,9 @@ mod tests {
             .unwrap();
         let values: Value = serde_json::from_str(map["data"]["values"].as_str().unwrap()).unwrap();
         assert_eq!(values["pilot"]["cni"]["enabled"], true);
-        let error = made(&["components.cni.enabled=true", "values.cni.chained=false"]).unwrap_err().to_string();
-        assert!(error.contains("cniConfFileName"), "{error}");
+        let sets = ["profile=empty", "components.cni.enabled=true", "values.cni.chained=false"];
+        let daemon = made(&sets).unwrap().into_iter().find(|object| object["kind"] == "DaemonSet").unwrap().to_string();
+        assert!(daemon.contains(r#""CHAINED_CNI_PLUGIN","value":"false""#), "{daemon}");
     }
 
     #[test]
