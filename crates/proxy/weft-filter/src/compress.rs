@@ -259,7 +259,7 @@ pub struct Decoder {
 }
 
 enum DecoderKind {
-    Gzip(MultiGzDecoder<Bounded>),
+    Gzip(Box<MultiGzDecoder<Bounded>>),
     Brotli(Box<brotli::DecompressorWriter<Bounded>>),
     Zstd(Box<ZstdDecoder>),
 }
@@ -332,7 +332,7 @@ impl Decoder {
     /// When there is no memory for it.
     pub fn new(filter: &Decompressor) -> io::Result<Self> {
         let kind = match filter.coding {
-            Coding::Gzip => DecoderKind::Gzip(MultiGzDecoder::new(Bounded::default())),
+            Coding::Gzip => DecoderKind::Gzip(Box::new(MultiGzDecoder::new(Bounded::default()))),
             Coding::Brotli => {
                 DecoderKind::Brotli(Box::new(brotli::DecompressorWriter::new(Bounded::default(), BUFFER)))
             }
