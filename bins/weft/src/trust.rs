@@ -319,7 +319,7 @@ mod tests {
         let material = old.material();
         let issuer = weft_tls::Issuer::from_pem(material.ca_cert.as_bytes(), material.ca_key.as_bytes()).unwrap();
         let list = issuer.revocation_list(&[], SystemTime::now(), SystemTime::now() + ttl).unwrap();
-        let mut shown = dump_value(&chain, &old.root_pem());
+        let mut shown = dump_value(&chain, old.root_pem());
         shown["configs"][0]["dynamic_active_secrets"][1]["secret"]["validation_context"]["crl"] =
             json!({"inline_bytes": STANDARD.encode(&list)});
         let with_lists = held("a.b".into(), &Dump::parse(shown.to_string().as_bytes()).unwrap(), &known);

@@ -161,6 +161,7 @@ fn values_mean_the_same_both_ways() {
         ("global.logAsJson", "true"),
         ("global.logging.level", "default:warn"),
         ("global.monitoringPort", "15099"),
+        ("global.imagePullSecrets", "{regcred,other}"),
         ("global.proxy.logLevel", "debug"),
         ("global.proxy.clusterDomain", "mesh.example"),
         ("global.multiCluster.clusterName", "east"),
@@ -169,7 +170,14 @@ fn values_mean_the_same_both_ways() {
         ("global.configValidation", "false"),
         ("pilot.autoscaleEnabled", "false"),
         ("pilot.autoscaleMax", "9"),
+        ("pilot.cni.enabled", "true"),
+        ("istio_cni.enabled", "true"),
         ("pilot.env.PILOT_ENABLE_STATUS", "false"),
+        ("pilot.env.CLUSTER_ID", "east"),
+        ("pilot.rollingMaxUnavailable", "0"),
+        ("pilot.rollingMaxSurge", "1"),
+        ("pilot.volumes[0].name", "certs"),
+        ("pilot.volumeMounts[0].mountPath", "/certs"),
         ("pilot.env.WEFT_PLAINTEXT_XDS", "true"),
         ("pilot.env.EXTERNAL_CA", "ISTIOD_RA_KUBERNETES_API"),
         ("sidecarInjectorWebhook.enableNamespacesByDefault", "true"),
@@ -186,6 +194,31 @@ fn values_mean_the_same_both_ways() {
         let made = template("istio-control/istio-discovery", &[&theirs]).unwrap();
         assert_same(pilot(generated(&["profile=minimal", &ours])), made, own);
     }
+    for (own, value) in [
+        ("global.imagePullSecrets", "{regcred}"),
+        ("gateways.istio-ingressgateway.debug", "trace"),
+        ("gateways.istio-ingressgateway.rollingMaxUnavailable", "0"),
+    ] {
+        let (ours, theirs) = (format!("values.{own}={value}"), format!("{own}={value}"));
+        let mut made = generated(&[&ours]);
+        made.retain(|object| object["metadata"]["name"].as_str().unwrap().starts_with("istio-ingressgateway"));
+        assert_same(made, template("gateways/istio-ingress", &[&theirs]).unwrap(), own);
+    }
+}
+
+#[test]
+fn a_setting_that_says_no_is_heard() {
+    let deployment = |sets: &[&str]| {
+        let all = by_name(template("istio-control/istio-discovery", sets).unwrap());
+        all[r#""Deployment" "istio-system"/"istiod""#]["spec"].clone()
+    };
+    let made = deployment(&["pilot.rollingMaxUnavailable=0", "pilot.env.CLUSTER_ID=east", "pilot.env.REVISION=r"]);
+    assert_eq!(made["strategy"]["rollingUpdate"]["maxUnavailable"], json!(0));
+    let env = made["template"]["spec"]["containers"][0]["env"].as_array().unwrap();
+    let own: Vec<&Value> =
+        env.iter().filter(|env| ["CLUSTER_ID", "REVISION"].iter().any(|n| env["name"] == *n)).collect();
+    assert_eq!(own, [&json!({"name": "REVISION", "value": "r"}), &json!({"name": "CLUSTER_ID", "value": "east"})]);
+    assert_eq!(deployment(&[])["strategy"]["rollingUpdate"]["maxUnavailable"], json!("25%"));
 }
 
 #[test]

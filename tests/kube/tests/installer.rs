@@ -1,5 +1,5 @@
 //! `weft install` on an API server: server-side apply of everything, what an earlier installation had and a later has not, an
-//! upgrade, tags, and the end of it. There are no controllers: this test says that Deployments run, and fills in the webhooks'
+//! upgrade, a second mesh beside it, tags, and the end of it. There are no controllers: this test says that Deployments run, and fills in the webhooks'
 //! certificate as weftd would.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -9,10 +9,23 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
+use weft_k8s_api::KindInfo;
 use weft_kube_tests::cluster::kind;
-use weft_kube_tests::{Cluster, check, on_both, target};
+use weft_kube_tests::{Cluster, check, eventually, on_both, target};
 use weft_store::ApiClient;
 use weft_store::client::ListOptions;
+
+/// The kind that the installer defines.
+static OPERATOR: KindInfo = KindInfo {
+    group: "install.istio.io",
+    versions: &["v1alpha1"],
+    kind: "IstioOperator",
+    plural: "istiooperators",
+    singular: "istiooperator",
+    short: &[],
+    namespaced: true,
+    categories: &[],
+};
 
 on_both!(installed_changed_upgraded_and_gone);
 
@@ -37,13 +50,13 @@ async fn control(client: ApiClient) {
 }
 
 async fn round(client: &ApiClient) -> Result<()> {
-    for one in client.list(kind("deployments")?, Some("istio-system"), &ListOptions::default()).await?.items {
+    for one in client.list(kind("deployments")?, None, &ListOptions::default()).await?.items {
         let replicas = one.spec()["replicas"].as_i64().unwrap_or(1);
         let status = json!({"observedGeneration": one.metadata.generation, "replicas": replicas, "updatedReplicas": replicas,
                             "readyReplicas": replicas, "availableReplicas": replicas});
         let known = one.body.get("status").cloned().unwrap_or_default();
         if status.as_object().unwrap().iter().any(|(name, value)| known[name] != *value) {
-            client.patch_status(kind("deployments")?, "istio-system", one.name(), &status).await?;
+            client.patch_status(kind("deployments")?, one.namespace(), one.name(), &status).await?;
         }
     }
     let webhooks = kind("mutatingwebhookconfigurations")?;
@@ -109,6 +122,16 @@ async fn installed_changed_upgraded_and_gone(cluster: Cluster) -> Result<()> {
     check(image(&cluster).await?.ends_with("weftd:0.0.9"), "the older version")?;
     well(&["verify-install"]).await?;
 
+    // A second mesh of the same owner's name and revision, there and gone: the first does not change.
+    well(&["install", "--set", "profile=minimal", "-n", "mesh2", "-y"]).await?;
+    ensure!(names(&cluster, "deployments").await? == ["istio-ingressgateway", "istiod"], "the first mesh is pruned");
+    let (success, said) = weft(&kubeconfig, &["uninstall", "--revision", "default", "-y"]).await?;
+    ensure!(!success && said.contains("is installed in istio-system, mesh2"), "{said}");
+    well(&["uninstall", "--revision", "default", "-n", "mesh2", "-y"]).await?;
+    ensure!(cluster.list("deployments", "mesh2").await?.is_empty(), "the second mesh stays");
+    ensure!(names(&cluster, "deployments").await? == ["istio-ingressgateway", "istiod"], "the first mesh is gone");
+    well(&["verify-install"]).await?;
+
     let (success, said) = weft(&kubeconfig, &["upgrade", "--set", "tag=0.5.0", "-y"]).await?;
     ensure!(!success && said.contains("more than one minor version higher"), "{said}");
     let said = well(&["upgrade", "-y"]).await?;
@@ -121,8 +144,18 @@ async fn installed_changed_upgraded_and_gone(cluster: Cluster) -> Result<()> {
     let rights = cluster.get("clusterroles", "", "istio-revision-tag-prod").await?;
     ensure!(rights.body["rules"][0]["resourceNames"] == json!(["istio-revision-tag-prod"]), "{:?}", rights.body);
 
+    // What waits for an operator that nobody runs.
+    let request = serde_json::from_value(json!({"apiVersion": "install.istio.io/v1alpha1", "kind": "IstioOperator",
+        "metadata": {"name": "waits", "namespace": "istio-system", "finalizers": ["istio-finalizer.install.istio.io"]},
+        "spec": {"profile": "empty"}}))?;
+    cluster.client.server_side_apply(&OPERATOR, &request, "user", false).await?;
     well(&["uninstall", "--purge", "-y"]).await?;
     controllers.abort();
+    eventually("the kind IstioOperator goes", async || {
+        let left = cluster.get("customresourcedefinitions", "", "istiooperators.install.istio.io").await;
+        check(left.is_err(), "its definition stays")
+    })
+    .await?;
     ensure!(names(&cluster, "deployments").await?.is_empty() && names(&cluster, "services").await?.is_empty());
     check(
         cluster.get("customresourcedefinitions", "", "virtualservices.networking.istio.io").await.is_err(),

@@ -4,7 +4,7 @@ use crate::cli::Connection;
 use crate::commands::install::confirmed;
 use crate::connect::connect;
 use crate::install::apply::send;
-use crate::install::cluster::{self, Found, REVISION, revision_of};
+use crate::install::cluster::{self, REVISION, revision_of};
 use crate::install::tags::{self, LABEL};
 use crate::install::webhooks::DEFAULT_VALIDATOR;
 use crate::output::{self, Table};
@@ -70,12 +70,6 @@ pub async fn run(action: Action, connection: Connection) -> anyhow::Result<ExitC
     }
 }
 
-async fn configurations(client: &ApiClient, labels: &str) -> anyhow::Result<Vec<Object>> {
-    let options = ListOptions { labels: Some(labels.to_string()), ..ListOptions::default() };
-    let list = client.list(known("MutatingWebhookConfiguration")?, None, &options).await;
-    Ok(list.context("cannot list webhook configurations")?.items)
-}
-
 async fn wanted(client: &ApiClient, args: &Set) -> anyhow::Result<Vec<Value>> {
     let is_label = |text: &str| {
         let plain = text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
@@ -84,7 +78,7 @@ async fn wanted(client: &ApiClient, args: &Set) -> anyhow::Result<Vec<Value>> {
     if !is_label(&args.tag) {
         bail!("tag {:?}: use lower-case letters, digits and dashes, such as prod-stable", args.tag);
     }
-    let injectors = configurations(client, &format!("{REVISION},!{LABEL}")).await?;
+    let injectors = tags::configurations(client, &format!("{REVISION},!{LABEL}")).await?;
     let injectors: Vec<&Object> = injectors.iter().filter(|o| o.name().starts_with("istio-sidecar-injector")).collect();
     if args.tag != "default" && injectors.iter().any(|injector| revision_of(injector) == args.tag) {
         bail!("{:?} is a revision; a tag needs a name of its own", args.tag);
@@ -111,7 +105,7 @@ async fn set(client: &ApiClient, args: &Set) -> anyhow::Result<ExitCode> {
 }
 
 async fn list(client: &ApiClient) -> anyhow::Result<ExitCode> {
-    let tags = configurations(client, LABEL).await?;
+    let tags = tags::configurations(client, LABEL).await?;
     if tags.is_empty() {
         output::line("No Istio revision tag MutatingWebhookConfigurations to list")?;
         return Ok(ExitCode::SUCCESS);
@@ -159,36 +153,13 @@ async fn remove(client: &ApiClient, args: &Remove) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::FAILURE);
         }
     }
-    if let Some(validator) = former_validator(client, &found).await? {
+    if let Some(validator) = tags::former_validator(client, &found).await? {
         found.retain(|(_, object)| object.name() != DEFAULT_VALIDATOR);
         send(client, &validator, false).await?;
     }
     cluster::remove(client, &found, false, |_| Ok(())).await?;
     output::line(format!("Revision tag {} removed", args.tag))?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// The validator of what names no revision, as the control plane without a revision had it before the tag `default` took it
-/// over; none where it did not, or where no such control plane validates.
-async fn former_validator(client: &ApiClient, of_tag: &[Found]) -> anyhow::Result<Option<Object>> {
-    if !of_tag.iter().any(|(_, object)| object.name() == DEFAULT_VALIDATOR) {
-        return Ok(None);
-    }
-    for injector in configurations(client, &format!("{REVISION}=default,!{LABEL}")).await? {
-        let hooks = injector.body.get("webhooks").unwrap_or(&Value::Null);
-        let Some(namespace) = hooks[0]["clientConfig"]["service"]["namespace"].as_str() else { continue };
-        let own =
-            client.get(known("ValidatingWebhookConfiguration")?, "", &format!("istio-validator-{namespace}")).await;
-        match own {
-            Ok(_) => {
-                let validator = serde_json::from_value(tags::validator(&injector)?).context("the validator")?;
-                return Ok(Some(validator));
-            }
-            Err(error) if error.is_not_found() => {}
-            Err(error) => return Err(error).context("cannot read the validator"),
-        }
-    }
-    Ok(None)
 }
 
 #[cfg(test)]
@@ -230,7 +201,7 @@ mod tests {
                 assert_eq!((service(&left), left.label(LABEL)), (json!("istiod"), None));
                 assert_eq!(left.label(cluster::OWNER), Some("installed-state"));
             }
-            assert!(configurations(&server.client, LABEL).await.unwrap().is_empty());
+            assert!(tags::configurations(&server.client, LABEL).await.unwrap().is_empty());
         }
     }
     use serde_json::json;

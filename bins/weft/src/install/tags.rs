@@ -2,10 +2,14 @@
 //!
 //! Source: Istio's "Canary Upgrades", stable revision labels. The charts' `revision-tags.yaml` makes the same objects.
 
+use super::cluster::{Found, REVISION};
 use super::webhooks::{DEFAULT_VALIDATOR, Injection, expression, validating_hook};
+use crate::target::known;
 use anyhow::Context;
 use serde_json::{Value, json};
 use weft_k8s_api::Object;
+use weft_store::ApiClient;
+use weft_store::client::ListOptions;
 
 /// The label with a tag's name; its revision is in `istio.io/rev`.
 pub const LABEL: &str = "istio.io/tag";
@@ -82,6 +86,42 @@ pub fn validator(injector: &Object) -> anyhow::Result<Value> {
     Ok(json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
               "metadata": {"name": DEFAULT_VALIDATOR, "labels": labels},
               "webhooks": [validating_hook("validation.istio.io", &client, &selector)]}))
+}
+
+/// Injectors' configurations with these labels.
+///
+/// # Errors
+/// When the server does not answer or the caller may not look.
+pub async fn configurations(client: &ApiClient, labels: &str) -> anyhow::Result<Vec<Object>> {
+    let options = ListOptions { labels: Some(labels.to_string()), ..ListOptions::default() };
+    let list = client.list(known("MutatingWebhookConfiguration")?, None, &options).await;
+    Ok(list.context("cannot list webhook configurations")?.items)
+}
+
+/// There is one validator of what names no revision, of whoever was the last to take it. Where it is among what goes: as a
+/// control plane without a revision that stays would have it; none where no such one validates.
+///
+/// # Errors
+/// As [`configurations`].
+pub async fn former_validator(client: &ApiClient, gone: &[Found]) -> anyhow::Result<Option<Object>> {
+    if !gone.iter().any(|(_, object)| object.name() == DEFAULT_VALIDATOR) {
+        return Ok(None);
+    }
+    let goes = |kind: &str, name: &str| gone.iter().any(|(_, o)| o.kind == kind && o.name() == name);
+    for injector in configurations(client, &format!("{REVISION}=default,!{LABEL}")).await? {
+        let hooks = injector.body.get("webhooks").unwrap_or(&Value::Null);
+        let Some(namespace) = hooks[0]["clientConfig"]["service"]["namespace"].as_str() else { continue };
+        if goes(&injector.kind, injector.name()) {
+            continue;
+        }
+        let own = format!("istio-validator-{namespace}");
+        match client.get(known("ValidatingWebhookConfiguration")?, "", &own).await {
+            Ok(_) => return serde_json::from_value(validator(&injector)?).map(Some).context("the validator"),
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error).with_context(|| format!("cannot read {own}")),
+        }
+    }
+    Ok(None)
 }
 
 fn is(hook: &Value, prefix: &str) -> bool {

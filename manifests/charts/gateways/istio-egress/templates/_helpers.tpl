@@ -22,7 +22,7 @@
 {{- fail (printf "chart istio-egress has no gateway %s; its settings are under gateways.istio-egressgateway" $name) -}}
 {{- end -}}
 {{- end -}}
-{{- $own := list "name" "labels" "type" "ports" "resources" "replicaCount" "autoscaleEnabled" "autoscaleMin" "autoscaleMax" "cpu" "nodeSelector" "affinity" "tolerations" "podAnnotations" "serviceAnnotations" "loadBalancerIP" "loadBalancerSourceRanges" "externalTrafficPolicy" "env" "injectionTemplate" "rollingMaxSurge" "rollingMaxUnavailable" -}}
+{{- $own := list "name" "labels" "type" "ports" "resources" "replicaCount" "autoscaleEnabled" "autoscaleMin" "autoscaleMax" "cpu" "nodeSelector" "affinity" "tolerations" "podAnnotations" "serviceAnnotations" "loadBalancerIP" "loadBalancerSourceRanges" "externalTrafficPolicy" "env" "injectionTemplate" "rollingMaxSurge" "rollingMaxUnavailable" "debug" -}}
 {{- range $name, $value := include "gateway" . | fromYaml -}}
 {{- if not (has $name $own) -}}
 {{- fail (printf "chart istio-egress has no value gateways.istio-egressgateway.%s; there are %s" $name (join ", " (sortAlpha $own))) -}}

@@ -31,13 +31,17 @@ istio.io/rev: {{ include "revision" . | quote }}
 {{- end -}}
 
 {{- define "pilot.names" -}}
-autoscaleEnabled autoscaleMin autoscaleMax autoscaleBehavior replicaCount rollingMaxSurge rollingMaxUnavailable hub tag image traceSampling resources cni env cpu crlConfigMapName keepaliveMaxServerConnectionAge nodeSelector affinity tolerations podAnnotations podLabels serviceAnnotations serviceAccountAnnotations extraContainerArgs
+autoscaleEnabled autoscaleMin autoscaleMax autoscaleBehavior replicaCount rollingMaxSurge rollingMaxUnavailable hub tag image traceSampling resources cni env cpu crlConfigMapName keepaliveMaxServerConnectionAge nodeSelector affinity tolerations podAnnotations podLabels serviceAnnotations serviceAccountAnnotations extraContainerArgs volumes volumeMounts
 {{- end -}}
 
 {{/* What is set of the control plane: under pilot, or at the top as newer versions have it. YAML. */}}
 {{- define "pilot" -}}
-{{- $own := pick .Values "autoscaleEnabled" "autoscaleMin" "autoscaleMax" "autoscaleBehavior" "replicaCount" "rollingMaxSurge" "rollingMaxUnavailable" "hub" "tag" "image" "traceSampling" "resources" "cni" "env" "cpu" "crlConfigMapName" "nodeSelector" "affinity" "tolerations" "podAnnotations" "podLabels" "serviceAnnotations" "serviceAccountAnnotations" "extraContainerArgs" "keepaliveMaxServerConnectionAge" -}}
-{{- mergeOverwrite (deepCopy (.Values.pilot | default dict)) (deepCopy $own) | toYaml -}}
+{{- $own := pick .Values "autoscaleEnabled" "autoscaleMin" "autoscaleMax" "autoscaleBehavior" "replicaCount" "rollingMaxSurge" "rollingMaxUnavailable" "hub" "tag" "image" "traceSampling" "resources" "cni" "env" "cpu" "crlConfigMapName" "nodeSelector" "affinity" "tolerations" "podAnnotations" "podLabels" "serviceAnnotations" "serviceAccountAnnotations" "extraContainerArgs" "keepaliveMaxServerConnectionAge" "volumes" "volumeMounts" -}}
+{{- $all := mergeOverwrite (deepCopy (.Values.pilot | default dict)) (deepCopy $own) -}}
+{{- if (.Values.istio_cni | default dict).enabled -}}
+{{- $_ := set $all "cni" (mergeOverwrite ($all.cni | default dict) (dict "enabled" true)) -}}
+{{- end -}}
+{{- $all | toYaml -}}
 {{- end -}}
 
 {{/* Whether an autoscaler says how many replicas there are: who gives a number does not want somebody else to. */}}
