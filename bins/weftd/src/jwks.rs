@@ -112,24 +112,26 @@ struct Entry {
     next: Instant,
     failures: u32,
     fetched: Option<(Instant, Arc<str>)>,
-    under_way: bool,
+    /// While it is fetched: the namespace on whose account.
+    under_way: Option<String>,
 }
 
 async fn run(fetching: Arc<Fetching>, mut wanted: watch::Receiver<Wanted>, tell: watch::Sender<FetchedKeys>) {
     let mut entries: HashMap<KeySource, Entry> = HashMap::new();
     let mut fetches: JoinSet<(KeySource, anyhow::Result<String>)> = JoinSet::new();
     loop {
+        #[cfg(test)]
+        tests::TURNS.with(|turns| turns.set(turns.get() + 1));
         let sources = wanted.borrow_and_update().clone();
         let chosen = choose(&sources);
         entries.retain(|source, _| chosen.contains(source));
         for source in &chosen {
-            let new = || Entry { next: Instant::now(), failures: 0, fetched: None, under_way: false };
+            let new = || Entry { next: Instant::now(), failures: 0, fetched: None, under_way: None };
             entries.entry((*source).clone()).or_insert_with(new);
         }
         tell.send_if_modified(|told| settle(told, &sources, &entries));
         start_due(&fetching, &sources, &mut entries, &mut fetches);
-        let next = entries.values().filter(|e| !e.under_way).map(|e| e.next).min();
-        let next = next.filter(|_| fetches.len() < AT_ONCE);
+        let next = soonest(&sources, &entries).filter(|_| fetches.len() < AT_ONCE);
         let due = async {
             match next {
                 Some(at) => sleep_until(at).await,
@@ -152,11 +154,35 @@ async fn run(fetching: Arc<Fetching>, mut wanted: watch::Receiver<Wanted>, tell:
 
 /// Which sources are fetched from: the first of each namespace, then the second of each, as far as the bounds go.
 fn choose(sources: &Wanted) -> BTreeSet<&KeySource> {
-    let mut turns: Vec<_> =
-        sources.iter().map(|(source, asked)| (asked.namespace.1, &asked.namespace.0, source)).collect();
-    turns.retain(|(place, ..)| *place < MAX_OF_NAMESPACE);
+    let mut turns: Vec<_> = sources.iter().map(|(source, asked)| (asked.place(), source)).collect();
+    turns.retain(|(place, _)| *place < MAX_OF_NAMESPACE);
     turns.sort_unstable();
-    turns.into_iter().take(MAX_SOURCES).map(|(.., source)| source).collect()
+    turns.into_iter().take(MAX_SOURCES).map(|(_, source)| source).collect()
+}
+
+/// Fetches under way by the namespace on whose account they are.
+fn busy(entries: &HashMap<KeySource, Entry>) -> HashMap<String, usize> {
+    let mut busy = HashMap::new();
+    for namespace in entries.values().filter_map(|entry| entry.under_way.as_ref()) {
+        *busy.entry(namespace.clone()).or_default() += 1;
+    }
+    busy
+}
+
+/// On whose account a source can be fetched now: of the namespaces that name it the least busy one, if that has a free place.
+fn payer(asked: Option<&KeyRequest>, busy: &HashMap<String, usize>) -> Option<String> {
+    let count = |namespace: &&String| busy.get(*namespace).copied().unwrap_or_default();
+    let least = asked?.namespaces.keys().min_by_key(count)?;
+    (count(&least) < AT_ONCE_OF_NAMESPACE).then(|| least.clone())
+}
+
+/// When the next fetch can begin; `None` while those under way must end first.
+fn soonest(sources: &Wanted, entries: &HashMap<KeySource, Entry>) -> Option<Instant> {
+    let busy = busy(entries);
+    let mut waiting: Vec<_> = entries.iter().filter(|(_, entry)| entry.under_way.is_none()).collect();
+    waiting.sort_unstable_by_key(|(_, entry)| entry.next);
+    let first = waiting.into_iter().find(|(source, _)| payer(sources.get(*source), &busy).is_some());
+    first.map(|(_, entry)| entry.next)
 }
 
 fn start_due(
@@ -166,24 +192,17 @@ fn start_due(
     fetches: &mut JoinSet<(KeySource, anyhow::Result<String>)>,
 ) {
     let now = Instant::now();
-    let namespace = |source: &KeySource| sources.get(source).map_or("", |asked| asked.namespace.0.as_str());
-    let mut busy: HashMap<&str, usize> = HashMap::new();
-    for (source, _) in entries.iter().filter(|(_, entry)| entry.under_way) {
-        *busy.entry(namespace(source)).or_default() += 1;
-    }
-    let mut due: Vec<_> = entries.iter_mut().filter(|(_, e)| !e.under_way && e.next <= now).collect();
+    let mut busy = busy(entries);
+    let mut due: Vec<_> = entries.iter_mut().filter(|(_, e)| e.under_way.is_none() && e.next <= now).collect();
     // Who has waited longest comes first; of several that wait as long, one of a namespace after the other.
-    due.sort_by_key(|(source, entry)| (entry.next, sources.get(*source).map(|asked| asked.namespace.1)));
+    due.sort_by_key(|(source, entry)| (entry.next, sources.get(*source).map(KeyRequest::place)));
     for (source, entry) in due {
         if fetches.len() >= AT_ONCE {
             return;
         }
-        let of_namespace = busy.entry(namespace(source)).or_default();
-        if *of_namespace >= AT_ONCE_OF_NAMESPACE {
-            continue;
-        }
-        *of_namespace += 1;
-        entry.under_way = true;
+        let Some(namespace) = payer(sources.get(source), &busy) else { continue };
+        *busy.entry(namespace.clone()).or_default() += 1;
+        entry.under_way = Some(namespace);
         let (fetching, source) = (fetching.clone(), source.clone());
         let longest =
             sources.get(&source).map_or(weft_model::jwks::FETCH_TIMEOUT, |asked| asked.longest).min(MAX_TIMEOUT);
@@ -206,7 +225,7 @@ impl Entry {
         refresh: Duration,
     ) -> Result<Arc<str>, Arc<str>> {
         let now = Instant::now();
-        self.under_way = false;
+        self.under_way = None;
         match outcome {
             Ok(text) => {
                 self.failures = 0;
@@ -271,7 +290,7 @@ async fn fetch(fetching: &Fetching, source: &KeySource) -> anyhow::Result<String
         }
     };
     let (text, _) = get(fetching, &uri, from).await?;
-    weft_tls::jwks::only_usable(&text).with_context(|| format!("{uri} has no keys that check tokens"))
+    weft_tls::jwks::for_envoy(&text).with_context(|| format!("{uri} has no keys that check tokens"))
 }
 
 /// Who named an address.
@@ -456,8 +475,14 @@ fn is_own_or_local(address: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::Cell;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
+
+    thread_local! {
+        /// Turns of the fetchers of this thread, which is that of one test.
+        pub(super) static TURNS: Cell<usize> = const { Cell::new(0) };
+    }
 
     fn fetching(allowed: &[&str]) -> Fetching {
         Fetching {
@@ -495,7 +520,7 @@ mod tests {
         r#"{"keys":[{"crv":"Ed25519","kty":"OKP","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
 
     fn asked(namespace: &str, place: usize) -> KeyRequest {
-        KeyRequest { longest: Duration::from_secs(5), namespace: (namespace.into(), place) }
+        KeyRequest { longest: Duration::from_secs(5), namespaces: [(namespace.into(), place)].into() }
     }
 
     #[test]
@@ -513,7 +538,7 @@ mod tests {
             assert!((249..=MAX_OF_NAMESPACE).contains(&of(many)), "{many} {}", of(many));
         }
         // Those that are left out say so.
-        let entry = || Entry { next: Instant::now(), failures: 0, fetched: None, under_way: false };
+        let entry = || Entry { next: Instant::now(), failures: 0, fetched: None, under_way: None };
         let entries = chosen.iter().map(|source| ((*source).clone(), entry())).collect();
         let mut told = FetchedKeys::default();
         assert!(settle(&mut told, &wanted, &entries));
@@ -539,7 +564,31 @@ mod tests {
         let mut fetched = keys.fetched.clone();
         let there = fetched.wait_for(|fetched| fetched.get(&good).is_some_and(Result::is_ok));
         timeout(MAX_TIMEOUT * 8 / 10, there).await.expect("before the slow ones have ended").unwrap();
+        // And whoever waits for the slow ones sleeps: it takes a turn when something happens, and not else.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let turns = TURNS.with(Cell::get);
+        assert!((2..50).contains(&turns), "{turns} turns");
         task.abort();
+    }
+
+    #[test]
+    fn a_source_of_two_namespaces_is_crowded_out_by_neither() {
+        let source = |name: &str| KeySource::Uri(format!("https://{name}"));
+        let mut wanted: Wanted = (0..300).map(|i| (source(&format!("evil/{i}")), asked("evil", i))).collect();
+        let mut shared = asked("evil", 300);
+        shared.namespaces.insert("shop".into(), 0);
+        wanted.insert(source("issuer"), shared);
+        assert!(choose(&wanted).contains(&source("issuer")));
+        // It is fetched on the account of the namespace that has places left, and of none when no one has.
+        let full = |name: &str| (name.to_string(), AT_ONCE_OF_NAMESPACE);
+        for (busy, account) in [
+            (vec![full("evil")], Some("shop")),
+            (vec![full("shop")], Some("evil")),
+            (vec![full("evil"), full("shop")], None),
+        ] {
+            let busy = busy.into_iter().collect();
+            assert_eq!(payer(wanted.get(&source("issuer")), &busy).as_deref(), account);
+        }
     }
 
     #[tokio::test]

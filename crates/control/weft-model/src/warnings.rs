@@ -50,18 +50,27 @@ pub(crate) fn of_security(snapshot: &MeshSnapshot) -> Vec<Warning> {
     for policy in snapshot.request_auth.values().flatten() {
         for (i, rule) in policy.spec.jwt_rules.iter().enumerate() {
             let (field, why) = match KeySource::of(rule) {
-                None => ("jwks", jwks::only_usable(&rule.jwks).err().map(|why| why.to_string())),
-                Some(source) => {
-                    let failed = snapshot.jwks.get(&source).and_then(|keys| keys.as_ref().err());
-                    ("jwksUri", failed.map(ToString::to_string))
-                }
+                None => ("jwks", unreadable(&rule.jwks)),
+                Some(source) => match snapshot.jwks.get(&source) {
+                    Some(Ok(text)) => ("jwksUri", unreadable(text)),
+                    Some(Err(why)) => ("jwksUri", Some((why.to_string(), ""))),
+                    None => continue,
+                },
             };
-            let Some(why) = why else { continue };
+            let Some((why, by)) = why else { continue };
             let at = policy.provenance.at(format!("spec.jwtRules[{i}].{field}"));
-            found.push(not_found(at, format!("{why}; tokens of {} are refused until keys are there", rule.issuer)));
+            found.push(not_found(at, format!("{why}; tokens of {} are refused{by} until keys are there", rule.issuer)));
         }
     }
     found
+}
+
+/// Why a key set checks no tokens, and where.
+fn unreadable(text: &str) -> Option<(String, &'static str)> {
+    match jwks::for_envoy(text) {
+        Err(why) => Some((why.to_string(), "")),
+        Ok(text) => jwks::only_usable(&text).err().map(|why| (why.to_string(), " by all proxies but Envoys")),
+    }
 }
 
 /// References of gateways that lead nowhere.

@@ -92,7 +92,7 @@ impl JwsCurve {
     }
 
     /// Bytes of a coordinate.
-    fn width(self) -> usize {
+    pub(crate) fn width(self) -> usize {
         match self {
             Self::P256 => 32,
             Self::P384 => 48,
