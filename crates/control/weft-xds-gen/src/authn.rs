@@ -30,11 +30,13 @@ const CLAIMS: &str = "@request.auth.claims";
 /// A policy as the model holds it.
 pub(crate) type AuthnPolicy = Policy<istio::RequestAuthentication>;
 
-/// The filter that enforces `policies`; none without rules. With `reroute` claims decide about routes.
+/// The filter that enforces `policies`; none without rules. With `reroute` claims decide about routes. With `weft` it is for a
+/// proxy of ours, which reads keys more strictly than an Envoy.
 pub(crate) fn http_filter_for(
     snapshot: &MeshSnapshot,
     policies: &[Arc<AuthnPolicy>],
     reroute: bool,
+    weft: bool,
 ) -> Option<hcm::HttpFilter> {
     let mut rules: Vec<&JwtRule> = policies.iter().flat_map(|p| &p.spec.jwt_rules).collect();
     if rules.is_empty() {
@@ -45,7 +47,7 @@ pub(crate) fn http_filter_for(
     let named: Vec<(String, &JwtRule)> =
         rules.into_iter().enumerate().map(|(i, rule)| (format!("origins-{i}"), rule)).collect();
     let providers: BTreeMap<String, jwt::JwtProvider> =
-        named.iter().map(|(name, rule)| (name.clone(), provider(snapshot, rule, reroute))).collect();
+        named.iter().map(|(name, rule)| (name.clone(), provider(rule, reroute, keys(snapshot, rule, weft)))).collect();
     let config = jwt::JwtAuthentication {
         rules: vec![jwt::RequirementRule {
             r#match: Some(route::RouteMatch {
@@ -84,7 +86,7 @@ fn requirement(named: &[(String, &JwtRule)]) -> jwt::JwtRequirement {
     any(outer)
 }
 
-fn provider(snapshot: &MeshSnapshot, rule: &JwtRule, reroute: bool) -> jwt::JwtProvider {
+fn provider(rule: &JwtRule, reroute: bool, keys: String) -> jwt::JwtProvider {
     let mut claims: Vec<String> = rule.space_delimited_claims.clone();
     claims.extend(SPACE_DELIMITED.map(String::from));
     claims.sort();
@@ -113,20 +115,22 @@ fn provider(snapshot: &MeshSnapshot, rule: &JwtRule, reroute: bool) -> jwt::JwtP
             .collect(),
         clear_route_cache: reroute,
         jwks_source_specifier: Some(jwt::jwt_provider::JwksSourceSpecifier::LocalJwks(core::DataSource {
-            specifier: Some(core::data_source::Specifier::InlineString(keys(snapshot, rule))),
+            specifier: Some(core::data_source::Specifier::InlineString(keys)),
             ..Default::default()
         })),
         ..Default::default()
     }
 }
 
-fn keys(snapshot: &MeshSnapshot, rule: &JwtRule) -> String {
+fn keys(snapshot: &MeshSnapshot, rule: &JwtRule, weft: bool) -> String {
     let text = match KeySource::of(rule) {
         None => Some(rule.jwks.as_str()),
         Some(source) => snapshot.jwks.get(&source).and_then(|keys| keys.as_deref().ok()),
     };
     // An Envoy refuses the whole listener for a set without a key that it can use, and goes on with the old one.
-    text.and_then(|text| jwks::only_usable(text).ok()).unwrap_or_else(|| NO_KEYS.into())
+    let readable = text.and_then(|text| jwks::for_envoy(text).ok());
+    let readable = if weft { readable.and_then(|text| jwks::only_usable(&text).ok()) } else { readable };
+    readable.unwrap_or_else(|| NO_KEYS.into())
 }
 
 #[cfg(test)]
@@ -135,6 +139,18 @@ mod tests {
 
     #[test]
     fn nobodys_keys_are_keys() {
-        assert!(jwks::only_usable(NO_KEYS).is_ok());
+        assert!(jwks::only_usable(NO_KEYS).is_ok() && jwks::for_envoy(NO_KEYS).is_ok());
+    }
+
+    #[test]
+    fn each_proxy_gets_the_keys_that_it_reads() {
+        let short = format!(r#"{{"keys":[{{"kty":"RSA","kid":"short","n":"{}8=","e":"AQAB"}}]}}"#, "z".repeat(170));
+        let of = |jwks: &str, weft| {
+            keys(&MeshSnapshot::default(), &JwtRule { jwks: jwks.into(), ..JwtRule::default() }, weft)
+        };
+        let envoy = of(&short, false);
+        assert!(envoy.contains("short") && !envoy.contains('='), "{envoy}");
+        assert_eq!(of(&short, true), NO_KEYS);
+        assert_eq!(of(r#"{"keys":[{"kty":"oct","k":"AAAA"}]}"#, false), NO_KEYS);
     }
 }

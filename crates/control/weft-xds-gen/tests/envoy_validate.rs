@@ -218,3 +218,78 @@ fn envoy_takes_key_sets_without_a_usable_key() {
     }
     std::fs::remove_dir_all(&folder).ok();
 }
+
+/// A bootstrap with a filter that checks tokens by these key sets, each of a provider of its own.
+fn token_filter(sets: &[String]) -> String {
+    let providers: Map<String, Value> = sets
+        .iter()
+        .enumerate()
+        .map(|(i, set)| (format!("p{i}"), json!({"issuer": "i", "local_jwks": {"inline_string": set}})))
+        .collect();
+    let of = |name: &str| format!("type.googleapis.com/envoy.extensions.filters.{name}");
+    let manager = json!({
+        "@type": of("network.http_connection_manager.v3.HttpConnectionManager"), "stat_prefix": "x",
+        "route_config": {"virtual_hosts": []},
+        "http_filters": [
+            {"name": "jwt", "typed_config": {"@type": of("http.jwt_authn.v3.JwtAuthentication"), "providers": providers}},
+            {"name": "router", "typed_config": {"@type": of("http.router.v3.Router")}},
+        ],
+    });
+    let listener = json!({
+        "name": "l", "address": {"socket_address": {"address": "127.0.0.1", "port_value": 1}},
+        "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+    });
+    json!({"static_resources": {"listeners": [listener]}}).to_string()
+}
+
+/// Keys that an Envoy is given are keys that it reads; those that it is not given, secrets aside, are none.
+#[test]
+fn envoy_takes_the_keys_that_it_is_given() {
+    let Some(envoy) = envoy() else {
+        eprintln!("skipped: no Envoy at $ENVOY or /opt/weft-peers/bin/envoy");
+        return;
+    };
+    let folder = std::env::temp_dir().join(format!("weft-envoy-keys-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let (x, y) = ("04N0xi21hshyvBp7I167sbE_bXqyqkAPfefdklMO7wY", "UI8exy-C06a7DUnjIdENkxeFtHM4-l_41LqEw9nVgmw");
+    let rsa = |bytes: usize, more: Value| {
+        // All bits are ones: odd, and of just that many bits.
+        let n = format!("{}{}", "_".repeat(bytes * 4 / 3), ["", "w", "8"][bytes % 3]);
+        let mut key = json!({"kty": "RSA", "n": n, "e": "AQAB"});
+        key.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        key
+    };
+    let given = [
+        rsa(128, json!({})),
+        rsa(256, json!({"alg": "RS256"})),
+        rsa(64, json!({"use": "enc"})),
+        json!({"kty": "EC", "crv": "P-256", "x": format!("{x}="), "y": y}),
+        json!({"kty": "EC", "x": x, "y": y}),
+        json!({"kty": "EC", "crv": "P-256", "alg": "ES256", "x": x, "y": y}),
+        json!({"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}),
+    ];
+    let sets: Vec<String> =
+        given.iter().map(|key| weft_model::jwks::for_envoy(&json!({"keys": [key]}).to_string()).unwrap()).collect();
+    let mut wrong: Vec<String> = validate(&envoy, &folder, "given", &token_filter(&sets)).err().into_iter().collect();
+    for (i, key) in [
+        rsa(128, json!({"alg": "HS256"})),
+        rsa(128, json!({"e": "AQ"})),
+        rsa(3, json!({})),
+        json!({"kty": "EC", "crv": "P-256", "alg": "ES384", "x": x, "y": y}),
+        json!({"kty": "EC", "crv": "P-256", "x": x, "y": x}),
+        json!({"kty": "OKP", "crv": "Ed448", "x": x}),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let set = json!({"keys": [key]}).to_string();
+        if weft_model::jwks::for_envoy(&set).is_ok() {
+            wrong.push(format!("{key} is given"));
+        }
+        if validate(&envoy, &folder, &format!("not-{i}"), &token_filter(&[set])).is_ok() {
+            wrong.push(format!("Envoy takes {key}"));
+        }
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

@@ -141,7 +141,12 @@ impl GatewayMaker<'_> {
         let snapshot = self.maker.view.snapshot;
         let trust = TrustDomains::of(snapshot);
         let bound: Vec<&AuthzPolicy> = self.policies.iter().map(|p| &**p).collect();
-        let tokens = authn::http_filter_for(snapshot, &self.tokens, authn::claims_route(snapshot));
+        let tokens = authn::http_filter_for(
+            snapshot,
+            &self.tokens,
+            authn::claims_route(snapshot),
+            self.maker.view.scope.key.weft,
+        );
         let options = Options {
             place: Place::Gateway,
             stat_prefix,

@@ -299,7 +299,8 @@ impl Inbound<'_> {
 
     /// Tokens first: authorization asks about their claims.
     fn security(&self) -> Vec<HttpFilter> {
-        let tokens = authn::http_filter_for(self.maker.view.snapshot, &self.tokens, false);
+        let tokens =
+            authn::http_filter_for(self.maker.view.snapshot, &self.tokens, false, self.maker.view.scope.key.weft);
         let authz = authz::http_filters(self.maker.view, &self.bound(), &self.trust());
         tokens.into_iter().chain(authz).collect()
     }
