@@ -168,6 +168,11 @@ fn container(settings: &Settings) -> anyhow::Result<Value> {
     if level != "info" {
         env.push(json!({"name": "WEFT_LOG", "value": level}));
     }
+    // What the injector mounts is what weftd writes.
+    let lists = settings.values.text("pilot.crlConfigMapName");
+    if !lists.is_empty() {
+        env.push(json!({"name": "PILOT_CRL_CONFIGMAP", "value": lists}));
+    }
     Ok(json!({
         "name": "discovery", "image": settings.pilot_image(), "args": arguments(settings)?,
         "env": env,

@@ -222,6 +222,10 @@ fn what_the_flags_say_reaches_weftd_and_the_mesh() {
     assert!(!container(&[])["env"].to_string().contains("WEFT_LOG"));
     let level = container(&["values.global.logging.level=debug"])["env"].to_string();
     assert!(level.contains(r#"{"name":"WEFT_LOG","value":"debug"}"#), "{level}");
+    // What the injector mounts is what weftd writes.
+    assert!(!container(&[])["env"].to_string().contains("PILOT_CRL_CONFIGMAP"));
+    let lists = container(&["values.pilot.crlConfigMapName=lists"])["env"].to_string();
+    assert!(lists.contains(r#"{"name":"PILOT_CRL_CONFIGMAP","value":"lists"}"#), "{lists}");
     assert!(arguments(&["values.global.monitoringPort=15099"]).contains("0.0.0.0:15099"));
     let mesh = |sets: &[&str]| {
         let all = made(sets);
