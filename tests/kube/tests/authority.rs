@@ -12,7 +12,11 @@ use weft_proto::istio::v1::auth::istio_certificate_service_client::IstioCertific
 use weft_store::client::WriteOptions;
 use weft_tls::{Issuer, KeyKind, RootParams, San, pem};
 
-on_both!(the_authority_is_replaced_and_a_replacement_is_taken_back, an_intermediate_is_replaced_in_one_step);
+on_both!(
+    the_authority_is_replaced_and_a_replacement_is_taken_back,
+    an_intermediate_is_replaced_in_one_step,
+    an_intermediate_with_lists_waits_for_its_lists
+);
 
 /// Runs `weft ca`; what it printed, or why it failed.
 async fn ca(cluster: &Cluster, args: &[&str]) -> Result<String> {
@@ -124,6 +128,64 @@ fn intermediates(cluster: &Cluster) -> Result<[PathBuf; 2]> {
         made.push(folder);
     }
     made.try_into().map_err(|_| anyhow::anyhow!("two"))
+}
+
+/// An empty revocation list of the authority of these files.
+fn empty_list(certificate: PathBuf, key: PathBuf) -> Result<String> {
+    let issuer = Issuer::from_pem(&std::fs::read(certificate)?, &std::fs::read(key)?)?;
+    let (now, day) = (SystemTime::now(), Duration::from_secs(24 * 3600));
+    Ok(issuer.revocation_list(&[], now - day, now + day)?)
+}
+
+async fn an_intermediate_with_lists_waits_for_its_lists(cluster: Cluster) -> Result<()> {
+    use base64::Engine as _;
+    let [one, two] = intermediates(&cluster)?;
+    let pki = cluster.dir().join("pki");
+    let root = empty_list(pki.join("root.pem"), pki.join("root.key"))?;
+    for folder in [&one, &two] {
+        let own = empty_list(folder.join("ca-cert.pem"), folder.join("ca-key.pem"))?;
+        std::fs::write(folder.join("ca-crl.pem"), format!("{own}{root}"))?;
+    }
+    cluster.namespace("istio-system", &[]).await?;
+    let mut data = serde_json::Map::new();
+    for key in ["ca-cert.pem", "ca-key.pem", "root-cert.pem", "cert-chain.pem", "ca-crl.pem"] {
+        let text = base64::engine::general_purpose::STANDARD.encode(std::fs::read(one.join(key))?);
+        data.insert(key.into(), json!(text));
+    }
+    let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "cacerts", "namespace": "istio-system"}, "data": data});
+    cluster.client.create(&serde_json::from_value(secret)?, &WriteOptions::default()).await?;
+    let _weftd = start(&cluster).await?;
+    published(&cluster, &std::fs::read_to_string(two.join("root-cert.pem"))?).await?;
+    let lists = async || -> Result<usize> {
+        let map = cluster.get("configmaps", "shop", "istio-ca-root-cert").await?;
+        let text = map.body["data"]["ca-crl.pem"].as_str().unwrap_or_default().to_owned();
+        Ok(pem::revocation_lists(text.as_bytes()).map_or(0, |lists| lists.len()))
+    };
+    eventually("the lists", async || check(lists().await? == 2, "others are published")).await?;
+    // A workload that cannot be asked: nobody knows which lists it has.
+    let mut made = cluster.create(objects::pod("shop", "web-0", "web")).await?;
+    made.body.insert("status".into(), objects::running("10.128.0.1"));
+    cluster.client.replace_status(&made).await?;
+    let from = two.to_str().context("a path")?;
+    let stopped = ca(&cluster, &["rotate", "--from-dir", from, "--timeout", "1s"]).await;
+    let stopped = stopped.err().context("it did not wait for the workload")?.to_string();
+    ensure!(stopped.contains("1/2 announced") && stopped.contains("web-0.shop"), "{stopped}");
+    ensure!(status(&cluster).await?["phase"] == "announced");
+    let signs = async |signer: &Path| -> Result<bool> {
+        let secret = cluster.get("secrets", "istio-system", "cacerts").await?;
+        let text = secret.body["data"]["ca-cert.pem"].as_str().context("ca-cert.pem")?.to_owned();
+        Ok(base64::engine::general_purpose::STANDARD.decode(text)? == std::fs::read(signer.join("ca-cert.pem"))?)
+    };
+    ensure!(signs(&one).await?, "the new one signs before its lists are everywhere");
+    eventually("the lists of both", async || check(lists().await? == 3, "others are published")).await?;
+    // And without the workload it goes on.
+    cluster.delete("pods", "shop", "web-0").await?;
+    eventually("the pod is gone", async || check(cluster.get("pods", "shop", "web-0").await.is_err(), "it is there"))
+        .await?;
+    let said = ca(&cluster, &["rotate", "--from-dir", from, "--timeout", "30s"]).await?;
+    ensure!(said.contains("2/2 switched"), "{said}");
+    ensure!(signs(&two).await? && status(&cluster).await?["phase"] == "steady", "{said}");
+    Ok(())
 }
 
 async fn an_intermediate_is_replaced_in_one_step(cluster: Cluster) -> Result<()> {

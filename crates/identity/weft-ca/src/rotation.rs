@@ -7,7 +7,8 @@
 //! | [`switch`] | new | new, old | every workload trusts both |
 //! | [`finish`] | new | new | no workload shows a certificate of the old any more |
 //!
-//! A new intermediate under a root that is trusted already needs no more than [`announce`] and [`switch`] in one.
+//! A new intermediate under a root that is trusted already needs no more than all of it in one; with lists, [`announce`] comes
+//! first and by itself, until every workload has those of both.
 //!
 //! # Revocation lists
 //! A workload that has lists refuses a chain that they do not cover (an Envoy any chain). So from the announcement to the end the
