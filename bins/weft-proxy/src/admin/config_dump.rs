@@ -257,6 +257,7 @@ impl Sections<'_> {
         });
         let roots = secret::Type::ValidationContext(CertificateValidationContext {
             trusted_ca: inline(&secrets.roots_pem),
+            crl: (!secrets.crl_pem.is_empty()).then(|| inline(&secrets.crl_pem)).flatten(),
             ..CertificateValidationContext::default()
         });
         let named = [(SDS_CERTIFICATE, certificate), (SDS_ROOTS, roots)];
