@@ -638,9 +638,10 @@ mod tests {
         assert!(!demands.name(&"a".repeat(MAX_HOST + 1)).await && demands.names().is_empty(), "no name");
         let asking = demands.clone();
         let waits = tokio::spawn(async move { asking.name("a").await });
-        while demands.0.waiting_names.load(Relaxed) == 0 {
+        for _ in 0..10 {
             tokio::task::yield_now().await;
         }
+        assert_eq!(demands.0.waiting_names.load(Relaxed), 1, "it waits");
         assert!(!demands.name("b").await, "another waits");
         assert!(demands.place().is_ok(), "connections have places of their own");
         demands.reachable(false);

@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn a_host_costs_what_there_is_for_it() {
         let long = vec!["a"; 120].join(".");
-        let all = hosts(&["80/*.b.a:80".into(), format!("80/a.default.svc.x:80"), format!("80/a.prod.svc.x:80")]);
+        let all = hosts(&["80/*.b.a:80", "80/a.default.svc.x:80", "80/a.prod.svc.x:80"].map(String::from));
         let found: Vec<String> = all.above("default.svc.x", &long).into_iter().collect();
         assert_eq!(found, ["*.a", "a", "a.default.svc.x"]);
         let deep = hosts(&[format!("80/{long}:80")]);
