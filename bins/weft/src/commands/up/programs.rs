@@ -83,9 +83,12 @@ fn build(cargo: &Path, folder: &Path) -> anyhow::Result<()> {
         output::note_plain(format!("Building {} (profile {profile}) …", PROGRAMS.join(", ")));
     }
     let mut command = Command::new(cargo);
-    command.args(["build", "--quiet", "--profile", profile]).current_dir(&manifest);
+    let root = manifest.ancestors().nth(2).context("the folder of this program's package is not in a workspace")?;
+    command.args(["build", "--quiet", "--profile", profile]).current_dir(root);
+    // By program, not by package: so the features of the libraries are those that the build of this program settled on, and
+    // nothing is compiled a second time.
     for name in PROGRAMS {
-        command.args(["--package", name]);
+        command.args(["--bin", name]);
     }
     // Beside this program is where the build must put them, wherever that is.
     if let Some(target) = folder.parent() {
