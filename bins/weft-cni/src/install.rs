@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result, bail};
 use base64::Engine as _;
 use clap::Args;
 use serde_json::{Value, json};
-use std::os::unix::fs::PermissionsExt as _;
+use std::io::Write as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use weft_runtime::logging::{self, Format};
@@ -261,10 +262,20 @@ fn write(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     let name = path.file_name().context("a file name")?.to_string_lossy().into_owned();
     // Not a name that runtimes read.
     let beside = path.with_file_name(format!(".{name}.new"));
-    let written = std::fs::write(&beside, content)
-        .and_then(|()| std::fs::set_permissions(&beside, std::fs::Permissions::from_mode(mode)))
-        .and_then(|()| std::fs::rename(&beside, path));
-    written.with_context(|| path.display().to_string())
+    let written = || {
+        // What was left of one that was interrupted may have other rights.
+        match std::fs::remove_file(&beside) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        // Never readable for others than it is to be, not even while it is written: the kubeconfig has a token.
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
+        // The process may mask rights that are meant.
+        file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+        file.write_all(content)?;
+        std::fs::rename(&beside, path)
+    };
+    written().with_context(|| path.display().to_string())
 }
 
 #[cfg(test)]
@@ -341,6 +352,21 @@ mod tests {
         std::fs::create_dir(place.conf_dir.join(".50-net.conflist.new")).unwrap();
         assert!(place.clean().is_err());
         assert!(place.bin_dir.join(conflist::TYPE).exists());
+    }
+
+    #[test]
+    fn a_token_is_never_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let mode = |name: &str| std::fs::metadata(folder.path().join(name)).unwrap().permissions().mode() & 0o777;
+        // What an interrupted agent has left.
+        std::fs::write(folder.path().join(".k.new"), "old").unwrap();
+        std::fs::set_permissions(folder.path().join(".k.new"), std::fs::Permissions::from_mode(0o666)).unwrap();
+        let before = std::fs::File::open(folder.path().join(".k.new")).unwrap();
+        write(&folder.path().join("k"), b"token", 0o600).unwrap();
+        assert_eq!((mode("k"), std::fs::read(folder.path().join("k")).unwrap()), (0o600, b"token".to_vec()));
+        assert_eq!(std::io::read_to_string(before).unwrap(), "old", "whoever had it open reads no token");
+        write(&folder.path().join("p"), b"program", 0o755).unwrap();
+        assert_eq!(mode("p"), 0o755);
     }
 
     #[test]

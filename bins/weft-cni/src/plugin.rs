@@ -187,7 +187,7 @@ impl Call {
             return Ok(None);
         }
         let pod = self.pod(&namespace, &name)?;
-        if let Some(uid) = argument("K8S_POD_UID").filter(|uid| pod.metadata.uid.as_ref() != Some(uid)) {
+        if let Some(uid) = argument("K8S_POD_UID").filter(|uid| !is_of(&pod, uid)) {
             return Err(Failure::later(format!("pod {namespace}/{name} is no longer the one with uid {uid}")));
         }
         pod::wanted(&pod).map_err(|why| Failure::redirection(format!("pod {namespace}/{name}: {why}")))
@@ -211,6 +211,12 @@ impl Call {
     }
 }
 
+/// Whether a pod is the one that the runtime makes. One of a file on the node (a static pod) has a uid of the node's own, which
+/// the API server's picture of it carries as an annotation.
+fn is_of(pod: &Object, uid: &str) -> bool {
+    pod.metadata.uid.as_deref() == Some(uid) || pod.annotation("kubernetes.io/config.mirror") == Some(uid)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,6 +225,14 @@ mod tests {
         let version = settings["cniVersion"].as_str().unwrap_or("0.2.0").to_string();
         let find = |name: &str| environment.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string());
         Call { settings, version, environment: Box::new(find) }.run()
+    }
+
+    #[test]
+    fn uids() {
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "uid": "of-api",
+            "annotations": {"kubernetes.io/config.mirror": "of-node"}}});
+        let pod: Object = serde_json::from_value(pod).unwrap();
+        assert!(is_of(&pod, "of-api") && is_of(&pod, "of-node") && !is_of(&pod, "of-before"));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use serde_json::Value;
 use weft_capture::{Arguments, CaptureConfig};
+use weft_inject::as_bool;
 use weft_k8s_api::Object;
 
 /// The container that a pod with a proxy has.
@@ -40,8 +41,11 @@ pub fn wanted(pod: &Object) -> Result<Option<Wanted>, String> {
     let (containers, init) = (list(spec, "containers"), list(spec, "initContainers"));
     let Some(proxy) = named(containers, PROXY).or_else(|| named(init, PROXY)) else { return Ok(None) };
     let own_network = spec.get("hostNetwork").and_then(Value::as_bool) != Some(true);
-    let unwilling = pod.annotation(INJECT) == Some("false") || pod.annotation(STATUS).is_none();
-    if !own_network || unwilling || named(init, INIT).is_some() || setting(proxy, "DISABLE_ENVOY").is_some() {
+    // The label counts before the annotation, which is older.
+    let asked = pod.label(INJECT).or_else(|| pod.annotation(INJECT)).and_then(as_bool);
+    let unwilling = asked == Some(false) || pod.annotation(STATUS).is_none();
+    let without_envoy = setting(proxy, "DISABLE_ENVOY").and_then(as_bool) == Some(true);
+    if !own_network || unwilling || named(init, INIT).is_some() || without_envoy || is_gateway(proxy) {
         return Ok(None);
     }
     let mode = pod.annotation(MODE).unwrap_or("REDIRECT");
@@ -56,7 +60,7 @@ pub fn wanted(pod: &Object) -> Result<Option<Wanted>, String> {
         mode: mode.into(),
         inbound_ports: "*".into(),
         outbound_ranges: "*".into(),
-        dns: setting(proxy, "ISTIO_META_DNS_CAPTURE") == Some("true"),
+        dns: setting(proxy, "ISTIO_META_DNS_CAPTURE").and_then(as_bool) == Some(true),
         ..Arguments::default()
     };
     let config = arguments.config().map_err(|why| format!("annotation {MODE}: {why}"))?;
@@ -66,6 +70,12 @@ pub fn wanted(pod: &Object) -> Result<Option<Wanted>, String> {
         _ => config.annotated(|name| pod.annotation(name))?,
     };
     Ok(Some(Wanted { pod: format!("pod {}/{}", pod.namespace(), pod.name()), config }))
+}
+
+/// A gateway listens itself on the ports that it is called at: redirected to the proxy's ports, it would answer nobody.
+fn is_gateway(proxy: &Value) -> bool {
+    let mut arguments = list(proxy, "args").iter().filter_map(Value::as_str);
+    arguments.next() == Some("proxy") && arguments.next().is_some_and(|kind| kind != "sidecar")
 }
 
 /// A variable of a container's environment.
@@ -97,6 +107,10 @@ mod tests {
         serde_json::from_value(pod).unwrap()
     }
 
+    fn environment(pod: &mut Value, name: &str, value: &str) {
+        pod["spec"]["containers"][1]["env"] = json!([{"name": name, "value": value}]);
+    }
+
     #[test]
     fn which_pods() {
         let nothing = || json!({});
@@ -112,14 +126,25 @@ mod tests {
             ("unwilling", pod(json!({"sidecar.istio.io/inject": "false"}), |_| {})),
             ("not injected", pod(nothing(), |pod| pod["metadata"]["annotations"] = json!({}))),
             ("of the node", pod(nothing(), |pod| pod["spec"]["hostNetwork"] = true.into())),
+            ("by label", pod(nothing(), |pod| pod["metadata"]["labels"] = json!({"sidecar.istio.io/inject": "False"}))),
+            ("without Envoy", pod(nothing(), |pod| environment(pod, "DISABLE_ENVOY", "True"))),
+            ("a gateway", pod(nothing(), |pod| pod["spec"]["containers"][1]["args"] = json!(["proxy", "router"]))),
+        ] {
+            assert_eq!(wanted(&pod).unwrap(), None, "{what}");
+        }
+        // What only looks like it.
+        for (what, pod) in [
+            ("with Envoy", pod(nothing(), |pod| environment(pod, "DISABLE_ENVOY", "false"))),
+            ("no word", pod(nothing(), |pod| environment(pod, "DISABLE_ENVOY", "perhaps"))),
+            ("a sidecar", pod(nothing(), |pod| pod["spec"]["containers"][1]["args"] = json!(["proxy", "sidecar"]))),
             (
-                "without Envoy",
-                pod(nothing(), |pod| {
-                    pod["spec"]["containers"][1]["env"] = json!([{"name": "DISABLE_ENVOY", "value": "true"}]);
+                "the label counts",
+                pod(json!({"sidecar.istio.io/inject": "false"}), |pod| {
+                    pod["metadata"]["labels"] = json!({"sidecar.istio.io/inject": "true"});
                 }),
             ),
         ] {
-            assert_eq!(wanted(&pod).unwrap(), None, "{what}");
+            assert!(wanted(&pod).unwrap().is_some(), "{what}");
         }
     }
 
@@ -130,7 +155,7 @@ mod tests {
                 "traffic.sidecar.istio.io/excludeOutboundPorts": "3306", "traffic.sidecar.istio.io/includeInboundPorts": "80,81",
                 "traffic.sidecar.istio.io/excludeOutboundIPRanges": "10.9.0.0/16", "sidecar.istio.io/interceptionMode": "TPROXY",
             }),
-            |pod| pod["spec"]["containers"][1]["env"] = json!([{"name": "ISTIO_META_DNS_CAPTURE", "value": "true"}]),
+            |pod| environment(pod, "ISTIO_META_DNS_CAPTURE", "1"),
         );
         let config = wanted(&annotated).unwrap().unwrap().config;
         assert_eq!(config.owner, ProxyOwner::Ids { uids: vec![1338], gids: vec![1339] });

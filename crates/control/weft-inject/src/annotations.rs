@@ -87,8 +87,8 @@ fn true_or_false(text: &str) -> Result<(), String> {
     }
 }
 
-/// What counts as a boolean in Istio's annotations (Go's `strconv.ParseBool`).
-pub(crate) fn as_bool(text: &str) -> Option<bool> {
+/// What counts as a boolean in Istio's annotations and variables (Go's `strconv.ParseBool`).
+pub fn as_bool(text: &str) -> Option<bool> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),

@@ -26,6 +26,7 @@ mod sidecar;
 pub mod template;
 pub mod values;
 
+pub use annotations::as_bool;
 pub use config::Config;
 pub use decide::{Decision, decide};
 pub use documents::inject_text;
