@@ -1,6 +1,6 @@
 //! `cargo xtask journey`: runs the user journeys of the spec, each in a lab of its own.
 //!
-//! The programs are the release build, or those of the folder that `WEFT_BIN_DIR` names.
+//! The programs are built with the profile `journeys`, or those of the folder that `WEFT_BIN_DIR` names.
 
 use crate::{peers, run};
 use anyhow::Result;
@@ -12,8 +12,8 @@ pub fn run(args: &[&str]) -> Result<()> {
     let talks_only = args.iter().any(|arg| ["--list", "--uncovered", "--help", "-h"].contains(arg));
     let mut bins = std::env::var_os("WEFT_BIN_DIR").map(PathBuf::from);
     if !talks_only && bins.is_none() {
-        run::with_env(&cargo, &["build", "--release", "--quiet"], &[])?;
-        bins = Some(run::target().join("release"));
+        run::with_env(&cargo, &["build", "--profile", "journeys", "--quiet"], &[])?;
+        bins = Some(run::target().join("journeys"));
     }
     let envoy = match std::env::var_os("ENVOY") {
         Some(path) => Some(PathBuf::from(path)),

@@ -10,10 +10,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a lab may take to start.
 const START_LIMIT: Duration = Duration::from_secs(180);
+/// How long a command may take; the longest waits 3 minutes by itself.
+const COMMAND_LIMIT: Duration = Duration::from_secs(240);
 /// How long a lab may take to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
@@ -33,16 +36,16 @@ pub struct Lab {
     pub tcp_port: u16,
     /// What `weft up` printed until it was ready.
     pub greeting: String,
-    lines: Receiver<String>,
+    lines: Mutex<Receiver<String>>,
 }
 
-/// The folder with the programs: `WEFT_BIN_DIR`, else the release build.
+/// The folder with the programs: `WEFT_BIN_DIR`, else what the profile `journeys` built.
 pub fn bin_dir() -> PathBuf {
     if let Some(dir) = std::env::var_os("WEFT_BIN_DIR") {
         return PathBuf::from(dir);
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from).join("release")
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from).join("journeys")
 }
 
 /// A port that is free: below those that labs give to services and the kernel to outgoing connections, and another one each
@@ -80,7 +83,10 @@ impl Lab {
         }
         let mut child =
             command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().with_context(|| {
-                format!("cannot start {}; build it with: cargo build --release", bin_dir().join("weft").display())
+                format!(
+                    "cannot start {}; build it with: cargo build --profile journeys",
+                    bin_dir().join("weft").display()
+                )
             })?;
         let (send, lines) = channel();
         let out = child.stdout.take().context("stdout")?;
@@ -95,7 +101,8 @@ impl Lab {
                 }
             });
         }
-        let mut lab = Self { child, home, port, https_port, tcp_port, greeting: String::new(), lines };
+        let mut lab =
+            Self { child, home, port, https_port, tcp_port, greeting: String::new(), lines: Mutex::new(lines) };
         lab.wait_until_ready()?;
         Ok(lab)
     }
@@ -107,7 +114,8 @@ impl Lab {
             // What it started may hold its output open after its end.
             let ended = self.child.try_wait()?.is_some();
             let pause = if ended { Duration::from_millis(200) } else { Duration::from_secs(1) };
-            match self.lines.recv_timeout(pause) {
+            let lines = self.lines.get_mut().unwrap_or_else(PoisonError::into_inner);
+            match lines.recv_timeout(pause) {
                 Err(RecvTimeoutError::Timeout) if !ended && Instant::now() < deadline => {}
                 Ok(line) => {
                     self.greeting.push_str(&line);
@@ -134,7 +142,8 @@ impl Lab {
 
     /// Runs `weft ARGS`, whatever comes of it.
     pub fn try_weft(&self, args: &[&str]) -> Result<Output> {
-        Ok(weft(self.home.path(), args).output()?)
+        let child = weft(self.home.path(), args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        crate::kubectl::bounded_by(COMMAND_LIMIT, child, &format!("weft {}", args.join(" ")))
     }
 
     /// Applies manifests given as text.
@@ -194,6 +203,25 @@ impl Lab {
     pub fn sh(&self, line: &str) -> Result<String> {
         let out = self.exec("default", "deploy/sleep", "sleep", &["sh", "-c", line])?;
         Ok(text(&out.stdout))
+    }
+
+    /// [`IN_A_ROW`](crate::IN_A_ROW) times `curl ARGS` in the sleep pod of a namespace, each on a connection of its own; it stops
+    /// after the first that prints something else than `want`, or ends with another exit code than `exit`. What each printed,
+    /// with its exit code.
+    pub fn curls(&self, namespace: &str, args: &[&str], want: &str, exit: i32) -> Result<Vec<(String, i32)>> {
+        const SCRIPT: &str = "times=$1 want=$2 exit=$3; shift 3; while [ $times -gt 0 ]; do got=$(curl \"$@\"); code=$?; \
+                              echo \"$code $got\"; [ \"$code $got\" = \"$exit $want\" ] || exit 0; times=$((times-1)); done";
+        let (times, exit) = (crate::IN_A_ROW.to_string(), exit.to_string());
+        let argv = [&["sh", "-c", SCRIPT, "sh", &times, want, &exit], args].concat();
+        let out = self.exec(namespace, "deploy/sleep", "sleep", &argv)?;
+        let said = text(&out.stdout);
+        let answers: Vec<(String, i32)> = said
+            .lines()
+            .filter_map(|line| line.split_once(' '))
+            .filter_map(|(code, got)| Some((got.to_string(), code.parse().ok()?)))
+            .collect();
+        anyhow::ensure!(!answers.is_empty(), "curl {}: {said}{}", args.join(" "), text(&out.stderr));
+        Ok(answers)
     }
 
     /// `pilot-agent request METHOD PATH` in the proxy of `pod`.
@@ -344,7 +372,8 @@ impl Drop for Lab {
             let _ = self.child.wait();
         }
         if std::thread::panicking() {
-            let rest: Vec<String> = self.lines.try_iter().collect();
+            let lines = self.lines.get_mut().unwrap_or_else(PoisonError::into_inner);
+            let rest: Vec<String> = lines.try_iter().collect();
             eprintln!("--- weft up printed:\n{}{}", self.greeting, rest.join("\n"));
         }
     }

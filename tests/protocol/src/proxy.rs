@@ -96,9 +96,11 @@ impl Proxy {
         found.map_or(Ok(0), |value| value.trim().parse().with_context(|| format!("{name}: {value}")))
     }
 
-    /// The program is a release build: figures of speed mean something.
+    /// The program is an optimised build: figures of speed mean something.
     pub fn is_optimised() -> bool {
-        program().is_ok_and(|program| program.parent().is_some_and(|folder| folder.ends_with("release")))
+        let of =
+            |profile| program().is_ok_and(|program| program.parent().is_some_and(|folder| folder.ends_with(profile)));
+        of("release") || of("journeys")
     }
 
     /// Resident memory, bytes.
