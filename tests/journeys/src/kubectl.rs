@@ -7,6 +7,8 @@ use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Time for one command.
@@ -238,34 +240,64 @@ fn printed(out: Output, what: &str) -> Result<String> {
 ///
 /// # Errors
 /// When it does not end in time; then it is killed.
-pub fn bounded(mut child: Child, what: &str) -> Result<Output> {
-    let drain = |pipe: Option<Box<dyn std::io::Read + Send>>| {
-        std::thread::spawn(move || {
-            let mut bytes = Vec::new();
-            let _ = pipe.map(|mut pipe| pipe.read_to_end(&mut bytes));
-            bytes
-        })
-    };
-    let stdout = drain(child.stdout.take().map(|p| Box::new(p) as _));
-    let stderr = drain(child.stderr.take().map(|p| Box::new(p) as _));
-    let joined = |thread: std::thread::JoinHandle<Vec<u8>>| thread.join().unwrap_or_default();
-    let deadline = Instant::now() + LIMIT;
+pub fn bounded(child: Child, what: &str) -> Result<Output> {
+    bounded_by(LIMIT, child, what)
+}
+
+/// As [`bounded`], with another time.
+///
+/// # Errors
+/// When it does not end in time; then it is killed.
+pub fn bounded_by(limit: Duration, mut child: Child, what: &str) -> Result<Output> {
+    let (stdout, stderr) = (Said::by(child.stdout.take()), Said::by(child.stderr.take()));
+    let deadline = Instant::now() + limit;
     let status = loop {
         match child.try_wait()? {
             Some(status) => break status,
             None if Instant::now() > deadline => {
                 child.kill()?;
                 child.wait()?;
+                // What it started may live on and hold its outputs open: their end is not waited for.
                 bail!(
-                    "{what} did not end within {LIMIT:?}; it said {}{}",
-                    text(&joined(stdout)),
-                    text(&joined(stderr))
+                    "{what} did not end within {limit:?}; it said {}{}",
+                    text(&stdout.so_far()),
+                    text(&stderr.so_far())
                 );
             }
-            None => std::thread::sleep(Duration::from_millis(10)),
+            None => std::thread::sleep(Duration::from_millis(5)),
         }
     };
-    Ok(Output { status, stdout: joined(stdout), stderr: joined(stderr) })
+    Ok(Output { status, stdout: stdout.all(), stderr: stderr.all() })
+}
+
+/// What a program prints, read as it comes.
+struct Said {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    reader: JoinHandle<()>,
+}
+
+impl Said {
+    fn by(pipe: Option<impl std::io::Read + Send + 'static>) -> Self {
+        let bytes: Arc<Mutex<Vec<u8>>> = Arc::default();
+        let kept = bytes.clone();
+        let reader = std::thread::spawn(move || {
+            let Some(mut pipe) = pipe else { return };
+            let mut part = [0; 16_384];
+            while let Ok(length @ 1..) = pipe.read(&mut part) {
+                kept.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&part[..length]);
+            }
+        });
+        Self { bytes, reader }
+    }
+
+    fn so_far(&self) -> Vec<u8> {
+        self.bytes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn all(self) -> Vec<u8> {
+        let _ = self.reader.join();
+        std::mem::take(&mut *self.bytes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// Helm: `$WEFT_HELM`, else the one that `cargo xtask helm` has built beside the programs; `None`: the machine's, if it has one.

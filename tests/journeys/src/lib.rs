@@ -33,6 +33,23 @@ pub fn eventually<T>(limit: Duration, mut check: impl FnMut() -> anyhow::Result<
     }
 }
 
+/// Answers in a row that say that a change has come everywhere. Each is on a connection of its own, and any of a proxy's workers
+/// may have that; they take a change one after the other.
+pub const IN_A_ROW: usize = 10;
+
+/// Waits until `check` gives a value [`IN_A_ROW`] times in a row; the last of them.
+///
+/// # Errors
+/// The last reason, when the time is over.
+pub fn steadily<T>(limit: Duration, mut check: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    eventually(limit, || {
+        for _ in 1..IN_A_ROW {
+            check()?;
+        }
+        check()
+    })
+}
+
 /// The folder of samples.
 pub fn sample(path: &str) -> String {
     format!("{}/../../samples/{path}", env!("CARGO_MANIFEST_DIR"))

@@ -2,8 +2,9 @@
 
 use anyhow::{Result, bail};
 use std::process::ExitCode;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use weft_journeys::catalogue;
 use weft_journeys::coverage;
 use weft_journeys::journey::{Engine, Journey, Tally};
@@ -71,23 +72,37 @@ fn list(journeys: &[Journey]) {
     println!("{} journeys", journeys.len());
 }
 
-fn run_all(journeys: &[Journey], options: &Options) -> Tally {
+/// A journey that has ended: what came of it, and how long it took.
+type Done = (&'static str, Tally, Duration);
+
+fn run_all(journeys: &[Journey], options: &Options) -> Vec<Done> {
     let next = AtomicUsize::new(0);
-    let sum = Mutex::new(Tally::default());
+    let done = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..options.jobs {
             scope.spawn(|| {
                 while let Some(journey) = journeys.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let begun = Instant::now();
                     let tally = journey.run(options.engine);
-                    if let Ok(mut sum) = sum.lock() {
-                        sum.passed += tally.passed;
-                        sum.failed += tally.failed;
-                    }
+                    done.lock().unwrap_or_else(PoisonError::into_inner).push((journey.id, tally, begun.elapsed()));
                 }
             });
         }
     });
-    sum.into_inner().unwrap_or(Tally { passed: 0, failed: 1 })
+    done.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The journeys with their times, the longest first, and what came of all; whether nothing failed.
+fn conclude(mut done: Vec<Done>, begun: Instant) -> bool {
+    done.sort_by_key(|(_, _, time)| std::cmp::Reverse(*time));
+    for (id, tally, time) in &done {
+        let failed = if tally.failed > 0 { format!(", {} FAILED", tally.failed) } else { String::new() };
+        println!("{:7.1} s  {id:<16} {} passed{failed}", time.as_secs_f64(), tally.passed);
+    }
+    let sum = |of: fn(&Tally) -> u32| done.iter().map(|(_, tally, _)| of(tally)).sum::<u32>();
+    let (passed, failed) = (sum(|tally| tally.passed), sum(|tally| tally.failed));
+    println!("{} journeys in {:.0} s: {passed} passed, {failed} failed", done.len(), begun.elapsed().as_secs_f64());
+    failed == 0
 }
 
 fn main() -> Result<ExitCode> {
@@ -109,7 +124,7 @@ fn main() -> Result<ExitCode> {
         }
         journeys.retain(|journey| journey.not_with_envoy.is_none());
     }
-    let tally = run_all(&journeys, &options);
-    println!("{} passed, {} failed", tally.passed, tally.failed);
-    Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let begun = Instant::now();
+    let all_hold = conclude(run_all(&journeys, &options), begun);
+    Ok(if all_hold { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

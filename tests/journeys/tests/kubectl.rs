@@ -13,6 +13,8 @@ use weft_journeys::kubectl::{Kubectl, bounded, programs};
 use weft_journeys::lab::text;
 use weft_journeys::{Lab, eventually, sample};
 
+const SOON: Duration = Duration::from_secs(60);
+
 fn workload(space: &str, replicas: u32) -> String {
     format!(
         "apiVersion: apps/v1
@@ -96,9 +98,14 @@ fn workloads(kubectl: &Kubectl, space: &str) -> Result<()> {
     kubectl.shows(&format!("describe deployment web -n {space}"), &["2 desired", "RollingUpdate"])?;
     // For several objects kubectl leaves the events out since 1.37, unless it is told.
     let described = format!("describe pods -l app=web -n {space} --show-events=true");
-    let said = kubectl.shows(&described, &["Ready:          True", "Started container web"])?;
-    let pods = said.lines().filter(|line| line.starts_with("Name:")).count();
-    ensure!(said.lines().filter(|line| *line == "Events:").count() == pods, "{pods} pods:\n{said}");
+    // Pods of before the restart are there until they have ended; what they go through is not the question.
+    eventually(SOON, || {
+        let said = kubectl.shows(&described, &["Ready:          True", "Started container web"])?;
+        let pods = said.lines().filter(|line| line.starts_with("Name:")).count();
+        ensure!(pods == 2, "{pods} pods:\n{said}");
+        ensure!(said.lines().filter(|line| *line == "Events:").count() == pods, "{pods} pods:\n{said}");
+        Ok(())
+    })?;
     kubectl.shows(&format!("get events -n {space}"), &["Started"])?;
     Ok(())
 }
@@ -172,21 +179,21 @@ fn objects(kubectl: &Kubectl, space: &str) -> Result<()> {
     Ok(())
 }
 
+/// A pod of the Deployment that stays: one that is about to end is `Running` too.
+fn running(kubectl: &Kubectl, space: &str) -> Result<String> {
+    let only = "--field-selector=status.phase=Running";
+    let all: Value =
+        serde_json::from_str(&kubectl.run(&["get", "pods", "-n", space, "-l", "app=web", only, "-o", "json"])?)?;
+    let mut pods = all["items"].as_array().into_iter().flatten();
+    let stays = pods.find(|pod| pod["metadata"]["deletionTimestamp"].is_null()).context("no pod runs")?;
+    Ok(stays["metadata"]["name"].as_str().context("a pod without name")?.to_string())
+}
+
 fn into_pods(kubectl: &Kubectl, space: &str) -> Result<()> {
     kubectl.run(&["rollout", "status", "deployment/web", "-n", space, "--timeout=60s"])?;
     for spdy in [false, true] {
         let kubectl = kubectl.another(spdy)?;
-        let name = kubectl.run(&[
-            "get",
-            "pods",
-            "-n",
-            space,
-            "-l",
-            "app=web",
-            "--field-selector=status.phase=Running",
-            "-o",
-            "jsonpath={.items[0].metadata.name}",
-        ])?;
+        let name = running(&kubectl, space)?;
         let exec = |args: &[&str]| kubectl.try_run(&[&["exec", "-n", space, &name, "--"], args].concat());
         let out = exec(&["sh", "-c", "echo out; echo err >&2; exit 4"])?;
         let said = (out.status.code(), text(&out.stdout), text(&out.stderr).contains("err\n"));
@@ -211,17 +218,7 @@ fn into_pods(kubectl: &Kubectl, space: &str) -> Result<()> {
         }
         drop(forwarding);
     }
-    let name = kubectl.run(&[
-        "get",
-        "pods",
-        "-n",
-        space,
-        "-l",
-        "app=web",
-        "--field-selector=status.phase=Running",
-        "-o",
-        "jsonpath={.items[0].metadata.name}",
-    ])?;
+    let name = running(kubectl, space)?;
     let copy = kubectl.folder().join("hosts");
     kubectl.run(&["cp", "-n", space, &format!("{name}:/etc/hosts"), &copy.to_string_lossy()])?;
     ensure!(std::fs::read_to_string(copy)?.contains("localhost"));

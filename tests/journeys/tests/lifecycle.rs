@@ -36,8 +36,11 @@ fn ctrl_c_leaves_nothing_behind() -> Result<()> {
     let status = lab.stop(Signal::SIGINT)?;
     ensure!(status.success(), "weft up ended with {status}");
     all_gone(&pids)?;
-    ensure!(host_state()? == before, "mounts or interfaces are left");
-    Ok(())
+    // The kernel takes namespaces apart after their last process has ended.
+    eventually(GONE, || {
+        ensure!(host_state()? == before, "mounts or interfaces are left");
+        Ok(())
+    })
 }
 
 #[test]

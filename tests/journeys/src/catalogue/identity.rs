@@ -192,14 +192,16 @@ fn plug_in(run: &mut Run) -> Result<()> {
     let mut shown = Vec::new();
     let line = "openssl s_client -showcerts -connect httpbin.foo:8000 </dev/null";
     run.check(&["2:PC-6", "2:PC-9"], "httpbin shows leaf, intermediate and the plugged-in root", |lab| {
-        let out = lab.exec("foo", "deploy/sleep", "istio-proxy", &["sh", "-c", line])?;
-        let (printed, said) = (text(&out.stdout), text(&out.stderr));
-        shown = blocks(&printed);
-        ensure!(shown.len() == 3, "{} certificates: {printed}{said}", shown.len());
-        ensure!(same(&shown[2], &files.read("root-cert.pem")?), "the third is not the root: {}", shown[2]);
-        let all = printed + &said;
-        ensure!(all.contains("verify error:num=19"), "{all}");
-        Ok(())
+        eventually(SOON, || {
+            let out = lab.exec("foo", "deploy/sleep", "istio-proxy", &["sh", "-c", line])?;
+            let (printed, said) = (text(&out.stdout), text(&out.stderr));
+            shown = blocks(&printed);
+            ensure!(shown.len() == 3, "{} certificates: {printed}{said}", shown.len());
+            ensure!(same(&shown[2], &files.read("root-cert.pem")?), "the third is not the root: {}", shown[2]);
+            let all = printed + &said;
+            ensure!(all.contains("verify error:num=19"), "{all}");
+            Ok(())
+        })
     });
     run.check(&["2:PC-7"], "the second is the plugged-in intermediate", |_| {
         ensure!(same(shown.get(1).context("nothing")?, &files.read("ca-cert.pem")?), "it is another one");
@@ -244,11 +246,13 @@ fn dns_certificates(run: &mut Run) -> Result<()> {
         });
     }
     run.check(&["2:DC-5"], "key and roots are in the same Secret", |lab| {
-        let object = secret(lab, 1)?;
-        for key in ["key.pem", "root-cert.pem"] {
-            ensure!(object["data"][key].is_string(), "no {key}");
-        }
-        Ok(())
+        eventually(SOON, || {
+            let object = secret(lab, 1)?;
+            for key in ["key.pem", "root-cert.pem"] {
+                ensure!(object["data"][key].is_string(), "no {key}");
+            }
+            Ok(())
+        })
     });
     run.check(&["2:DC-4"], "a deleted Secret is made anew, with another certificate", |lab| {
         let before = secret(lab, 1)?["data"]["cert-chain.pem"].clone();

@@ -494,12 +494,11 @@ fn injection(run: &mut Run) -> Result<()> {
         Ok(())
     });
     run.check(&["1:INJ-03"], "what the pod's description tells", |_| {
-        let said = until(&kubectl, "kubectl describe pod -l app=sleep", &["Started container sleep"])?;
+        let started = ["istio-init", "sleep", "istio-proxy"].map(|name| format!("Started container {name}"));
+        let started: Vec<&str> = started.iter().map(String::as_str).collect();
+        let said = until(&kubectl, "kubectl describe pod -l app=sleep", &started)?;
         let at = |what: &str| said.find(what).ok_or_else(|| anyhow::anyhow!("{what:?} is not in\n{said}"));
         ensure!(at("Init Containers:")? < at("istio-init:")?, "{said}");
-        for container in ["istio-init", "sleep", "istio-proxy"] {
-            holds(&said, &[&format!("Started container {container}")])?;
-        }
         holds(&said, &["istio-envoy:", "istio-token:", "istio-podinfo:"])
     });
     run.check(&["1:INJ-04"], "switched off for the next pods", |_| {

@@ -3,7 +3,7 @@
 use super::security::{SOON, at_gateway, becomes, call, callers, namespace, policy, through_gateway};
 use crate::browser::get;
 use crate::journey::{Engine, Journey, Run};
-use crate::{Lab, eventually};
+use crate::{Lab, eventually, steadily};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use std::io::{Read as _, Write as _};
@@ -71,7 +71,7 @@ fn gateway_addresses(run: &mut Run) -> Result<()> {
     };
     let mut client = String::new();
     run.check(&["3:IG-04", "3:IG-14"], "the client's address is the third field of the gateway's line", |lab| {
-        client = address(lab, 2)?;
+        client = eventually(SOON, || address(lab, 2))?;
         ingress_policy(lab, "ALLOW", "ipBlocks", &["1.2.3.4", "5.6.7.0/24", &client])?;
         at_gateway(lab, "/headers", None, 200)
     });
@@ -87,7 +87,7 @@ fn gateway_addresses(run: &mut Run) -> Result<()> {
 
 /// Status of `GET /headers` with an `x-forwarded-for`.
 fn forwarded(lab: &Lab, told: &str, want: u16) -> Result<()> {
-    eventually(SOON, || {
+    steadily(SOON, || {
         let got = get(&lab.url("/headers"), &[("x-forwarded-for", told)])?;
         ensure!(got.status == want, "x-forwarded-for {told}: {}, want {want}", got.status);
         Ok(())
@@ -176,7 +176,7 @@ fn proxy_protocol(run: &mut Run) -> Result<()> {
                  "configPatches": [{"applyTo": "LISTENER", "match": {"context": "GATEWAY"}, "patch": patch}]},
     });
     let becomes = |lab: &Lab, first: &[u8], want: &str| {
-        eventually(SOON, || {
+        steadily(SOON, || {
             let got = after(lab, first)?;
             let status = got.split(' ').nth(1).unwrap_or_default();
             ensure!(status == want, "{}: {got:?}, want {want:?}", String::from_utf8_lossy(first));
@@ -212,7 +212,9 @@ fn proxy_protocol(run: &mut Run) -> Result<()> {
 /// Makes the pods of a namespace anew, as `kubectl delete pod --all` does.
 fn anew(lab: &Lab, name: &str, deployments: &[&str]) -> Result<()> {
     for pod in lab.objects("pods", &["-n", name])? {
-        lab.weft(&["delete", "pod", pod["metadata"]["name"].as_str().context("a pod without name")?, "-n", name])?;
+        // One that is about to end may be gone before it is told to.
+        let pod = pod["metadata"]["name"].as_str().context("a pod without name")?;
+        lab.weft(&["delete", "pod", pod, "-n", name, "--ignore-not-found"])?;
     }
     lab.wait_deployments(name, deployments)
 }

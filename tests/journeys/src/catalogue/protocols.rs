@@ -95,17 +95,15 @@ fn grpc(run: &mut Run) -> Result<()> {
             Ok(())
         })?;
         // Of three calls two are refused: without the rule some of these would be.
-        for _ in 0..4 {
-            let out = lab.exec(
-                "default",
-                "deploy/sleep",
-                "sleep",
-                &[&["weft-samples"], &call("Flaky", &["hello"])[..]].concat(),
-            )?;
-            let said = crate::lab::text(&out.stdout);
-            ensure!(said == "hello\nstatus 0\ntail told\n", "{said}{}", crate::lab::text(&out.stderr));
-        }
-        Ok(())
+        eventually(SOON, || {
+            for _ in 0..4 {
+                let argv = [&["weft-samples"], &call("Flaky", &["hello"])[..]].concat();
+                let out = lab.exec("default", "deploy/sleep", "sleep", &argv)?;
+                let said = crate::lab::text(&out.stdout);
+                ensure!(said == "hello\nstatus 0\ntail told\n", "{said}{}", crate::lab::text(&out.stderr));
+            }
+            Ok(())
+        })
     });
     run.lab.apply_yaml_as_is("protocols/grpc-route.yaml")?;
     run.check(&["1:TM-08"], "gRPC through the gateway, by a GRPCRoute", |lab| {

@@ -4,12 +4,11 @@
 use crate::browser::get;
 use crate::journey::{Journey, Run};
 use crate::lab::text;
-use crate::{Lab, eventually};
+use crate::{IN_A_ROW, Lab, eventually, steadily};
 use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use weft_tls::JwsSigner;
@@ -108,31 +107,30 @@ pub(super) fn call(lab: &Lab, from: &str, url: &str, more: &[&str]) -> Result<(S
     Ok((text(&out.stdout).trim().to_string(), out.status.code().unwrap_or(-1)))
 }
 
-/// Waits until a request is answered so.
+/// Waits until a request is answered so, on whichever connection.
 pub(super) fn becomes(lab: &Lab, from: &str, url: &str, more: &[&str], want: &str) -> Result<()> {
-    eventually(SOON, || {
-        let (got, _) = call(lab, from, url, more)?;
-        ensure!(got == want, "{url} {more:?} from {from}: {got}, want {want}");
-        Ok(())
-    })
+    eventually(SOON, || steady_call(lab, from, url, more, want, 0))
+}
+
+/// A request that is answered so, and ends with that exit code, [`IN_A_ROW`] times in a row.
+fn steady_call(lab: &Lab, from: &str, url: &str, more: &[&str], want: &str, exit: i32) -> Result<()> {
+    let args = [&[url, "-s", "-m", "15", "-o", "/dev/null", "-w", "%{http_code}"], more].concat();
+    let got = lab.curls(from, &args, want, exit)?;
+    let good = got.iter().filter(|answer| answer.0 == want && answer.1 == exit).count();
+    ensure!(good == IN_A_ROW, "{url} {more:?} from {from}: {got:?}, want {want}, exit {exit}");
+    Ok(())
 }
 
 /// Waits until, of all calls between the namespaces, just these are refused.
 fn only_refused(lab: &Lab, from: &[&str], to: &[&str], refused: &[&str]) -> Result<()> {
     eventually(SOON, || {
-        let mut seen = BTreeSet::new();
         for caller in from {
             for target in to {
-                let (code, exit) = call(lab, caller, &format!("http://httpbin.{target}:8000/ip"), &[])?;
-                match (code.as_str(), exit) {
-                    ("200", 0) => {}
-                    ("000", 56) => drop(seen.insert(format!("{caller}->{target}"))),
-                    other => anyhow::bail!("{caller}->{target}: {other:?}"),
-                }
+                let is_refused = refused.contains(&format!("{caller}->{target}").as_str());
+                let (code, exit) = if is_refused { ("000", 56) } else { ("200", 0) };
+                steady_call(lab, caller, &format!("http://httpbin.{target}:8000/ip"), &[], code, exit)?;
             }
         }
-        let want: BTreeSet<String> = refused.iter().map(ToString::to_string).collect();
-        ensure!(seen == want, "refused: {seen:?}, want {want:?}");
         Ok(())
     })
 }
@@ -203,13 +201,15 @@ fn authentication(run: &mut Run) -> Result<()> {
         only_refused(lab, ALL, ALL, &[])
     });
     run.check(&["2:AP-2", "2:AP-3"], "mutual TLS where both sides have it, and who called is told", |lab| {
-        let told = lab.curl_in("foo", &["-s", "http://httpbin.foo:8000/headers"])?;
-        let parts =
-            ["By=spiffe://cluster.local/ns/foo/sa/httpbin;Hash=", ";URI=spiffe://cluster.local/ns/foo/sa/sleep"];
-        ensure!(parts.iter().all(|part| told.contains(part)), "{told}");
-        let told = lab.curl_in("foo", &["-s", "http://httpbin.legacy:8000/headers"])?;
-        ensure!(!told.contains("X-Forwarded-Client-Cert"), "{told}");
-        Ok(())
+        eventually(SOON, || {
+            let told = lab.curl_in("foo", &["-s", "http://httpbin.foo:8000/headers"])?;
+            let parts =
+                ["By=spiffe://cluster.local/ns/foo/sa/httpbin;Hash=", ";URI=spiffe://cluster.local/ns/foo/sa/sleep"];
+            ensure!(parts.iter().all(|part| told.contains(part)), "{told}");
+            let told = lab.curl_in("foo", &["-s", "http://httpbin.legacy:8000/headers"])?;
+            ensure!(told.contains("\"Host\"") && !told.contains("X-Forwarded-Client-Cert"), "{told}");
+            Ok(())
+        })
     });
     let strict = json!({"mtls": {"mode": "STRICT"}});
     run.check(&["2:AP-5"], "STRICT for the mesh", |lab| {
@@ -260,7 +260,7 @@ fn authentication(run: &mut Run) -> Result<()> {
 pub(super) fn at_gateway(lab: &Lab, path: &str, token: Option<&str>, want: u16) -> Result<()> {
     let bearer = token.map(|token| format!("Bearer {token}"));
     let headers: Vec<(&str, &str)> = bearer.as_deref().map(|value| ("authorization", value)).into_iter().collect();
-    eventually(SOON, || {
+    steadily(SOON, || {
         let got = get(&lab.url(path), &headers)?;
         ensure!(got.status == want, "{path} with {token:?}: {} {}, want {want}", got.status, got.body);
         Ok(())
@@ -351,10 +351,17 @@ fn migration(run: &mut Run) -> Result<()> {
         &["2:MM-4"],
         "on the wire: text from where there is no sidecar, ciphers from where there is one",
         |lab| {
-            ensure!(on_the_wire(lab, "legacy")?.contains("GET /anything/on-the-wire"), "no text of legacy's");
-            let seen = on_the_wire(lab, "bar")?;
-            ensure!(!seen.contains("on-the-wire") && seen.contains("length"), "of bar: {seen}");
-            Ok(())
+            // What another one's connection says last may be among the packets: seen anew.
+            eventually(SOON, || {
+                let seen = on_the_wire(lab, "legacy")?;
+                ensure!(seen.contains("GET /anything/on-the-wire"), "no text of legacy's: {seen}");
+                Ok(())
+            })?;
+            eventually(SOON, || {
+                let seen = on_the_wire(lab, "bar")?;
+                ensure!(!seen.contains("on-the-wire") && seen.contains("length"), "of bar: {seen}");
+                Ok(())
+            })
         },
     );
     let strict = || json!({"mtls": {"mode": "STRICT"}});
@@ -383,6 +390,11 @@ fn migration(run: &mut Run) -> Result<()> {
         let back = delete(lab, "peerauthentication", "istio-system", "default")
             .and_then(|()| delete(lab, "peerauthentication", "foo", "default"))
             .and_then(|()| only_refused(lab, FROM, TO, &[]));
+        // A few more where all of that was quick.
+        let _ = eventually(SOON, || {
+            ensure!(made.load(Ordering::Relaxed) >= 10, "too few calls");
+            Ok(())
+        });
         stop.store(true, Ordering::Relaxed);
         (namespace, mesh, back)
     });
@@ -436,7 +448,7 @@ fn authorization_http(run: &mut Run) -> Result<()> {
         page(lab, &["Book Details"], &[DETAILS, REVIEWS])?;
         lab.apply(&policy("default", "allow-nothing", json!({})))?;
         // One answer: a proxy's workers do not follow a change at the same moment.
-        eventually(Duration::from_secs(90), || {
+        steadily(Duration::from_secs(90), || {
             let got = get(&lab.url("/productpage"), &[])?;
             ensure!(got.status == 403 && got.body.contains("RBAC: access denied"), "{} {}", got.status, got.body);
             Ok(())
@@ -445,9 +457,11 @@ fn authorization_http(run: &mut Run) -> Result<()> {
     run.check(&["2:AH-3"], "GET of the product page by anybody", |lab| {
         lab.apply(&viewer("productpage", ""))?;
         page(lab, &[DETAILS, REVIEWS], &["RBAC: access denied"])?;
-        let (code, _) = post_login(lab)?;
-        ensure!(code == "403", "POST: {code}");
-        Ok(())
+        steadily(SOON, || {
+            let (code, _) = post_login(lab)?;
+            ensure!(code == "403", "POST: {code}");
+            Ok(())
+        })
     });
     run.check(&["2:AH-4", "2:AH-6"], "details and reviews for the product page", |lab| {
         lab.apply(&viewer("details", "bookinfo-productpage"))?;
@@ -458,7 +472,7 @@ fn authorization_http(run: &mut Run) -> Result<()> {
     run.check(&["2:AH-5", "2:AH-7"], "ratings for reviews: the whole page", |lab| {
         lab.apply(&viewer("ratings", "bookinfo-reviews"))?;
         eventually(Duration::from_secs(90), || {
-            let pages: Result<Vec<String>> = (0..12).map(|_| Ok(get(&lab.url("/productpage"), &[])?.body)).collect();
+            let pages: Result<Vec<String>> = (0..30).map(|_| Ok(get(&lab.url("/productpage"), &[])?.body)).collect();
             let pages = pages?;
             ensure!(pages.iter().all(|p| !p.contains(RATINGS) && !p.contains(REVIEWS)), "an error is left");
             ensure!(pages.iter().any(|p| p.contains("color:red") || p.contains("color=\"red\"")), "no red stars");
@@ -490,7 +504,8 @@ fn authorization_tcp(run: &mut Run) -> Result<()> {
     let probe = |lab: &Lab, port: u16, want: &str| -> Result<()> {
         let host = if port == 9002 { ip.as_str() } else { "tcp-echo" };
         let shell = format!(
-            "echo \"port {port}\" | nc -w 5 {host} {port} | grep \"hello\" && echo 'connection succeeded' || echo 'connection rejected'"
+            // `-N`: the end of what is said ends the connection, so that nobody waits for it.
+            "echo \"port {port}\" | nc -N -w 15 {host} {port} | grep \"hello\" && echo 'connection succeeded' || echo 'connection rejected'"
         );
         eventually(SOON, || {
             let said = text(&lab.exec("foo", "deploy/sleep", "sleep", &["sh", "-c", &shell])?.stdout);
@@ -582,11 +597,13 @@ fn external(run: &mut Run) -> Result<()> {
         &["3:EA-08", "3:EA-19"],
         "the authorizer says where it listens; ports of providers may be quoted",
         |lab| {
-            let logs = lab.logs("foo", "deploy/ext-authz", "ext-authz")?;
-            for line in ["Starting HTTP server at [::]:8000", "Starting gRPC server at [::]:9000"] {
-                ensure!(logs.contains(line), "{logs}");
-            }
-            Ok(())
+            eventually(SOON, || {
+                let logs = lab.logs("foo", "deploy/ext-authz", "ext-authz")?;
+                for line in ["Starting HTTP server at [::]:8000", "Starting gRPC server at [::]:9000"] {
+                    ensure!(logs.contains(line), "{logs}");
+                }
+                Ok(())
+            })
         },
     );
     let custom = |provider: &str| {
@@ -638,12 +655,13 @@ fn external(run: &mut Run) -> Result<()> {
         &["3:EA-06"],
         "listed headers of the authorizer reach the client that is refused, and no others",
         |lab| {
-            let told = lab
-                .curl_in("foo", &["-s", "-D", "-", "-o", "/dev/null", url, "-H", "x-ext-authz: deny"])?
-                .to_lowercase();
-            ensure!(told.contains("x-ext-authz-check-result: denied"), "{told}");
-            ensure!(!told.contains("x-ext-authz-check-received"), "{told}");
-            Ok(())
+            eventually(SOON, || {
+                let args = ["-s", "-D", "-", "-o", "/dev/null", url, "-H", "x-ext-authz: deny"];
+                let told = lab.curl_in("foo", &args)?.to_lowercase();
+                ensure!(told.contains("x-ext-authz-check-result: denied"), "{told}");
+                ensure!(!told.contains("x-ext-authz-check-received"), "{told}");
+                Ok(())
+            })
         },
     );
     run.check(

@@ -58,13 +58,15 @@ fn wildcard_hosts(run: &mut Run) -> Result<()> {
     run.check(&["2:WH-4", "2:WH-5", "2:EG-12"], "by way of the egress gateway to one host", |lab| {
         lab.apply_yaml("egress/gateway-wikipedia.yaml", "default")?;
         titles(lab)?;
-        let clusters = lab.admin("istio-system", EGRESS, "GET", "clusters")?;
-        let line = clusters
-            .lines()
-            .find(|line| line.starts_with("outbound|443||www.wikipedia.org") && line.contains(":443::cx_total::"));
-        let count: u32 = line.and_then(|line| line.rsplit("::").next()?.parse().ok()).unwrap_or_default();
-        ensure!(count >= 2, "cx_total of www.wikipedia.org: {line:?}");
-        Ok(())
+        eventually(SOON, || {
+            let clusters = lab.admin("istio-system", EGRESS, "GET", "clusters")?;
+            let line = clusters
+                .lines()
+                .find(|line| line.starts_with("outbound|443||www.wikipedia.org") && line.contains(":443::cx_total::"));
+            let count: u32 = line.and_then(|line| line.rsplit("::").next()?.parse().ok()).unwrap_or_default();
+            ensure!(count >= 2, "cx_total of www.wikipedia.org: {line:?}");
+            Ok(())
+        })
     });
     let closed = |lab: &Lab, file: &str| -> Result<()> {
         lab.delete_yaml(file, "default")?;
