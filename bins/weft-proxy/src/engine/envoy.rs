@@ -68,6 +68,8 @@ fn start(settings: &AgentSettings, bootstrap: &Path) -> anyhow::Result<Child> {
     command.args(["run-child", &std::process::id().to_string()]).arg(program);
     command.arg("-c").arg(bootstrap).args(["--disable-hot-restart", "--drain-strategy", "immediate"]);
     command.args(["--drain-time-s", &settings.drain_duration.as_secs().to_string()]);
+    // Access logs are read while something is looked into: after a second, as Istio's agent has it, not after ten.
+    command.args(["--file-flush-interval-msec", "1000"]);
     command.args(["-l", envoy_level(&settings.log_filter)]);
     if settings.concurrency > 0 {
         command.args(["--concurrency", &settings.concurrency.to_string()]);
