@@ -168,6 +168,18 @@ impl Cluster {
         crate::http::rest(self.client.url(), &root, ADMIN_TOKEN, (method, path), body).await
     }
 
+    /// Merges a patch into an object, as soon as the server takes it: one whose storage is back may refuse for a while still.
+    ///
+    /// # Errors
+    /// What the server says at last.
+    pub async fn patch_soon(&self, kind_name: &str, namespace: &str, name: &str, patch: &Value) -> Result<()> {
+        crate::eventually("the patch is taken", async || {
+            self.client.merge_patch(kind(kind_name)?, namespace, name, patch).await?;
+            Ok(())
+        })
+        .await
+    }
+
     /// Deletes an object.
     ///
     /// # Errors

@@ -93,7 +93,7 @@ async fn the_authority_is_replaced_and_a_replacement_is_taken_back(cluster: Clus
     cluster.delete("pods", "shop", "web-0").await?;
     eventually("the pod is gone", async || check(cluster.get("pods", "shop", "web-0").await.is_err(), "it is there"))
         .await?;
-    let said = ca(&cluster, &["rotate", "--from-dir", from, "--timeout", "30s"]).await?;
+    let said = ca(&cluster, &["rotate", "--from-dir", from, "--timeout", "90s"]).await?;
     ensure!(said.contains("3/3 finished") && said.contains("Done"), "{said}");
     published(&cluster, &new).await?;
     ensure!(status(&cluster).await?["roots"].as_array().is_some_and(|roots| roots.len() == 1));
@@ -182,7 +182,7 @@ async fn an_intermediate_with_lists_waits_for_its_lists(cluster: Cluster) -> Res
     cluster.delete("pods", "shop", "web-0").await?;
     eventually("the pod is gone", async || check(cluster.get("pods", "shop", "web-0").await.is_err(), "it is there"))
         .await?;
-    let said = ca(&cluster, &["rotate", "--from-dir", from, "--timeout", "30s"]).await?;
+    let said = ca(&cluster, &["rotate", "--from-dir", from, "--timeout", "90s"]).await?;
     ensure!(said.contains("2/2 switched"), "{said}");
     ensure!(signs(&two).await? && status(&cluster).await?["phase"] == "steady", "{said}");
     Ok(())

@@ -59,7 +59,10 @@ async fn kinds_that_may_not_be_read(cluster: Cluster) -> Result<()> {
     weftd.process.check()?;
     set_rules(&cluster, &all).await?;
     weftd.ready().await?;
-    ensure!(weftd.metric("weft_kind_forbidden").await.is_err(), "nothing is forbidden any more");
+    eventually("nothing is forbidden any more", async || {
+        check(weftd.metric("weft_kind_forbidden").await.is_err(), "a kind is forbidden still")
+    })
+    .await?;
     weftd.process.check()
 }
 
@@ -137,9 +140,14 @@ async fn storage_that_is_full() -> Result<()> {
             "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": format!("fill-{n}"), "namespace": "default"},
             "data": {"text": "x".repeat(900_000)},
         });
-        if let Err(error) = cluster.create(map).await {
-            full = Some(error.to_string());
-            break;
+        // A busy server may refuse for another reason; what it does not take now it takes later.
+        match cluster.create(map).await {
+            Err(error) if error.to_string().contains("space exceeded") => {
+                full = Some(error.to_string());
+                break;
+            }
+            Err(error) => println!("map {n}: {error}"),
+            Ok(_) => {}
         }
     }
     let full = full.expect("the storage takes no more");
@@ -148,7 +156,7 @@ async fn storage_that_is_full() -> Result<()> {
     // Nothing can be written any more, so nobody leads; what was read is served on, to old proxies and new ones.
     weftd.says("no longer leader").await?;
     weftd.says("space exceeded").await?;
-    ensure!(weftd.metric("weft_leader").await? == 0.0);
+    eventually("nobody leads", async || check(weftd.metric("weft_leader").await? == 0.0, "it leads")).await?;
     let mut second = Proxy::connect(&cluster, &weftd, "shop", "web-1", "10.1.0.1").await?;
     second.has_endpoints(web, &["10.1.0.1"]).await?;
     eventually("still ready", async || {

@@ -156,13 +156,18 @@ async fn installed_changed_upgraded_and_gone(cluster: Cluster) -> Result<()> {
         check(left.is_err(), "its definition stays")
     })
     .await?;
-    ensure!(names(&cluster, "deployments").await?.is_empty() && names(&cluster, "services").await?.is_empty());
-    check(
-        cluster.get("customresourcedefinitions", "", "virtualservices.networking.istio.io").await.is_err(),
-        "definitions stay",
-    )?;
-    let left = cluster.list("mutatingwebhookconfigurations", "").await?;
-    ensure!(left.is_empty(), "{} webhook configurations stay", left.len());
+    // Kubernetes takes definitions away after their objects, each in its own time.
+    eventually("nothing of it is left", async || {
+        ensure!(names(&cluster, "deployments").await?.is_empty() && names(&cluster, "services").await?.is_empty());
+        check(
+            cluster.get("customresourcedefinitions", "", "virtualservices.networking.istio.io").await.is_err(),
+            "definitions stay",
+        )?;
+        let left = cluster.list("mutatingwebhookconfigurations", "").await?;
+        ensure!(left.is_empty(), "{} webhook configurations stay", left.len());
+        Ok(())
+    })
+    .await?;
     check(names(&cluster, "configmaps").await?.contains(&"stranger".to_string()), "somebody else's object is gone")?;
     cluster.get("namespaces", "", "istio-system").await.map(drop)
 }

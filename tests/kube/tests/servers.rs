@@ -22,11 +22,12 @@ async fn objects_outlive_a_crash(mut cluster: Cluster) -> Result<()> {
     cluster.kill_api().await?;
     assert!(cluster.client.version().await.unwrap_err().is_unreachable());
     cluster.restart_api().await?;
-    let found = cluster.get("pods", "default", "web-1").await?;
+    let found = eventually("the pod", async || cluster.get("pods", "default", "web-1").await).await?;
     assert_eq!(found.metadata.uid, pod.metadata.uid);
     assert_eq!(found.body["status"]["podIP"], "10.1.2.3");
     cluster.crash_storage().await?;
-    assert_eq!(cluster.list("services", "default").await?.iter().filter(|s| s.name() == "web").count(), 1);
+    let services = eventually("the services", async || cluster.list("services", "default").await).await?;
+    assert_eq!(services.iter().filter(|s| s.name() == "web").count(), 1);
 
     // A definition makes a kind; two of them are two.
     let definition = objects::definition(kind("vs")?, &["v1"]);

@@ -54,10 +54,11 @@ async fn a_copy_survives_crashes(mut cluster: Cluster) -> Result<()> {
     let mark = source.cache().revision();
     eventually("changes come", async || check(source.cache().revision() > mark + 20, "too few")).await?;
 
-    let before = source.cache().list("", "ConfigMap").len();
     cluster.kill_api().await?;
     eventually("the loss is seen", async || check(!source.connected(), "still connected")).await?;
-    ensure!(source.cache().list("", "ConfigMap").len() >= before.saturating_sub(1), "the last state is kept");
+    // Of the seven that are written one or two are deleted at any moment.
+    let kept = source.cache().list_namespace("", "ConfigMap", "default").len();
+    ensure!(kept >= 4, "the last state is kept: {kept}");
     cluster.restart_api().await?;
     eventually("connected again", async || {
         check(source.connected(), &format!("{:?}", source.state().borrow().problem()))
@@ -78,10 +79,15 @@ async fn a_copy_survives_crashes(mut cluster: Cluster) -> Result<()> {
     cluster.restart_api().await?;
     eventually("connected", async || check(source.connected(), "not yet")).await?;
     let name = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "last", "namespace": "default"}});
-    cluster.create(name).await?;
+    eventually("the last one is made", async || match cluster.create(name.clone()).await {
+        Ok(_) | Err(weft_store::ClientError::AlreadyExists(_)) => Ok(()),
+        Err(error) => Err(error.into()),
+    })
+    .await?;
     eventually("the last one", async || compare(&cluster, source.cache()).await).await?;
     let changes = source.cache().changes_since(mark).keys.expect("the log reaches back");
-    let names: Vec<&str> = changes.iter().map(|k| k.name.as_str()).collect();
+    // A server that starts may write maps of its own elsewhere.
+    let names: Vec<&str> = changes.iter().filter(|k| k.namespace == "default").map(|k| k.name.as_str()).collect();
     ensure!(names == ["last"], "changed: {names:?}");
     Ok(())
 }
@@ -92,13 +98,15 @@ async fn two_candidates_one_leader(cluster: Cluster) -> Result<()> {
         namespace: "istio-system".into(),
         name: "test-leader".into(),
         identity: identity.into(),
-        duration: Duration::from_secs(2),
+        // A busy machine does not lose it either: it is renewed well before.
+        duration: Duration::from_secs(4),
     };
     let first = Leadership::start(&cluster.client, options("a"));
     first.leader().wait_for(|leader| *leader).await?;
     let second = Leadership::start(&cluster.client, options("b"));
     let third = Leadership::start(&cluster.client, options("c"));
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    // For longer than a Lease lasts by itself.
+    tokio::time::sleep(Duration::from_secs(5)).await;
     let leaders = |all: &[&Leadership]| all.iter().filter(|l| *l.leader().borrow()).count();
     ensure!(*first.leader().borrow() && leaders(&[&first, &second, &third]) == 1, "one leader, who keeps it");
     // Without a word: another takes over when the lease ends, and only one of them.
