@@ -4,7 +4,7 @@
 use crate::Lab;
 use anyhow::{Context as _, Result};
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// A journey of the spec.
@@ -84,6 +84,10 @@ impl Journey {
         let start = Instant::now();
         let with = if engine == Engine::Envoy { ", with Envoy" } else { "" };
         println!("{}: {}{with}", self.id, self.title);
+        if self.options.contains(&"dual") && !Path::new("/proc/sys/net/ipv6").exists() {
+            println!("{}: skipped: this machine's kernel has no IPv6", self.id);
+            return Tally::default();
+        }
         let tally = match self.start(engine) {
             Ok(run) => self.steps(run),
             Err(error) => {

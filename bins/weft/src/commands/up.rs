@@ -54,6 +54,9 @@ pub struct Args {
     /// With hosts of the world outside: httpbin.org, edition.cnn.com, www.google.com, *.wikipedia.org
     #[arg(long)]
     outside: bool,
+    /// Addresses of pods: of IPv4, or of both families
+    #[arg(long, value_enum, default_value_t = IpFamily::Ipv4, value_name = "FAMILY")]
+    ip_family: IpFamily,
     /// Programs for your own images [default: weft-lab.yaml, if there is one here]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -76,6 +79,15 @@ pub struct Args {
     /// Set by --detach for the process in the background
     #[arg(long, hide = true)]
     in_background: bool,
+}
+
+/// Families of addresses, by the words of kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum IpFamily {
+    /// IPv4 alone
+    Ipv4,
+    /// IPv4 and IPv6
+    Dual,
 }
 
 /// A proxy's engine.
@@ -143,6 +155,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut lock = state.lock()?;
     if args.engine == Engine::Envoy && args.envoy.is_none() {
         bail!("--engine envoy needs the program: add --envoy /path/to/envoy");
+    }
+    if args.ip_family == IpFamily::Dual && !std::path::Path::new("/proc/sys/net/ipv6").exists() {
+        bail!("this machine's kernel has no IPv6: leave --ip-family out");
     }
     let config = config_file(&args)?;
     let programs = programs::find()?;
@@ -261,6 +276,7 @@ fn lab_options(
         objects: args.state.as_ref().map(|_| state.objects()),
         bookinfo: !args.no_bookinfo,
         outside: args.outside,
+        ipv6: args.ip_family == IpFamily::Dual,
         manifests: args.files.iter().map(full).collect::<anyhow::Result<_>>()?,
     })
 }

@@ -4,7 +4,9 @@
 use crate::controllers::namespaces::{ROOT_CA, ROOT_CA_KEY};
 use crate::controllers::objects::list;
 use crate::controllers::scheduling::choose;
+use crate::families::{self, Family, NO_ADDRESS};
 use crate::network::addresses::AddressPool;
+use crate::network::{SERVICE_NETWORK, beside};
 use crate::node_ports::{self, Taken};
 use crate::pods::proxy::Engines;
 use crate::pods::state::PROXY_CONTAINER;
@@ -13,7 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use weft_apiserver::{Admission, AdmissionRequest, Denial, Operation};
@@ -52,18 +54,25 @@ pub struct LabAdmission {
     /// Node ports of requests that may still be on their way.
     given: Mutex<Vec<(Instant, ObjectKey, Taken)>>,
     tokens: Option<Arc<dyn AccountTokens>>,
+    /// Services may have addresses of IPv6.
+    ipv6: bool,
 }
 
 impl LabAdmission {
     /// `engines` are those that proxies can have here.
     pub fn new(store: MemoryStore, engines: Engines) -> Self {
         let addresses = Mutex::new(AddressPool::services());
-        Self { store, addresses, engines, node_ports: Vec::new(), given: Mutex::default(), tokens: None }
+        Self { store, addresses, engines, node_ports: Vec::new(), given: Mutex::default(), tokens: None, ipv6: false }
     }
 
     /// With node ports that are given out before others.
     pub fn with_node_ports(self, node_ports: Vec<u16>) -> Self {
         Self { node_ports, ..self }
+    }
+
+    /// With both families of addresses.
+    pub fn with_ipv6(self, ipv6: bool) -> Self {
+        Self { ipv6, ..self }
     }
 
     /// With tokens for the Secrets that ask for them.
@@ -135,37 +144,39 @@ impl LabAdmission {
         Ok(())
     }
 
+    /// Gives a service its addresses, as the API server of a cluster does (Kubernetes' page "IPv4/IPv6 dual-stack").
     fn service(&self, service: &mut Object, old: Option<&Object>, dry_run: bool) -> Result<(), Denial> {
         let external = service.spec()["type"] == "ExternalName";
-        let before =
-            old.and_then(|old| old.spec()["clusterIP"].as_str()).filter(|ip| !ip.is_empty()).map(str::to_string);
-        let given = service.spec()["clusterIP"].as_str().filter(|ip| !ip.is_empty()).map(str::to_string);
-        let address = match (external, given, before) {
-            (true, ..) => None,
-            (_, Some(given), Some(before)) if given != before => {
-                return Err(Denial::field(
-                    "spec.clusterIP",
-                    format!("cannot be changed from {before}; delete the service first"),
-                ));
-            }
-            (_, Some(given), None) if given != "None" => Some(self.take(&given, &service.key())?),
-            (_, Some(given), _) => Some(given),
-            (_, None, Some(before)) => Some(before),
-            (_, None, None) if dry_run => Some(String::new()),
-            (_, None, None) => Some(self.next()?),
-        };
+        let key = service.key();
+        let before: Vec<String> = old.map(|old| cluster_ips(old.spec())).unwrap_or_default();
         let Some(spec) = service.body.get_mut("spec").and_then(Value::as_object_mut) else { return Ok(()) };
-        match address {
-            Some(address) => {
-                spec.insert("clusterIP".into(), address.clone().into());
-                spec.insert("clusterIPs".into(), json!([address]));
-                spec.entry("ipFamilies").or_insert_with(|| json!(["IPv4"]));
-                spec.entry("ipFamilyPolicy").or_insert_with(|| json!("SingleStack"));
+        if external {
+            spec.shift_remove("clusterIP");
+            spec.shift_remove("clusterIPs");
+            return Ok(());
+        }
+        let mut ips = cluster_ips(&Value::Object(spec.clone()));
+        if ips.is_empty() {
+            ips.clone_from(&before);
+        }
+        if let (Some(given), Some(before)) = (ips.first(), before.first())
+            && given != before
+        {
+            let message = format!("cannot be changed from {before}; delete the service first");
+            return Err(Denial::field("spec.clusterIP", message));
+        }
+        let families = families::settle(spec, old.map(Object::spec), &mut ips, self.ipv6)?;
+        if ips.first().is_none_or(|first| first != NO_ADDRESS) {
+            for ip in ips.iter().filter(|ip| !before.contains(*ip)) {
+                self.check_address(ip, &key)?;
             }
-            None => {
-                spec.shift_remove("clusterIP");
-                spec.shift_remove("clusterIPs");
+            if ips.len() < families.len() && !dry_run {
+                self.add_addresses(&mut ips, &families, &key)?;
             }
+        }
+        spec.insert("clusterIP".into(), ips.first().cloned().unwrap_or_default().into());
+        if !ips.is_empty() {
+            spec.insert("clusterIPs".into(), ips.into());
         }
         Ok(())
     }
@@ -187,39 +198,43 @@ impl LabAdmission {
     }
 
     /// Whether a service other than `own` has the address.
-    fn is_used(&self, address: Ipv4Addr, own: Option<&ObjectKey>) -> bool {
+    fn is_used(&self, address: IpAddr, own: &ObjectKey) -> bool {
         let text = address.to_string();
-        let has = |service: &Arc<Object>| service.spec()["clusterIP"] == text.as_str();
-        list(&self.store, "", "Service").iter().any(|service| has(service) && Some(&service.key()) != own)
+        let has = |service: &Arc<Object>| cluster_ips(service.spec()).contains(&text);
+        list(&self.store, "", "Service").iter().any(|service| has(service) && service.key() != *own)
     }
 
-    fn take(&self, given: &str, own: &ObjectKey) -> Result<String, Denial> {
-        let wrong = |message: String| Denial::field("spec.clusterIP", message);
-        let address: Ipv4Addr =
-            given.parse().map_err(|_| wrong(format!("{given:?} is not an IPv4 address, nor None")))?;
-        let pool = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-        if !pool.contains(address) {
-            return Err(wrong(format!("{address} is outside 10.96.0.0/16; leave it out to get a free one")));
+    /// Whether a service may have the address that it asks for.
+    fn check_address(&self, given: &str, own: &ObjectKey) -> Result<(), Denial> {
+        let wrong = |message: String| Denial::field("spec.clusterIPs", message);
+        let address: IpAddr = given.parse().map_err(|_| wrong(format!("{given:?} is not an address, nor None")))?;
+        if number_of(address).is_none() {
+            let network = if address.is_ipv6() { "fd00:10:96::/112" } else { "10.96.0.0/16" };
+            return Err(wrong(format!("{address} is outside {network}; leave it out to get a free one")));
         }
-        drop(pool);
-        if self.is_used(address, Some(own)) {
+        if self.is_used(address, own) {
             return Err(wrong(format!("{address} is another service's; leave it out to get a free one")));
         }
-        Ok(given.to_string())
+        Ok(())
     }
 
-    /// A free address. The pool walks forward, so that one given to a request that is still on its way is not given again;
-    /// what the store does not hold is free.
-    fn next(&self) -> Result<String, Denial> {
+    /// Adds what is missing. A service's addresses have one number, unless it asks for others. The pool walks forward, so that
+    /// one given to a request that is still on its way is not given again; what the store does not hold is free.
+    fn add_addresses(&self, ips: &mut Vec<String>, families: &[Family], own: &ObjectKey) -> Result<(), Denial> {
+        let missing = &families[ips.len()..];
+        let is_free = |number: &Ipv4Addr| missing.iter().all(|family| !self.is_used(family.of(*number), own));
+        let known = ips.first().and_then(|ip| number_of(ip.parse().ok()?)).filter(is_free);
         let mut pool = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
-        for _ in 0..1 << 16 {
-            let Some(address) = pool.take() else { break };
-            pool.give_back(address);
-            if !self.is_used(address, None) {
-                return Ok(address.to_string());
-            }
-        }
-        Err(Denial::Forbidden("no service address is free in 10.96.0.0/16".into()))
+        let mut next = || {
+            let number = pool.take()?;
+            pool.give_back(number);
+            Some(number)
+        };
+        let number = known.or_else(|| std::iter::from_fn(&mut next).take(1 << 16).find(is_free));
+        let full = || Denial::Forbidden("no service address is free in 10.96.0.0/16".into());
+        let number = number.ok_or_else(full)?;
+        ips.extend(missing.iter().map(|family| family.of(number).to_string()));
+        Ok(())
     }
 
     fn admit_now(&self, request: &AdmissionRequest<'_>, object: &mut Object) -> Result<(), Denial> {
@@ -233,6 +248,23 @@ impl LabAdmission {
             _ => Ok(()),
         }
     }
+}
+
+/// `clusterIPs`, or what older clients write.
+fn cluster_ips(spec: &Value) -> Vec<String> {
+    let all = spec["clusterIPs"].as_array().filter(|all| !all.is_empty());
+    let all = all.map_or_else(|| std::slice::from_ref(&spec["clusterIP"]), Vec::as_slice);
+    all.iter().filter_map(Value::as_str).filter(|ip| !ip.is_empty()).map(str::to_string).collect()
+}
+
+/// The address of IPv4 that has the same number as a service's address; `None` for one outside the services' networks.
+fn number_of(address: IpAddr) -> Option<Ipv4Addr> {
+    let low = match address {
+        IpAddr::V4(address) => u32::from(address) & 0xffff,
+        IpAddr::V6(address) => u32::from(address.segments()[7]),
+    };
+    let number = Ipv4Addr::from(u32::from(SERVICE_NETWORK) | low);
+    (address == number || address == beside(number)).then_some(number)
 }
 
 /// Gives every container the token. Twice is once: what a webhook adds gets it when it is there.
@@ -319,8 +351,75 @@ mod tests {
             (json!({"clusterIP": "10.96.9.9"}), Some(&first)),
             (json!({"clusterIP": address}), None),
             (json!({"clusterIP": "10.1.1.1"}), None),
+            (json!({"clusterIP": "fd00:10:96::9"}), None),
+            (json!({"ipFamilyPolicy": "RequireDualStack"}), None),
         ] {
             assert!(admit(service("c", spec.clone()), old).is_err(), "{spec}");
+        }
+    }
+
+    #[test]
+    fn addresses_of_both_families() {
+        let lab = admission().with_ipv6(true);
+        let kind = by_kind("", "Service").unwrap();
+        let admit = |name: &str, spec: Value, old: Option<&Object>| {
+            let operation = if old.is_some() { Operation::Update } else { Operation::Create };
+            let request = AdmissionRequest { operation, kind, user: "u", dry_run: false, old };
+            let mut new = service(name, spec);
+            lab.admit_now(&request, &mut new).map(|()| new)
+        };
+        let shown = |service: &Object| {
+            let text = |ip: &str| {
+                if ip == NO_ADDRESS {
+                    "None"
+                } else if ip.contains(':') {
+                    "6"
+                } else {
+                    "4"
+                }
+                .to_string()
+            };
+            let ips: Vec<_> = cluster_ips(service.spec()).iter().map(|ip| text(ip)).collect();
+            assert_eq!(service.spec()["clusterIP"].as_str(), cluster_ips(service.spec()).first().map(String::as_str));
+            format!("{} {} {}", ips.join(","), service.spec()["ipFamilies"], service.spec()["ipFamilyPolicy"])
+        };
+        for (spec, want) in [
+            (json!({}), r#"4 ["IPv4"] "SingleStack""#),
+            (json!({"ipFamilies": ["IPv6"]}), r#"6 ["IPv6"] "SingleStack""#),
+            (json!({"ipFamilyPolicy": "RequireDualStack"}), r#"4,6 ["IPv4","IPv6"] "RequireDualStack""#),
+            (
+                json!({"ipFamilyPolicy": "PreferDualStack", "ipFamilies": ["IPv6"]}),
+                r#"6,4 ["IPv6","IPv4"] "PreferDualStack""#,
+            ),
+            (json!({"clusterIP": "None", "selector": {"a": "b"}}), r#"None ["IPv4"] "SingleStack""#),
+            (json!({"clusterIP": "None"}), r#"None ["IPv4","IPv6"] "RequireDualStack""#),
+            (json!({"clusterIP": "fd00:10:96::99"}), r#"6 ["IPv6"] "SingleStack""#),
+        ] {
+            let made = admit("a", spec.clone(), None).unwrap();
+            assert_eq!(shown(&made), want, "{spec}");
+        }
+        // To both families and back; the first address stays.
+        let four = admit("b", json!({}), None).unwrap();
+        lab.store.create(four.clone()).unwrap();
+        let mut spec = four.spec().clone();
+        spec["ipFamilyPolicy"] = "PreferDualStack".into();
+        let both = admit("b", spec, Some(&four)).unwrap();
+        assert_eq!(shown(&both), r#"4,6 ["IPv4","IPv6"] "PreferDualStack""#);
+        let [first, second] = &cluster_ips(both.spec())[..] else { panic!("{both:?}") };
+        assert_eq!(number_of(first.parse().unwrap()), number_of(second.parse().unwrap()));
+        let mut spec = both.spec().clone();
+        spec["ipFamilyPolicy"] = "SingleStack".into();
+        let back = admit("b", spec, Some(&both)).unwrap();
+        assert_eq!((shown(&back), back.spec()["clusterIP"].as_str()), (shown(&four), Some(&**first)));
+        for spec in [
+            json!({"ipFamilyPolicy": "SingleStack", "ipFamilies": ["IPv4", "IPv6"]}),
+            json!({"ipFamilies": ["IPv4", "IPv4"]}),
+            json!({"ipFamilies": ["IPX"]}),
+            json!({"ipFamilies": ["IPv4"], "clusterIP": "fd00:10:96::98"}),
+            json!({"clusterIP": "fd00:10:97::98"}),
+            json!({"clusterIP": first}),
+        ] {
+            assert!(admit("c", spec.clone(), None).is_err(), "{spec}");
         }
     }
 

@@ -73,6 +73,8 @@ pub struct LabOptions {
     pub bookinfo: bool,
     /// Start with hosts of the world outside.
     pub outside: bool,
+    /// Pods have addresses of IPv6 too, and services may.
+    pub ipv6: bool,
     /// Files of further objects.
     pub manifests: Vec<PathBuf>,
 }
@@ -119,13 +121,13 @@ async fn run(options: LabOptions) -> Result<(), String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     end_with_parent(options.lifeline_fd).map_err(|error| text(&error))?;
     let run_folder = prepare_folders(&options)?;
-    let links = Links::set_up().await.map_err(|error| text(&error))?;
+    let links = Links::set_up(options.ipv6).await.map_err(|error| text(&error))?;
     let store = MemoryStore::new();
     let restored = match &options.objects {
         Some(folder) => crate::kept::restore(&store, folder).map_err(|error| text(&error))?,
         None => 0,
     };
-    serve_network(store.clone()).await.map_err(|error| text(&error))?;
+    serve_network(store.clone(), options.ipv6).await.map_err(|error| text(&error))?;
     step("the network is up");
 
     let tokens = Arc::new(Tokens::default());
@@ -133,6 +135,7 @@ async fn run(options: LabOptions) -> Result<(), String> {
     let node_ports = options.node_ports.iter().map(|node_port| node_port.port).collect();
     let admission =
         LabAdmission::new(store.clone(), node.engines.clone()).with_node_ports(node_ports).with_tokens(tokens.clone());
+    let admission = admission.with_ipv6(options.ipv6);
     let admission = Arc::new(admission);
     let (server, root_ca) = serve_api(&options, &store, admission, Arc::clone(&node) as Arc<dyn PodBackend>).await?;
     let _ = tokens.0.set(server.clone());
@@ -301,10 +304,10 @@ impl AccountTokens for Tokens {
 }
 
 /// Keeps cluster addresses and DNS names equal to what the store says.
-async fn serve_network(store: MemoryStore) -> Result<(), crate::network::NetworkError> {
+async fn serve_network(store: MemoryStore, ipv6: bool) -> Result<(), crate::network::NetworkError> {
     let (zones, receiver) = watch::channel(Arc::new(Zone::default()));
     dns::serve(receiver).await?;
-    weft_capture::apply::run_nft(&services::render(&[]))?;
+    weft_capture::apply::run_nft(&services::render(&[], ipv6))?;
     tokio::spawn(async move {
         let mut changed = store.changed();
         let (mut known, mut known_outside) = (Vec::new(), BTreeMap::new());
@@ -319,7 +322,7 @@ async fn serve_network(store: MemoryStore) -> Result<(), crate::network::Network
             }
             if services != known {
                 zones.send_replace(Arc::new(Zone::build(&services, &outside)));
-                let rules = services::render(&view::service_ports(&services));
+                let rules = services::render(&view::service_ports(&services), ipv6);
                 let applied = tokio::task::spawn_blocking(move || weft_capture::apply::run_nft(&rules)).await;
                 match applied {
                     Ok(Ok(())) => known = services,
@@ -347,13 +350,13 @@ fn forward_all(options: &LabOptions, store: &MemoryStore) -> std::io::Result<()>
         })?;
     }
     for NodePort { fd, port } in options.node_ports.iter().cloned() {
-        forward(fd, move || Some((GATEWAY, port)))?;
+        forward(fd, move || Some((GATEWAY.into(), port)))?;
     }
     Ok(())
 }
 
 /// Carries connections from a listening socket of the machine to where `target` says at the time.
-fn forward(fd: i32, target: impl Fn() -> Option<(Ipv4Addr, u16)> + Send + 'static) -> std::io::Result<()> {
+fn forward(fd: i32, target: impl Fn() -> Option<(IpAddr, u16)> + Send + 'static) -> std::io::Result<()> {
     let listener = std::net::TcpListener::from(init::inherited(fd)?);
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
@@ -372,7 +375,7 @@ fn forward(fd: i32, target: impl Fn() -> Option<(Ipv4Addr, u16)> + Send + 'stati
     Ok(())
 }
 
-async fn carry(mut client: TcpStream, to: (Ipv4Addr, u16)) {
+async fn carry(mut client: TcpStream, to: (IpAddr, u16)) {
     let connected = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(to)).await;
     let Ok(Ok(mut server)) = connected else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));

@@ -4,9 +4,10 @@
 //!
 //! Nothing of it is known to the mesh: no Service selects these pods, and their address is like any other host's.
 
+use crate::controllers::objects::addresses_of;
 use crate::sandbox::Bind;
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 use weft_k8s_api::Object;
@@ -37,15 +38,15 @@ pub fn names(annotation: Option<&str>) -> Vec<String> {
 }
 
 /// Addresses by name, of all pods that stand for something outside and have an address.
-pub fn addresses<'a>(pods: impl Iterator<Item = &'a Object>) -> BTreeMap<String, Vec<Ipv4Addr>> {
-    let mut all = BTreeMap::<String, Vec<Ipv4Addr>>::new();
+pub fn addresses<'a>(pods: impl Iterator<Item = &'a Object>) -> BTreeMap<String, Vec<IpAddr>> {
+    let mut all = BTreeMap::<String, Vec<IpAddr>>::new();
     for pod in pods {
-        let address = pod.body.get("status").and_then(|status| status["podIP"].as_str()?.parse().ok());
-        let Some(address) = address else { continue };
         for name in names(pod.annotation(ANNOTATION)) {
-            all.entry(name).or_default().push(address);
+            let own = addresses_of(pod).filter_map(|address| address.parse::<IpAddr>().ok());
+            all.entry(name).or_default().extend(own);
         }
     }
+    all.retain(|_, addresses| !addresses.is_empty());
     all
 }
 
@@ -113,7 +114,7 @@ mod tests {
         let pod = |annotation: &str, address: &str| -> Object {
             serde_json::from_value(json!({"apiVersion": "v1", "kind": "Pod",
                 "metadata": {"name": "x", "namespace": "outside", "annotations": {ANNOTATION: annotation}},
-                "status": {"podIP": address}}))
+                "status": {"podIPs": [{"ip": address}]}}))
             .unwrap()
         };
         let pods = [pod("Edition.CNN.com., *.wikipedia.org", "198.18.0.2"), pod("edition.cnn.com", "198.18.0.3")];

@@ -5,11 +5,12 @@
 mod harness;
 
 use harness::{Case, eventually, main_with};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::sync::watch;
+use weft_node::network::beside;
 use weft_node::network::dns::{self, Zone};
 use weft_node::network::links::Links;
 use weft_node::network::services::{self, ServicePort, Transport};
@@ -26,6 +27,11 @@ fn main() -> ExitCode {
 struct Pod {
     sandbox: Sandbox,
     address: Ipv4Addr,
+}
+
+/// A kernel without it has only the first family.
+fn has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
 }
 
 async fn pod(links: &Links, last: u8) -> Pod {
@@ -63,7 +69,7 @@ async fn output(pod: &Pod, script: &str) -> (i32, String) {
 }
 
 async fn pod_to_pod_and_cluster_address() {
-    let links = Links::set_up().await.unwrap();
+    let links = Links::set_up(has_ipv6()).await.unwrap();
     let (_zones, receiver) = watch::channel(Arc::new(Zone::default()));
     dns::serve(receiver).await.unwrap();
     let mac = || std::process::Command::new("ip").args(["-o", "link", "show", "weft0"]).output().unwrap().stdout;
@@ -86,19 +92,24 @@ async fn pod_to_pod_and_cluster_address() {
     assert_eq!(peer.ip(), a.address);
 
     let cluster = Ipv4Addr::new(10, 96, 7, 7);
-    let mut port = ServicePort { address: cluster, transport: Transport::Tcp, port: 80, endpoints: vec![] };
-    weft_capture::apply::run_nft(&services::render(&[port.clone()])).unwrap();
+    let mut port = ServicePort { address: cluster.into(), transport: Transport::Tcp, port: 80, endpoints: vec![] };
+    weft_capture::apply::run_nft(&services::render(&[port.clone()], has_ipv6())).unwrap();
     let refused = a.sandbox.net.connect((cluster, 80).into()).await.unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
 
-    port.endpoints = vec![SocketAddrV4::new(b.address, 9080)];
-    weft_capture::apply::run_nft(&services::render(&[port])).unwrap();
+    port.endpoints = vec![SocketAddr::new(b.address.into(), 9080)];
+    weft_capture::apply::run_nft(&services::render(&[port], has_ipv6())).unwrap();
     a.sandbox.net.connect((cluster, 80).into()).await.unwrap();
     assert_eq!(server.accept().await.unwrap().1.ip(), a.address);
     // A pod reaches itself through its service, and so does the lab itself.
     b.sandbox.net.connect((cluster, 80).into()).await.unwrap();
     server.accept().await.unwrap();
     tokio::net::TcpStream::connect((cluster, 80)).await.unwrap();
+    server.accept().await.unwrap();
+    match has_ipv6() {
+        true => the_same_over_ipv6(&a, &b, cluster).await,
+        false => eprintln!("skipped: the kernel has no IPv6"),
+    }
 
     links.disconnect(b.address).await;
     let gone =
@@ -106,8 +117,30 @@ async fn pod_to_pod_and_cluster_address() {
     assert!(!matches!(gone.await, Ok(Ok(_))));
 }
 
+async fn the_same_over_ipv6(a: &Pod, b: &Pod, cluster: Ipv4Addr) {
+    let (of_a, of_b, cluster) = (beside(a.address), beside(b.address), beside(cluster));
+    let server = b.sandbox.net.run(|| std::net::TcpListener::bind((of_b, 9080))).unwrap();
+    server.set_nonblocking(true).unwrap();
+    let server = tokio::net::TcpListener::from_std(server).unwrap();
+    a.sandbox.net.connect((of_b, 9080).into()).await.unwrap();
+    assert_eq!(server.accept().await.unwrap().1.ip(), of_a);
+
+    let mut port = ServicePort { address: cluster.into(), transport: Transport::Tcp, port: 80, endpoints: vec![] };
+    weft_capture::apply::run_nft(&services::render(&[port.clone()], true)).unwrap();
+    let refused = a.sandbox.net.connect((cluster, 80).into()).await.unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    port.endpoints = vec![(of_b, 9080).into()];
+    weft_capture::apply::run_nft(&services::render(&[port], true)).unwrap();
+    a.sandbox.net.connect((cluster, 80).into()).await.unwrap();
+    assert_eq!(server.accept().await.unwrap().1.ip(), of_a);
+    // A pod reaches itself through its service, and so does the lab itself.
+    b.sandbox.net.connect((cluster, 80).into()).await.unwrap();
+    server.accept().await.unwrap();
+    tokio::net::TcpStream::connect((cluster, 80)).await.unwrap();
+}
+
 async fn container_is_isolated() {
-    let links = Links::set_up().await.unwrap();
+    let links = Links::set_up(has_ipv6()).await.unwrap();
     let pod = pod(&links, 2).await;
     let (code, text) = output(&pod, "echo $$ $NAME; hostname; cat /etc/resolv.conf; exit 7").await;
     assert_eq!((code, text.as_str()), (7, "1 value\npod-2\nnameserver 10.96.0.10"));
@@ -127,7 +160,7 @@ async fn container_is_isolated() {
 }
 
 async fn exec_and_signals() {
-    let links = Links::set_up().await.unwrap();
+    let links = Links::set_up(has_ipv6()).await.unwrap();
     let pod = pod(&links, 2).await;
     let (process, log) =
         run(&pod, "trap 'echo stopping; exit 3' TERM; echo up > /tmp/up; while :; do sleep 0.05; done").await;

@@ -3,6 +3,7 @@
 
 mod bookinfo;
 mod egress;
+mod families;
 mod helm;
 mod identity;
 mod ingress;
@@ -35,6 +36,7 @@ pub fn all() -> Vec<Journey> {
         security::JOURNEYS,
         policy::JOURNEYS,
         on_demand::JOURNEYS,
+        families::JOURNEYS,
     ]
     .concat();
     // Spec files in their order; within one the order of the modules above.

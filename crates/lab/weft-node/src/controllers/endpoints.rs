@@ -1,6 +1,8 @@
 //! EndpointSlices and Endpoints of Services with a selector: which pods serve, and whether they are ready.
 
-use super::objects::{has_condition, is_controlled_by, is_deleting, list, owned, phase, report, string_map, uid};
+use super::objects::{
+    addresses_of, has_condition, is_controlled_by, is_deleting, list, owned, phase, report, string_map, uid,
+};
 use super::scheduling::node_of;
 use super::{Controller, PodMaker};
 use serde_json::{Value, json};
@@ -11,6 +13,7 @@ use weft_k8s_api::Object;
 use weft_store::{DeleteOptions, MemoryStore};
 
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+const IPV4: &str = "IPv4";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
 
 /// The controller.
@@ -30,17 +33,33 @@ impl Controller for Endpoints {
                 .map(|pod| &**pod)
                 .filter(|pod| pod.namespace() == service.namespace())
                 .filter(|pod| selector.iter().all(|(name, value)| pod.label(name) == Some(value)))
-                .filter(|pod| address(pod).is_some() && !matches!(phase(pod), "Succeeded" | "Failed"))
+                .filter(|pod| addresses_of(pod).next().is_some() && !matches!(phase(pod), "Succeeded" | "Failed"))
                 .collect();
-            let own: Vec<_> = slices.iter().filter(|slice| is_controlled_by(slice, &service)).cloned().collect();
-            write_slices(store, &service, &by_ports(&service, &members), &own);
+            let mut own: Vec<_> = slices.iter().filter(|slice| is_controlled_by(slice, &service)).cloned().collect();
+            for family in families(&service) {
+                let of_family = |slice: &Arc<Object>| slice.body.get("addressType").is_some_and(|kind| kind == family);
+                let (these, others) = own.into_iter().partition(of_family);
+                own = others;
+                write_slices(store, &service, family, &by_ports(&service, &members), these);
+            }
+            for slice in own {
+                let _ = store.delete(&slice.key(), &DeleteOptions::default());
+            }
             write_endpoints(store, &service, &members);
         }
     }
 }
 
-fn address(pod: &Object) -> Option<&str> {
-    pod.body.get("status")?["podIP"].as_str().filter(|ip| !ip.is_empty())
+/// Families of a service's addresses, the main one first.
+fn families(service: &Object) -> Vec<&str> {
+    let given = service.spec()["ipFamilies"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let given: Vec<&str> = given.collect();
+    if given.is_empty() { vec![IPV4] } else { given }
+}
+
+/// A pod's address of a family.
+fn address<'a>(pod: &'a Object, family: &str) -> Option<&'a str> {
+    addresses_of(pod).find(|address| address.contains(':') == (family != IPV4))
 }
 
 fn is_ready(service: &Object, pod: &Object) -> bool {
@@ -87,10 +106,10 @@ fn container_port(pod: &Object, name: &str) -> Option<i64> {
     ports.find(|port| port["name"] == name)?["containerPort"].as_i64()
 }
 
-fn endpoint(store: &MemoryStore, service: &Object, pod: &Object) -> Value {
+fn endpoint(store: &MemoryStore, service: &Object, pod: &Object, address: &str) -> Value {
     let (ready, leaving) = (has_condition(pod, "Ready"), is_deleting(pod));
     let mut endpoint = json!({
-        "addresses": [address(pod)],
+        "addresses": [address],
         "conditions": {"ready": is_ready(service, pod), "serving": ready, "terminating": leaving},
         "nodeName": node_of(pod),
         "targetRef": {"kind": "Pod", "name": pod.name(), "namespace": pod.namespace(), "uid": uid(pod)},
@@ -110,12 +129,14 @@ fn endpoint(store: &MemoryStore, service: &Object, pod: &Object) -> Value {
 fn write_slices(
     store: &MemoryStore,
     service: &Object,
+    family: &str,
     groups: &BTreeMap<String, (Value, Vec<&Object>)>,
-    own: &[Arc<Object>],
+    own: Vec<Arc<Object>>,
 ) {
-    let mut free: Vec<&Arc<Object>> = own.iter().filter(|slice| !is_deleting(slice)).collect();
+    let mut free: Vec<Arc<Object>> = own.into_iter().filter(|slice| !is_deleting(slice)).collect();
     for (ports, pods) in groups.values() {
-        let mut endpoints: Vec<Value> = pods.iter().map(|pod| endpoint(store, service, pod)).collect();
+        let of_pod = |pod: &&Object| Some(endpoint(store, service, pod, address(pod, family)?));
+        let mut endpoints: Vec<Value> = pods.iter().filter_map(of_pod).collect();
         endpoints.sort_by_key(|endpoint| endpoint["addresses"][0].as_str().unwrap_or_default().to_string());
         // The slice that has these ports already keeps them: a watcher sees pods come and go, not ports change.
         let same =
@@ -127,7 +148,7 @@ fn write_slices(
                     slice.body.insert("endpoints".into(), endpoints.clone().into());
                 });
             }
-            None => create_slice(store, service, ports, endpoints),
+            None => create_slice(store, service, family, ports, endpoints),
         }
     }
     for slice in free {
@@ -135,7 +156,7 @@ fn write_slices(
     }
 }
 
-fn create_slice(store: &MemoryStore, service: &Object, ports: &Value, endpoints: Vec<Value>) {
+fn create_slice(store: &MemoryStore, service: &Object, family: &str, ports: &Value, endpoints: Vec<Value>) {
     let mut labels = service.metadata.labels.clone().unwrap_or_default();
     labels.insert(label::SERVICE_NAME.into(), service.name().into());
     labels.insert(MANAGED_BY.into(), MANAGER.into());
@@ -144,15 +165,16 @@ fn create_slice(store: &MemoryStore, service: &Object, ports: &Value, endpoints:
     }
     let mut slice = owned("discovery.k8s.io/v1", "EndpointSlice", service, labels);
     slice.metadata.generate_name = Some(format!("{}-", service.name()));
-    slice.body.insert("addressType".into(), "IPv4".into());
+    slice.body.insert("addressType".into(), family.into());
     slice.body.insert("endpoints".into(), endpoints.into());
     slice.body.insert("ports".into(), ports.clone());
     report(service, store.create(slice));
 }
 
-/// The older form, one object per service.
+/// The older form, one object per service, of its main family.
 fn write_endpoints(store: &MemoryStore, service: &Object, members: &[&Object]) {
     let mut subsets = Vec::new();
+    let family = families(service).first().copied().unwrap_or(IPV4);
     for (ports, pods) in by_ports(service, members).into_values() {
         if pods.is_empty() {
             continue;
@@ -161,7 +183,7 @@ fn write_endpoints(store: &MemoryStore, service: &Object, members: &[&Object]) {
         let addresses = |pods: Vec<&Object>| -> Vec<Value> {
             let address = |pod: &&Object| {
                 let target = json!({"kind": "Pod", "name": pod.name(), "namespace": pod.namespace(), "uid": uid(pod)});
-                json!({"ip": address(pod), "nodeName": node_of(pod), "targetRef": target})
+                json!({"ip": address(pod, family), "nodeName": node_of(pod), "targetRef": target})
             };
             pods.iter().map(address).collect()
         };

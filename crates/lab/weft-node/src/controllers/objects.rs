@@ -120,6 +120,15 @@ pub fn phase(pod: &Object) -> &str {
     pod.body.get("status").and_then(|status| status["phase"].as_str()).unwrap_or("Pending")
 }
 
+/// A pod's addresses, the main one first.
+pub fn addresses_of(pod: &Object) -> impl Iterator<Item = &str> {
+    let status = pod.body.get("status").unwrap_or(&Value::Null);
+    let all = status["podIPs"].as_array().into_iter().flatten().filter_map(|one| one["ip"].as_str());
+    // A status that only says the main one.
+    let alone = status["podIP"].as_str().filter(|_| !status["podIPs"].is_array());
+    all.chain(alone).filter(|address| !address.is_empty())
+}
+
 /// Whether a pod still counts as a replica: it is neither being deleted nor finished.
 pub fn is_active(pod: &Object) -> bool {
     !is_deleting(pod) && !matches!(phase(pod), "Succeeded" | "Failed")

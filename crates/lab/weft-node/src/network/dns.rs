@@ -4,10 +4,10 @@
 use super::view::ServiceView;
 use super::{DNS_SERVICE, DOMAIN, NetworkError};
 use hickory_proto::op::{Edns, Message, OpCode, Query, ResponseCode};
-use hickory_proto::rr::rdata::{A, CNAME, SOA, SRV};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME, SOA, SRV};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use std::collections::{BTreeMap, HashMap};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -35,14 +35,14 @@ pub struct Zone {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Answer {
-    Address(Ipv4Addr),
+    Address(IpAddr),
     Alias(String),
     Service { port: u16, target: String },
 }
 
 impl Zone {
     /// Builds the names of all services, and those of hosts outside, of which one may begin with `*.`.
-    pub fn build(services: &[ServiceView], outside: &BTreeMap<String, Vec<Ipv4Addr>>) -> Self {
+    pub fn build(services: &[ServiceView], outside: &BTreeMap<String, Vec<IpAddr>>) -> Self {
         let mut zone = Self::default();
         for (name, addresses) in outside {
             zone.names.insert(name.clone(), addresses.iter().copied().map(Answer::Address).collect());
@@ -63,8 +63,8 @@ impl Zone {
         // Even without endpoints the name exists: asked for, it has no addresses, which is another answer than "no such name".
         let addresses = self.names.entry(name.clone()).or_default();
         let mut targets = Vec::new();
-        if let Some(address) = service.address {
-            addresses.push(Answer::Address(address));
+        if !service.addresses.is_empty() {
+            addresses.extend(service.addresses.iter().copied().map(Answer::Address));
             targets.push(name.clone());
         } else {
             addresses.extend(service.endpoints.iter().map(|endpoint| Answer::Address(endpoint.address)));
@@ -72,7 +72,9 @@ impl Zone {
                 let host = endpoint.hostname.clone().unwrap_or_else(|| dashed(endpoint.address));
                 let host = format!("{host}.{name}").to_ascii_lowercase();
                 self.names.entry(host.clone()).or_default().push(Answer::Address(endpoint.address));
-                targets.push(host);
+                if !targets.contains(&host) {
+                    targets.push(host);
+                }
             }
         }
         for port in service.ports.iter().filter(|port| !port.name.is_empty()) {
@@ -176,7 +178,8 @@ impl Zone {
 
 fn record(owner: &Name, answer: &Answer, kind: RecordType) -> Result<Option<Record>, ResponseCode> {
     let data = match (answer, kind) {
-        (Answer::Address(address), RecordType::A | RecordType::ANY) => RData::A(A(*address)),
+        (Answer::Address(IpAddr::V4(address)), RecordType::A | RecordType::ANY) => RData::A(A(*address)),
+        (Answer::Address(IpAddr::V6(address)), RecordType::AAAA | RecordType::ANY) => RData::AAAA(AAAA(*address)),
         (Answer::Service { port, target }, RecordType::SRV | RecordType::ANY) => {
             RData::SRV(SRV::new(0, 100, *port, name_of(target)?))
         }
@@ -189,14 +192,15 @@ fn name_of(text: &str) -> Result<Name, ResponseCode> {
     Name::from_ascii(format!("{text}.")).map_err(|_| ResponseCode::ServFail)
 }
 
-fn dashed(address: Ipv4Addr) -> String {
-    address.to_string().replace('.', "-")
+fn dashed(address: IpAddr) -> String {
+    address.to_string().replace(['.', ':'], "-")
 }
 
-/// `10-244-0-5.default.pod.cluster.local` names the address it spells.
-fn pod_address(name: &str) -> Option<Ipv4Addr> {
+/// `10-244-0-5.default.pod.cluster.local` names the address it spells; one of IPv6 is spelt with `-` for `:`.
+fn pod_address(name: &str) -> Option<IpAddr> {
     let (address, _namespace) = name.strip_suffix(&format!(".pod.{DOMAIN}"))?.split_once('.')?;
-    address.replace('-', ".").parse().ok()
+    let four = address.replace('-', ".").parse().map(IpAddr::V4);
+    four.or_else(|_| address.replace('-', ":").parse().map(IpAddr::V6)).ok()
 }
 
 /// Serves the newest zone on UDP and TCP until dropped.
@@ -278,13 +282,19 @@ mod tests {
             endpoints: vec![],
         };
         let endpoint = |last, hostname: Option<&str>| EndpointView {
-            address: Ipv4Addr::new(10, 244, 0, last),
+            address: IpAddr::from([10, 244, 0, last]),
             hostname: hostname.map(Into::into),
         };
+        let six = EndpointView { address: "fd00:10:244::5".parse().unwrap(), hostname: None };
         let base = ServiceView { namespace: "default".into(), ports: vec![port], ..ServiceView::default() };
         Zone::build(
             &[
-                ServiceView { name: "reviews".into(), address: Some(Ipv4Addr::new(10, 96, 0, 7)), ..base.clone() },
+                ServiceView {
+                    name: "reviews".into(),
+                    addresses: vec!["10.96.0.7".parse().unwrap(), "fd00:10:96::7".parse().unwrap()],
+                    ..base.clone()
+                },
+                ServiceView { name: "six".into(), endpoints: vec![six], ..base.clone() },
                 ServiceView {
                     name: "db".into(),
                     endpoints: vec![endpoint(5, Some("db-0")), endpoint(6, None)],
@@ -299,8 +309,8 @@ mod tests {
                 ServiceView { name: "far".into(), external_name: Some("www.example.org".into()), ..base },
             ],
             &BTreeMap::from([
-                ("*.example.org".to_string(), vec![Ipv4Addr::new(198, 18, 0, 2)]),
-                ("api.example.org".to_string(), vec![Ipv4Addr::new(198, 18, 0, 3)]),
+                ("*.example.org".to_string(), vec![IpAddr::from([198, 18, 0, 2])]),
+                ("api.example.org".to_string(), vec![IpAddr::from([198, 18, 0, 3])]),
             ]),
         )
     }
@@ -321,7 +331,13 @@ mod tests {
         for (name, kind, code, expected) in [
             ("reviews.default.svc.cluster.local.", RecordType::A, NoError, vec!["10.96.0.7"]),
             ("Reviews.Default.svc.cluster.local.", RecordType::A, NoError, vec!["10.96.0.7"]),
-            ("reviews.default.svc.cluster.local.", RecordType::AAAA, NoError, vec![]),
+            ("reviews.default.svc.cluster.local.", RecordType::AAAA, NoError, vec!["fd00:10:96::7"]),
+            ("reviews.default.svc.cluster.local.", RecordType::ANY, NoError, vec!["10.96.0.7", "fd00:10:96::7"]),
+            ("db.default.svc.cluster.local.", RecordType::AAAA, NoError, vec![]),
+            ("six.default.svc.cluster.local.", RecordType::A, NoError, vec![]),
+            ("six.default.svc.cluster.local.", RecordType::AAAA, NoError, vec!["fd00:10:244::5"]),
+            ("fd00-10-244--5.six.default.svc.cluster.local.", RecordType::AAAA, NoError, vec!["fd00:10:244::5"]),
+            ("fd00-10-244--9.default.pod.cluster.local.", RecordType::AAAA, NoError, vec!["fd00:10:244::9"]),
             ("db.default.svc.cluster.local.", RecordType::A, NoError, vec!["10.244.0.5", "10.244.0.6"]),
             ("db-0.db.default.svc.cluster.local.", RecordType::A, NoError, vec!["10.244.0.5"]),
             ("10-244-0-9.default.pod.cluster.local.", RecordType::A, NoError, vec!["10.244.0.9"]),
@@ -365,7 +381,7 @@ mod tests {
     #[test]
     fn long_answers_are_cut_for_udp() {
         let endpoints =
-            (1..200).map(|n| EndpointView { address: Ipv4Addr::new(10, 244, 1, n as u8), hostname: None }).collect();
+            (1..200).map(|n| EndpointView { address: IpAddr::from([10, 244, 1, n as u8]), hostname: None }).collect();
         let service = ServiceView { namespace: "x".into(), name: "many".into(), endpoints, ..ServiceView::default() };
         let zone = Zone::build(&[service], &BTreeMap::new());
         let mut request = Message::new(7, MessageType::Query, OpCode::Query);

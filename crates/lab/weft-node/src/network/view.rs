@@ -1,10 +1,10 @@
 //! What the network needs to know of Services and their endpoints, read from the store's objects. Pure.
 
-use super::GATEWAY;
 use super::services::{ServicePort, Transport};
+use super::{GATEWAY, beside};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use weft_core::well_known::label;
 use weft_k8s_api::Object;
 
@@ -15,8 +15,8 @@ pub struct ServiceView {
     pub namespace: String,
     /// Name.
     pub name: String,
-    /// Cluster address; `None` for headless services and for those that are only a name.
-    pub address: Option<Ipv4Addr>,
+    /// Cluster addresses, at most one of a family; none for headless services and for those that are only a name.
+    pub addresses: Vec<IpAddr>,
     /// Name elsewhere that this one stands for (type `ExternalName`).
     pub external_name: Option<String>,
     /// Ports.
@@ -36,15 +36,15 @@ pub struct PortView {
     pub port: u16,
     /// Port of the node that leads to it, too.
     pub node_port: Option<u16>,
-    /// Where it leads.
-    pub endpoints: Vec<SocketAddrV4>,
+    /// Where it leads, of both families.
+    pub endpoints: Vec<SocketAddr>,
 }
 
 /// One pod behind a Service.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EndpointView {
     /// Address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Host name below the service's name, of a StatefulSet's pod.
     pub hostname: Option<String>,
 }
@@ -76,11 +76,18 @@ fn read_one(service: &Object, slices: &[&Object]) -> ServiceView {
     ServiceView {
         namespace: service.namespace().into(),
         name: service.name().into(),
-        address: spec["clusterIP"].as_str().and_then(|address| address.parse().ok()),
+        addresses: cluster_addresses(spec),
         external_name: external,
         ports,
         endpoints,
     }
+}
+
+/// `clusterIPs`, or what older clients write.
+fn cluster_addresses(spec: &Value) -> Vec<IpAddr> {
+    let all = list(&spec["clusterIPs"]);
+    let all = if all.is_empty() { std::slice::from_ref(&spec["clusterIP"]) } else { all };
+    all.iter().filter_map(|address| address.as_str()?.parse().ok()).collect()
 }
 
 fn read_port(port: &Value, slices: &[&Object]) -> Option<PortView> {
@@ -91,7 +98,7 @@ fn read_port(port: &Value, slices: &[&Object]) -> Option<PortView> {
         let of_slice = list(&slice.body["ports"]);
         let Some(target) = of_slice.iter().find(|p| p["name"].as_str().unwrap_or_default() == name) else { continue };
         let Some(target) = target["port"].as_u64().and_then(|p| u16::try_from(p).ok()) else { continue };
-        endpoints.extend(ready(slice).map(|endpoint| SocketAddrV4::new(endpoint.address, target)));
+        endpoints.extend(ready(slice).map(|endpoint| SocketAddr::new(endpoint.address, target)));
     }
     endpoints.sort();
     endpoints.dedup();
@@ -121,12 +128,14 @@ fn ready(slice: &Object) -> impl Iterator<Item = EndpointView> + '_ {
 pub fn service_ports(services: &[ServiceView]) -> Vec<ServicePort> {
     let mut ports = Vec::new();
     for service in services {
-        let Some(address) = service.address else { continue };
-        for port in &service.ports {
+        for (address, port) in service.addresses.iter().flat_map(|a| service.ports.iter().map(move |port| (*a, port))) {
             let Some(transport) = port.transport else { continue };
-            let of_node = port.node_port.map(|port| (GATEWAY, port));
+            let same_family = |endpoint: &&SocketAddr| endpoint.is_ipv6() == address.is_ipv6();
+            let endpoints: Vec<_> = port.endpoints.iter().filter(same_family).copied().collect();
+            let node = if address.is_ipv6() { beside(GATEWAY).into() } else { IpAddr::from(GATEWAY) };
+            let of_node = port.node_port.map(|port| (node, port));
             for (address, number) in [Some((address, port.port)), of_node].into_iter().flatten() {
-                ports.push(ServicePort { address, transport, port: number, endpoints: port.endpoints.clone() });
+                ports.push(ServicePort { address, transport, port: number, endpoints: endpoints.clone() });
             }
         }
     }
@@ -162,7 +171,35 @@ mod tests {
         let views = read([&service].into_iter(), [&slice].into_iter());
         let ports = service_ports(&views);
         assert_eq!(ports[0].endpoints, ["10.244.0.5:9080".parse().unwrap()]);
-        assert_eq!((ports[1].address, ports[1].port, &ports[1].endpoints), (GATEWAY, 30007, &ports[0].endpoints));
+        assert_eq!(
+            (ports[1].address, ports[1].port, &ports[1].endpoints),
+            (GATEWAY.into(), 30007, &ports[0].endpoints)
+        );
         assert_eq!(views[0].endpoints[0].hostname.as_deref(), Some("reviews-0"));
+    }
+    #[test]
+    fn both_families() {
+        let object = |value: Value| -> Object { serde_json::from_value(value).unwrap() };
+        let service =
+            object(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a", "namespace": "n"},
+            "spec": {"clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7", "fd00:10:96::7"],
+                     "ports": [{"port": 80, "nodePort": 30007}]}}));
+        let slice = |name: &str, address: &str| {
+            object(json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+                "metadata": {"name": name, "namespace": "n", "labels": {label::SERVICE_NAME: "a"}},
+                "ports": [{"name": "", "port": 9080}], "endpoints": [{"addresses": [address]}]}))
+        };
+        let slices = [slice("four", "10.244.0.5"), slice("six", "fd00:10:244::5")];
+        let ports = service_ports(&read([&service].into_iter(), slices.iter()));
+        let shown: Vec<_> = ports.iter().map(|p| format!("{} {} {:?}", p.address, p.port, p.endpoints)).collect();
+        assert_eq!(
+            shown,
+            [
+                "10.96.0.7 80 [10.244.0.5:9080]",
+                "10.244.0.1 30007 [10.244.0.5:9080]",
+                "fd00:10:96::7 80 [[fd00:10:244::5]:9080]",
+                "fd00:10:244::1 30007 [[fd00:10:244::5]:9080]",
+            ]
+        );
     }
 }

@@ -187,12 +187,13 @@ fn full_environment(worker: &Worker, given: Vec<(String, String)>) -> Vec<(Strin
 fn root(worker: &Worker, binds: Vec<Bind>) -> RootFs {
     let hostname = worker.hostname();
     let address = worker.sandbox().map_or(GATEWAY, |(_, address)| address);
-    let mut hosts = format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{address}\t");
+    let mut hosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_string();
     let spec = worker.spec.spec.as_ref();
-    if let Some(subdomain) = spec.and_then(|spec| spec.subdomain.as_deref()).filter(|s| !s.is_empty()) {
-        hosts += &format!("{hostname}.{subdomain}.{}.svc.{DOMAIN}\t", worker.namespace());
+    let subdomain = spec.and_then(|spec| spec.subdomain.as_deref()).filter(|s| !s.is_empty());
+    let below = subdomain.map(|name| format!("{hostname}.{name}.{}.svc.{DOMAIN}\t", worker.namespace()));
+    for address in worker.node.links.addresses(address) {
+        hosts += &format!("{address}\t{}{hostname}\n", below.as_deref().unwrap_or_default());
     }
-    hosts += &format!("{hostname}\n");
     for alias in spec.and_then(|spec| spec.host_aliases.as_ref()).into_iter().flatten() {
         hosts += &format!("{}\t{}\n", alias.ip, alias.hostnames.clone().unwrap_or_default().join("\t"));
     }

@@ -109,8 +109,12 @@ impl Source<'_> {
             "metadata.annotations" => lines(pod.metadata.annotations.as_ref()),
             "spec.nodeName" => spec("nodeName"),
             "spec.serviceAccountName" => spec("serviceAccountName"),
-            "status.podIP" | "status.podIPs" => status("podIP"),
-            "status.hostIP" | "status.hostIPs" => status("hostIP"),
+            "status.podIP" => status("podIP"),
+            "status.hostIP" => status("hostIP"),
+            "status.podIPs" | "status.hostIPs" => {
+                let all = pod.body.get("status").and_then(|s| s[&path["status.".len()..]].as_array()).into_iter();
+                all.flatten().filter_map(|one| one["ip"].as_str()).collect::<Vec<_>>().join(",")
+            }
             _ => {
                 if let Some(rest) = path.strip_prefix("metadata.labels") {
                     one(pod.metadata.labels.as_ref(), rest)

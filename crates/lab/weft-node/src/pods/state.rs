@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 use serde_json::{Value, json};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 /// What a container is in its pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,8 +75,8 @@ pub struct ContainerState {
 /// A pod.
 #[derive(Debug, Clone)]
 pub struct PodState {
-    /// Address, once it has one.
-    pub address: Option<Ipv4Addr>,
+    /// Addresses, once it has them, the one of IPv4 first.
+    pub addresses: Vec<IpAddr>,
     /// When the node took it over, RFC 3339.
     pub started: String,
     /// Its containers: init containers first, each list in the spec's order.
@@ -112,7 +112,7 @@ impl PodState {
             containers.push(ContainerState::new(container, role, false, waiting));
         }
         Self {
-            address: None,
+            addresses: Vec::new(),
             started: crate::controllers::objects::now(),
             containers,
             initialized: false,
@@ -165,17 +165,19 @@ impl PodState {
         let statuses = |init: bool| -> Vec<Value> {
             self.containers.iter().filter(|c| c.listed_as_init == init).map(ContainerState::status).collect()
         };
+        let host_ips = crate::network::all(crate::network::GATEWAY, self.addresses.len() > 1);
+        let host_ips: Vec<Value> = host_ips.map(|address| json!({"ip": address})).collect();
         let mut status = json!({
             "phase": phase,
             "conditions": [
-                condition("PodReadyToStartContainers", self.address.is_some() && !finished, "", ""),
+                condition("PodReadyToStartContainers", !self.addresses.is_empty() && !finished, "", ""),
                 condition("Initialized", self.initialized, "ContainersNotInitialized", "containers with incomplete status"),
                 condition("Ready", all_ready, why, &message),
                 condition("ContainersReady", all_ready, why, &message),
                 condition("PodScheduled", true, "", ""),
             ],
             "hostIP": crate::network::GATEWAY,
-            "hostIPs": [{"ip": crate::network::GATEWAY}],
+            "hostIPs": host_ips,
             "startTime": self.started,
             "qosClass": "BestEffort",
             "containerStatuses": statuses(false),
@@ -184,9 +186,10 @@ impl PodState {
         if !inits.is_empty() {
             status["initContainerStatuses"] = inits.into();
         }
-        if let Some(address) = self.address {
+        if let Some(address) = self.addresses.first() {
+            let all: Vec<Value> = self.addresses.iter().map(|address| json!({"ip": address})).collect();
             status["podIP"] = address.to_string().into();
-            status["podIPs"] = json!([{"ip": address}]);
+            status["podIPs"] = all.into();
         }
         if let Some((reason, message)) = &self.failed {
             status["reason"] = reason.as_str().into();

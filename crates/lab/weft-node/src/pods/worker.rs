@@ -403,7 +403,7 @@ impl Worker {
             return Err(message);
         }
         *lock(&self.sandbox) = Some((sandbox, address));
-        lock(&self.state).address = Some(address);
+        lock(&self.state).addresses = self.node.links.addresses(address).collect();
         self.changed.send_modify(|n| *n += 1);
         Ok(())
     }
