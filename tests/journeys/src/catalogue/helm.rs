@@ -108,7 +108,13 @@ fn install(run: &mut Run) -> Result<()> {
         eventually(SOON, || browser::stars(&lab.url(""), None).map(drop))
     });
     run.check(&["1:HELM-10"], "what is deleted comes back from the saved file", |_| {
-        kubectl.sh(r#"kubectl get istio-io --all-namespaces -oyaml > "$HOME"/istio_resource_backup.yaml"#)?;
+        // The file has revisions: an object whose status is still written meanwhile would be in conflict with it.
+        eventually(SOON, || {
+            kubectl.sh(r#"kubectl get istio-io --all-namespaces -oyaml > "$HOME"/istio_resource_backup.yaml"#)?;
+            let saved = std::fs::read_to_string(kubectl.folder().join("istio_resource_backup.yaml"))?;
+            ensure!(!saved.contains("validationMessages"), "the control plane has something to say: {saved}");
+            Ok(())
+        })?;
         kubectl.sh("kubectl delete virtualservice bookinfo")?;
         kubectl.fails("get virtualservice bookinfo", "NotFound")?;
         kubectl.sh(r#"kubectl apply -f "$HOME"/istio_resource_backup.yaml"#)?;
