@@ -43,6 +43,9 @@ fn check_target(parts: &Parts) -> Result<(), Refusal> {
     let uri = &parts.uri;
     if parts.method == Method::CONNECT {
         let extended = parts.extensions.get::<hyper::ext::Protocol>().is_some();
+        if extended && !uri.path_and_query().is_some_and(|target| target.as_str().starts_with('/')) {
+            return Err(bad("invalid_path"));
+        }
         let plain_target = uri.authority().is_some() && uri.scheme().is_none() && uri.path_and_query().is_none();
         return if extended || plain_target || parts.version == Version::HTTP_2 {
             Ok(())

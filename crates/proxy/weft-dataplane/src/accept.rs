@@ -6,7 +6,7 @@ use crate::downstream::Downstream;
 use crate::inspect::{self, Found, InspectError};
 use crate::listener::LiveListener;
 use crate::record::ConnectionRecord;
-use crate::standing::{End, Standing};
+use crate::standing::{End, Met, Seat, Standing};
 use crate::worker::{ConnectionEntry, Worker};
 use crate::{http, sockets, tcp};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -17,7 +17,7 @@ use tokio::net::{TcpStream, UnixStream};
 use weft_cluster::Source;
 use weft_codec::{Flags, Io, Reason, Stream};
 use weft_core::Strng;
-use weft_proxy_config::{ConnectionFacts, ListenAddress, NetworkFilter, ServerTls, Terminal};
+use weft_proxy_config::{ListenAddress, NetworkFilter, ServerTls, Terminal};
 use weft_route::DynamicMetadata;
 
 /// Time for a handshake unless the chain says otherwise; Envoy's default.
@@ -61,7 +61,8 @@ pub(crate) async fn serve(worker: Rc<Worker>, address: ListenAddress, accepted: 
         listener.stats.cx_overflow.inc();
         return;
     };
-    let Some((listener, slot)) = choose(&worker, &way, listener, &mut stream, &mut downstream).await else { return };
+    let Some(chosen) = choose(&worker, way, listener, &mut stream, &mut downstream).await else { return };
+    let (listener, slot, met) = chosen;
     downstream.direction = listener.config.direction;
     downstream.from = listener.config.inspect.original_src.map(|how| {
         let port = if how.port { downstream.source.port() } else { 0 };
@@ -89,7 +90,8 @@ pub(crate) async fn serve(worker: Rc<Worker>, address: ListenAddress, accepted: 
         }
     }
     downstream.meter = io.meter();
-    serve_chain(worker, listener, slot, io, downstream).await;
+    let seat = Seat::new(slot, met, listener.clone());
+    serve_chain(worker, listener, seat, io, downstream).await;
     drop(counted);
 }
 
@@ -147,7 +149,8 @@ fn unanswered(worker: &Rc<Worker>, listener: &LiveListener, downstream: &Downstr
 }
 
 /// How a connection came: the socket that accepted it, where it wanted to go, where it arrived.
-struct Way {
+#[derive(Debug)]
+pub(crate) struct Way {
     address: ListenAddress,
     destination: SocketAddr,
     local: SocketAddr,
@@ -156,7 +159,7 @@ struct Way {
 impl Way {
     /// The listener that the configuration in force has for it. One that only redirects hands the connection to the listener
     /// of its original destination, when there is one.
-    fn listener(&self, worker: &Worker) -> Option<Rc<LiveListener>> {
+    pub fn listener(&self, worker: &Worker) -> Option<Rc<LiveListener>> {
         let snapshot = worker.snapshot();
         let listener = snapshot.listeners.at(&self.address)?;
         if !listener.config.use_original_dst || self.destination == self.local {
@@ -171,11 +174,11 @@ impl Way {
 /// its time must not get rules that are gone meanwhile. `None` means that the connection is to be closed.
 async fn choose(
     worker: &Rc<Worker>,
-    way: &Way,
+    way: Way,
     mut listener: Rc<LiveListener>,
     stream: &mut Stream,
     downstream: &mut Downstream,
-) -> Option<(Rc<LiveListener>, Rc<ChainSlot>)> {
+) -> Option<(Rc<LiveListener>, Rc<ChainSlot>, Met)> {
     let found = loop {
         let found = look(worker, &listener, stream, downstream, way.destination.port()).await?;
         let earlier = std::mem::replace(&mut listener, way.listener(worker)?);
@@ -193,16 +196,17 @@ async fn choose(
         downstream.destination = destination;
     }
     downstream.server_name = found.server_name;
-    let facts = ConnectionFacts {
+    let met = Met {
+        way,
         destination: downstream.destination,
         source: downstream.source,
-        server_name: downstream.server_name.as_deref(),
+        peer: downstream.peer.ip(),
+        server_name: downstream.server_name.clone(),
         transport: found.transport,
-        application_protocols: &found.protocols,
-        direct_source: downstream.peer.ip(),
+        protocols: found.protocols,
     };
-    if let Some(slot) = listener.slot(worker, &facts) {
-        return Some((listener, slot));
+    if let Some(slot) = listener.slot(worker, &met.facts()) {
+        return Some((listener, slot, met));
     }
     listener.stats.no_filter_chain_match.inc();
     tracing::debug!(listener = %listener.config.name, peer = %downstream.peer, destination = %downstream.destination,
@@ -267,15 +271,9 @@ fn handshake_failed(worker: &Rc<Worker>, chain: &ChainRuntime, downstream: Downs
 }
 
 /// Network filters, then the last one.
-async fn serve_chain(
-    worker: Rc<Worker>,
-    listener: Rc<LiveListener>,
-    slot: Rc<ChainSlot>,
-    io: Io,
-    downstream: Downstream,
-) {
+async fn serve_chain(worker: Rc<Worker>, listener: Rc<LiveListener>, seat: Rc<Seat>, io: Io, downstream: Downstream) {
     let (chain, place) = loop {
-        let chain = slot.current();
+        let chain = seat.slot.current();
         let place = match &chain.limit {
             Some((most, count)) => match count.take(*most) {
                 Some(place) => Some(place),
@@ -284,22 +282,23 @@ async fn serve_chain(
             None => None,
         };
         let mut admitted = admitted(&worker, &chain, &listener, &downstream).await;
-        if slot.is_retired() {
-            // It has no successor whose rules could be asked.
+        seat.follow(&worker);
+        if seat.ends_at().is_some() {
+            // It has no successor whose rules could be asked, or is for other connections by now.
             admitted = Err("filter_chain_removed".into());
         }
         if let Err(details) = admitted {
             return denied_at_once(&worker, &chain, &downstream, &details);
         }
         // While an authorizer was asked the rules may have changed.
-        if slot.is_current(&chain) {
+        if seat.slot.is_current(&chain) {
             break (chain, place);
         }
     };
-    let standing = Standing::new(&slot, Some(chain.clone()));
+    let standing = Standing::new(&seat, Some(chain.clone()));
     let entry = ConnectionEntry::register(&worker, standing, downstream.direction);
     match &chain.chain.terminal {
-        Terminal::Http(_) => http::serve_connection(worker, listener, slot, entry, io, downstream).await,
+        Terminal::Http(_) => http::serve_connection(worker, listener, seat.slot.clone(), entry, io, downstream).await,
         Terminal::Tcp(_) => tcp::serve(worker, listener, entry, io, downstream).await,
     }
     drop(place);
@@ -347,8 +346,8 @@ async fn admitted(
     Ok(())
 }
 
-/// Asks the chain's own authorization filters once more; the details word when one says no. Nothing is counted. External authorizers are asked when a
-/// connection is made, and not again.
+/// Asks the chain's own authorization filters once more; the details word when one says no. Nothing is counted. External
+/// authorizers are asked when a connection is made, and not again.
 pub(crate) fn denied(chain: &ChainRuntime, downstream: &Downstream) -> Option<String> {
     let mut metadata = DynamicMetadata::new();
     chain.chain.filters.iter().find_map(|filter| {

@@ -104,6 +104,11 @@ impl Listeners {
         next
     }
 
+    /// The listener of that name.
+    pub fn named(&self, name: &Strng) -> Option<&Rc<LiveListener>> {
+        self.by_name.get(name)
+    }
+
     /// The listener that accepts on `address`.
     pub fn at(&self, address: &ListenAddress) -> Option<&Rc<LiveListener>> {
         self.by_address.get(address)

@@ -1,18 +1,24 @@
-//! Whether an open connection may stay: its filter chain is still there, and the chain's authorization, as it is now, lets it
-//! in. Asked again after each change of the configuration, so that policies bind connections that are open already. What an
-//! authorizer outside the proxy said once stands.
+//! Whether an open connection may stay: its filter chain is still there, its listener would still take such a connection, and
+//! the chain's authorization, as it is now, lets it in. Asked again after each change of the configuration, so that policies
+//! bind connections that are open already. What an authorizer outside the proxy said once stands.
 
+use crate::accept::Way;
 use crate::chain::{ChainRuntime, ChainSlot};
+use crate::listener::LiveListener;
+use crate::worker::Worker;
 use std::borrow::Cow;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
 use tokio::time::Instant;
+use weft_core::Strng;
+use weft_proxy_config::{ConnectionFacts, Transport};
 
 /// Why a connection must end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum End {
-    /// Its filter chain is gone, and so is the time left to its connections.
+    /// Its filter chain is gone, or there is none for its like any more, and so is the time left to it.
     Removed,
     /// Authorization now says no; the details word.
     Denied(String),
@@ -28,35 +34,102 @@ impl End {
     }
 }
 
-/// The permission of an open connection.
+/// What a connection's filter chain was chosen by.
+#[derive(Debug)]
+pub(crate) struct Met {
+    pub way: Way,
+    pub destination: SocketAddr,
+    pub source: SocketAddr,
+    pub peer: IpAddr,
+    pub server_name: Option<Strng>,
+    pub transport: Transport,
+    pub protocols: Vec<Strng>,
+}
+
+impl Met {
+    /// The same, to ask a listener with.
+    pub fn facts(&self) -> ConnectionFacts<'_> {
+        ConnectionFacts {
+            destination: self.destination,
+            source: self.source,
+            server_name: self.server_name.as_deref(),
+            transport: self.transport,
+            application_protocols: &self.protocols,
+            direct_source: self.peer,
+        }
+    }
+}
+
+/// A connection's place in the configuration; it and its requests share it.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    pub slot: Rc<ChainSlot>,
+    met: Met,
+    /// The listener as it was when it last had a chain for such connections.
+    listener: RefCell<Rc<LiveListener>>,
+    /// It has none any more: when the connection ends, though its own chain is there for others.
+    unwanted: Cell<Option<Instant>>,
+}
+
+impl Seat {
+    pub fn new(slot: Rc<ChainSlot>, met: Met, listener: Rc<LiveListener>) -> Rc<Self> {
+        Rc::new(Self { slot, met, listener: RefCell::new(listener), unwanted: Cell::new(None) })
+    }
+
+    /// When it ends in any case; `None` while there is no reason for it.
+    pub fn ends_at(&self) -> Option<Instant> {
+        self.slot.ends_at().or(self.unwanted.get())
+    }
+
+    /// Looks at what the listener has become: the connection has its time to go when no chain would take it now. (That another
+    /// chain would is no reason: it may be one that came with a new service.)
+    pub fn follow(&self, worker: &Worker) {
+        if self.ends_at().is_some() {
+            return;
+        }
+        let Some(now) = self.met.way.listener(worker) else { return };
+        if Rc::ptr_eq(&now, &self.listener.borrow()) {
+            return;
+        }
+        if now.config.find_chain(&self.met.facts()).is_none() {
+            self.unwanted.set(Some(Instant::now() + worker.retired_time()));
+            self.slot.changed.notify_waiters();
+        }
+        self.listener.replace(now);
+    }
+}
+
+/// The permission of an open connection, or of a request that became a tunnel.
 #[derive(Debug)]
 pub(crate) struct Standing {
-    pub slot: Rc<ChainSlot>,
+    pub seat: Rc<Seat>,
     /// The chain that let it in last; `None` = to be asked.
     judged: RefCell<Option<Rc<ChainRuntime>>>,
 }
 
 impl Standing {
-    /// Of a connection that `judged` let in.
-    pub fn new(slot: &Rc<ChainSlot>, judged: Option<Rc<ChainRuntime>>) -> Self {
-        Self { slot: slot.clone(), judged: RefCell::new(judged) }
+    /// Of one that `judged` let in.
+    pub fn new(seat: &Rc<Seat>, judged: Option<Rc<ChainRuntime>>) -> Self {
+        Self { seat: seat.clone(), judged: RefCell::new(judged) }
     }
 
     /// The chain is another than the one that let it in.
     pub fn is_in_question(&self) -> bool {
-        !self.judged.borrow().as_ref().is_some_and(|judged| self.slot.is_current(judged))
+        !self.judged.borrow().as_ref().is_some_and(|judged| self.seat.slot.is_current(judged))
     }
 
     /// Why the connection must end now, if it must. `denied` asks a chain, and returns its details word when it says no; a
     /// chain that has let the connection in is not asked twice.
     pub fn now(&self, denied: impl Fn(&ChainRuntime) -> Option<String>) -> Option<End> {
-        if let Some(ends_at) = self.slot.ends_at() {
-            return (Instant::now() >= ends_at).then_some(End::Removed);
+        if let Some(ends_at) = self.seat.ends_at()
+            && Instant::now() >= ends_at
+        {
+            return Some(End::Removed);
         }
-        if !self.is_in_question() {
+        if self.seat.slot.is_retired() || !self.is_in_question() {
             return None;
         }
-        let current = self.slot.current();
+        let current = self.seat.slot.current();
         if let Some(details) = denied(&current) {
             return Some(End::Denied(details));
         }
@@ -68,13 +141,16 @@ impl Standing {
     pub async fn ended(&self, denied: impl Fn(&ChainRuntime) -> Option<String>) -> End {
         loop {
             // Listens before it looks: a change between the two would otherwise be missed.
-            let mut changed = pin!(self.slot.changed.notified());
+            let mut changed = pin!(self.seat.slot.changed.notified());
             changed.as_mut().enable();
             if let Some(end) = self.now(&denied) {
                 return end;
             }
-            match self.slot.ends_at() {
-                Some(ends_at) => tokio::time::sleep_until(ends_at).await,
+            match self.seat.ends_at() {
+                Some(ends_at) => tokio::select! {
+                    () = tokio::time::sleep_until(ends_at) => {}
+                    () = changed => {}
+                },
                 None => changed.await,
             }
         }

@@ -39,7 +39,7 @@ pub(crate) async fn serve(
     downstream: Downstream,
 ) {
     let standing = &entry.entry.standing;
-    let chain = standing.slot.current();
+    let chain = standing.seat.slot.current();
     let (Terminal::Tcp(proxy), Some(runtime)) = (&chain.chain.terminal, &chain.tcp) else { return };
     runtime.cx_total.inc();
     let mut record = ConnectionRecord::new(&worker, &runtime.logs);

@@ -238,12 +238,14 @@ impl Worker {
         self.snapshot.replace(Rc::new(Snapshot { config, listeners }));
         self.changed.notify_waiters();
         for entry in self.connections.borrow().values() {
-            if let Some(ends_at) = entry.standing.slot.ends_at() {
-                if !entry.retiring.replace(true) {
-                    entry.drain();
-                    spawn_local(close_later(Rc::downgrade(entry), ends_at));
-                }
-            } else if entry.standing.is_in_question() {
+            entry.standing.seat.follow(self);
+            if let Some(ends_at) = entry.standing.seat.ends_at()
+                && !entry.retiring.replace(true)
+            {
+                entry.drain();
+                spawn_local(close_later(Rc::downgrade(entry), ends_at));
+            }
+            if entry.standing.is_in_question() {
                 entry.wake();
             }
         }

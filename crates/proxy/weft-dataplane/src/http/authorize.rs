@@ -196,6 +196,10 @@ async fn look_into(
         };
         exchange.step();
         if let Some(data) = frame.data_ref() {
+            // Frames without data would cost memory that no limit on data bounds.
+            if data.is_empty() {
+                continue;
+            }
             let room = how.most - shown.len();
             shown.extend_from_slice(&data[..data.len().min(room)]);
             whole = data.len() <= room;

@@ -315,28 +315,32 @@ fn tick(limits: &HttpLimits) -> Duration {
 }
 
 impl HttpConnection {
-    /// The host of a request belongs to another filter chain than the server name that this connection was made for: its
-    /// client reuses the connection where the host has rules, and maybe certificates, of its own (RFC 9110 §7.4).
+    /// The host of a request belongs to another filter chain than the server name that this connection was made for, or than
+    /// none: its client reuses the connection where the host has rules, and maybe certificates, of its own (RFC 9110 §7.4).
     pub fn is_misdirected(&self, authority: &str) -> bool {
-        let (true, Some(name)) = (self.downstream.tls.is_some(), self.downstream.server_name.as_deref()) else {
-            return false;
-        };
-        let host = weft_route::normalize::without_port(authority);
-        let host = host.strip_suffix('.').unwrap_or(host);
-        if host == name {
+        if self.downstream.tls.is_none() {
             return false;
         }
-        let chain_for = |name| {
-            self.listener.config.find_chain(&ConnectionFacts {
+        let name = self.downstream.server_name.as_deref();
+        let host = weft_route::normalize::without_port(authority);
+        let host = host.strip_suffix('.').unwrap_or(host);
+        if name == Some(host) {
+            return false;
+        }
+        // As it is now: a host may have got a chain of its own since the connection was made.
+        let snapshot = self.worker.snapshot();
+        let listener = snapshot.listeners.named(&self.listener.config.name).unwrap_or(&self.listener);
+        let chain_for = |server_name| {
+            listener.config.find_chain(&ConnectionFacts {
                 destination: self.downstream.destination,
                 source: self.downstream.source,
-                server_name: Some(name),
+                server_name,
                 transport: Transport::Tls,
                 application_protocols: &[],
                 direct_source: self.downstream.peer.ip(),
             })
         };
-        match (chain_for(name), chain_for(host)) {
+        match (chain_for(name), chain_for(Some(host))) {
             (Some(own), Some(other)) => !Arc::ptr_eq(own, other),
             _ => false,
         }
@@ -367,7 +371,20 @@ impl HttpConnection {
     /// Why the connection must end whatever it does: its filter chain is gone, or the chain's authorization of connections
     /// says no now.
     fn end_now(&self) -> Option<End> {
-        self.entry().standing.now(|chain| self.denied(chain)).map(|end| self.counted(end))
+        let standing = &self.entry().standing;
+        let changed = standing.is_in_question();
+        let end = standing.now(|chain| self.denied(chain)).map(|end| self.counted(end));
+        if changed && end.is_none() {
+            self.judge_requests_again();
+        }
+        end
+    }
+
+    /// Cuts requests that the rules in force would not let in. Tunnels look for themselves.
+    fn judge_requests_again(&self) {
+        let Some(http) = self.slot.current().http.clone() else { return };
+        let under_way: Vec<_> = self.exchanges.borrow().iter().filter_map(Weak::upgrade).collect();
+        under_way.iter().for_each(|exchange| exchange.judge_again(&http));
     }
 
     /// It must not go on.

@@ -86,8 +86,10 @@ pub(crate) struct ExchangeFacts {
     pub shown: Option<Box<LoggedRequest>>,
     /// The other side's workload, for the standard metrics.
     pub peer: Option<Rc<Party>>,
-    /// The request as authorization saw it, when it asks for a tunnel: policies that come later bind that too.
+    /// The request as authorization saw it: policies that come later bind it too.
     pub admitted: Option<Box<Admitted>>,
+    /// What policy it was that came later and denied it; the details word.
+    pub denied: Option<String>,
     /// What compressors noted for the response.
     pub codings: Option<Box<Codings>>,
     /// Host asked for, for the standard metrics.
@@ -223,6 +225,28 @@ impl Exchange {
             if let Some(waker) = &*self.waker.borrow() {
                 waker.wake_by_ref();
             }
+        }
+    }
+
+    /// Judges a request that was let in by the rules of `http`, which have come since; cuts it short when they say no.
+    pub fn judge_again(&self, http: &Rc<HttpRuntime>) {
+        if Rc::ptr_eq(http, &self.http) {
+            return;
+        }
+        let mut facts = self.facts.borrow_mut();
+        let Some(admitted) = &facts.admitted else { return };
+        if let Some(details) = admitted.denied(&self.conn.downstream, http) {
+            facts.denied = Some(details);
+            drop(facts);
+            self.cancel(Reason::AccessDenied);
+        }
+    }
+
+    /// The details word of the end for that reason.
+    pub fn details_of(&self, reason: Reason) -> Cow<'static, str> {
+        match (reason, self.facts.borrow_mut().denied.take()) {
+            (Reason::AccessDenied, Some(details)) => Cow::Owned(details),
+            _ => Cow::Borrowed(reason.details()),
         }
     }
 
@@ -469,7 +493,7 @@ impl BodyObserver for ResponseObserver {
     fn poll_abort(&mut self, cx: &mut Context<'_>) -> Option<BodyError> {
         match self.exchange.poll_cancelled(cx) {
             Poll::Ready(reason) => {
-                self.exchange.note(reason.flag(), reason.details());
+                self.exchange.note(reason.flag(), self.exchange.details_of(reason));
                 Some(BodyError::Aborted(reason.details()))
             }
             Poll::Pending => None,

@@ -9,7 +9,10 @@ use crate::http::format;
 use crate::http::intake::Head;
 use crate::http::ratelimit;
 use crate::http::trace;
+use http::header::ACCEPT;
 use http::{HeaderName, HeaderValue, Uri};
+use http_body::Body as _;
+use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 use weft_authz::Decision;
@@ -234,7 +237,43 @@ fn judge(downstream: &Downstream, head: &mut Head, filter: &weft_authz::Rbac) ->
     decision
 }
 
-/// A request that was let in and lasts, as authorization saw it.
+/// Whether the rules in force let the request in, when they changed while filters waited: for a body, an authorizer, the end of
+/// a delay.
+///
+/// # Errors
+/// The answer to a request that may not go on.
+pub(crate) fn recheck(
+    exchange: &Exchange,
+    head: &mut Head,
+    destination: Destination<'_>,
+) -> Result<(), Box<LocalReply>> {
+    let current = exchange.conn.slot.current();
+    let Some(http) = current.http.as_ref().filter(|http| !Rc::ptr_eq(http, &exchange.http)) else { return Ok(()) };
+    if destination.is_disabled(RBAC) {
+        return Ok(());
+    }
+    match refusal(&exchange.conn.downstream, head, http) {
+        None => Ok(()),
+        Some(decision) => Err(Box::new(rbac::reply(&decision))),
+    }
+}
+
+/// Asks the authorization filters of `http` once more; what the first says that says no. That alone is counted: the request was
+/// counted when it was let in, and ends now. Neither tokens nor authorizers outside the proxy are asked again: what they said
+/// stands.
+fn refusal(downstream: &Downstream, head: &mut Head, http: &HttpRuntime) -> Option<Decision> {
+    http.hcm.filters.iter().find_map(|filter| {
+        let HttpFilter::Rbac(rbac) = filter else { return None };
+        let decision = judge(downstream, head, rbac);
+        if decision.allowed {
+            return None;
+        }
+        http.stats.rbac_denied.inc();
+        Some(decision)
+    })
+}
+
+/// A request that was let in, as authorization saw it.
 #[derive(Debug)]
 pub(crate) struct Admitted {
     head: Head,
@@ -248,20 +287,23 @@ impl Admitted {
         Self { head: head.copy(), exempt: destination.is_disabled(RBAC) }
     }
 
-    /// Asks the authorization filters of `http` once more; the details word when one says no, which alone is counted: the request
-    /// was counted when it was let in, and ends now. Neither tokens nor authorizers outside the
-    /// proxy are asked again: what they said stands.
+    /// Whether `head` is to be kept, so that rules which come later bind the request: where there are rules, and where it is
+    /// likely to last. Only a plain request that turns out to last where there were no rules is not bound by the first ones.
+    pub fn is_wanted(exchange: &Exchange, head: &Head, body: &ProxyBody) -> bool {
+        let endless = |value: &HeaderValue| value.to_str().is_ok_and(|value| value.contains("text/event-stream"));
+        head.upgrade.is_some()
+            || exchange.facts.borrow().is_grpc
+            || (!body.is_end_stream() && body.size_hint().exact().is_none())
+            || exchange.http.hcm.filters.iter().any(|filter| matches!(filter, HttpFilter::Rbac(_)))
+            || head.headers.get(ACCEPT).is_some_and(endless)
+    }
+
+    /// Asks the authorization filters of `http`; the details word when one says no.
     pub fn denied(&self, downstream: &Downstream, http: &HttpRuntime) -> Option<String> {
-        let mut head = self.head.copy();
-        http.hcm.filters.iter().filter(|_| !self.exempt).find_map(|filter| {
-            let HttpFilter::Rbac(rbac) = filter else { return None };
-            let decision = judge(downstream, &mut head, rbac);
-            if decision.allowed {
-                return None;
-            }
-            http.stats.rbac_denied.inc();
-            Some(rbac::details(&decision))
-        })
+        if self.exempt {
+            return None;
+        }
+        refusal(downstream, &mut self.head.copy(), http).map(|decision| rbac::details(&decision))
     }
 }
 

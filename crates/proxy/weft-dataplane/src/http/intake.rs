@@ -118,10 +118,16 @@ pub(crate) fn admit(
         text,
         HostNormalization { strip_port: hcm.strip_port, strip_trailing_dot: hcm.strip_trailing_dot },
     );
-    let Parts { method, uri, version, mut headers, .. } = parts;
+    let Parts { mut method, uri, version, mut headers, .. } = parts;
     let uri = normalized(exchange, &method, uri)?;
     let forwarded::Asker { client, scheme, internal } = forwarded::apply(&exchange.conn, hcm, &mut headers, marks);
     hop::strip(&mut headers, marks);
+    if let Some(upgrade) = &upgrade {
+        upgrade.show(&mut method, &mut headers);
+        if let Some(logged) = &mut exchange.facts.borrow_mut().logged {
+            logged.method = method.clone();
+        }
+    }
     if marks.has(HeaderMarks::EXPECT) {
         // 100 Continue is answered here, as soon as the body is asked for.
         headers.remove(EXPECT);

@@ -6,6 +6,7 @@ use crate::http::forward::ATTEMPT_COUNT;
 use crate::http::forwarded::{self, X_ENVOY_INTERNAL};
 use crate::http::intake::Head;
 use crate::worker::Worker;
+use http::header::{CONNECTION, UPGRADE};
 use http::{HeaderMap, HeaderValue, Request};
 use http_body_util::BodyExt;
 use std::rc::Rc;
@@ -78,6 +79,10 @@ pub(crate) fn start(of: &Mirrored<'_>) -> Copies {
 /// one more hop.
 fn shadow(of: &Mirrored<'_>, mirror: &Mirror) -> (HeaderMap, HeaderValue) {
     let mut headers = of.head.headers.clone();
+    // Nobody would speak the other protocol to a mirror.
+    for name in [CONNECTION, UPGRADE] {
+        headers.remove(name);
+    }
     if of.counts {
         headers.insert(ATTEMPT_COUNT, HeaderValue::from_static("1"));
     }

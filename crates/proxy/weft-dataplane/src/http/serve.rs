@@ -39,7 +39,9 @@ pub(crate) async fn serve(
     let outcome = tokio::select! {
         biased;
         outcome = handle(&exchange, request, client, marks) => outcome,
-        reason = exchange.cancelled() => Err(Box::new(LocalReply::new(reason))),
+        reason = exchange.cancelled() => {
+            Err(Box::new(LocalReply::new(reason).with_details(exchange.details_of(reason))))
+        }
     };
     match outcome {
         Ok(response) => response,
@@ -77,7 +79,10 @@ async fn handle(
             Err(reply) => return Ok(refused(exchange, *reply, table, destination, marks)),
         }
     };
-    if head.upgrade.is_some() {
+    if let Err(reply) = filters::recheck(exchange, &mut head, destination) {
+        return Ok(refused(exchange, *reply, table, destination, marks));
+    }
+    if Admitted::is_wanted(exchange, &head, &body) {
         exchange.facts.borrow_mut().admitted = Some(Box::new(Admitted::new(&head, destination)));
     }
     let remembers = table.is_some_and(|table| makes_values(table, destination));

@@ -89,6 +89,21 @@ impl Upgrade {
         by_route.map_or(self.allowed, |(_, enabled)| *enabled)
     }
 
+    /// Puts the wish into a head whose hop-by-hop headers are gone, as HTTP/1.1 has it: extended CONNECT is a `GET`. So routes
+    /// and policies see one request, whichever protocol it came by, and the one that an endpoint may get.
+    pub fn show(&self, method: &mut Method, headers: &mut HeaderMap) {
+        if self.kind == UpgradeKind::Connect {
+            return;
+        }
+        if self.kind == UpgradeKind::Extended {
+            *method = Method::GET;
+        }
+        headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+        if let Ok(name) = HeaderValue::from_str(&self.name) {
+            headers.insert(UPGRADE, name);
+        }
+    }
+
     /// The refusal of one that is not allowed.
     pub fn refusal() -> Box<LocalReply> {
         Box::new(LocalReply::new(Reason::UpgradeForbidden))
@@ -101,13 +116,12 @@ impl Upgrade {
             (_, true) => {
                 *request.method_mut() = Method::CONNECT;
                 request.extensions_mut().insert(Protocol::from(&*self.name));
-                request.headers_mut().remove(SEC_WEBSOCKET_KEY);
+                for name in [CONNECTION, UPGRADE, SEC_WEBSOCKET_KEY] {
+                    request.headers_mut().remove(name);
+                }
             }
             (kind, false) => {
-                // An extended CONNECT has no method of its own; any other request keeps the one that was judged.
-                if kind == UpgradeKind::Extended {
-                    *request.method_mut() = Method::GET;
-                }
+                // The method is the one that was judged.
                 let headers = request.headers_mut();
                 headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
                 if let Ok(name) = HeaderValue::from_str(&self.name) {
@@ -235,7 +249,7 @@ async fn forbidden(exchange: &Exchange) -> End {
     let admitted = exchange.facts.borrow_mut().admitted.take();
     let current = conn.slot.current();
     let is_judged = current.http.as_ref().is_some_and(|http| Rc::ptr_eq(http, &exchange.http));
-    let standing = Standing::new(&conn.slot, is_judged.then_some(current));
+    let standing = Standing::new(&conn.entry().standing.seat, is_judged.then_some(current));
     let by_request = |chain: &ChainRuntime| admitted.as_ref()?.denied(&conn.downstream, chain.http.as_deref()?);
     let of_connection = Cell::new(false);
     let end = standing.ended(|chain| {

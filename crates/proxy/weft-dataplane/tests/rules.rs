@@ -1,0 +1,323 @@
+//! Rules bind what was begun under earlier ones: requests that wait at a filter, that are under way, that reuse a connection;
+//! connections that no filter chain would take any more. And upgrades are judged as what an endpoint gets of them.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+use bytes::Bytes;
+use common::*;
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, mpsc};
+use weft_dataplane::Options;
+use weft_proto::envoy::config::listener::v3::Listener;
+
+async fn start(listener: &str, clusters: &str) -> Proxy {
+    start_with(listener, clusters, |_| {}).await
+}
+
+async fn start_with(listener: &str, clusters: &str, set: impl FnOnce(&mut Options)) -> Proxy {
+    Proxy::start_with(&format!("static_resources:\n  listeners:\n  - {listener}\n  clusters:\n{clusters}"), set).await
+}
+
+/// An HTTP listener `l` that allows WebSocket and rewrites paths; `filters` come before the router.
+fn http_rules(filters: &str) -> String {
+    format!(
+        r#"{{name: l, address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}, filter_chains: [{{filters: [{{name: h, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: t, upgrade_configs: [{{upgrade_type: websocket}}], route_config: {{name: r, virtual_hosts: [{{name: v, domains: ['*'], routes: [{{match: {{prefix: "/"}}, route: {{cluster: a, timeout: 0s, prefix_rewrite: /rewritten}}}}]}}]}}, http_filters: [{filters} {{name: router, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}}}]}}}}]}}]}}"#
+    )
+}
+
+fn deny(permission: &Value) -> String {
+    let policies = json!({"p": {"permissions": [permission], "principals": [{"any": true}]}});
+    let rbac = json!({
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC",
+        "rules": {"action": "DENY", "policies": policies},
+    });
+    format!("{{name: r, typed_config: {rbac}}},")
+}
+
+fn deny_path(path: &str) -> String {
+    deny(&json!({"url_path": {"path": {"exact": path}}}))
+}
+
+fn header_is(name: &str, value: &str) -> Value {
+    json!({"header": {"name": name, "string_match": {"exact": value}}})
+}
+
+/// What comes until the connection ends, in time.
+async fn until_end(stream: &mut TcpStream) -> Vec<u8> {
+    let mut all = Vec::new();
+    // A reset is an end too.
+    let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut all)).await.expect("the connection ends");
+    all
+}
+
+/// Reads until this is among the bytes.
+async fn read_to(stream: &mut TcpStream, end: &[u8]) -> Vec<u8> {
+    let mut all = Vec::new();
+    while !all.windows(end.len()).any(|part| part == end) {
+        let n = tokio::time::timeout(PATIENCE, stream.read_buf(&mut all)).await.expect("in time").unwrap();
+        assert!(n > 0, "{}", String::from_utf8_lossy(&all));
+    }
+    all
+}
+
+/// Sends back what it gets.
+async fn echo() -> SocketAddr {
+    serve(&[]).await
+}
+
+/// Answers with a response that never ends.
+async fn endless() -> SocketAddr {
+    serve(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n").await
+}
+
+/// Says this to the first bytes, and sends back what comes after them; without an answer all that comes.
+async fn serve(answer: &'static [u8]) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                if !answer.is_empty() {
+                    let _ = stream.read(&mut [0; 4096]).await;
+                    let _ = stream.write_all(answer).await;
+                }
+                let (mut reader, mut writer) = stream.split();
+                let _ = tokio::io::copy(&mut reader, &mut writer).await;
+            });
+        }
+    });
+    addr
+}
+
+/// An authorizer by HTTP that tells of each question and assents when it is let.
+async fn slow_authorizer() -> (Backend, mpsc::UnboundedReceiver<()>, Arc<Notify>) {
+    let (told, asked) = mpsc::unbounded_channel();
+    let go = Arc::new(Notify::new());
+    let answer = go.clone();
+    let authorizer = Backend::start(move |_| {
+        let (told, answer) = (told.clone(), answer.clone());
+        async move {
+            let _ = told.send(());
+            answer.notified().await;
+            reply(200, "")
+        }
+    });
+    (authorizer.await, asked, go)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_comes_while_a_request_waits_at_a_filter() {
+    let app = Backend::echo("a").await;
+    let (authorizer, mut asked, go) = slow_authorizer().await;
+    let ask = format!(
+        r#"{{name: e, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz, transport_api_version: V3, http_service: {{server_uri: {{uri: "http://{}", cluster: authz, timeout: 60s}}}}}}}},"#,
+        authorizer.addr
+    );
+    let clusters = cluster("a", &[app.addr], "") + &cluster("authz", &[authorizer.addr], "");
+    for (rules, want, count) in [(deny_path("/other"), 200, 1), (deny_path("/"), 403, 1)] {
+        let mut proxy = start(&http_rules(&ask), &clusters).await;
+        let addr = proxy.addr();
+        let waits = tokio::spawn(async move { get(addr, "/").await.status });
+        asked.recv().await.unwrap();
+        proxy.change::<Listener>(&[("l", &http_rules(&format!("{rules} {ask}")))], &[]).await;
+        go.notify_one();
+        assert_eq!((waits.await.unwrap(), app.count()), (want, count), "{rules}");
+    }
+}
+
+/// Opens a stream of HTTP/2 whose body goes on, and returns it with the first bytes of its answer read.
+async fn open_stream(
+    addr: SocketAddr,
+    lines: &[(&str, &str)],
+) -> (mpsc::Sender<Bytes>, http::Response<hyper::body::Incoming>) {
+    let (send, frames) = mpsc::channel::<Bytes>(1);
+    let body = tokio_stream::StreamExt::map(tokio_stream::wrappers::ReceiverStream::new(frames), |data| {
+        Ok::<_, std::convert::Infallible>(http_body::Frame::data(data))
+    });
+    let stream = TokioIo::new(TcpStream::connect(addr).await.unwrap());
+    let (mut h2, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    tokio::spawn(connection);
+    let mut request = http::Request::post("http://a/chat");
+    for (name, value) in lines {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(http_body_util::StreamBody::new(body)).unwrap();
+    let mut response = tokio::time::timeout(PATIENCE, h2.send_request(request)).await.unwrap().unwrap();
+    assert_eq!(response.body_mut().frame().await.unwrap().unwrap().into_data().unwrap(), "hello");
+    (send, response)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_bind_requests_under_way() {
+    let app = endless().await;
+    let others = deny_path("/other");
+    for (what, before) in [("where there was none", ""), ("where there was one", others.as_str())] {
+        let mut proxy = start(&http_rules(before), &cluster("a", &[app], "")).await;
+        let (_up, upload) = open_stream(proxy.addr(), &[]).await;
+        let (_call, call) = open_stream(proxy.addr(), &[("content-type", "application/grpc")]).await;
+        let mut events = TcpStream::connect(proxy.addr()).await.unwrap();
+        events.write_all(b"GET /chat HTTP/1.1\r\nHost: a\r\nAccept: text/event-stream\r\n\r\n").await.unwrap();
+        let mut elsewhere = TcpStream::connect(proxy.addr()).await.unwrap();
+        elsewhere.write_all(b"GET /news HTTP/1.1\r\nHost: a\r\nAccept: text/event-stream\r\n\r\n").await.unwrap();
+        for stream in [&mut events, &mut elsewhere] {
+            read_to(stream, b"hello\r\n").await;
+        }
+        let denying = format!("{others} {}", deny_path("/chat"));
+        proxy.change::<Listener>(&[("l", &http_rules(&denying))], &[]).await;
+        for stream in [upload, call] {
+            let rest = tokio::time::timeout(PATIENCE, stream.into_body().collect()).await.expect("the stream ends");
+            assert!(rest.is_err(), "{what}: a response that is cut does not look whole");
+        }
+        let rest = until_end(&mut events).await;
+        assert!(!rest.ends_with(b"0\r\n\r\n"), "{what}: a response that is cut does not look whole");
+        assert_eq!(proxy.metric("envoy_http_rbac_denied", &[]), 3.0, "{what}");
+        let still = tokio::time::timeout(Duration::from_millis(200), elsewhere.read(&mut [0; 64])).await;
+        assert!(still.is_err(), "{what}: the policy is for others: {still:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_no_chain_would_take_any_more_ends() {
+    let app = echo().await;
+    let set = |options: &mut Options| options.retired_time = Duration::from_millis(300);
+    let chain = |matcher: &str| {
+        format!(
+            r#"{{filter_chain_match: {{{matcher}}}, filters: [{{name: t, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: a}}}}]}}"#
+        )
+    };
+    let listener = |chains: &[String]| {
+        format!(
+            r#"{{name: l, address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}, filter_chains: [{}]}}"#,
+            chains.join(", ")
+        )
+    };
+    let rest = chain("transport_protocol: raw_buffer");
+    let mut proxy = start_with(&listener(&[rest.clone()]), &cluster("a", &[app], ""), set).await;
+    let mut open = TcpStream::connect(proxy.addr()).await.unwrap();
+    open.write_all(b"hello").await.unwrap();
+    read_to(&mut open, b"hello").await;
+    let port = proxy.addr().port();
+    let with = |port: u16, transport: &str| {
+        listener(&[rest.clone(), chain(&format!("destination_port: {port}, transport_protocol: {transport}"))])
+    };
+    // One for another port, and one for the port that takes such connections as well.
+    for chains in [with(port ^ 1, "tls"), with(port, "raw_buffer")] {
+        proxy.change::<Listener>(&[("l", &chains)], &[]).await;
+        open.write_all(b"more").await.unwrap();
+        read_to(&mut open, b"more").await;
+    }
+    proxy.change::<Listener>(&[("l", &with(port, "tls"))], &[]).await;
+    assert_eq!(until_end(&mut open).await, b"", "the port takes TLS alone");
+    eventually("nothing is left", || proxy.handle.active_connections() == 0).await;
+}
+/// A filter chain over mutual TLS that answers by itself.
+fn chain(pki: &Pki, name: &str, matcher: &str) -> String {
+    format!(
+        r#"
+- filter_chain_match: {{{matcher}}}
+  {}
+  filters:
+  - name: hcm
+    typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: t, route_config: {{name: r, virtual_hosts: [{{name: v, domains: ['*'], routes: [{{match: {{prefix: "/"}}, direct_response: {{status: 200, body: {{inline_string: {name}}}}}}}]}}]}}, http_filters: [{{name: router, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}}}]}}"#,
+        pki.server("server", "h2, http/1.1")
+    )
+}
+
+/// A listener `l` that chooses by server name.
+fn tls_listener(chains: &[String]) -> String {
+    format!(
+        "name: l\naddress: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}\nlistener_filters: [{{name: tls, typed_config: {{\"@type\": type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector}}}}]\nfilter_chains:{}\n",
+        chains.concat()
+    )
+}
+
+fn tls_bootstrap(listener: &str) -> String {
+    format!("static_resources:\n  listeners:\n  - {}\n", listener.trim_end().replace('\n', "\n    "))
+}
+
+/// An HTTP/2 or HTTP/1.1 connection over TLS that asks for this name.
+async fn secured(pki: &Pki, addr: SocketAddr, name: Option<&str>, alpn: &[u8]) -> weft_tls::ClientStream<TcpStream> {
+    let (certificate, key) = pki.leaf("client");
+    let params = weft_tls::ClientParams {
+        certificate: Some(weft_tls::CertifiedKey::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap()),
+        sni: name.map(Into::into),
+        alpn: vec![alpn.to_vec()],
+        ..weft_tls::ClientParams::new(weft_tls::ServerVerification::Insecure)
+    };
+    let stream = TcpStream::connect(addr).await.unwrap();
+    weft_tls::ClientContext::build(params).unwrap().connect(stream).await.unwrap().stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn class_http2_coalescing_to_a_host_that_gets_a_chain_of_its_own() {
+    let pki = Pki::new();
+    let named = |name: &str| chain(&pki, name, &format!(r#"server_names: ["{name}.example"]"#));
+    let before = tls_listener(&[named("a"), named("b")]);
+    // The certificates stay the same: only the name of the other chain changes.
+    let after = before.replace("b.example", "c.example");
+    let mut proxy = Proxy::start(&tls_bootstrap(&before)).await;
+    let io = TokioIo::new(secured(&pki, proxy.addr(), Some("a.example"), b"h2").await);
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    tokio::spawn(connection);
+    let mut ask = async |host: &str| {
+        let request = http::Request::get(format!("https://{host}/")).body(Full::<Bytes>::default()).unwrap();
+        tokio::time::timeout(PATIENCE, sender.send_request(request)).await.unwrap().unwrap().status().as_u16()
+    };
+    assert_eq!((ask("a.example").await, ask("b.example").await, ask("c.example").await), (200, 421, 200));
+    proxy.change::<Listener>(&[("l", &after)], &[]).await;
+    assert_eq!((ask("a.example").await, ask("b.example").await, ask("c.example").await), (200, 200, 421));
+}
+
+/// Who says no server name must not get past the rules of those that have a chain of their own.
+#[tokio::test(flavor = "multi_thread")]
+async fn class_http2_coalescing_without_a_server_name() {
+    let pki = Pki::new();
+    let chains = [chain(&pki, "one", r#"server_names: ["a.example"]"#), chain(&pki, "rest", "")];
+    let proxy = Proxy::start(&tls_bootstrap(&tls_listener(&chains))).await;
+    for (host, want) in [("a.example", "421"), ("A.EXAMPLE.:443", "421"), ("b.example", "200"), ("127.0.0.1", "200")] {
+        let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        let mut stream = secured(&pki, proxy.addr(), None, b"http/1.1").await;
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut status = [0; 12];
+        tokio::time::timeout(PATIENCE, stream.read_exact(&mut status)).await.expect("in time").unwrap();
+        assert_eq!(std::str::from_utf8(&status[9..]), Ok(want), "{host}");
+    }
+}
+
+/// A wish for a WebSocket is a `GET` to the endpoint, whichever protocol it comes by, and has its headers; so it is to routes
+/// and policies. (Envoy makes the one of the other before anything looks at it.)
+#[tokio::test(flavor = "multi_thread")]
+async fn class_upgrades_over_http2_are_judged_as_what_the_endpoint_gets() {
+    let a = Backend::echo("a").await;
+    let h1 = "GET /admin HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+    for (rule, denied) in [
+        (header_is(":method", "GET"), true),
+        (header_is("upgrade", "websocket"), true),
+        (header_is(":method", "CONNECT"), false),
+    ] {
+        let proxy = start(&http_rules(&deny(&rule)), &cluster("a", &[a.addr], "")).await;
+        let before = a.count();
+        let mut stream = TcpStream::connect(proxy.addr()).await.unwrap();
+        stream.write_all(h1.as_bytes()).await.unwrap();
+        let answer = read_to(&mut stream, b"\r\n\r\n").await;
+        assert_eq!(answer.starts_with(b"HTTP/1.1 403"), denied, "{rule}");
+        let mut h2 = http2(proxy.addr()).await;
+        // The server's settings, which allow it, are there with the first answer.
+        let plain = http::Request::put("http://a/").body(Full::default()).unwrap();
+        assert_eq!(h2.send_request(plain).await.unwrap().status(), 200);
+        let mut wish = http::Request::connect("http://a/admin").body(Full::default()).unwrap();
+        wish.extensions_mut().insert(hyper::ext::Protocol::from_static("websocket"));
+        // An endpoint that answers with a body does not agree, and CONNECT has no answer for that: the stream breaks.
+        let answer = tokio::time::timeout(PATIENCE, h2.send_request(wish)).await.unwrap();
+        assert_eq!(answer.is_ok_and(|answer| answer.status() == 403), denied, "{rule}");
+        assert_eq!(a.count() - before, if denied { 1 } else { 3 }, "{rule}");
+    }
+}
