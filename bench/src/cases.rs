@@ -1,7 +1,7 @@
 //! What is measured, in the order of the table. Each case starts its own pair, warms it up, measures, and ends it.
 
 use crate::backend::Backend;
-use crate::child::{Program, free_port, local};
+use crate::child::{Program, local};
 use crate::config::{self, Features, Traffic};
 use crate::load::{self, Outcome, Plan};
 use crate::pair::{Pair, Peer, Programs};
@@ -348,7 +348,7 @@ fn idle(bench: &Bench, peer: Peer) -> Result<Figures> {
 
 fn configuration(bench: &Bench, peer: Peer) -> Result<Figures> {
     let count = if bench.full { 5000 } else { 1000 };
-    let port = free_port()?;
+    let port = weft_test_ports::free_port();
     let file = bench.folder.join(format!("{}-services.json", peer.name()));
     std::fs::write(&file, config::services(&bench.folder, port, count).to_string())?;
     let begun = Instant::now();

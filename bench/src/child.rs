@@ -78,11 +78,6 @@ pub fn cpu_of(pid: u32) -> Result<Duration> {
     Ok(Duration::from_secs_f64((user + system) as f64 / per_second as f64))
 }
 
-/// A port of the loopback address that nobody uses now.
-pub fn free_port() -> Result<u16> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
-}
-
 /// That port of this machine.
 pub fn local(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))

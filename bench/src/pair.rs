@@ -1,6 +1,6 @@
 //! The proxies of one measurement: a client's side and a server's side of one peer, started, watched and ended together.
 
-use crate::child::{Program, free_port, local};
+use crate::child::{Program, local};
 use crate::config::{self, Features, Ports, Traffic};
 use anyhow::{Context as _, Result};
 use std::ffi::OsString;
@@ -81,7 +81,7 @@ impl Pair {
         traffic: Traffic,
         features: Features,
     ) -> Result<Self> {
-        let ports = Ports { entry: free_port()?, tls: free_port()?, app };
+        let ports = Ports { entry: weft_test_ports::free_port(), tls: weft_test_ports::free_port(), app };
         let side = |name: &str, client_side: bool| -> Result<Program> {
             let text = match peer {
                 Peer::Haproxy => config::haproxy(folder, ports, traffic, client_side, programs.files),

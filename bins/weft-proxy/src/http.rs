@@ -231,8 +231,8 @@ mod tests {
             listener,
             handler(|asked: Asked| async move { text(StatusCode::OK, format!("{} {}", asked.method, asked.path)) }),
         ));
-        let second = Duration::from_secs(5);
-        let get = |limit| fetch(Method::GET, &address, "/a?b=c", HeaderMap::new(), second, limit);
+        let long = Duration::from_secs(30);
+        let get = |limit| fetch(Method::GET, &address, "/a?b=c", HeaderMap::new(), long, limit);
         let fetched = get(100).await.unwrap();
         assert_eq!((fetched.status, &fetched.body[..]), (StatusCode::OK, &b"GET /a"[..]));
         assert!(get(3).await.is_err(), "an answer over the limit is refused");

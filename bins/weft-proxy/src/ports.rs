@@ -125,7 +125,7 @@ mod tests {
 
     async fn get(port: u16, method: Method, path: &str) -> (StatusCode, String) {
         let address = format!("127.0.0.1:{port}");
-        let limit = Duration::from_secs(5);
+        let limit = Duration::from_secs(30);
         let fetched = crate::http::fetch(method, &address, path, HeaderMap::new(), limit, 1 << 20).await.unwrap();
         (fetched.status, String::from_utf8_lossy(&fetched.body).into_owned())
     }

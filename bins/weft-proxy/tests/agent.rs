@@ -5,7 +5,7 @@ mod support;
 
 use std::process::Stdio;
 use std::time::Duration;
-use support::{Ads, ControlPlane, REVIEWS, eventually, free_port, http};
+use support::{Ads, ControlPlane, PATIENCE, REVIEWS, eventually, free_port, http};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
@@ -75,7 +75,7 @@ impl Proxy {
     async fn terminate(&mut self) -> bool {
         let id = i32::try_from(self.child.id().unwrap()).unwrap();
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(id), nix::sys::signal::Signal::SIGTERM).unwrap();
-        let ended = tokio::time::timeout(Duration::from_secs(15), self.child.wait()).await.expect("exit in 15 seconds");
+        let ended = tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("exit in time");
         ended.unwrap().success()
     }
 }
@@ -122,7 +122,7 @@ fn listeners(port: u16, body: &str) -> StaticResources {
 clusters:
 - name: outbound|80||a.default.svc.cluster.local
   type: STATIC
-  connect_timeout: 1s
+  connect_timeout: 20s
   load_assignment:
     cluster_name: outbound|80||a.default.svc.cluster.local
     endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 1}}}}}}}}]}}]
@@ -259,7 +259,7 @@ async fn rotation_changes_what_new_connections_see() {
     let first = serial().await.unwrap();
     let mut calls = 0;
     // Half the lifetime and some jitter; the bound is for a machine with other work.
-    let end = std::time::Instant::now() + Duration::from_secs(30);
+    let end = std::time::Instant::now() + PATIENCE;
     while serial().await.unwrap() == first && std::time::Instant::now() < end {
         assert_eq!(call(&control_plane, port).await.as_deref(), Some("first"), "after {calls} calls");
         calls += 1;
@@ -280,7 +280,7 @@ async fn an_envoy_under_the_agent_serves_the_same() {
     let port = free_port();
     serve(&control_plane.ads, port, "first");
     let engine = ["--engine", "envoy", "--envoy-path", ENVOY];
-    let mut proxy = Proxy::start_with(&control_plane, Some("reviews-token"), "4s", &engine);
+    let mut proxy = Proxy::start_with(&control_plane, Some("reviews-token"), "12s", &engine);
     proxy.ready().await;
     eventually("an answer", || async { (call(&control_plane, port).await.as_deref() == Some("first")).then_some(()) })
         .await;
@@ -315,7 +315,7 @@ async fn mistakes_end_the_start_with_their_name() {
             .envs([("POD_NAME", "p"), ("POD_NAMESPACE", "n"), ("INSTANCE_IP", "127.0.0.1"), (variable, value)])
             .kill_on_drop(true)
             .output();
-        let output = tokio::time::timeout(Duration::from_secs(10), output).await.unwrap().unwrap();
+        let output = tokio::time::timeout(PATIENCE, output).await.unwrap().unwrap();
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && text.contains(says), "{variable}: {text}");
     }

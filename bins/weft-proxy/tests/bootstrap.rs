@@ -6,7 +6,7 @@ mod support;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
-use support::{eventually, free_port, http};
+use support::{PATIENCE, eventually, free_port, http};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
@@ -41,7 +41,7 @@ static_resources:
   clusters:
   - name: up
     type: STATIC
-    connect_timeout: 1s
+    connect_timeout: 20s
     load_assignment:
       cluster_name: up
       endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {upstream}}}}}}}}}]}}]
@@ -73,7 +73,7 @@ fn signal(child: &Child, signal: nix::sys::signal::Signal) {
 }
 
 async fn failure(mut command: Command) -> String {
-    let output = tokio::time::timeout(Duration::from_secs(10), command.output()).await.expect("an end").unwrap();
+    let output = tokio::time::timeout(PATIENCE, command.output()).await.expect("an end").unwrap();
     assert!(!output.status.success());
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
@@ -157,7 +157,7 @@ async fn serves_answers_its_admin_port_and_drains() {
     // A request that is under way is finished; the process goes when it is.
     let mut client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     client.write_all(b"GET /slow HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
-    let (mut server, _) = tokio::time::timeout(Duration::from_secs(10), upstream.accept()).await.unwrap().unwrap();
+    let (mut server, _) = tokio::time::timeout(PATIENCE, upstream.accept()).await.unwrap().unwrap();
     let mut head = [0; 1024];
     assert!(server.read(&mut head).await.unwrap() > 0);
     signal(&child, nix::sys::signal::Signal::SIGTERM);
@@ -169,7 +169,7 @@ async fn serves_answers_its_admin_port_and_drains() {
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("done"), "{answer}");
     assert!(answer.to_ascii_lowercase().contains("connection: close"), "{answer}");
     let start = Instant::now();
-    let ended = tokio::time::timeout(Duration::from_secs(10), child.wait()).await.expect("an end").unwrap();
+    let ended = tokio::time::timeout(PATIENCE, child.wait()).await.expect("an end").unwrap();
     assert!(ended.success() && start.elapsed() < Duration::from_secs(4), "{ended} after {:?}", start.elapsed());
 }
 
@@ -183,5 +183,5 @@ async fn the_admin_port_can_end_it() {
     eventually("a refused connection", || async { TcpStream::connect(("127.0.0.1", port)).await.err().map(|_| ()) })
         .await;
     assert_eq!(http("POST", admin, "/quitquitquit").await.unwrap().0, 200);
-    assert!(tokio::time::timeout(Duration::from_secs(10), child.wait()).await.expect("an end").unwrap().success());
+    assert!(tokio::time::timeout(PATIENCE, child.wait()).await.expect("an end").unwrap().success());
 }

@@ -38,7 +38,7 @@ fn set_up_checked_and_removed() {
     let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(folder.path(), open).unwrap();
     let output =
-        Command::new("timeout").args(["60", "unshare", "-n", "sh", "-c", SCRIPT]).env("P", &program).output().unwrap();
+        Command::new("timeout").args(["180", "unshare", "-n", "sh", "-c", SCRIPT]).env("P", &program).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let errors = String::from_utf8_lossy(&output.stderr);
     for said in [

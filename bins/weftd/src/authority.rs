@@ -438,7 +438,7 @@ mod tests {
         let (current, mut told) = watch::channel(Signing::Own(old.clone()));
         let task = tokio::spawn(follow(cache.clone(), settings.clone(), domain.clone(), certificates.clone(), current));
         let mut next = async || {
-            let changed = tokio::time::timeout(Duration::from_secs(10), told.changed()).await;
+            let changed = tokio::time::timeout(Duration::from_secs(30), told.changed()).await;
             changed.expect("in time").unwrap();
             told.borrow_and_update().root_pem()
         };
@@ -459,7 +459,7 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(10), missing()).await.expect("it is noticed");
+        tokio::time::timeout(Duration::from_secs(30), missing()).await.expect("it is noticed");
         assert!(metrics(&certificates).contains("weft_ca_source_missing 1"));
         assert_eq!(certificates.signing().root_pem(), old.root_pem());
         let other = made();

@@ -143,7 +143,7 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        let condition = tokio::time::timeout(Duration::from_secs(15), accepted).await.expect("the condition");
+        let condition = tokio::time::timeout(Duration::from_secs(60), accepted).await.expect("the condition");
         assert_eq!((condition["type"].as_str(), condition["status"].as_str()), (Some("Accepted"), Some("True")));
         assert!(condition["lastTransitionTime"].as_str().is_some_and(|t| t.ends_with('Z')), "{condition}");
         writer.abort();

@@ -209,7 +209,7 @@ mod tests {
     }
 
     async fn eventually(client: &ApiClient, name: &str, what: &str, wanted: impl Fn(&Value) -> bool) {
-        let end = tokio::time::Instant::now() + Duration::from_secs(10);
+        let end = tokio::time::Instant::now() + Duration::from_secs(30);
         while !data(client, name).await.is_some_and(|data| wanted(&data)) {
             assert!(tokio::time::Instant::now() < end, "{what}");
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -297,7 +297,7 @@ mod tests {
         let held = Content::new(ROOT_CERT_CONFIG_MAP, &[(BUNDLES_KEY, &"theirs".to_string())]);
         assert_eq!(asked.await.unwrap(), "", "there is none");
         client.create(&config_map("shop", &held), &WriteOptions::default()).await.unwrap();
-        let asked = tokio::time::timeout(Duration::from_secs(30), bundles(client, "shop".into()));
+        let asked = tokio::time::timeout(Duration::from_secs(60), bundles(client, "shop".into()));
         assert_eq!(asked.await.unwrap(), "theirs");
         server.abort();
     }

@@ -201,6 +201,7 @@ fn condition(messages: &[Message]) -> Map<String, Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::SocketAddr;
     use tokio::net::TcpListener;
     use weft_apiserver::{AdminToken, ApiServer, ApiServerOptions};
     use weft_store::MemoryStore;
@@ -230,9 +231,7 @@ mod tests {
     #[tokio::test]
     async fn old_messages_go_once_the_api_server_is_back() {
         const TOKEN: &str = "administrator-of-the-test";
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        drop(listener);
+        let address = SocketAddr::from(([127, 0, 0, 1], weft_test_ports::free_port()));
         let client = ApiClient::connect(&format!("http://{address}"), Some(TOKEN)).unwrap();
         let options = ApiServerOptions {
             admin_tokens: vec![AdminToken { token: TOKEN.into(), user: "admin".into() }],
@@ -259,7 +258,7 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(RETRY * 3, clean).await.expect("the messages go");
+        tokio::time::timeout(Duration::from_secs(60), clean).await.expect("the messages go");
         writer.abort();
         served.abort();
     }

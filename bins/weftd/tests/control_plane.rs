@@ -340,9 +340,7 @@ async fn a_bad_mesh_config_at_start_is_waited_out() {
     // Past the API server's own check.
     let key = cluster.api.store().create(serde_json::from_value(map).unwrap()).unwrap().key();
     let mut settings = cluster.settings(&[]);
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    settings.monitoring_addr = free.local_addr().unwrap();
-    drop(free);
+    settings.monitoring_addr = ([127, 0, 0, 1], weft_test_ports::free_port()).into();
     let monitoring = settings.monitoring_addr;
     let starting = tokio::spawn(weftd::start(settings));
     let reason = async || {
@@ -492,7 +490,8 @@ async fn class_webhooks_are_not_starved_by_pushes() {
     }
     until("further pushes", async || (seen() > before).then_some(())).await;
     println!("{} pushes, slowest answer {slowest:?}", seen() - before);
-    assert!(slowest < Duration::from_secs(5), "{slowest:?}");
+    // As long as an API server waits for a webhook.
+    assert!(slowest < Duration::from_secs(10), "{slowest:?}");
     writer.abort();
     proxies.abort_all();
     weftd.stop().await;

@@ -105,7 +105,7 @@ pub fn plain(manager: &str, virtual_hosts: &str, filters: &str, clusters: &[(&st
 /// A static cluster of one endpoint.
 pub fn cluster(name: &str, addr: SocketAddr, extra: &str) -> String {
     format!(
-        "  - {{name: {name}, type: STATIC, connect_timeout: 2s, {extra} load_assignment: {{cluster_name: {name}, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: {}, port_value: {}}}}}}}}}]}}]}}}}\n",
+        "  - {{name: {name}, type: STATIC, connect_timeout: 20s, {extra} load_assignment: {{cluster_name: {name}, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: {}, port_value: {}}}}}}}}}]}}]}}}}\n",
         addr.ip(),
         addr.port()
     )

@@ -220,10 +220,10 @@ fn rule(rng: &mut Rng) -> Value {
             return rule;
         }
         2 => rule["fault"] = json!({"abort": {"httpStatus": 418, "percentage": {"value": 100}}}),
-        3 => rule["timeout"] = json!("3.5s"),
+        3 => rule["timeout"] = json!("12.5s"),
         4 => {
             let on = one(rng, &["5xx", "gateway-error,connect-failure", "503", "retriable-4xx", "reset"]);
-            rule["retries"] = json!({"attempts": 1 + rng.u8(..3), "retryOn": on, "perTryTimeout": "2s"});
+            rule["retries"] = json!({"attempts": 1 + rng.u8(..3), "retryOn": on, "perTryTimeout": "10s"});
         }
         5 => {
             rule["corsPolicy"] = json!({
@@ -296,7 +296,7 @@ pub fn ask(rng: &mut Rng) -> Ask {
         ("x-forwarded-for", "10.1.2.3, 10.4.5.6", 8),
         ("x-forwarded-proto", "https", 10),
         ("x-envoy-max-retries", "3", 12),
-        ("x-envoy-upstream-rq-timeout-ms", "5000", 12),
+        ("x-envoy-upstream-rq-timeout-ms", "7500", 12),
         ("x-fail", "1", 10),
         ("te", "trailers", 12),
         ("connection", "x-debug", 20),

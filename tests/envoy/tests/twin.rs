@@ -15,7 +15,7 @@ fn all(routes: &str) -> String {
 /// Differences of a pair with one backend `a`.
 async fn differences(manager: &str, hosts: &str, filters: &str, extra: &str, asks: &[Ask]) -> Vec<String> {
     let backend = Backend::start("a").await;
-    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let dead = "127.0.0.1:1".parse().unwrap();
     let clusters = [("a", backend.addr, extra), ("dead", dead, "")];
     let file = bootstrap::plain(manager, hosts, filters, &clusters);
     match Twin::start(&file).await {
@@ -37,7 +37,7 @@ async fn retries_and_their_headers() {
         {match: {prefix: "/named"}, route: {cluster: a, retry_policy: {retry_on: 5xx, num_retries: 2, retry_back_off: {base_interval: 0.001s}, retriable_request_headers: [{name: x-again, present_match: true}, {name: x-user, string_match: {prefix: a}}]}}},
         {match: {prefix: "/refused"}, route: {cluster: dead}},
         {match: {prefix: "/dead"}, route: {cluster: dead, retry_policy: {retry_on: connect-failure, num_retries: 1, retry_back_off: {base_interval: 0.001s}}}},
-        {match: {prefix: "/"}, route: {cluster: a, timeout: 3s}}]}]"#;
+        {match: {prefix: "/"}, route: {cluster: a, timeout: 12s}}]}]"#;
     let mut asks = Vec::new();
     for fails in ["1", "2", "3"] {
         for path in ["/codes", "/5xx", "/none"] {
@@ -56,8 +56,8 @@ async fn retries_and_their_headers() {
         asks.push(Ask::get(&format!("/named/{value}"), &[("x-fail", "2"), (name, value)]));
     }
     let inside = ("x-forwarded-for", "127.0.0.1");
-    asks.push(Ask::get("/own/t", &[("x-envoy-upstream-rq-timeout-ms", "1500"), inside]));
-    asks.push(Ask::get("/own/t", &[("x-envoy-upstream-rq-per-try-timeout-ms", "700"), inside]));
+    asks.push(Ask::get("/own/t", &[("x-envoy-upstream-rq-timeout-ms", "10000"), inside]));
+    asks.push(Ask::get("/own/t", &[("x-envoy-upstream-rq-per-try-timeout-ms", "7000"), inside]));
     asks.push(Ask::get("/dead", &[]));
     asks.push(Ask::get("/refused", &[]));
     let internal = "internal_address_config: {cidr_ranges: [{address_prefix: 127.0.0.0, prefix_len: 8}]},";
@@ -118,7 +118,7 @@ async fn rewrites_redirects_and_paths() {
            {match: {prefix: "/pre"}, redirect: {prefix_rewrite: "/post", strip_query: true, response_code: FOUND}},
            {match: {path: "/gone"}, direct_response: {status: 410}},
            {match: {prefix: "/none"}, route: {cluster: nowhere, cluster_not_found_response_code: NOT_FOUND}},
-           {match: {prefix: "/ws"}, route: {cluster: a, idle_timeout: 3s, max_stream_duration: {max_stream_duration: 3s}}},
+           {match: {prefix: "/ws"}, route: {cluster: a, idle_timeout: 20s, max_stream_duration: {max_stream_duration: 20s}}},
            {match: {prefix: "/"}, route: {cluster: a}}"#);
     let paths = [
         "/seg",
@@ -175,7 +175,7 @@ async fn a_balancer_of_hashes_chooses_the_same_endpoint() {
                {match: {prefix: "/"}, route: {cluster: h, hash_policy: [{header: {header_name: x-user}}, {cookie: {name: c}}]}}"#,
         );
         let mut file = bootstrap::plain("", &hosts, "", &[]);
-        file.push_str(&format!("  - {{name: h, type: STATIC, connect_timeout: 2s, lb_policy: {policy}, load_assignment: {{cluster_name: h, endpoints: [{{lb_endpoints: [{endpoints}]}}]}}}}\n"));
+        file.push_str(&format!("  - {{name: h, type: STATIC, connect_timeout: 20s, lb_policy: {policy}, load_assignment: {{cluster_name: h, endpoints: [{{lb_endpoints: [{endpoints}]}}]}}}}\n"));
         let Some(twin) = Twin::start(&file).await else { return };
         let mut asks = Vec::new();
         for n in 0..60 {

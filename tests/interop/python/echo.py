@@ -45,7 +45,7 @@ def server_stream(request, context):
             time.sleep(0.01)
         return
     if request == b"cancelled":
-        yield b"yes" if cancelled.wait(10) else b"no"
+        yield b"yes" if cancelled.wait(30) else b"no"
         return
     for n in range(int(request)):
         yield bytes(1024) if n % 2 else b"x"
@@ -89,9 +89,9 @@ def fails(what, call, code):
 def client(port):
     options = [("grpc.max_receive_message_length", 64 << 20)]
     channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=options)
-    grpc.channel_ready_future(channel).result(timeout=20)
+    grpc.channel_ready_future(channel).result(timeout=60)
     call = channel.unary_unary(SERVICE + "Unary")
-    limit = {"timeout": 20}
+    limit = {"timeout": 60}
     # Unary, metadata of bytes there and back, initial metadata.
     raw = bytes(range(256))
     answer, done = call.with_call(b"hello", metadata=(("x-bytes-bin", raw),), **limit)
@@ -116,7 +116,7 @@ def client(port):
         expect("deadline", False, "an answer")
     except grpc.RpcError as error:
         ended = error.code() == grpc.StatusCode.DEADLINE_EXCEEDED or (error.code(), error.details()) == by_server
-        expect("deadline", ended and time.monotonic() - began < 5, (error.code(), error.details()))
+        expect("deadline", ended and time.monotonic() - began < 25, (error.code(), error.details()))
     # Streams in each direction and in both.
     total = channel.stream_unary(SERVICE + "ClientStream")((bytes(1000) for _ in range(500)), **limit)
     expect("client stream", total == b"500000", total)

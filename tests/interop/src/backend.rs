@@ -1,9 +1,9 @@
 //! A plain HTTP/1.1 server that says who it is, and the least client there is.
 
+use crate::LIMIT;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
 
 /// A request as a backend saw it: its lines up to the empty one, names of headers in lower case.
 pub type Seen = Vec<String>;
@@ -71,8 +71,8 @@ fn head(reader: &mut impl BufRead) -> Option<Seen> {
 pub fn get(port: u16, host: &str, path: &str, headers: &[(&str, &str)]) -> Result<(u16, String), String> {
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let exchange = || -> std::io::Result<String> {
-        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        let mut stream = TcpStream::connect_timeout(&address, LIMIT)?;
+        stream.set_read_timeout(Some(LIMIT))?;
         let more: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         let head = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{more}\r\n");
         stream.write_all(head.as_bytes())?;

@@ -19,7 +19,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 /// Bytes of a message that fills every window.
 const BIG: usize = 3 << 20;
 /// Time for a call.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Messages as they are.
 #[derive(Debug, Clone, Copy, Default)]
@@ -114,7 +114,7 @@ impl Echo {
                     }
                 }
                 b"cancelled" => {
-                    let heard = tokio::time::timeout(Duration::from_secs(10), cancelled.notified()).await.is_ok();
+                    let heard = tokio::time::timeout(LIMIT / 2, cancelled.notified()).await.is_ok();
                     let _ = sender.send(Ok(Bytes::from_static(if heard { b"yes" } else { b"no" }))).await;
                 }
                 count => {
@@ -282,7 +282,7 @@ async fn unary_calls(client: &mut Client) {
     assert!(left > 0.0 && left < LIMIT.as_secs_f64() + 1.0, "grpc-timeout: {left}");
     let mut request = Request::new(tokio_stream::once(Bytes::from_static(b"slow")));
     request.set_timeout(Duration::from_millis(500));
-    let answer = tokio::time::timeout(Duration::from_secs(10), client.call("Unary", request)).await.unwrap();
+    let answer = tokio::time::timeout(Duration::from_secs(25), client.call("Unary", request)).await.unwrap();
     let error = match answer {
         Ok(answer) => answer.into_inner().message().await.unwrap_err(),
         Err(error) => error,

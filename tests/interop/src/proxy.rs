@@ -5,6 +5,7 @@ use crate::{backend, eventually};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+pub use weft_test_ports::free_port;
 
 /// A running weft-proxy; ended with the value.
 pub struct Proxy {
@@ -69,11 +70,6 @@ pub fn stat(admin: u16, name: &str) -> Result<u64, String> {
     line.and_then(|value| value.trim().parse().ok()).ok_or_else(|| format!("no {name} in\n{text}"))
 }
 
-/// A port that nobody uses now.
-pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 /// An address of 127.0.0.1 in Envoy's words.
 pub fn socket(port: u16) -> Value {
     json!({"socket_address": {"address": "127.0.0.1", "port_value": port}})
@@ -86,7 +82,7 @@ pub fn admin(port: u16) -> Value {
 
 /// A static cluster of one endpoint; `more` is merged into it.
 pub fn cluster(name: &str, port: u16, more: &Value) -> Value {
-    let mut cluster = json!({"name": name, "type": "STATIC", "connect_timeout": "5s", "load_assignment": {
+    let mut cluster = json!({"name": name, "type": "STATIC", "connect_timeout": "20s", "load_assignment": {
         "cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {"address": socket(port)}}]}]}});
     merge(&mut cluster, more);
     cluster

@@ -7,7 +7,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 /// Longest wait for an answer; a machine under load is slow, not wrong.
-pub const ANSWER: Duration = Duration::from_secs(10);
+pub const ANSWER: Duration = Duration::from_secs(30);
+/// Longest wait for the other side to read: one that reads no more has its reasons.
+const SENT: Duration = Duration::from_secs(10);
 
 /// Error codes, RFC 9113 section 7.
 pub mod code {
@@ -55,7 +57,7 @@ impl Connection {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(ANSWER))?;
-        stream.set_write_timeout(Some(ANSWER))?;
+        stream.set_write_timeout(Some(SENT))?;
         Ok(Self { stream, buffer: Vec::new() })
     }
 

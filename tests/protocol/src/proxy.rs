@@ -3,10 +3,11 @@
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+use weft_test_ports::free_port;
 
 const START: Duration = Duration::from_secs(30);
 
@@ -43,7 +44,7 @@ impl Proxy {
     /// When it does not come up.
     pub fn with_upstream(backend: u16, more: &Value, upstream: &Value) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let (port, admin) = (free_port()?, free_port()?);
+        let (port, admin) = (free_port(), free_port());
         let file = folder.path().join("proxy.json");
         std::fs::write(&file, bootstrap([port, admin], backend, more, upstream).to_string())?;
         let program = program()?;
@@ -140,10 +141,6 @@ impl Drop for Proxy {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 fn bootstrap([port, admin]: [u16; 2], backend: u16, more: &Value, upstream: &Value) -> Value {

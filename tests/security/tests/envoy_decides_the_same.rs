@@ -17,7 +17,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -43,7 +43,7 @@ const REQUESTS: usize = 800;
 /// Connections to each set.
 const CONNECTIONS: usize = 20;
 /// Longest that one step may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const ENVOY_HOST: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 1));
 const WEFT_HOST: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
@@ -281,7 +281,7 @@ fn listeners(
 fn bootstrap(listeners: Vec<Value>, echo: SocketAddr) -> String {
     let address = json!({"socket_address": {"address": echo.ip(), "port_value": echo.port()}});
     let cluster = json!({
-        "name": "echo", "type": "STATIC", "connect_timeout": "5s",
+        "name": "echo", "type": "STATIC", "connect_timeout": "30s",
         "load_assignment": {"cluster_name": "echo", "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}]},
     });
     json!({"static_resources": {"listeners": listeners, "clusters": [cluster]}}).to_string()
@@ -289,15 +289,7 @@ fn bootstrap(listeners: Vec<Value>, echo: SocketAddr) -> String {
 
 /// Ports that are free on both hosts.
 fn free_ports(count: usize) -> Vec<u16> {
-    let mut held = Vec::new();
-    while held.len() < count {
-        let one = TcpListener::bind((ENVOY_HOST, 0)).unwrap();
-        let port = one.local_addr().unwrap().port();
-        if let Ok(other) = TcpListener::bind((WEFT_HOST, port)) {
-            held.push((port, one, other));
-        }
-    }
-    held.iter().map(|(port, ..)| *port).collect()
+    (0..count).map(|_| weft_test_ports::free_port_on(&[ENVOY_HOST, WEFT_HOST])).collect()
 }
 
 /// Envoy, ended when dropped.

@@ -233,12 +233,17 @@ mod tests {
         message.to_vec().unwrap()
     }
 
+    /// One number, free for both transports.
+    fn free() -> SocketAddr {
+        ([127, 0, 0, 1], weft_test_ports::free_port()).into()
+    }
+
     async fn start(servers: Vec<SocketAddr>) -> (SocketAddr, Arc<DnsStats>) {
         let info = nds::name_table::NameInfo { ips: vec!["10.96.0.7".into()], ..Default::default() };
         let message = nds::NameTable { table: [("reviews.default.svc.cluster.local".to_owned(), info)].into() };
         let table = Arc::new(ArcSwap::from_pointee(NameTable::new(&message, "default", &[])));
         let conf = ResolvConf { servers, search: Vec::new() };
-        let server = DnsServer::bind("127.0.0.1:0".parse().unwrap(), table, &conf, None).await.unwrap();
+        let server = DnsServer::bind(free(), table, &conf, None).await.unwrap();
         let (address, stats) = (server.tcp.local_addr().unwrap(), server.stats());
         tokio::spawn(server.run());
         (address, stats)
@@ -248,14 +253,14 @@ mod tests {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         socket.send_to(bytes, server).await.unwrap();
         let mut buffer = [0; 4096];
-        let length = timeout(Duration::from_secs(10), socket.recv(&mut buffer)).await.unwrap().unwrap();
+        let length = timeout(Duration::from_secs(30), socket.recv(&mut buffer)).await.unwrap().unwrap();
         Message::from_vec(&buffer[..length]).unwrap()
     }
 
     async fn ask_tcp(server: SocketAddr, bytes: &[u8]) -> Message {
         let mut stream = TcpStream::connect(server).await.unwrap();
         stream.write_all(&forward::frame(bytes).unwrap()).await.unwrap();
-        let length = timeout(Duration::from_secs(10), stream.read_u16()).await.unwrap().unwrap();
+        let length = timeout(Duration::from_secs(30), stream.read_u16()).await.unwrap().unwrap();
         let mut answer = vec![0; usize::from(length)];
         stream.read_exact(&mut answer).await.unwrap();
         Message::from_vec(&answer).unwrap()
@@ -268,7 +273,7 @@ mod tests {
         let (empty, _) = {
             let table = Arc::new(ArcSwap::from_pointee(NameTable::default()));
             let conf = ResolvConf { servers: vec![resolver], search: Vec::new() };
-            let server = DnsServer::bind("127.0.0.1:0".parse().unwrap(), table, &conf, None).await.unwrap();
+            let server = DnsServer::bind(free(), table, &conf, None).await.unwrap();
             let at = (server.tcp.local_addr().unwrap(), server.stats());
             tokio::spawn(server.run());
             at
@@ -291,7 +296,7 @@ mod tests {
         let (demands, table) =
             (Demands::new(Default::default()), Arc::new(ArcSwap::from_pointee(NameTable::default())));
         let conf = ResolvConf { servers: Vec::new(), search: Vec::new() };
-        let address = "127.0.0.1:0".parse().unwrap();
+        let address = free();
         demands.reachable(true);
         let server = DnsServer::bind(address, table.clone(), &conf, Some(demands.clone())).await.unwrap();
         let address = server.tcp.local_addr().unwrap();

@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, dead_code)]
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 use tokio::net::{TcpListener, TcpStream};
@@ -22,6 +21,7 @@ use weft_proto::envoy::service::discovery::v3::aggregated_discovery_service_serv
 use weft_proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
 };
+pub use weft_test_ports::free_port;
 use weft_tls::{ClientAuth, ServerContext, ServerParams};
 
 pub const REVIEWS: &str = "spiffe://cluster.local/ns/default/sa/reviews";
@@ -152,7 +152,8 @@ impl ControlPlane {
     pub async fn start() -> Self {
         let domain = TrustDomain::new("cluster.local").unwrap();
         let authority = Authority::self_signed(domain, CaPolicy::default(), SystemTime::now()).unwrap();
-        Self::serve(Arc::new(authority), Ads::default(), "127.0.0.1:0").await
+        // One that can be bound again when it was let go.
+        Self::serve(Arc::new(authority), Ads::default(), &format!("127.0.0.1:{}", free_port())).await
     }
 
     pub async fn serve(authority: Arc<Authority>, ads: Ads, address: &str) -> Self {
@@ -216,19 +217,10 @@ async fn accept(listener: TcpListener, context: ServerContext, certificates: Cer
     }
 }
 
-/// A port that nobody else takes: below those that the kernel gives out, and each asked for once.
-pub fn free_port() -> u16 {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    loop {
-        let next = std::process::id().wrapping_mul(64).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
-        let port = u16::try_from(20_000 + next % 12_000).unwrap();
-        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
-}
+/// Longest that any single step of a test may take.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Polls until `probe` gives something, within 20 seconds.
+/// Polls until `probe` gives something, in time.
 pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, probe: impl Fn() -> F) -> T {
     let found = async {
         loop {
@@ -238,7 +230,7 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, probe: imp
             }
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), found).await.unwrap_or_else(|_| panic!("{what} within 20 seconds"))
+    tokio::time::timeout(PATIENCE, found).await.unwrap_or_else(|_| panic!("{what} within {PATIENCE:?}"))
 }
 
 fn unchunked(mut rest: &str) -> Option<String> {
@@ -269,5 +261,5 @@ pub async fn http(method: &str, port: u16, path: &str) -> Option<(u16, String)> 
         let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
         Some((status, if chunked { unchunked(body)? } else { body.to_owned() }))
     };
-    tokio::time::timeout(Duration::from_secs(10), exchange).await.ok()?
+    tokio::time::timeout(PATIENCE / 2, exchange).await.ok()?
 }

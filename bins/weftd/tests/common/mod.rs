@@ -14,7 +14,7 @@ use weft_store::{ApiClient, MemoryStore};
 use weftd::{Running, Settings};
 
 const TOKEN: &str = "administrator-of-the-test";
-pub const LIMIT: Duration = Duration::from_secs(20);
+pub const LIMIT: Duration = Duration::from_secs(60);
 
 /// An API server with the objects of a small Bookinfo.
 pub struct Cluster {

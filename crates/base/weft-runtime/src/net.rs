@@ -97,7 +97,6 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let stream = connect(&format!("localhost:{port}")).await.unwrap();
         assert_eq!(stream.peer_addr().unwrap().port(), port);
-        drop(listener);
-        assert!(connect(&format!("127.0.0.1:{port}")).await.is_err());
+        assert!(connect("127.0.0.1:1").await.is_err(), "nobody listens there");
     }
 }

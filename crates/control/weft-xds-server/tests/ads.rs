@@ -180,7 +180,7 @@ impl Server {
 
     /// Waits until `/debug/syncz` says this of a type.
     async fn wait_status(&self, kind: &str, want: &str) -> serde_json::Value {
-        let until = Instant::now() + Duration::from_secs(10);
+        let until = Instant::now() + Duration::from_secs(30);
         loop {
             let (_, body) = self.debug("/debug/syncz", "127.0.0.1", Some("Bearer root")).await;
             let all: serde_json::Value = serde_json::from_str(&body).unwrap();
@@ -206,7 +206,7 @@ fn labels_of_node(name: &str, value: &str) -> prost_types::Struct {
 }
 
 async fn next<T>(stream: &mut Streaming<T>) -> Result<T, Status> {
-    let message = tokio::time::timeout(Duration::from_secs(10), stream.message()).await.expect("a message in time");
+    let message = tokio::time::timeout(Duration::from_secs(30), stream.message()).await.expect("a message in time");
     message.map(|m| m.expect("the stream goes on"))
 }
 
@@ -514,7 +514,7 @@ async fn who_is_not_known_yet_takes_no_place() {
     let mut request = tonic::Request::new(tokio_stream::pending());
     request.metadata_mut().insert("caller", "under review".parse().unwrap());
     let stranger = tokio::spawn(async move { client.delta_aggregated_resources(request).await.map(drop) });
-    let until = Instant::now() + Duration::from_secs(10);
+    let until = Instant::now() + Duration::from_secs(30);
     while UNDER_REVIEW.load(Ordering::SeqCst) == 0 {
         assert!(Instant::now() < until);
         tokio::task::yield_now().await;
@@ -672,7 +672,7 @@ async fn closing_ends_streams_and_the_list() {
     assert_eq!(server.ads.proxies().len(), 1);
     server.ads.close();
     assert_eq!(next(&mut client.responses).await.unwrap_err().code(), Code::Unavailable);
-    let until = Instant::now() + Duration::from_secs(10);
+    let until = Instant::now() + Duration::from_secs(30);
     while !server.ads.proxies().is_empty() {
         assert!(Instant::now() < until);
         tokio::task::yield_now().await;

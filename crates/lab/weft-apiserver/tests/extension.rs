@@ -21,7 +21,7 @@ async fn call(lab: &Lab, method: &str, path: &str, headers: &[(&str, &str)], bod
         request = request.header(*name, *value);
     }
     let body = Full::new(bytes::Bytes::copy_from_slice(body));
-    let answer = within(20, sender.send_request(request.body(body).unwrap())).await.unwrap();
+    let answer = within(60, sender.send_request(request.body(body).unwrap())).await.unwrap();
     let code = answer.status().as_u16();
     let body = answer.into_body().collect().await.unwrap().to_bytes();
     (code, serde_json::from_slice(&body).unwrap_or(Value::Null))

@@ -45,8 +45,8 @@ impl Kubectl {
 
     /// Exit code, output and errors.
     async fn run(&self, arguments: &[&str]) -> (i32, String, String) {
-        let output = tokio::time::timeout(Duration::from_secs(30), self.command(arguments).output()).await;
-        let output = output.unwrap_or_else(|_| panic!("kubectl {arguments:?}: not within 30 s")).unwrap();
+        let output = tokio::time::timeout(Duration::from_secs(120), self.command(arguments).output()).await;
+        let output = output.unwrap_or_else(|_| panic!("kubectl {arguments:?}: not within 120 s")).unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
         (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
     }
@@ -196,7 +196,7 @@ async fn pods_logs_exec_and_watch() {
     let mut stdin = cat.stdin.take().unwrap();
     stdin.write_all(b"through\n").await.unwrap();
     drop(stdin);
-    let output = within(20, cat.wait_with_output()).await.unwrap();
+    let output = within(60, cat.wait_with_output()).await.unwrap();
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "through\n");
 
     let mut watch =
@@ -205,7 +205,7 @@ async fn pods_logs_exec_and_watch() {
     for name in ["one", "two"] {
         let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "default"}});
         lab.server.store().create(object(map)).unwrap();
-        let line = within(20, lines.next_line()).await.unwrap();
+        let line = within(60, lines.next_line()).await.unwrap();
         assert_eq!(line.as_deref(), Some(format!("configmap/{name}").as_str()));
     }
     watch.kill().await.unwrap();

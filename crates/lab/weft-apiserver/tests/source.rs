@@ -32,6 +32,11 @@ fn quick() -> SourceOptions {
     }
 }
 
+/// Where a server may be again after it was away.
+fn place() -> SocketAddr {
+    ([127, 0, 0, 1], weft_test_ports::free_port()).into()
+}
+
 /// A kind that the server does not have.
 static UNKNOWN: KindInfo = KindInfo {
     group: "gateway.networking.k8s.io",
@@ -50,8 +55,8 @@ async fn follows_changes() {
     let store = lab.server.store();
     store.create(map("a", "1")).unwrap();
     let source = KubeSource::start(&lab.client, &[kind("cm"), kind("ns"), &UNKNOWN], &quick());
-    within(20, source.synced()).await;
-    within(20, source.kind_synced("", "Namespace")).await;
+    within(60, source.synced()).await;
+    within(60, source.kind_synced("", "Namespace")).await;
     let cache = source.cache();
     assert_eq!(cache.list("", "ConfigMap").len(), 1);
     assert_eq!(cache.list("", "Namespace").len(), 2);
@@ -74,17 +79,17 @@ async fn follows_changes() {
 
 #[tokio::test]
 async fn outlives_the_server() {
-    let mut lab = lab().await;
+    let mut lab = lab_with(MemoryStore::new(), options(), place()).await;
     let store = lab.server.store().clone();
     for name in ["keep", "change", "remove"] {
         store.create(map(name, "1")).unwrap();
     }
     let source = KubeSource::start(&lab.client, &[kind("cm")], &quick());
-    within(20, source.synced()).await;
+    within(60, source.synced()).await;
     let cache = source.cache().clone();
     lab.stop().await;
     let mut state = source.state();
-    within(20, state.wait_for(|s| !s.connected())).await.unwrap();
+    within(60, state.wait_for(|s| !s.connected())).await.unwrap();
     assert!(source.state().borrow().synced(), "what was read once stays complete");
     assert!(source.state().borrow().problem().is_some_and(|p| p.contains("no answer from the API server")));
     assert_eq!(cache.list("", "ConfigMap").len(), 3, "the last state stays");
@@ -93,7 +98,7 @@ async fn outlives_the_server() {
     store.delete(&map("remove", "").key(), &DeleteOptions::default()).unwrap();
     store.create(map("new", "1")).unwrap();
     let again = lab_with(store, options(), lab.address).await;
-    within(20, state.wait_for(|s| s.connected())).await.unwrap();
+    within(60, state.wait_for(|s| s.connected())).await.unwrap();
     eventually("what was missed arrives", || async { cache.find("", "ConfigMap", "default", "new").is_some() }).await;
     let names = |c: &weft_store::Changes| c.keys.as_ref().unwrap().iter().map(|k| k.name.clone()).collect::<Vec<_>>();
     assert_eq!(names(&cache.changes_since(mark)), ["change", "new", "remove"], "and nothing else counts as changed");
@@ -104,36 +109,39 @@ async fn outlives_the_server() {
 #[tokio::test]
 async fn lists_again_when_the_history_is_gone() {
     let store = MemoryStore::with_options(StoreOptions { history: 2, ..StoreOptions::default() });
-    let mut lab = lab_with(store.clone(), options(), "127.0.0.1:0".parse().unwrap()).await;
+    let mut lab = lab_with(store.clone(), options(), place()).await;
     for name in ["a", "b", "c"] {
         store.create(map(name, "1")).unwrap();
     }
     let source = KubeSource::start(&lab.client, &[kind("cm")], &quick());
-    within(20, source.synced()).await;
+    within(60, source.synced()).await;
     let cache = source.cache().clone();
     let mark = cache.revision();
     lab.stop().await;
     let mut state = source.state();
-    within(20, state.wait_for(|s| !s.connected())).await.unwrap();
+    within(60, state.wait_for(|s| !s.connected())).await.unwrap();
     store.delete(&map("a", "").key(), &DeleteOptions::default()).unwrap();
     for name in ["d", "e", "f", "g"] {
         store.create(map(name, "1")).unwrap();
     }
     let _again = lab_with(store, options(), lab.address).await;
-    eventually("the new list arrives", || async { cache.list("", "ConfigMap").len() == 6 }).await;
+    eventually("the new list arrives", || async {
+        cache.list("", "ConfigMap").len() == 6 && cache.find("", "ConfigMap", "default", "a").is_none()
+    })
+    .await;
     assert_eq!(cache.revision(), mark + 5, "one removed, four added, the others untouched");
 }
 
 #[tokio::test]
 async fn a_server_with_another_store_is_listed_again() {
-    let mut lab = lab().await;
+    let mut lab = lab_with(MemoryStore::new(), options(), place()).await;
     lab.server.store().create(map("old", "1")).unwrap();
     let source = KubeSource::start(&lab.client, &[kind("cm")], &quick());
-    within(20, source.synced()).await;
+    within(60, source.synced()).await;
     let cache = source.cache().clone();
     lab.stop().await;
     let mut state = source.state();
-    within(20, state.wait_for(|s| !s.connected())).await.unwrap();
+    within(60, state.wait_for(|s| !s.connected())).await.unwrap();
     // The other store has seen more changes than the first one: its revisions go on beyond those.
     let store = MemoryStore::with_options(StoreOptions { require_namespaces: false, ..StoreOptions::default() });
     for name in ["a", "b", "c", "d", "e", "f"] {
@@ -148,16 +156,16 @@ async fn a_server_with_another_store_is_listed_again() {
 
 #[tokio::test]
 async fn waits_for_a_server_that_is_not_there_yet() {
-    let address = { tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap() };
+    let address = place();
     let client = weft_store::ApiClient::connect(&format!("http://{address}"), Some(TOKEN)).unwrap();
     let source = KubeSource::start(&client, &[kind("cm")], &quick());
     let mut state = source.state();
-    within(20, state.wait_for(|s| s.problem().is_some())).await.unwrap();
+    within(60, state.wait_for(|s| s.problem().is_some())).await.unwrap();
     assert!(!source.state().borrow().synced());
     let store = MemoryStore::with_options(StoreOptions { require_namespaces: false, ..StoreOptions::default() });
     store.create(map("a", "1")).unwrap();
     let _lab = lab_with(store, options(), address).await;
-    within(20, source.synced()).await;
+    within(60, source.synced()).await;
     assert_eq!(source.cache().list("", "ConfigMap").len(), 1);
 }
 
@@ -201,10 +209,10 @@ async fn a_leader_that_could_not_renew_comes_back() {
     let leadership = Leadership::start(&client, options);
     let mut leader = leadership.leader();
     for _ in 0..2 {
-        within(30, leader.wait_for(|is| *is)).await.unwrap();
+        within(60, leader.wait_for(|is| *is)).await.unwrap();
         mute.send_replace(true);
-        within(30, leader.wait_for(|is| !*is)).await.unwrap();
+        within(60, leader.wait_for(|is| !*is)).await.unwrap();
         mute.send_replace(false);
     }
-    within(30, leader.wait_for(|is| *is)).await.unwrap();
+    within(60, leader.wait_for(|is| *is)).await.unwrap();
 }

@@ -72,7 +72,7 @@ impl Hook {
 fn configuration(kind: &str, name: &str, client: &Value, more: Value) -> Value {
     let mut webhook = json!({
         "name": format!("{name}.weft.dev"), "clientConfig": client, "sideEffects": "None",
-        "admissionReviewVersions": ["v1", "v1beta1"], "timeoutSeconds": 5,
+        "admissionReviewVersions": ["v1", "v1beta1"], "timeoutSeconds": 30,
         "rules": [{"operations": ["*"], "apiGroups": [""], "apiVersions": ["v1"], "resources": ["configmaps"]}],
     });
     for (field, value) in more.as_object().unwrap() {

@@ -165,7 +165,7 @@ fn custom(ask: Value) -> Vec<Value> {
 fn by_http(more: Value) -> Value {
     let mut ask = json!({
         "http_service": {
-            "server_uri": {"uri": "http://x", "cluster": "authz", "timeout": "2s"},
+            "server_uri": {"uri": "http://x", "cluster": "authz", "timeout": "20s"},
             "path_prefix": "/check",
             "authorization_response": {
                 "allowed_upstream_headers": {"patterns": [{"exact": "x-ext-authz-check-result"}]},
@@ -240,7 +240,7 @@ async fn an_authorizer_is_asked_by_http() {
     assert_eq!(*seen.lock().unwrap(), ["GET /check/headers other= length=0"; 2], "of /ip nothing is asked");
     let got = get_with(addr, "/headers", &[("x-ext-authz", "fail")]).await;
     assert_eq!((got.status, got.body.as_str()), (403, ""), "no answer denies");
-    drop(authz);
+    authz.stop().await;
     assert_eq!(get_with(addr, "/headers", &[("x-ext-authz", "allow")]).await.status, 403, "nobody there denies");
     assert_eq!(proxy.metric("envoy_http_ext_authz_error", &[("http_conn_manager_prefix", "inbound_0.0.0.0_80")]), 2.0);
 }
@@ -287,12 +287,12 @@ async fn slow_bodies_are_shown_whole() {
     let authz = authorizer(seen.clone()).await;
     let clusters = [("a", a.addr, ""), ("authz", authz.addr, "")];
     let filters = custom(by_http(json!({"with_request_body": {"max_request_bytes": 64}})));
-    let proxy = Proxy::start(&bootstrap("stream_idle_timeout: 1s,", &filters, TO_A, &clusters)).await;
+    let proxy = Proxy::start(&bootstrap("stream_idle_timeout: 3s,", &filters, TO_A, &clusters)).await;
     let mut stream = tokio::net::TcpStream::connect(proxy.addr()).await.unwrap();
     let head = b"POST /headers HTTP/1.1\r\nHost: a\r\nx-ext-authz: allow\r\nContent-Length: 8\r\n\r\n";
     stream.write_all(head).await.unwrap();
     for byte in b"12345678" {
-        tokio::time::sleep(Duration::from_millis(250)).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
         stream.write_all(&[*byte]).await.unwrap();
     }
     let mut status = [0; 12];
@@ -336,7 +336,7 @@ async fn grpc_authorizer() -> (Grpc, SocketAddr) {
 }
 
 fn by_grpc() -> Value {
-    json!({"grpc_service": {"envoy_grpc": {"cluster_name": "authz", "authority": "ext-authz.foo"}, "timeout": "2s"}, "transport_api_version": "V3"})
+    json!({"grpc_service": {"envoy_grpc": {"cluster_name": "authz", "authority": "ext-authz.foo"}, "timeout": "20s"}, "transport_api_version": "V3"})
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -372,7 +372,7 @@ async fn an_authorizer_decides_about_connections() {
     let policy = json!({"permissions": [{"any": true}], "principals": [{"any": true}]});
     let listener = |name: &str, host: &str, cluster: &str, more: Value| {
         let mut ask = json!({
-            "stat_prefix": "tcp.", "grpc_service": {"envoy_grpc": {"cluster_name": cluster}, "timeout": "2s"},
+            "stat_prefix": "tcp.", "grpc_service": {"envoy_grpc": {"cluster_name": cluster}, "timeout": "20s"},
             "filter_enabled_metadata": {
                 "filter": "envoy.filters.network.rbac", "path": [{"key": "istio_ext_authz_shadow_effective_policy_id"}],
                 "value": {"string_match": {"prefix": "istio-ext-authz-p-"}},

@@ -6,7 +6,7 @@ mod common;
 use common::*;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -20,13 +20,14 @@ const FORWARD: &str = r#"[{match: {prefix: "/"}, route: {cluster: a}}]"#;
 /// Clients on kept connections that stop at the first failure.
 struct Load {
     stop: Arc<AtomicBool>,
+    answered: Arc<AtomicUsize>,
     clients: Vec<tokio::task::JoinHandle<(usize, usize)>>,
 }
 
 impl Load {
     fn start(addr: SocketAddr, clients: usize) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let run = |seen: Arc<AtomicBool>| async move {
+        let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let run = |seen: Arc<AtomicBool>, answered: Arc<AtomicUsize>| async move {
             let (mut ok, mut connections) = (0, 0);
             while !seen.load(Ordering::SeqCst) {
                 let stream = TcpStream::connect(addr).await.unwrap();
@@ -40,6 +41,7 @@ impl Load {
                     let got = read(response).await.unwrap();
                     assert_eq!(got.status, 200, "{}", got.body);
                     ok += 1;
+                    answered.fetch_add(1, Ordering::SeqCst);
                     if closes {
                         break;
                     }
@@ -47,8 +49,16 @@ impl Load {
             }
             (ok, connections)
         };
-        let clients = (0..clients).map(|_| tokio::spawn(run(stop.clone()))).collect();
-        Self { stop, clients }
+        let clients = (0..clients).map(|_| tokio::spawn(run(stop.clone(), answered.clone()))).collect();
+        Self { stop, answered, clients }
+    }
+
+    /// Waits until so many further requests were answered.
+    async fn goes_on(&self, more: usize) {
+        let wanted = self.answered.load(Ordering::SeqCst) + more;
+        // A client that failed says why when it is asked for its counts.
+        let failed = || self.clients.iter().any(|client| client.is_finished());
+        eventually("answers", || failed() || self.answered.load(Ordering::SeqCst) >= wanted).await;
     }
 
     /// Requests answered, and connections used for them.
@@ -64,7 +74,9 @@ impl Load {
 }
 
 fn eds_cluster(name: &str) -> String {
-    format!("  - {{name: {name}, type: EDS, connect_timeout: 2s, eds_cluster_config: {{eds_config: {{ads: {{}}}}}}}}\n")
+    format!(
+        "  - {{name: {name}, type: EDS, connect_timeout: 20s, eds_cluster_config: {{eds_config: {{ads: {{}}}}}}}}\n"
+    )
 }
 
 fn assignment(addresses: &[SocketAddr]) -> String {
@@ -82,7 +94,7 @@ async fn endpoints_come_and_go_under_load() {
     for set in [&[0, 1][..], &[1], &[1, 2], &[0, 2], &[2], &[0, 1, 2], &[0]].repeat(6) {
         let addresses: Vec<SocketAddr> = set.iter().map(|i| addr(*i)).collect();
         proxy.change::<ClusterLoadAssignment>(&[("a", &assignment(&addresses))], &[]).await;
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        load.goes_on(16).await;
     }
     let (ok, _) = load.finish().await;
     assert!(ok > 100, "{ok}");
@@ -97,7 +109,8 @@ async fn endpoints_come_and_go_under_load() {
 /// The listener of the tests, answering by cluster `name`, on the address it has.
 fn listener_to(address: SocketAddr, name: &str, extra: &str) -> String {
     let routes = all(&format!(r#"[{{match: {{prefix: "/"}}, route: {{cluster: {name}}}}}]"#));
-    listener("l", extra, &routes, "").replace("port_value: 0", &format!("port_value: {}", address.port()))
+    let place = format!("address: {}, port_value: {}", address.ip(), address.port());
+    listener("l", extra, &routes, "").replace("address: 127.0.0.1, port_value: 0", &place)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -115,7 +128,7 @@ async fn a_listener_changes_and_keeps_its_connections() {
         proxy.change::<Listener>(&[("l", &listener_to(SocketAddr::from(([127, 0, 0, 1], 0)), name, ""))], &[]).await;
         assert_eq!(proxy.addr(), addr, "the socket stays");
         assert_eq!(get(addr, "/").await.backend(), name, "a new connection obeys the new configuration");
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        load.goes_on(8).await;
     }
     let (ok, connections) = load.finish().await;
     assert!(ok > 100, "{ok}");
@@ -147,7 +160,7 @@ async fn clusters_change_under_load() {
         let to = if n % 2 == 0 { b.addr } else { a.addr };
         let text = cluster("a", &[to], if n % 3 == 0 { "lb_policy: RANDOM," } else { "" });
         proxy.change::<Cluster>(&[("a", text.trim().trim_start_matches("- "))], &[]).await;
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        load.goes_on(8).await;
     }
     assert!(load.finish().await.0 > 100);
     assert!(a.count() > 0 && b.count() > 0);
@@ -185,7 +198,8 @@ async fn a_drain_loses_no_request() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_in_use_is_named_and_tried_again() {
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    // An address of its own: on that of the other tests somebody might take the port when it is let go.
+    let taken = std::net::TcpListener::bind("127.0.0.9:0").unwrap();
     let address = taken.local_addr().unwrap();
     let backend = Backend::echo("a").await;
     let mut proxy =
@@ -213,14 +227,22 @@ async fn access_logs() {
     );
     let dead = "127.0.0.1:1".parse().unwrap();
     let proxy = Proxy::start(&http_bootstrap(&log, &routes, &[("a", backend.addr, ""), ("down", dead, "")])).await;
+    let lines = || std::fs::read_to_string(&file).unwrap_or_default();
+    // Workers log for themselves: only who waits for a line knows which one comes next.
+    let logged = async |count: usize| {
+        let all = || lines().matches('\n').count();
+        eventually(&format!("{count} lines"), || all() == count).await;
+    };
     send(proxy.addr(), request("POST", "/ok?x", &[("x-id", "7")], "hello")).await;
+    logged(1).await;
     get(proxy.addr(), "/down").await;
+    logged(2).await;
     get(proxy.addr(), "/none").await;
+    logged(3).await;
     let mut gone = TcpStream::connect(proxy.addr()).await.unwrap();
     gone.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     let _ = gone.read(&mut [0; 512]).await;
-    let lines = || std::fs::read_to_string(&file).unwrap_or_default();
-    eventually("four lines", || lines().lines().count() == 4).await;
+    logged(4).await;
     let text = lines();
     let lines: Vec<&str> = text.lines().collect();
     let upstream = backend.addr;

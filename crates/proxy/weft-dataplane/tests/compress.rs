@@ -39,14 +39,16 @@ async fn agreeing() -> SocketAddr {
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             tokio::spawn(async move {
-                let mut buffer = [0; 4096];
-                while let Ok(n) = stream.read(&mut buffer).await
-                    && n > 0
-                {
-                    let asked = buffer.starts_with(b"CONNECT");
-                    let answer = if asked { b"HTTP/1.1 200 OK\r\n\r\n" } else { &buffer[..n] };
-                    let _ = stream.write_all(answer).await;
-                }
+                let mut first = Vec::new();
+                let is_head = |first: &[u8]| first.starts_with(b"CONNECT");
+                while stream.read_buf(&mut first).await.is_ok_and(|n| n > 0)
+                    && is_head(&first)
+                    && !first.ends_with(b"\r\n\r\n")
+                {}
+                let answer = if is_head(&first) { b"HTTP/1.1 200 OK\r\n\r\n" } else { &first[..] };
+                let _ = stream.write_all(answer).await;
+                let (mut reader, mut writer) = stream.split();
+                let _ = tokio::io::copy(&mut reader, &mut writer).await;
             });
         }
     });

@@ -18,7 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 const QUICK: &str =
-    "timeout: 1s, interval: 0.02s, no_traffic_interval: 0.02s, unhealthy_threshold: 2, healthy_threshold: 2";
+    "timeout: 20s, interval: 0.02s, no_traffic_interval: 0.02s, unhealthy_threshold: 2, healthy_threshold: 2";
 
 /// One route to a cluster of these endpoints, with 4 workers.
 async fn proxy(endpoints: &[SocketAddr], extra: &str) -> Proxy {
@@ -82,7 +82,7 @@ async fn rates_are_those_of_all_workers() {
     .await;
     let good = Backend::echo("good").await;
     // Ten requests of an interval, which no worker of four has by itself.
-    let extra = "lb_policy: ROUND_ROBIN, outlier_detection: {consecutive_5xx: 0, interval: 0.5s, base_ejection_time: 60s, max_ejection_percent: 100, enforcing_success_rate: 0, enforcing_failure_percentage: 100, failure_percentage_minimum_hosts: 2, failure_percentage_request_volume: 10, failure_percentage_threshold: 40},";
+    let extra = "lb_policy: ROUND_ROBIN, outlier_detection: {consecutive_5xx: 0, interval: 2s, base_ejection_time: 60s, max_ejection_percent: 100, enforcing_success_rate: 0, enforcing_failure_percentage: 100, failure_percentage_minimum_hosts: 2, failure_percentage_request_volume: 10, failure_percentage_threshold: 40},";
     let proxy = proxy(&[bad.addr, good.addr], extra).await;
     let begun = std::time::Instant::now();
     while healthy(&proxy) > 1.0 || proxy.metric("envoy_cluster_membership_total", &[]) == 0.0 {
@@ -135,7 +135,7 @@ async fn http_checks() {
     assert!(proxy.metric("envoy_cluster_health_check_failure", &[]) >= 2.0);
     assert_eq!(proxy.metric("envoy_cluster_health_check_healthy", &[]), 1.0);
     assert!(good.connections.load(Ordering::SeqCst) < 15, "one connection serves for all checks");
-    drop(good);
+    good.stop().await;
     eventually("nobody answers", || healthy(&proxy) == 0.0).await;
     assert_eq!(ask(&proxy, 4).await, [503; 4]);
     assert!(proxy.metric("envoy_cluster_health_check_network_failure", &[]) >= 2.0);

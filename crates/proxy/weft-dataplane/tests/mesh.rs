@@ -6,7 +6,8 @@
 mod common;
 use common::*;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use weft_proto::weft::v1::PeerMetadata;
@@ -194,16 +195,14 @@ async fn certificates_change_without_dropping_connections() {
     let mut server = Proxy::start(&server_config(&pki, backend.addr)).await;
     let mut client = Proxy::start(&client_config(&pki, server.addr(), "server", "client")).await;
     let addr = client.addr();
-    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let seen = stop.clone();
+    let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let (seen, count) = (stop.clone(), answered.clone());
     let load = tokio::spawn(async move {
-        let mut n = 0;
-        while !seen.load(std::sync::atomic::Ordering::SeqCst) {
+        while !seen.load(Ordering::SeqCst) {
             let got = get(addr, "/x").await;
             assert_eq!(got.status, 200, "{}", got.body);
-            n += 1;
+            count.fetch_add(1, Ordering::SeqCst);
         }
-        n
     });
     for _ in 0..5 {
         let server_listener = yaml_listener(&server_config(&pki, backend.addr));
@@ -211,10 +210,12 @@ async fn certificates_change_without_dropping_connections() {
         let upstream = cluster("a", &[server.addr()], &pki.client("client", "server", "istio-peer-exchange, istio"));
         let upstream = upstream.trim().trim_start_matches("- ");
         client.change::<weft_proto::envoy::config::cluster::v3::Cluster>(&[("a", upstream)], &[]).await;
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        let wanted = answered.load(Ordering::SeqCst) + 3;
+        eventually("answers", || load.is_finished() || answered.load(Ordering::SeqCst) >= wanted).await;
     }
-    stop.store(true, std::sync::atomic::Ordering::SeqCst);
-    assert!(load.await.unwrap() > 10);
+    stop.store(true, Ordering::SeqCst);
+    load.await.unwrap();
+    assert!(answered.load(Ordering::SeqCst) > 10);
 }
 
 /// The listener of a bootstrap, as YAML of its own.

@@ -47,8 +47,12 @@ async fn server() -> (SocketAddr, Arc<Mutex<Vec<IpAddr>>>) {
         while let Ok((mut stream, peer)) = listener.accept().await {
             connections.lock().unwrap().push(peer.ip());
             tokio::spawn(async move {
-                let mut buffer = [0; 4096];
-                while stream.read(&mut buffer).await.is_ok_and(|n| n > 0) {
+                let mut head = Vec::new();
+                while stream.read_buf(&mut head).await.is_ok_and(|n| n > 0) {
+                    if !head.ends_with(b"\r\n\r\n") {
+                        continue;
+                    }
+                    head.clear();
                     let body = peer.ip().to_string();
                     let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
                     let _ = stream.write_all(answer.as_bytes()).await;
@@ -132,7 +136,7 @@ async fn redirected() {
     let clusters = "  - {name: o, type: ORIGINAL_DST, connect_timeout: 5s, lb_policy: CLUSTER_PROVIDED}\n";
     let yaml = format!("static_resources:\n  listeners:\n  - {listener}\n  clusters:\n{clusters}");
     let _proxy = Proxy::start(&yaml).await;
-    let script = format!("exec 3<>/dev/tcp/{POD}/9080; printf ping >&3; timeout 10 head -c 4 <&3");
+    let script = format!("exec 3<>/dev/tcp/{POD}/9080; printf ping >&3; timeout 60 head -c 4 <&3");
     let asked = client.enter().args(["bash", "-c", &script]).stdout(Stdio::piped()).spawn().unwrap();
     let accepted = tokio::time::timeout(PATIENCE, application.accept()).await;
     let (mut stream, from) = accepted.expect("the application is called").unwrap();

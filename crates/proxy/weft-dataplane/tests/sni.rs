@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 const INSPECTOR: &str = r#"listener_filters: [{name: tls, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector}}]
-    listener_filters_timeout: 0.1s
+    listener_filters_timeout: 60s
     continue_on_listener_filters_timeout: true"#;
 const FORWARD: &str = r#"{name: forward_downstream_sni, typed_config: {"@type": type.googleapis.com/io.istio.tcp.forward_downstream_sni.v1.Config}},"#;
 const VERIFY: &str =
@@ -38,10 +38,13 @@ async fn site() -> (SocketAddr, UnboundedReceiver<Vec<u8>>) {
         while let Ok((mut stream, _)) = listener.accept().await {
             let told = told.clone();
             tokio::spawn(async move {
-                let mut first = vec![0; 4096];
-                let n = stream.read(&mut first).await.unwrap_or(0);
-                first.truncate(n);
-                let _ = told.send(first);
+                // One record of TLS, in however many pieces it comes.
+                let mut head = [0; 5];
+                if stream.read_exact(&mut head).await.is_ok() {
+                    let mut first = vec![0; usize::from(u16::from_be_bytes([head[3], head[4]]))];
+                    let _ = stream.read_exact(&mut first).await;
+                    let _ = told.send(first);
+                }
             });
         }
     });

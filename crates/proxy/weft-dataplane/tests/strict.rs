@@ -121,7 +121,7 @@ async fn an_ambiguous_request_after_a_good_one() {
     let routes = all(r#"[{match: {prefix: "/"}, route: {cluster: a}}]"#);
     let proxy = Proxy::start(&http_bootstrap("", &routes, &[("a", backend.addr, "")])).await;
     let bytes = b"POST /good HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhelloPOST /bad HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /third HTTP/1.1\r\nHost: a\r\n\r\n";
-    let answer = raw(proxy.addr(), bytes).await;
+    let answer = raw_answers(proxy.addr(), bytes, 2).await;
     assert!(answer.contains("POST /good") && answer.contains("body=5"), "{answer}");
     assert!(answer.contains("HTTP/1.1 400"), "{answer}");
     assert_eq!(backend.count(), 1, "{answer}");

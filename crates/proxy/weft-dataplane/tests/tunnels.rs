@@ -18,9 +18,11 @@ async fn first_line() -> (SocketAddr, tokio::sync::mpsc::UnboundedReceiver<Strin
         while let Ok((mut stream, _)) = listener.accept().await {
             let told = told.clone();
             tokio::spawn(async move {
-                let mut buffer = [0; 4096];
-                let n = stream.read(&mut buffer).await.unwrap_or(0);
-                let text = String::from_utf8_lossy(&buffer[..n]).into_owned();
+                let mut first = Vec::with_capacity(16 << 10);
+                let is_head = |first: &[u8]| first.starts_with(b"CONNECT ") || first.starts_with(b"POST ");
+                let is_over = |first: &[u8]| !is_head(first) || first.windows(4).any(|part| part == b"\r\n\r\n");
+                while stream.read_buf(&mut first).await.is_ok_and(|n| n > 0) && !is_over(&first) {}
+                let text = String::from_utf8_lossy(&first).into_owned();
                 let answer = match text.split(' ').next() {
                     Some("CONNECT") => "HTTP/1.1 200 OK\r\n\r\n".to_string(),
                     Some("POST") => {
@@ -42,7 +44,7 @@ fn tcp_listener(filters: &str, tcp: &str, clusters: &str) -> String {
     format!(
         r#"static_resources:
   listeners:
-  - {{name: l, address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}, listener_filters: [{{name: tls, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector}}}}], listener_filters_timeout: 0.1s, continue_on_listener_filters_timeout: true, filter_chains: [{{filters: [{filters} {{name: envoy.filters.network.tcp_proxy, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: a, {tcp}}}}}]}}]}}
+  - {{name: l, address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}, listener_filters: [{{name: tls, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector}}}}], listener_filters_timeout: 60s, continue_on_listener_filters_timeout: true, filter_chains: [{{filters: [{filters} {{name: envoy.filters.network.tcp_proxy, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: a, {tcp}}}}}]}}]}}
   clusters:
 {clusters}"#
     )
@@ -125,7 +127,7 @@ async fn endpoints_by_server_name() {
         r#"{{name: s, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig, dns_cache_config: {{name: c}}, port_value: {}}}}},"#,
         addr.port()
     );
-    let clusters = "  - {name: a, lb_policy: CLUSTER_PROVIDED, connect_timeout: 2s, cluster_type: {name: envoy.clusters.dynamic_forward_proxy, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig, dns_cache_config: {name: c}}}}\n";
+    let clusters = "  - {name: a, lb_policy: CLUSTER_PROVIDED, connect_timeout: 20s, cluster_type: {name: envoy.clusters.dynamic_forward_proxy, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig, dns_cache_config: {name: c}}}}\n";
     let proxy = Proxy::start(&tcp_listener(&filter, "", clusters)).await;
     let roots = weft_tls::TrustAnchors::from_pem(Pki::new().root().as_bytes()).unwrap();
     let verification = weft_tls::ServerVerification::WebPki { anchors: roots, san: None };
@@ -145,7 +147,7 @@ async fn endpoints_by_host() {
     let backend = Backend::echo("a").await;
     let port = backend.addr.port();
     let filter = r#"http_filters: [{name: d, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.dynamic_forward_proxy.v3.FilterConfig, dns_cache_config: {name: c}}},"#;
-    let clusters = "  - {name: a, lb_policy: CLUSTER_PROVIDED, connect_timeout: 2s, cluster_type: {name: envoy.clusters.dynamic_forward_proxy, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig, dns_cache_config: {name: c}}}}\n";
+    let clusters = "  - {name: a, lb_policy: CLUSTER_PROVIDED, connect_timeout: 20s, cluster_type: {name: envoy.clusters.dynamic_forward_proxy, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig, dns_cache_config: {name: c}}}}\n";
     let routes = all(r#"[{match: {prefix: "/"}, route: {cluster: a}}]"#);
     let file = http_bootstrap_raw("", &routes, clusters).replace("http_filters: [", filter);
     let proxy = Proxy::start_with(&file, |options| options.concurrency = std::num::NonZeroUsize::MIN).await;
@@ -204,7 +206,7 @@ async fn browsers_speak_to_grpc_services() {
         assert_eq!((got.status, got.header("content-type"), got.body.as_str()), (200, back, body), "{kind}");
     }
     // An answer of the proxy's own is in the client's words too.
-    drop(backend);
+    backend.stop().await;
     let got = send(proxy.addr(), request("POST", "/", &[("content-type", "application/grpc-web")], "x")).await;
     assert_eq!((got.status, got.header("content-type")), (200, "application/grpc-web+proto"));
     assert_eq!(got.header("grpc-status"), "14");

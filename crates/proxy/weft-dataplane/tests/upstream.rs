@@ -6,7 +6,7 @@ mod common;
 use common::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -52,7 +52,7 @@ async fn retries_by_policy() {
 #[tokio::test(flavor = "multi_thread")]
 async fn another_endpoint_after_a_refused_connection() {
     let backend = Backend::echo("ok").await;
-    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let dead = "127.0.0.1:1".parse().unwrap();
     let policy = "retry_on: connect-failure, num_retries: 2, host_selection_retry_max_attempts: 5, retry_host_predicate: [{name: envoy.retry_host_predicates.previous_hosts, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate}}]";
     let clusters = cluster("a", &[dead, backend.addr], "");
     let proxy = Proxy::start(&http_bootstrap_raw("", &with_retry(policy), &clusters)).await;
@@ -65,8 +65,9 @@ async fn another_endpoint_after_a_refused_connection() {
 #[tokio::test(flavor = "multi_thread")]
 async fn timeouts() {
     let slow = Backend::start(|request| async move {
-        let pause = if request.uri().path() == "/fast" { 0 } else { 5000 };
-        tokio::time::sleep(Duration::from_millis(pause)).await;
+        // Longer than anybody waits for an answer here: it is the proxy that ends the wait.
+        let pause = if request.uri().path() == "/fast" { 0 } else { 60 };
+        tokio::time::sleep(Duration::from_secs(pause)).await;
         reply(200, "ok")
     })
     .await;
@@ -74,6 +75,7 @@ async fn timeouts() {
         r#"[{match: {prefix: "/try"}, route: {cluster: a, timeout: 0s, retry_policy: {retry_on: 5xx, num_retries: 1, per_try_timeout: 0.1s, retry_back_off: {base_interval: 0.001s}}}},
             {match: {prefix: "/idle"}, route: {cluster: a, timeout: 0s, idle_timeout: 0.2s}},
             {match: {prefix: "/own"}, route: {cluster: a, timeout: 0s}},
+            {match: {prefix: "/fast"}, route: {cluster: a, timeout: 15s, idle_timeout: 15s}},
             {match: {prefix: "/"}, route: {cluster: a, timeout: 0.2s}}]"#,
     );
     let inside = "use_remote_address: true, internal_address_config: {cidr_ranges: [{address_prefix: 127.0.0.0, prefix_len: 8}]},";
@@ -85,40 +87,54 @@ async fn timeouts() {
         ("/idle", &[], 408, "stream timeout"),
         ("/own", &[("x-envoy-upstream-rq-timeout-ms", "150")], 504, "upstream request timeout"),
     ] {
-        let before = Instant::now();
         let got = get_with(proxy.addr(), path, headers).await;
         assert_eq!((got.status, got.body.as_str()), (status, body), "{path}");
-        assert!(before.elapsed() < Duration::from_secs(3), "{path} took {:?}", before.elapsed());
     }
 }
 
-/// Closes each connection after its first answer, without saying so.
-async fn closing() -> std::net::SocketAddr {
+/// Closes each connection after its first answer, without saying so. Counts those that it has closed.
+async fn closing() -> (std::net::SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let addr = listener.local_addr().unwrap();
+    let (addr, closed) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+    let count = closed.clone();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
+            let count = count.clone();
             tokio::spawn(async move {
-                let mut buffer = [0; 4096];
-                if stream.read(&mut buffer).await.is_ok_and(|n| n > 0) {
+                let mut request = Vec::new();
+                let is_whole = |request: &[u8]| {
+                    request.ends_with(b"\r\n\r\nhello")
+                        || (request.starts_with(b"GET") && request.ends_with(b"\r\n\r\n"))
+                };
+                while stream.read_buf(&mut request).await.is_ok_and(|n| n > 0) && !is_whole(&request) {}
+                if is_whole(&request) {
                     let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+                    drop(stream);
+                    count.fetch_add(1, Ordering::SeqCst);
                 }
             });
         }
     });
-    addr
+    (addr, closed)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kept_connections_that_close_lose_no_request() {
-    let addr = closing().await;
+    let (addr, closed) = closing().await;
     let routes = all(r#"[{match: {prefix: "/"}, route: {cluster: a}}]"#);
     let proxy = Proxy::start_with(&http_bootstrap("", &routes, &[("a", addr, "")]), |o| {
         o.concurrency = std::num::NonZeroUsize::MIN;
     })
     .await;
+    let mut sent = 0;
     for pause in [0, 0, 1, 5, 20, 0] {
         for (method, body) in [("GET", ""), ("POST", "hello")] {
+            // A GET that meets the end of a connection is sent again. A POST may not be: for it the end must have been there
+            // before it, as it nearly always is, and still nobody tells the proxy.
+            if method == "POST" {
+                eventually("connections are closed", || closed.load(Ordering::SeqCst) == sent).await;
+            }
+            sent += 1;
             let got = send(proxy.addr(), request(method, "/", &[], body)).await;
             assert_eq!((got.status, got.body.as_str()), (200, "ok"), "{method}");
             tokio::time::sleep(Duration::from_millis(pause)).await;
@@ -128,9 +144,13 @@ async fn kept_connections_that_close_lose_no_request() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn circuit_breakers() {
-    let slow = Backend::start(|_| async {
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        reply(200, "ok")
+    let (open, gate) = tokio::sync::watch::channel(true);
+    let slow = Backend::start(move |_| {
+        let mut gate = gate.clone();
+        async move {
+            let _ = gate.wait_for(|open| *open).await;
+            reply(200, "ok")
+        }
     })
     .await;
     let routes = all(r#"[{match: {prefix: "/"}, route: {cluster: a}}]"#);
@@ -142,7 +162,16 @@ async fn circuit_breakers() {
     let addr = proxy.addr();
     // A connection that is being made counts as pending: begin with one that is there.
     assert_eq!(get(addr, "/").await.status, 200);
-    let all: Vec<_> = (0..6).map(|_| tokio::spawn(async move { get(addr, "/").await })).collect();
+    open.send_replace(false);
+    let ask = || tokio::spawn(async move { get(addr, "/").await });
+    // One has the connection, one waits for it, and the others are too many.
+    let mut all = vec![ask()];
+    eventually("the first is with the endpoint", || slow.count() == 2).await;
+    all.push(ask());
+    eventually("the second waits", || proxy.metric("envoy_cluster_upstream_rq_pending_active", &[]) == 1.0).await;
+    all.extend((0..4).map(|_| ask()));
+    eventually("too many", || proxy.metric("envoy_cluster_upstream_rq_pending_overflow", &[]) == 4.0).await;
+    open.send_replace(true);
     let mut statuses = Vec::new();
     for one in all {
         let got = one.await.unwrap();
@@ -152,9 +181,7 @@ async fn circuit_breakers() {
         }
         statuses.push(got.status);
     }
-    assert!(statuses.iter().filter(|s| **s == 200).count() >= 2, "{statuses:?}");
-    assert!(statuses.contains(&503), "{statuses:?}");
-    assert!(proxy.metric("envoy_cluster_upstream_rq_pending_overflow", &[]) > 0.0);
+    assert_eq!(statuses, [200, 200, 503, 503, 503, 503]);
     assert_eq!(slow.connections.load(Ordering::SeqCst), 1);
 }
 
@@ -212,6 +239,12 @@ async fn connections_are_kept_and_counted() {
     }
     assert_eq!(backend.connections.load(Ordering::SeqCst), 1);
     let cluster = [("cluster_name", "a")];
+    // An answer is counted when the client may have it already.
+    eventually("all are counted", || {
+        proxy.metric("envoy_cluster_upstream_rq_active", &cluster) == 0.0
+            && proxy.metric("envoy_cluster_upstream_rq_xx", &[("response_code_class", "2xx")]) == 10.0
+    })
+    .await;
     assert_eq!(proxy.metric("envoy_cluster_upstream_rq_total", &cluster), 10.0);
     assert_eq!(proxy.metric("envoy_cluster_upstream_cx_active", &cluster), 1.0);
     assert_eq!(proxy.metric("envoy_cluster_upstream_rq_active", &cluster), 0.0);

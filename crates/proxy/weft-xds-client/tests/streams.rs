@@ -77,7 +77,7 @@ async fn fixture(mode: Mode) -> Fixture {
 }
 
 async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(10), future).await.expect("within ten seconds")
+    tokio::time::timeout(Duration::from_secs(30), future).await.expect("in time")
 }
 
 fn listener(name: &str, version: &str) -> Resource {

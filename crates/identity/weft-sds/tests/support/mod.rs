@@ -32,7 +32,8 @@ pub struct Ca {
 impl Ca {
     pub async fn start() -> Self {
         let authority = Authority::self_signed(domain(), CaPolicy::default(), SystemTime::now()).unwrap();
-        Self::serve(Arc::new(authority), "127.0.0.1:0").await
+        // A port that can be bound again when it was let go.
+        Self::serve(Arc::new(authority), &format!("127.0.0.1:{}", weft_test_ports::free_port())).await
     }
 
     pub async fn serve(authority: Arc<Authority>, address: &str) -> Self {
@@ -119,7 +120,7 @@ impl Pod {
             token_path: self.path("token"),
             ttl: Duration::from_secs(ttl),
             root_poll: Duration::from_millis(50),
-            request_timeout: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(20),
             ..SvidConfig::new(ca)
         }
     }
@@ -127,9 +128,9 @@ impl Pod {
 
 type Secrets = watch::Receiver<Option<Arc<WorkloadSecrets>>>;
 
-/// The first secrets for which `wanted` holds, within 20 seconds.
+/// The first secrets for which `wanted` holds, in time.
 pub async fn secrets_when(secrets: &mut Secrets, wanted: impl Fn(&WorkloadSecrets) -> bool) -> Arc<WorkloadSecrets> {
     let found = secrets.wait_for(|now| now.as_ref().is_some_and(|secrets| wanted(secrets)));
-    let found = tokio::time::timeout(Duration::from_secs(20), found).await.expect("secrets within 20 seconds");
+    let found = tokio::time::timeout(Duration::from_secs(60), found).await.expect("secrets in time");
     found.unwrap().clone().unwrap()
 }

@@ -66,7 +66,7 @@ impl Lab {
     pub async fn stop(&mut self) {
         drop(self.stop.take());
         if let Some(task) = self.task.take() {
-            within(20, task).await.unwrap().unwrap();
+            within(60, task).await.unwrap().unwrap();
         }
     }
 }
@@ -82,7 +82,7 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: imp
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    assert!(tokio::time::timeout(Duration::from_secs(30), check).await.is_ok(), "{what}: not within 30 s");
+    assert!(tokio::time::timeout(Duration::from_secs(60), check).await.is_ok(), "{what}: not within 60 s");
 }
 
 pub fn object(value: Value) -> Object {

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use weft_dataplane::{DataPlane, Handle, ListenerStatus, Options};
 use weft_proto::any::TypeUrl;
 use weft_proxy_config::bootstrap::{apply_static, load_bootstrap};
@@ -27,6 +27,8 @@ use weft_proxy_config::{ConfigBuilder, ProxySnapshot, Update, Upsert};
 
 /// Longest that any single step of a test may take.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+/// What comes within this time after a whole answer is looked at too.
+const MOMENT: Duration = Duration::from_millis(400);
 
 /// A proxy under test.
 pub struct Proxy {
@@ -150,7 +152,7 @@ pub fn all(routes: &str) -> String {
 pub fn cluster(name: &str, addresses: &[SocketAddr], extra: &str) -> String {
     let endpoints: Vec<String> = addresses.iter().map(endpoint).collect();
     format!(
-        "  - {{name: {name}, type: STATIC, connect_timeout: 2s, {extra} load_assignment: {{cluster_name: {name}, endpoints: [{{lb_endpoints: [{}]}}]}}}}\n",
+        "  - {{name: {name}, type: STATIC, connect_timeout: 20s, {extra} load_assignment: {{cluster_name: {name}, endpoints: [{{lb_endpoints: [{}]}}]}}}}\n",
         endpoints.join(", ")
     )
 }
@@ -171,6 +173,7 @@ pub struct Backend {
     pub addr: SocketAddr,
     pub requests: Arc<AtomicUsize>,
     pub connections: Arc<AtomicUsize>,
+    end: Option<oneshot::Sender<()>>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -184,10 +187,14 @@ impl Backend {
         let addr = listener.local_addr().unwrap();
         let (requests, connections) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (seen, open) = (requests.clone(), connections.clone());
+        let (end, mut ended) = oneshot::channel();
         let task = tokio::spawn(async move {
             let mut all = tokio::task::JoinSet::new();
             loop {
-                let Ok((stream, _)) = listener.accept().await else { return };
+                let stream = tokio::select! {
+                    accepted = listener.accept() => accepted.unwrap().0,
+                    _ = &mut ended => break,
+                };
                 open.fetch_add(1, Ordering::SeqCst);
                 let (answer, seen) = (answer.clone(), seen.clone());
                 all.spawn(async move {
@@ -200,8 +207,16 @@ impl Backend {
                     let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
                 });
             }
+            drop(listener);
+            all.shutdown().await;
         });
-        Self { addr, requests, connections, task }
+        Self { addr, requests, connections, end: Some(end), task }
+    }
+
+    /// Ends it: when this returns, its port and its connections are closed.
+    pub async fn stop(mut self) {
+        drop(self.end.take());
+        tokio::time::timeout(PATIENCE, &mut self.task).await.expect("a server that ends").unwrap();
     }
 
     /// Answers 200 with its name and what it saw of the request.
@@ -322,20 +337,96 @@ pub async fn http2(addr: SocketAddr) -> hyper::client::conn::http2::SendRequest<
     sender
 }
 
-/// Sends bytes and reads until the other side closes, or is quiet for a moment.
+/// Sends bytes and reads one whole answer, or until the other side closes.
 pub async fn raw(addr: SocketAddr, bytes: &[u8]) -> String {
+    raw_answers(addr, bytes, 1).await
+}
+
+/// Sends bytes and reads so many whole answers, or until the other side closes.
+pub async fn raw_answers(addr: SocketAddr, bytes: &[u8], wanted: usize) -> String {
+    let is_head = bytes.starts_with(b"HEAD ");
+    exchange(addr, bytes, |answer| whole_answers(answer, is_head) >= wanted).await
+}
+
+/// Sends HTTP/2 as bytes and reads until stream 1 has ended, or the connection.
+pub async fn raw_http2(addr: SocketAddr, bytes: &[u8]) -> String {
+    exchange(addr, bytes, stream_one_ended).await
+}
+
+/// Sends bytes and reads until the answer is whole, however long that takes, in however many pieces it comes; what follows
+/// within a moment belongs to it, since a test may want nothing to follow.
+async fn exchange(addr: SocketAddr, bytes: &[u8], is_whole: impl Fn(&[u8]) -> bool) -> String {
     let mut stream = TcpStream::connect(addr).await.unwrap();
-    stream.write_all(bytes).await.unwrap();
+    // One that has refused may have closed before all was sent.
+    let _ = stream.write_all(bytes).await;
     let mut all = Vec::new();
-    let mut buffer = [0; 4096];
-    // A keep-alive connection stays open after the answer: quiet for a moment is the end of it.
-    while let Ok(Ok(n)) = tokio::time::timeout(Duration::from_millis(500), stream.read(&mut buffer)).await {
-        if n == 0 {
-            break;
+    loop {
+        let done = is_whole(&all);
+        let wait = if done { MOMENT } else { PATIENCE };
+        match tokio::time::timeout(wait, stream.read_buf(&mut all)).await {
+            Ok(Ok(1..)) => {}
+            Ok(_) => break,
+            Err(_) if done => break,
+            Err(_) => panic!("no whole answer in time: {:?}", String::from_utf8_lossy(&all)),
         }
-        all.extend_from_slice(&buffer[..n]);
     }
     String::from_utf8_lossy(&all).into_owned()
+}
+
+/// Answers that are there with their bodies. Those of 1xx, but for 101, only announce one.
+fn whole_answers(mut bytes: &[u8], is_head: bool) -> usize {
+    let mut count = 0;
+    while let Some(end) = bytes.windows(4).position(|part| part == b"\r\n\r\n") {
+        let head = String::from_utf8_lossy(&bytes[..end]).to_ascii_lowercase();
+        bytes = &bytes[end + 4..];
+        let status = head.get(9..12).unwrap_or("");
+        if status.starts_with('1') && status != "101" {
+            continue;
+        }
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.trim().parse().ok());
+        let length = match length {
+            _ if is_head || matches!(status, "101" | "204" | "304") => Some(0),
+            None if head.contains("transfer-encoding: chunked") => chunked_length(bytes),
+            // Without a length, the end of the connection is that of the body.
+            length => length,
+        };
+        match length {
+            Some(length) if bytes.len() >= length => bytes = &bytes[length..],
+            _ => return count,
+        }
+        count += 1;
+    }
+    count
+}
+
+/// Bytes of a chunked body without trailers, once its last chunk is there.
+fn chunked_length(bytes: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        let line = bytes[at..].windows(2).position(|part| part == b"\r\n")?;
+        let size = usize::from_str_radix(std::str::from_utf8(&bytes[at..at + line]).ok()?, 16).ok()?;
+        at += line + 2 + size + 2;
+        if at > bytes.len() {
+            return None;
+        }
+        if size == 0 {
+            return Some(at);
+        }
+    }
+}
+
+/// Stream 1 was answered to its end or reset, or the connection is given up.
+fn stream_one_ended(mut bytes: &[u8]) -> bool {
+    while let [a, b, c, kind, flags, s0, s1, s2, s3, rest @ ..] = bytes {
+        let (length, stream) = (u32::from_be_bytes([0, *a, *b, *c]) as usize, u32::from_be_bytes([*s0, *s1, *s2, *s3]));
+        let Some(after) = rest.get(length..) else { return false };
+        match (kind, stream) {
+            (0 | 1, 1) if flags & 1 == 1 => return true,
+            (3, 1) | (7, 0) => return true,
+            _ => bytes = after,
+        }
+    }
+    false
 }
 
 /// Waits for a condition, with a bound.
