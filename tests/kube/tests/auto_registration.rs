@@ -77,7 +77,9 @@ async fn machine(cluster: &Cluster, weftd: &Weftd, name: &str, account: &str, pr
 async fn healthy(cluster: &Cluster, status: &str) -> Result<Value> {
     eventually(&format!("Healthy={status}"), async || {
         let entry = cluster.get("workloadentries", "shop", ENTRY).await?;
-        let conditions = entry.body["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        // The entry is there before its status.
+        let status_now = entry.body.get("status").context("no status yet")?;
+        let conditions = status_now["conditions"].as_array().cloned().unwrap_or_default();
         let found = conditions.into_iter().find(|c| c["type"] == "Healthy").context("no condition yet")?;
         ensure!(found["status"] == status, "{found}");
         Ok(found)

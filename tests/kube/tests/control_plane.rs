@@ -71,7 +71,10 @@ async fn objects_become_configuration_and_status_comes_back(cluster: Cluster) ->
     );
     let event = eventually("the event", async || {
         let events = cluster.list("events", "shop").await?;
-        events.into_iter().find(|e| e.body["reason"] == "ReferencedResourceNotFound").context("no event")
+        events
+            .into_iter()
+            .find(|e| e.body.get("reason").is_some_and(|r| r == "ReferencedResourceNotFound"))
+            .context("no event")
     })
     .await?;
     ensure!(event.body["involvedObject"]["name"] == "web" && event.body["type"] == "Warning", "{}", event.to_value());
@@ -107,7 +110,10 @@ async fn objects_become_configuration_and_status_comes_back(cluster: Cluster) ->
     cluster.client.merge_patch(kind("cm")?, "istio-system", "istio", &broken).await?;
     eventually("the event of the mesh config", async || {
         let events = cluster.list("events", "istio-system").await?;
-        let event = events.into_iter().find(|e| e.body["reason"] == "MeshConfigRefused").context("no event")?;
+        let event = events
+            .into_iter()
+            .find(|e| e.body.get("reason").is_some_and(|r| r == "MeshConfigRefused"))
+            .context("no event")?;
         ensure!(
             event.body["message"].as_str().is_some_and(|m| m.contains("outboundTrafficPolicy")),
             "{}",

@@ -61,7 +61,7 @@ async fn round(client: &ApiClient) -> Result<()> {
     }
     let webhooks = kind("mutatingwebhookconfigurations")?;
     for one in client.list(webhooks, None, &ListOptions::default()).await?.items {
-        let mut hooks = one.body["webhooks"].clone();
+        let Some(mut hooks) = one.body.get("webhooks").cloned() else { continue };
         let before = hooks.clone();
         for hook in hooks.as_array_mut().into_iter().flatten() {
             if hook["clientConfig"]["caBundle"].is_null() {
