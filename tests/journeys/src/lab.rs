@@ -205,22 +205,19 @@ impl Lab {
         Ok(text(&out.stdout))
     }
 
-    /// [`IN_A_ROW`](crate::IN_A_ROW) times `curl ARGS` in the sleep pod of a namespace, each on a connection of its own; it stops
-    /// after the first that prints something else than `want`, or ends with another exit code than `exit`. What each printed,
-    /// with its exit code.
-    pub fn curls(&self, namespace: &str, args: &[&str], want: &str, exit: i32) -> Result<Vec<(String, i32)>> {
-        const SCRIPT: &str = "times=$1 want=$2 exit=$3; shift 3; while [ $times -gt 0 ]; do got=$(curl \"$@\"); code=$?; \
-                              echo \"$code $got\"; [ \"$code $got\" = \"$exit $want\" ] || exit 0; times=$((times-1)); done";
-        let (times, exit) = (crate::IN_A_ROW.to_string(), exit.to_string());
-        let argv = [&["sh", "-c", SCRIPT, "sh", &times, want, &exit], args].concat();
-        let out = self.exec(namespace, "deploy/sleep", "sleep", &argv)?;
+    /// [`IN_A_ROW`](crate::IN_A_ROW) times `curl ARGS URL` in the sleep pod of a namespace, each on a connection of its own:
+    /// status (`000` without an answer) and curl's exit code of each.
+    pub fn curls(&self, namespace: &str, args: &[&str], url: &str) -> Result<Vec<(String, i32)>> {
+        let fixed = ["curl", "-s", "-m", "15", "-H", "Connection: close", "-w", "%{http_code} %{exitcode}\\n"];
+        let urls = ["-o", "/dev/null", url].repeat(crate::IN_A_ROW);
+        let out = self.exec(namespace, "deploy/sleep", "sleep", &[&fixed[..], args, &urls].concat())?;
         let said = text(&out.stdout);
-        let answers: Vec<(String, i32)> = said
-            .lines()
-            .filter_map(|line| line.split_once(' '))
-            .filter_map(|(code, got)| Some((got.to_string(), code.parse().ok()?)))
-            .collect();
-        anyhow::ensure!(!answers.is_empty(), "curl {}: {said}{}", args.join(" "), text(&out.stderr));
+        let answer = |line: &str| {
+            let (status, exit) = line.split_once(' ')?;
+            Some((status.to_string(), exit.parse().ok()?))
+        };
+        let answers: Vec<(String, i32)> = said.lines().filter_map(answer).collect();
+        anyhow::ensure!(answers.len() == crate::IN_A_ROW, "curl {url}: {said}{}", text(&out.stderr));
         Ok(answers)
     }
 

@@ -4,7 +4,7 @@
 use crate::browser::get;
 use crate::journey::{Journey, Run};
 use crate::lab::text;
-use crate::{IN_A_ROW, Lab, eventually, steadily};
+use crate::{Lab, eventually, steadily};
 use anyhow::{Context as _, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -112,12 +112,11 @@ pub(super) fn becomes(lab: &Lab, from: &str, url: &str, more: &[&str], want: &st
     eventually(SOON, || steady_call(lab, from, url, more, want, 0))
 }
 
-/// A request that is answered so, and ends with that exit code, [`IN_A_ROW`] times in a row.
+/// A request that is answered so, and ends with that exit code, [`IN_A_ROW`](crate::IN_A_ROW) times in a row.
 fn steady_call(lab: &Lab, from: &str, url: &str, more: &[&str], want: &str, exit: i32) -> Result<()> {
-    let args = [&[url, "-s", "-m", "15", "-o", "/dev/null", "-w", "%{http_code}"], more].concat();
-    let got = lab.curls(from, &args, want, exit)?;
-    let good = got.iter().filter(|answer| answer.0 == want && answer.1 == exit).count();
-    ensure!(good == IN_A_ROW, "{url} {more:?} from {from}: {got:?}, want {want}, exit {exit}");
+    let got = lab.curls(from, more, url)?;
+    let good = got.iter().all(|answer| answer.0 == want && answer.1 == exit);
+    ensure!(good, "{url} {more:?} from {from}: {got:?}, want {want}, exit {exit}");
     Ok(())
 }
 
