@@ -6,7 +6,7 @@ use crate::federation::{self, Trust};
 use crate::mesh::model_settings;
 use crate::settings::Settings;
 use crate::transport::{self, ServerTls};
-use crate::{dns_certs, done, leader, root_cert};
+use crate::{dns_certs, done, leader, lists_alarm, root_cert};
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use std::sync::Arc;
@@ -69,6 +69,7 @@ impl Identity {
         let Self { certificates, tls, trust_domain, names, meshes, current, signing, .. } = self;
         let options = transport::tls_settings(settings.compliance_policy);
         tasks.spawn(done(transport::renew(tls, signing.clone(), settings.server_names(), options)));
+        tasks.spawn(done(lists_alarm::watch(signing.clone())));
         tasks.spawn(done(auth::follow_names(settings.clone(), meshes.clone(), names)));
         let (trust, trusted) = watch::channel(Arc::<Trust>::default());
         let known = root_cert::bundles(client.clone(), settings.namespace.clone());

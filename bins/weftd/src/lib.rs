@@ -18,6 +18,7 @@ mod identity;
 mod idle;
 mod jwks;
 mod leader;
+mod lists_alarm;
 mod mesh;
 mod model;
 mod registration;
