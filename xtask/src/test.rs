@@ -44,8 +44,9 @@ pub fn all() -> Result<()> {
     run::with_env(&cargo, &["test", "--package", "weft-kube-tests", "--", "--test-threads=2"], &env)?;
     // One lab at a time: each journey measures, and the machine may be small.
     run::with_env(&cargo, &["test", "--package", "weft-journeys", "--", "--test-threads=1", "--nocapture"], &env)?;
-    // The journeys of the spec: all with Weft's proxy, and those that a real Envoy serves just as well.
-    let journeys = ["run", "--quiet", "--package", "weft-journeys", "--"];
+    // The journeys of the spec: all with Weft's proxy, and those that a real Envoy serves just as well. They wait more than they
+    // work, and each step until it holds: two labs at a time.
+    let journeys = ["run", "--quiet", "--package", "weft-journeys", "--", "--jobs", "2"];
     run::with_env(&cargo, &journeys, &env)?;
     run::with_env(&cargo, &[&journeys[..], &["--engine", "envoy"]].concat(), &env)?;
     println!("All checks and tests passed in {:.0}s.", start.elapsed().as_secs_f64());
