@@ -24,7 +24,9 @@ const SERVICES: &str = "fd00:10:96::";
 
 fn dual_stack(run: &mut Run) -> Result<()> {
     prepare(&run.lab)?;
-    run.check(&["6:DS-01"], "services of one family and of both: addresses, slices, names", addresses);
+    run.check(&["6:DS-01"], "services of one family and of both: addresses, slices, names", |lab| {
+        eventually(SOON, || addresses(lab))
+    });
     run.check(&["6:DS-02"], "bytes to each of them, through the sidecars", |lab| {
         for namespace in NAMESPACES {
             echoes(lab, namespace)?;
@@ -38,7 +40,9 @@ fn dual_stack(run: &mut Run) -> Result<()> {
         ensure!(line.contains(&format!("[{PODS}")), "not over IPv6: {line}");
         Ok(())
     });
-    run.check(&["6:DS-03"], "the proxies know addresses of both families", listeners_and_endpoints);
+    run.check(&["6:DS-03"], "the proxies know addresses of both families", |lab| {
+        eventually(SOON, || listeners_and_endpoints(lab))
+    });
     run.check(&["6:DS-04"], "HTTP over IPv6 with mutual TLS; who has none is refused", mutual_tls);
     run.check(&["6:DS-05"], "rules by the caller's address", by_address);
     run.check(&["6:DS-06"], "from the gateway to a service of IPv6 alone, and to the gateway over IPv6", gateway);
@@ -147,8 +151,11 @@ fn mutual_tls(lab: &Lab) -> Result<()> {
     })?;
     ensure!(line.contains(&format!("[{PODS}")), "not over IPv6: {line}");
     for url in ["http://web6.ipv6:5000/hello", "http://web.ipv6:5000/hello"] {
-        let said = sh(lab, "legacy", &format!("curl -s -6 --max-time 10 {url}; echo exit $?"))?;
-        ensure!(said.trim() == "exit 56" || said.trim() == "exit 52", "plain text to {url}: {said}");
+        eventually(SOON, || {
+            let said = sh(lab, "legacy", &format!("curl -s -6 --max-time 10 {url}; echo exit $?"))?;
+            ensure!(said.trim() == "exit 56" || said.trim() == "exit 52", "plain text to {url}: {said}");
+            Ok(())
+        })?;
     }
     Ok(())
 }
