@@ -75,6 +75,17 @@ pub fn weft(home: &Path, args: &[&str]) -> Command {
 impl Lab {
     /// Starts Bookinfo, and waits until `weft up` says that it serves.
     pub fn start(args: &[&str]) -> Result<Self> {
+        // Another program may take a port between its choice and its use.
+        for _ in 0..3 {
+            match Self::start_on_free_ports(args) {
+                Err(error) if error.to_string().contains("is in use") => println!("once more: {error:#}"),
+                started => return started,
+            }
+        }
+        Self::start_on_free_ports(args)
+    }
+
+    fn start_on_free_ports(args: &[&str]) -> Result<Self> {
         let (port, https_port, tcp_port) = (free_port()?, free_port()?, free_port()?);
         let home = tempfile::tempdir()?;
         let mut command = weft(home.path(), &["up", "--port", &port.to_string()]);
