@@ -1,6 +1,5 @@
 //! What goes wrong on the way to an endpoint: why, whether the endpoint may have seen the request, and the particulars.
 
-use std::error::Error as _;
 use weft_codec::Reason;
 
 /// Whether another try is safe.
@@ -38,29 +37,11 @@ impl UpstreamError {
         self
     }
 
-    /// What hyper says of a request that was given to a connection. `returned`: the request came back untouched.
-    pub fn from_hyper(error: &hyper::Error, returned: bool) -> Self {
-        let made = |reason, retry| Self { reason, retry, detail: None };
-        if error.is_user() || error.is_body_write_aborted() {
-            // The body that failed came from the client.
-            return made(Reason::DownstreamDisconnect, Retry::Pointless);
+    /// What a connection of HTTP/2 says of a request. `returned`: the request was not touched.
+    pub fn from_h2(error: &h2::Error, returned: bool) -> Self {
+        if returned {
+            return Self::unsent(Reason::ConnectionTermination);
         }
-        if let Some(h2) = source::<h2::Error>(error) {
-            return Self::from_h2(h2);
-        }
-        if returned || error.is_canceled() {
-            return made(Reason::ConnectionTermination, Retry::Unsent);
-        }
-        if error.is_parse() || error.is_parse_too_large() {
-            return made(Reason::UpstreamProtocol, Retry::MayBeProcessed).with_detail(error.to_string());
-        }
-        let detail = source::<std::io::Error>(error).map(ToString::to_string);
-        let mut made = made(Reason::ConnectionTermination, Retry::MayBeProcessed);
-        made.detail = detail.map(Into::into);
-        made
-    }
-
-    fn from_h2(error: &h2::Error) -> Self {
         let made = |reason, retry| Self { reason, retry, detail: None };
         match error.reason() {
             Some(h2::Reason::REFUSED_STREAM) => made(Reason::RefusedStream, Retry::Unsent),
@@ -72,23 +53,11 @@ impl UpstreamError {
                 made(Reason::UpstreamProtocol, Retry::MayBeProcessed).with_detail(error.to_string())
             }
             Some(_) if error.is_reset() => made(Reason::RemoteReset, Retry::MayBeProcessed),
-            _ => made(Reason::ConnectionTermination, Retry::MayBeProcessed),
+            _ => {
+                let mut made = made(Reason::ConnectionTermination, Retry::MayBeProcessed);
+                made.detail = error.get_io().map(|error| error.to_string().into());
+                made
+            }
         }
     }
-}
-
-/// The first cause of type `T` under `error`.
-fn source<T: std::error::Error + 'static>(error: &hyper::Error) -> Option<&T> {
-    let mut cause = error.source();
-    // The chain is short; the bound is against a cycle.
-    for _ in 0..8 {
-        match cause {
-            Some(found) => match found.downcast_ref::<T>() {
-                Some(typed) => return Some(typed),
-                None => cause = found.source(),
-            },
-            None => return None,
-        }
-    }
-    None
 }

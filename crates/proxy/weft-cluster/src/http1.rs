@@ -178,7 +178,7 @@ fn pointless(reason: Reason) -> UpstreamError {
 }
 
 /// The body that failed came from the client.
-fn client_failed(error: &BodyError) -> UpstreamError {
+pub(crate) fn client_failed(error: &BodyError) -> UpstreamError {
     match error {
         BodyError::Wire(WireError::Body(fault)) if *fault != weft_codec::h1::BodyFault::Short => {
             pointless(Reason::BadRequest)

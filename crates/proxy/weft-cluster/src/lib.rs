@@ -14,6 +14,7 @@ pub mod error;
 pub mod health;
 pub mod hosts;
 mod http1;
+mod http2;
 pub mod lb;
 pub mod limits;
 pub mod manager;

@@ -7,23 +7,23 @@ use crate::connect::{self, Alpn, ConnectionFacts, Plan, Source};
 use crate::error::UpstreamError;
 use crate::hosts::Host;
 use crate::http1::Http1;
+use crate::http2::Http2;
 use crate::limits::{Limit, Permit};
 use crate::stats::ClusterStats;
+use bytes::Bytes;
+use h2::SendStream;
 use http::{Request, Response};
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
-use std::future::Future;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
+use weft_codec::h2::Tunnel;
 use weft_codec::upgrade::Upgrading;
-use weft_codec::{Io, LocalExec, ProxyBody, Reason};
+use weft_codec::{ProxyBody, Reason};
 use weft_core::Strng;
 use weft_proxy_config::{AutoSni, ClientTls, ConnectionLimits, UpstreamProtocol, UpstreamTransport};
 use weft_route::Priority;
@@ -41,9 +41,6 @@ const CAREFUL_IDLE: Duration = Duration::from_secs(2);
 const OWN_IDLE: Duration = Duration::from_secs(5);
 /// Connections made with TLS secrets that were replaced meanwhile go within this time, and twice this at most.
 const RETIRE_AFTER: Duration = Duration::from_secs(10);
-/// HTTP/2 windows: enough for 1 Gbit/s at 8 ms, and no more, since an endpoint may fill them all.
-const STREAM_WINDOW: u32 = 1024 * 1024;
-const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 
 /// What a request asks of a connection.
 #[derive(Debug, Clone, Copy)]
@@ -90,25 +87,6 @@ pub struct Pool {
     drained: Cell<bool>,
 }
 
-#[derive(Debug)]
-struct Http2 {
-    sender: RefCell<http2::SendRequest<ProxyBody>>,
-    facts: Rc<ConnectionFacts>,
-    secrets: usize,
-    created: Instant,
-    idle_since: Cell<Instant>,
-    active: Cell<u32>,
-    served: Cell<u32>,
-    peer: Rc<PeerSettings>,
-}
-
-/// What the endpoint's SETTINGS say.
-#[derive(Debug)]
-struct PeerSettings {
-    max_streams: Cell<usize>,
-    extended_connect: Cell<bool>,
-}
-
 /// A request's place on a connection.
 #[derive(Debug)]
 pub struct Lease {
@@ -125,7 +103,8 @@ pub struct Lease {
 #[derive(Debug)]
 enum Kind {
     Http1(Option<Box<Http1>>),
-    Http2(Rc<Http2>),
+    /// With the way to the endpoint, once it was asked to connect.
+    Http2(Rc<Http2>, Option<SendStream<Bytes>>),
 }
 
 /// A request that got no response.
@@ -237,7 +216,7 @@ impl Pool {
 
     fn is_stale_http2(&self, conn: &Http2, limits: &ConnectionLimits, now: Instant) -> bool {
         let idle = self.idle_limit(limits);
-        conn.sender.borrow().is_closed()
+        conn.is_closed()
             || (conn.active.get() == 0 && now.duration_since(conn.idle_since.get()) >= idle)
             || self.is_worn(conn.served.get(), conn.created, limits, now)
             || self.is_outdated(conn.secrets, conn.created, now)
@@ -288,7 +267,7 @@ impl Pool {
         shared.retain(|conn| !self.is_stale_http2(conn, limits, now));
         let has_room = |conn: &&Rc<Http2>| {
             let most = limits.max_concurrent_streams.max(1) as usize;
-            (conn.active.get() as usize) < most.min(conn.peer.max_streams.get())
+            (conn.active.get() as usize) < most.min(conn.max_streams())
         };
         shared.iter().filter(has_room).min_by_key(|conn| conn.active.get()).cloned()
     }
@@ -417,8 +396,7 @@ impl Pool {
         let secrets = secrets_of(&transport);
         let lease = if http2 {
             cluster.stats.cx_http2_total.inc();
-            let conn = start_http2(io, facts, secrets, guard).await?;
-            let conn = Rc::new(conn);
+            let conn = Rc::new(Http2::start(io, facts, secrets, Some(guard)).await?);
             if !self.drained.get() {
                 self.shared.borrow_mut().push(conn.clone());
             }
@@ -468,58 +446,6 @@ async fn watch(pool: Weak<Pool>) {
         Poll::Pending
     })
     .await;
-}
-
-fn handshake_failed(error: &hyper::Error) -> UpstreamError {
-    UpstreamError::unsent(Reason::ConnectionFailure).with_detail(error.to_string())
-}
-
-async fn start_http2(
-    io: Io,
-    facts: Rc<ConnectionFacts>,
-    secrets: usize,
-    guard: OpenGuard,
-) -> Result<Http2, UpstreamError> {
-    let (sender, mut connection) = http2::Builder::new(LocalExec)
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(64 * 1024)
-        .handshake(TokioIo::new(io))
-        .await
-        .map_err(|e| handshake_failed(&e))?;
-    let peer = Rc::new(PeerSettings {
-        max_streams: Cell::new(connection.current_max_send_streams()),
-        extended_connect: Cell::new(connection.is_extended_connect_protocol_enabled()),
-    });
-    let seen = peer.clone();
-    tokio::task::spawn_local(async move {
-        let run = std::future::poll_fn(|cx| {
-            let outcome = Pin::new(&mut connection).poll(cx);
-            seen.max_streams.set(connection.current_max_send_streams());
-            seen.extended_connect.set(connection.is_extended_connect_protocol_enabled());
-            outcome
-        });
-        if let Err(error) = run.await {
-            tracing::debug!(%error, "upstream connection ended");
-        }
-        // Somebody still has it: it was not this side that let it go.
-        if Rc::strong_count(&seen) > 1 {
-            guard.ended_by_endpoint();
-        }
-        drop(guard);
-    });
-    let now = Instant::now();
-    Ok(Http2 {
-        peer,
-        sender: RefCell::new(sender),
-        facts,
-        secrets,
-        created: now,
-        idle_since: Cell::new(now),
-        active: Cell::new(0),
-        served: Cell::new(0),
-    })
 }
 
 /// Counts a connection as open until its task ends.
@@ -602,18 +528,18 @@ impl Lease {
         conn.active.set(conn.active.get() + 1);
         conn.served.set(conn.served.get().saturating_add(1));
         host.active.set(host.active.get() + 1);
-        Self { host: host.clone(), facts, reused, pool: pool.clone(), kind: Kind::Http2(conn) }
+        Self { host: host.clone(), facts, reused, pool: pool.clone(), kind: Kind::Http2(conn, None) }
     }
 
     /// The connection speaks HTTP/2.
     pub fn is_http2(&self) -> bool {
-        matches!(self.kind, Kind::Http2(_))
+        matches!(self.kind, Kind::Http2(..))
     }
 
     /// The endpoint takes extended CONNECT (RFC 8441).
     pub fn takes_extended_connect(&self) -> bool {
         match &self.kind {
-            Kind::Http2(conn) => conn.peer.extended_connect.get(),
+            Kind::Http2(conn, _) => conn.takes_extended_connect(),
             Kind::Http1(_) => false,
         }
     }
@@ -624,29 +550,28 @@ impl Lease {
     /// With the request, when it was not touched.
     pub async fn send(&mut self, request: Request<ProxyBody>) -> Result<Response<ProxyBody>, SendFailure> {
         crate::stats::bump(&self.host.counts.rq_total);
-        let sent = match &mut self.kind {
-            Kind::Http1(Some(conn)) => return conn.send(request).await,
+        match &mut self.kind {
+            Kind::Http1(Some(conn)) => conn.send(request).await,
             Kind::Http1(None) => {
                 let error = UpstreamError::unsent(Reason::ConnectionTermination);
-                return Err(SendFailure { error, request: Some(Box::new(request)) });
+                Err(SendFailure { error, request: Some(Box::new(request)) })
             }
-            Kind::Http2(conn) => conn.sender.borrow_mut().try_send_request(request),
-        };
-        match sent.await {
-            Ok(response) => Ok(response.map(ProxyBody::from)),
-            Err(mut failure) => {
-                let request = failure.take_message().map(Box::new);
-                let error = UpstreamError::from_hyper(&failure.into_error(), request.is_some());
-                Err(SendFailure { error, request })
+            Kind::Http2(conn, way) => {
+                let (response, stream) = conn.send(request).await?;
+                *way = stream;
+                Ok(response)
             }
         }
     }
 
     /// The endpoint's side of what `response` agreed to.
-    pub fn upgrade<B>(&mut self, response: &mut Response<B>) -> Option<Upgrading> {
-        match &self.kind {
+    pub fn upgrade(&mut self, response: &mut Response<ProxyBody>) -> Option<Upgrading> {
+        match &mut self.kind {
             Kind::Http1(conn) => Some(Upgrading::Ready(Box::new(conn.as_ref()?.take_stream()?))),
-            Kind::Http2(_) => Some(Upgrading::Http2(hyper::upgrade::on(response))),
+            Kind::Http2(_, way) => {
+                let receive = std::mem::take(response.body_mut()).into_stream()?;
+                Some(Upgrading::Stream(Box::new(Tunnel::new(way.take()?, receive))))
+            }
         }
     }
 
@@ -676,7 +601,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.host.active.set(self.host.active.get().saturating_sub(1));
-        if let Kind::Http2(conn) = &self.kind {
+        if let Kind::Http2(conn, _) = &self.kind {
             conn.active.set(conn.active.get().saturating_sub(1));
             conn.idle_since.set(Instant::now());
             self.pool.freed.notify_one();

@@ -1,18 +1,18 @@
 //! What an active health check asks an endpoint, and what it makes of the answer: HTTP, gRPC or bytes over TCP.
 
+use crate::connect::ConnectionFacts;
 use crate::hosts::Host;
+use crate::http2::Http2;
 use http::header::{CONTENT_TYPE, HOST, TE, USER_AGENT};
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use http::{HeaderValue, Method, Request, StatusCode};
 use http_body_util::BodyExt as _;
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use std::future::poll_fn;
 use std::ops::Range;
 use std::task::{Context, Waker};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use weft_codec::h1::{SharedWire, Wire, WireBody, encode};
-use weft_codec::{Io, LocalExec, ProxyBody, grpc};
+use weft_codec::{Io, ProxyBody, grpc};
 use weft_proxy_config::{HttpProbe, Probe};
 
 /// Who asks, as Envoy says it.
@@ -54,7 +54,7 @@ struct Answer {
 /// A connection kept for the next check.
 pub(crate) enum Kept {
     Http1(SharedWire),
-    Http2(http2::SendRequest<ProxyBody>),
+    Http2(Http2),
 }
 
 impl Kept {
@@ -65,7 +65,7 @@ impl Kept {
                 let mut wire = wire.borrow_mut();
                 wire.is_reusable() && wire.poll_stale(&mut Context::from_waker(Waker::noop())).is_pending()
             }
-            Kept::Http2(sender) => !sender.is_closed(),
+            Kept::Http2(connection) => !connection.is_closed(),
         };
         open.then_some(self)
     }
@@ -152,7 +152,7 @@ async fn exchange(
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let connection = match kept.take() {
         Some(kept) => kept,
-        None if http2 => Kept::Http2(start_http2(connect().await?).await.map_err(|e| text(&e))?),
+        None if http2 => Kept::Http2(start_http2(connect().await?).await?),
         None => Kept::Http1(Wire::client(connect().await?).shared()),
     };
     let (head, mut body) = match &connection {
@@ -164,10 +164,9 @@ async fn exchange(
             let head = answer.map_err(|e| text(&e))?;
             (head.response.into_parts().0, ProxyBody::from(WireBody::new(wire)))
         }
-        Kept::Http2(sender) => {
-            let response = sender.clone().send_request(request).await.map_err(|e| text(&e))?;
-            let (head, body) = response.into_parts();
-            (head, ProxyBody::from(body))
+        Kept::Http2(connection) => {
+            let sent = connection.send(request).await;
+            sent.map_err(|failure| text(&failure.error))?.0.into_parts()
         }
     };
     let mut grpc_status = grpc::status(&head.headers);
@@ -189,14 +188,9 @@ async fn exchange(
     Ok(Answer { status: head.status, body: bytes, grpc_status })
 }
 
-async fn start_http2(io: Io) -> Result<http2::SendRequest<ProxyBody>, hyper::Error> {
-    let (sender, connection) =
-        http2::Builder::new(LocalExec).timer(TokioTimer::new()).handshake(TokioIo::new(io)).await?;
-    tokio::task::spawn_local(async move {
-        // Why it ended the next check finds out.
-        let _ = connection.await;
-    });
-    Ok(sender)
+async fn start_http2(io: Io) -> Result<Http2, String> {
+    let facts = ConnectionFacts { local: None, remote: None, tls: None, local_uri: None, meter: io.meter() };
+    Http2::start(io, facts.into(), 0, None).await.map_err(|error| error.to_string())
 }
 
 async fn tcp(mut io: Io, send: &[u8], receive: &[Vec<u8>]) -> Result<bool, String> {

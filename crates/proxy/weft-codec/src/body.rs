@@ -2,10 +2,10 @@
 //! with back-pressure.
 
 use crate::h1::{WireBody, WireError};
+use crate::h2::StreamBody;
 use crate::replay::ReplayBody;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
@@ -24,7 +24,7 @@ enum Kind {
     #[default]
     Empty,
     Full(Bytes),
-    Incoming(Incoming),
+    Stream(StreamBody),
     Wire(WireBody),
     Replay(ReplayBody),
     Channel(mpsc::Receiver<Result<Frame<Bytes>, BodyError>>),
@@ -107,9 +107,9 @@ pub trait BodyObserver {
 /// Why a body broke off.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
-    /// The connection it came on failed.
+    /// The HTTP/2 stream it came on was reset, or its connection failed.
     #[error(transparent)]
-    Hyper(#[from] hyper::Error),
+    Stream(#[from] h2::Error),
     /// The HTTP/1 connection it came on failed.
     #[error(transparent)]
     Wire(#[from] WireError),
@@ -175,6 +175,14 @@ impl ProxyBody {
         self
     }
 
+    /// The stream that it comes on, when it is one of HTTP/2 with nothing put before or around it.
+    pub fn into_stream(self) -> Option<h2::RecvStream> {
+        match self.kind {
+            Kind::Stream(body) => Some(body.into_stream()),
+            _ => None,
+        }
+    }
+
     fn poll_kind(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut self.kind {
             Kind::Empty => Poll::Ready(None),
@@ -183,7 +191,7 @@ impl ProxyBody {
                 self.kind = Kind::Empty;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
-            Kind::Incoming(incoming) => Pin::new(incoming).poll_frame(cx).map(|f| f.map(|r| r.map_err(Into::into))),
+            Kind::Stream(body) => body.poll_frame(cx).map(|f| f.map(|r| r.map_err(Into::into))),
             Kind::Wire(body) => body.poll_frame(cx).map(|f| f.map(|r| r.map_err(Into::into))),
             Kind::Replay(replay) => Pin::new(replay).poll_frame(cx),
             Kind::Channel(frames) => frames.poll_recv(cx),
@@ -210,9 +218,9 @@ impl ProxyBody {
     }
 }
 
-impl From<Incoming> for ProxyBody {
-    fn from(incoming: Incoming) -> Self {
-        Self { kind: if incoming.is_end_stream() { Kind::Empty } else { Kind::Incoming(incoming) }, observer: None }
+impl From<StreamBody> for ProxyBody {
+    fn from(body: StreamBody) -> Self {
+        Self { kind: if body.is_end_stream() { Kind::Empty } else { Kind::Stream(body) }, observer: None }
     }
 }
 
@@ -239,7 +247,7 @@ impl Body for ProxyBody {
                 if let Some(observer) = &mut this.observer {
                     observer.frame(frame);
                 }
-                // hyper asks no more after the last frame of a body of known length.
+                // Nobody asks after the last frame of a body of known length.
                 if this.observer.is_some() && this.is_end_stream() {
                     this.finish(None);
                 }
@@ -252,7 +260,7 @@ impl Body for ProxyBody {
         match &self.kind {
             Kind::Empty => true,
             Kind::Full(bytes) => bytes.is_empty(),
-            Kind::Incoming(incoming) => incoming.is_end_stream(),
+            Kind::Stream(body) => body.is_end_stream(),
             Kind::Wire(body) => body.is_end_stream(),
             Kind::Replay(replay) => replay.is_end_stream(),
             Kind::Channel(_) => false,
@@ -268,7 +276,7 @@ impl Body for ProxyBody {
         match &self.kind {
             Kind::Empty => SizeHint::with_exact(0),
             Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Incoming(incoming) => incoming.size_hint(),
+            Kind::Stream(body) => body.size_hint(),
             Kind::Wire(body) => body.size_hint(),
             Kind::Replay(replay) => replay.size_hint(),
             Kind::Channel(_) | Kind::Mapped(_) => SizeHint::default(),

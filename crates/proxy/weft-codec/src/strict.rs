@@ -42,7 +42,7 @@ pub fn check(parts: &Parts, marks: HeaderMarks, has_body: bool, lenience: Lenien
 fn check_target(parts: &Parts) -> Result<(), Refusal> {
     let uri = &parts.uri;
     if parts.method == Method::CONNECT {
-        let extended = parts.extensions.get::<hyper::ext::Protocol>().is_some();
+        let extended = parts.extensions.get::<h2::ext::Protocol>().is_some();
         if extended && !uri.path_and_query().is_some_and(|target| target.as_str().starts_with('/')) {
             return Err(bad("invalid_path"));
         }

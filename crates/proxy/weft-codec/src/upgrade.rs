@@ -1,8 +1,7 @@
 //! A connection, or a stream of one, that becomes something else: bytes, whichever version of HTTP carried it before.
 
+use crate::h2::Tunnel;
 use crate::io::Io;
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -16,8 +15,10 @@ pub enum Upgrading {
     Http1(oneshot::Receiver<Io>),
     /// An HTTP/1 connection that is there already.
     Ready(Box<Io>),
-    /// A stream of HTTP/2.
-    Http2(OnUpgrade),
+    /// A stream of HTTP/2, which comes when its head has been sent.
+    Http2(oneshot::Receiver<Tunnel>),
+    /// A stream of HTTP/2 that is there already.
+    Stream(Box<Tunnel>),
 }
 
 /// The bytes of one side.
@@ -26,7 +27,7 @@ pub enum Upgraded {
     /// An HTTP/1 connection.
     Http1(Box<Io>),
     /// A stream of HTTP/2.
-    Http2(TokioIo<hyper::upgrade::Upgraded>),
+    Http2(Box<Tunnel>),
 }
 
 impl Upgrading {
@@ -42,9 +43,10 @@ impl Upgrading {
             }
             Upgrading::Ready(io) => Ok(Upgraded::Http1(io)),
             Upgrading::Http2(stream) => {
-                let stream = stream.await.map_err(io::Error::other)?;
-                Ok(Upgraded::Http2(TokioIo::new(stream)))
+                let stream = stream.await.map_err(|_| io::Error::from(io::ErrorKind::ConnectionAborted))?;
+                Ok(Upgraded::Http2(Box::new(stream)))
             }
+            Upgrading::Stream(stream) => Ok(Upgraded::Http2(stream)),
         }
     }
 }
@@ -53,7 +55,7 @@ impl AsyncRead for Upgraded {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Upgraded::Http1(io) => Pin::new(&mut **io).poll_read(cx, buf),
-            Upgraded::Http2(io) => Pin::new(io).poll_read(cx, buf),
+            Upgraded::Http2(io) => Pin::new(&mut **io).poll_read(cx, buf),
         }
     }
 }
@@ -62,19 +64,19 @@ impl AsyncWrite for Upgraded {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Upgraded::Http1(io) => Pin::new(&mut **io).poll_write(cx, buf),
-            Upgraded::Http2(io) => Pin::new(io).poll_write(cx, buf),
+            Upgraded::Http2(io) => Pin::new(&mut **io).poll_write(cx, buf),
         }
     }
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Upgraded::Http1(io) => Pin::new(&mut **io).poll_flush(cx),
-            Upgraded::Http2(io) => Pin::new(io).poll_flush(cx),
+            Upgraded::Http2(io) => Pin::new(&mut **io).poll_flush(cx),
         }
     }
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Upgraded::Http1(io) => Pin::new(&mut **io).poll_shutdown(cx),
-            Upgraded::Http2(io) => Pin::new(io).poll_shutdown(cx),
+            Upgraded::Http2(io) => Pin::new(&mut **io).poll_shutdown(cx),
         }
     }
 }

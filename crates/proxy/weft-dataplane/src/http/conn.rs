@@ -4,18 +4,14 @@ use crate::accept;
 use crate::chain::{ChainRuntime, ChainSlot};
 use crate::downstream::Downstream;
 use crate::http::exchange::Exchange;
-use crate::http::{http1, serve};
+use crate::http::http1;
+use crate::http::http2::Http2;
 use crate::listener::LiveListener;
 use crate::standing::End;
 use crate::worker::{ConnectionEntry, Registered, Worker};
 use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, Request, Response};
-use hyper::body::Incoming;
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use http::HeaderValue;
 use std::cell::{Cell, OnceCell, RefCell};
-use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
@@ -26,11 +22,9 @@ use std::time::{Duration, Instant};
 use tokio::io::AsyncReadExt;
 use weft_codec::h1::{HeadLimits, WireError};
 use weft_codec::http_sniff::H2_PREFACE;
-use weft_codec::{Io, LocalExec, ProxyBody, Reason};
+use weft_codec::{Io, Reason};
 use weft_proxy_config::{Codec, ConnectionFacts, HttpLimits, Transport};
 
-/// HTTP/2 window of a stream at most, whatever the configuration says: an endpoint slower than its client fills it.
-const MAX_WINDOW: u32 = 16 * 1024 * 1024;
 /// How long a client may take to send its first bytes when nothing else bounds it.
 const FIRST_BYTES: Duration = Duration::from_secs(3600);
 /// How often time limits are looked at, at the least often.
@@ -121,10 +115,7 @@ pub(crate) async fn serve_connection(
     });
     let limits = &http.hcm.limits;
     let outcome = if is_http2 {
-        let served = connection.clone();
-        let service = service_fn(move |request: Request<Incoming>| respond(served.clone(), request));
-        let hyper = http2_builder(limits, &http.hcm.upgrades).serve_connection(TokioIo::new(io), service);
-        drive(&connection, Http2(pin!(hyper))).await
+        drive(&connection, Http2::new(connection.clone(), io, limits, !http.hcm.upgrades.is_empty())).await
     } else {
         let heads = HeadLimits { bytes: limits.max_header_bytes, headers: limits.max_headers };
         drive(&connection, Http1(pin!(http1::serve(connection.clone(), io, heads)), &connection)).await
@@ -135,13 +126,6 @@ pub(crate) async fn serve_connection(
     stats.cx_active.add(-1);
     stats.cx_rx_bytes.add(meter.read());
     stats.cx_tx_bytes.add(meter.written());
-}
-
-async fn respond(
-    connection: Rc<HttpConnection>,
-    request: Request<Incoming>,
-) -> Result<Response<ProxyBody>, Infallible> {
-    Ok(serve::serve(connection, request.map(ProxyBody::from), None).await)
 }
 
 /// By ALPN; without it by the first bytes, which are put back.
@@ -168,20 +152,6 @@ async fn speaks_http2(io: &mut Io, codec: Codec, downstream: &Downstream, limits
             return Ok(matches && seen == H2_PREFACE.len());
         }
     }
-}
-
-fn http2_builder(limits: &HttpLimits, upgrades: &[weft_core::Strng]) -> http2::Builder<LocalExec> {
-    let mut builder = http2::Builder::new(LocalExec);
-    builder
-        .timer(TokioTimer::new())
-        .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX))
-        .max_concurrent_streams(limits.http2_max_streams)
-        .initial_stream_window_size(limits.http2_stream_window.clamp(65_535, MAX_WINDOW))
-        .initial_connection_window_size(limits.http2_connection_window.clamp(65_535, 2 * MAX_WINDOW));
-    if !upgrades.is_empty() {
-        builder.enable_connect_protocol();
-    }
-    builder
 }
 
 /// Why a connection ended out of order.
@@ -211,24 +181,12 @@ impl<F: Future<Output = Result<(), WireError>>> Drive for Http1<'_, F> {
     }
 }
 
-struct Http2<'a, I, S>(Pin<&'a mut http2::Connection<I, S, LocalExec>>)
-where
-    S: hyper::service::HttpService<Incoming>;
-
-impl<I, S, B> Drive for Http2<'_, I, S>
-where
-    S: hyper::service::HttpService<Incoming, ResBody = B>,
-    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    I: hyper::rt::Read + hyper::rt::Write + Unpin,
-    B: hyper::body::Body + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    LocalExec: hyper::rt::bounds::Http2ServerConnExec<S::Future, B>,
-{
+impl Drive for Http2 {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        self.0.as_mut().poll(cx).map_err(Into::into)
+        Http2::poll(self, cx).map_err(Into::into)
     }
     fn graceful(&mut self) {
-        self.0.as_mut().graceful_shutdown();
+        Http2::graceful(self);
     }
     fn tear(&mut self, _: &mut Context<'_>) {
         // A stream says itself that it is whole.

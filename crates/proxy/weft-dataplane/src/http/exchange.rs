@@ -533,7 +533,7 @@ impl BodyObserver for ResponseObserver {
                     lease.give_back();
                 }
             }
-            Some(error @ (BodyError::Hyper(_) | BodyError::Wire(_))) => {
+            Some(error @ (BodyError::Stream(_) | BodyError::Wire(_))) => {
                 facts.flags |= Flags::UC;
                 facts.details = Cow::Borrowed("upstream_reset_after_response_started{connection_termination}");
                 tracing::debug!(%error, "the endpoint broke off its response");

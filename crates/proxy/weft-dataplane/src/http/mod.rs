@@ -1,4 +1,4 @@
-//! HTTP: a client's connection ([`http1`], where it is HTTP/1), and the life of each request on it.
+//! HTTP: a client's connection ([`http1`], [`http2`]), and the life of each request on it.
 //!
 //! Reading order: [`conn`], [`serve`] (the life of a request, step by step), then its steps: [`intake`], [`forwarded`]
 //! (headers that say who asked), [`filters`], [`ratelimit`], [`compress`], [`forward`], [`retry`], [`mirror`], [`upgrade`], [`respond`]. [`exchange`] is
@@ -13,6 +13,7 @@ mod format;
 pub(crate) mod forward;
 mod forwarded;
 mod http1;
+mod http2;
 mod intake;
 mod mirror;
 pub(crate) mod ratelimit;

@@ -52,11 +52,11 @@ pub(crate) async fn serve(
 /// The steps.
 async fn handle(
     exchange: &Rc<Exchange>,
-    mut request: Request<ProxyBody>,
+    request: Request<ProxyBody>,
     client: Option<Upgrading>,
     marks: HeaderMarks,
 ) -> Result<Response<ProxyBody>, Box<LocalReply>> {
-    let upgrade = upgrade::asked_for(&mut request, client, marks, &exchange.http.hcm);
+    let upgrade = upgrade::asked_for(&request, client, marks, &exchange.http.hcm);
     let (parts, mut body) = request.into_parts();
     let has_body = !body.is_end_stream();
     if !has_body {

@@ -8,9 +8,9 @@ use crate::standing::{End, Standing};
 use crate::tunnel::{self, Ended, Traffic};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use h2::ext::Protocol;
 use http::header::{CONNECTION, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version};
-use hyper::ext::Protocol;
 use std::cell::Cell;
 use std::future::Future;
 use std::rc::Rc;
@@ -56,7 +56,7 @@ impl std::fmt::Debug for Upgrade {
 
 /// What the request asks for, if anything. An upgrade to `h2c` is not one: the request is served as it is (RFC 9113 §3.1).
 pub(crate) fn asked_for(
-    request: &mut Request<ProxyBody>,
+    request: &Request<ProxyBody>,
     client: Option<Upgrading>,
     marks: HeaderMarks,
     hcm: &HttpConnectionManager,
@@ -78,8 +78,7 @@ pub(crate) fn asked_for(
         (asked, UpgradeKind::Header)
     };
     let allowed = hcm.upgrades.iter().any(|known| **known == *name);
-    let client = client.unwrap_or_else(|| Upgrading::Http2(hyper::upgrade::on(request)));
-    Some(Upgrade { name: Strng::from(name), kind, client, allowed })
+    Some(Upgrade { name: Strng::from(name), kind, client: client?, allowed })
 }
 
 impl Upgrade {

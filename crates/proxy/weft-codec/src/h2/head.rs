@@ -1,0 +1,162 @@
+//! Heads on their way into HTTP/2: without headers of one connection, and with the length of the body where it is known.
+
+use crate::h1::date;
+use crate::hop;
+use crate::marks::HeaderMarks;
+use http::header::{CONTENT_LENGTH, DATE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use std::cell::RefCell;
+
+thread_local! {
+    static NOW: RefCell<Option<HeaderValue>> = const { RefCell::new(None) };
+}
+
+/// Makes the headers of a request fit. `length`: that of its body, when it is known.
+pub fn request(headers: &mut HeaderMap, method: &Method, length: Option<u64>) {
+    strip(headers);
+    let unique = headers.iter_mut().filter(|(name, _)| is_of_one_request(name));
+    // The compression's table would fill with values that never come again, and each further one be compared with all of them
+    // (RFC 7541 §7.1.3 has a form for what is not worth a place).
+    unique.for_each(|(_, value)| value.set_sensitive(true));
+    // RFC 9110 §8.6: no length means no body, unless the method expects one.
+    let expects = matches!(*method, Method::POST | Method::PUT | Method::PATCH);
+    if let Some(length) = length.filter(|length| *length > 0 || expects) {
+        say_length(headers, length);
+    }
+}
+
+/// Makes the headers of a response fit. `length`: that of its body, when it is known and there is one.
+pub fn response(headers: &mut HeaderMap, length: Option<u64>) {
+    strip(headers);
+    if let Some(length) = length {
+        say_length(headers, length);
+    }
+    if !headers.contains_key(DATE) {
+        headers.insert(DATE, now());
+    }
+}
+
+/// Its value is another in each request.
+fn is_of_one_request(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "x-request-id" | "traceparent" | "x-b3-traceid" | "x-b3-spanid" | "x-b3-parentspanid" | "b3"
+    )
+}
+
+/// Headers of one connection are malformed in HTTP/2 (RFC 9113 §8.2.2).
+fn strip(headers: &mut HeaderMap) {
+    let marks = HeaderMarks::of(headers);
+    hop::strip(headers, marks);
+}
+
+fn say_length(headers: &mut HeaderMap, length: u64) {
+    if !headers.contains_key(CONTENT_LENGTH) {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+}
+
+/// The date now, made once a second.
+fn now() -> HeaderValue {
+    let mut text = Vec::with_capacity(32);
+    date::append(&mut text);
+    NOW.with_borrow_mut(|known| match known {
+        Some(value) if value.as_bytes() == text => value.clone(),
+        _ => {
+            let value = HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static(""));
+            known.insert(value).clone()
+        }
+    })
+}
+
+/// The length that a message says its body has; `None` when it says none, or contradicts itself.
+pub(super) fn length(headers: &HeaderMap) -> Option<u64> {
+    let mut values = headers.get_all(CONTENT_LENGTH).iter();
+    let first = values.next()?;
+    if values.any(|value| value != first) || !first.as_bytes().iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    first.to_str().ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(lines: &[(&'static str, &'static str)]) -> HeaderMap {
+        let line = |(name, value): &(&'static str, &'static str)| {
+            (HeaderName::from_static(name), HeaderValue::from_static(value))
+        };
+        let mut map = HeaderMap::new();
+        lines.iter().map(line).for_each(|(name, value)| {
+            map.append(name, value);
+        });
+        map
+    }
+
+    #[test]
+    fn headers_of_one_connection_go() {
+        let mut headers = map(&[
+            ("connection", "close, x-mine"),
+            ("x-mine", "1"),
+            ("keep-alive", "1"),
+            ("upgrade", "websocket"),
+            ("te", "trailers"),
+            ("x-other", "1"),
+        ]);
+        request(&mut headers, &Method::GET, None);
+        let mut left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["te", "x-other"]);
+    }
+
+    #[test]
+    fn what_is_of_one_request_takes_no_place_in_the_table() {
+        let mut headers = map(&[("x-request-id", "1"), ("traceparent", "2"), ("user-agent", "3")]);
+        request(&mut headers, &Method::GET, None);
+        let listed = |name: &str| !headers[name].is_sensitive();
+        assert!(!listed("x-request-id") && !listed("traceparent") && listed("user-agent"));
+    }
+
+    #[test]
+    fn lengths_are_said_where_they_mean_something() {
+        for (method, length, want) in [
+            (Method::GET, Some(0), None),
+            (Method::GET, Some(3), Some("3")),
+            (Method::POST, Some(0), Some("0")),
+            (Method::POST, None, None),
+        ] {
+            let mut headers = HeaderMap::new();
+            request(&mut headers, &method, length);
+            assert_eq!(headers.get(CONTENT_LENGTH).map(|value| value.to_str().unwrap()), want, "{method} {length:?}");
+        }
+        let mut said = map(&[("content-length", "7")]);
+        response(&mut said, Some(9));
+        assert_eq!(said[CONTENT_LENGTH], "7", "what the endpoint said stays");
+    }
+
+    #[test]
+    fn responses_have_a_date() {
+        let mut headers = map(&[("date", "then")]);
+        response(&mut headers, None);
+        assert_eq!(headers[DATE], "then");
+        let mut headers = HeaderMap::new();
+        response(&mut headers, None);
+        assert_eq!(headers[DATE].as_bytes().len(), "Sun, 06 Nov 1994 08:49:37 GMT".len());
+    }
+
+    #[test]
+    fn lengths_that_are_said() {
+        for (lines, want) in [
+            (&[][..], None),
+            (&[("content-length", "12")][..], Some(12)),
+            (&[("content-length", "12"), ("content-length", "12")][..], Some(12)),
+            (&[("content-length", "12"), ("content-length", "13")][..], None),
+            (&[("content-length", "+12")][..], None),
+            (&[("content-length", "")][..], None),
+            (&[("content-length", "99999999999999999999999")][..], None),
+        ] {
+            assert_eq!(length(&map(lines)), want, "{lines:?}");
+        }
+    }
+}

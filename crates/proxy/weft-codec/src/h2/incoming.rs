@@ -1,0 +1,68 @@
+//! A body that is read from a stream: the other side may send more as soon as a frame has been taken.
+
+use super::head;
+use bytes::Bytes;
+use h2::{Reason, RecvStream};
+use http::HeaderMap;
+use http_body::{Frame, SizeHint};
+use std::task::{Context, Poll, ready};
+
+/// The body of a request or response of HTTP/2.
+#[derive(Debug)]
+pub struct StreamBody {
+    stream: RecvStream,
+    /// Bytes still to come, where the head says how many there are. That they come is checked with the frames.
+    left: Option<u64>,
+    data_done: bool,
+}
+
+impl StreamBody {
+    /// The body that follows a head with those headers.
+    pub fn new(stream: RecvStream, headers: &HeaderMap) -> Self {
+        Self { stream, left: head::length(headers), data_done: false }
+    }
+
+    /// The stream itself.
+    pub fn into_stream(self) -> RecvStream {
+        self.stream
+    }
+
+    /// The next frame.
+    ///
+    /// # Errors
+    /// When the stream was reset, or its connection failed. A reset without an error (RFC 9113 §8.1) is an end: a server needs
+    /// no more of a request that it has answered.
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        if !self.data_done {
+            match ready!(self.stream.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    // Fails only for more bytes than came.
+                    let _ = self.stream.flow_control().release_capacity(data.len());
+                    self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Some(Err(error)) => return Poll::Ready(self.ended(error)),
+                None => self.data_done = true,
+            }
+        }
+        match ready!(self.stream.poll_trailers(cx)) {
+            Ok(trailers) => Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers)))),
+            Err(error) => Poll::Ready(self.ended(error)),
+        }
+    }
+
+    fn ended(&self, error: h2::Error) -> Option<Result<Frame<Bytes>, h2::Error>> {
+        let whole = self.left.is_none_or(|left| left == 0);
+        if error.reason() == Some(Reason::NO_ERROR) && whole { None } else { Some(Err(error)) }
+    }
+
+    /// Nothing more comes.
+    pub fn is_end_stream(&self) -> bool {
+        self.stream.is_end_stream()
+    }
+
+    /// How much is to come.
+    pub fn size_hint(&self) -> SizeHint {
+        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
