@@ -345,6 +345,25 @@ async fn definitions_are_judged_alike() -> Result<()> {
             wrong.extend(difference(&format!("selectableFields {field}"), &answers, false));
         }
     }
+    let webhook = |client: Value, versions: Value| json!({"strategy": "Webhook", "webhook": {"clientConfig": client, "conversionReviewVersions": versions}});
+    let service = || json!({"service": {"name": "a", "namespace": "default"}});
+    for conversion in [
+        json!({"strategy": "Magic"}),
+        json!({"strategy": "Webhook"}),
+        webhook(json!({}), json!(["v1"])),
+        webhook(json!({"url": "https://a.test/x", "service": service()["service"]}), json!(["v1"])),
+        webhook(json!({"url": "http://a.test/x"}), json!(["v1"])),
+        webhook(service(), json!([])),
+        webhook(service(), json!(["v9"])),
+        webhook(service(), json!(["v9", "v1"])),
+    ] {
+        let mut tried = definition(&schema());
+        tried["spec"]["conversion"] = conversion.clone();
+        let answers = pair.both("POST", &format!("{DEFINITIONS}?dryRun=All"), Some(&tried)).await?;
+        if answers[0].0 != answers[1].0 || answers[0].0 >= 300 {
+            wrong.extend(difference(&format!("conversion {conversion}"), &answers, false));
+        }
+    }
     ensure!(wrong.is_empty(), "{} differences:\n{}", wrong.len(), wrong.join("\n"));
     Ok(())
 }

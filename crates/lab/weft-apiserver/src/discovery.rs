@@ -1,6 +1,7 @@
 //! Discovery: which groups, versions and kinds are served. Pure answers from the table of kinds.
 
 use crate::kinds::Kinds;
+use crate::metrics::is_measured;
 use crate::render;
 use crate::route::Route;
 use crate::status::ApiError;
@@ -11,6 +12,8 @@ use serde_json::{Value, json};
 use weft_k8s_api::KindInfo;
 use weft_k8s_api::kinds::api_version;
 
+/// Of kinds that are measured.
+const ASKED: &[&str] = &["get", "list"];
 const VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 /// What a client says that takes all groups in one answer.
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
@@ -56,11 +59,18 @@ fn group((name, versions): &(&str, Vec<&str>)) -> Value {
     json!({"name": name, "versions": all, "preferredVersion": versions.first().map(version)})
 }
 
+fn verbs(kind: &KindInfo) -> &'static [&'static str] {
+    if is_measured(kind) { ASKED } else { VERBS }
+}
+
 /// A part of an object with a path of its own: name, kind of its body (group, version, kind), verbs.
 type Part = (&'static str, (&'static str, &'static str, &'static str), &'static [&'static str]);
 
 fn parts(kinds: &Kinds, kind: &KindInfo, version: &str) -> Vec<Part> {
     let mut parts: Vec<Part> = Vec::new();
+    if is_measured(kind) {
+        return parts;
+    }
     let custom = kinds.custom(kind).and_then(|c| c.version(version));
     if custom.map_or_else(|| kinds.has_status(kind), |v| v.status) {
         parts.push(("status", ("", "", ""), &["get", "patch", "update"]));
@@ -109,7 +119,7 @@ fn resources(kinds: &Kinds, group: &str, version: &str) -> Value {
     for kind in kinds.of(group, version) {
         list.push(json!({
             "name": kind.plural, "singularName": kind.singular, "namespaced": kind.namespaced, "kind": kind.kind,
-            "verbs": VERBS, "shortNames": kind.short, "categories": kind.categories,
+            "verbs": verbs(kind), "shortNames": kind.short, "categories": kind.categories,
         }));
         for (name, (group, version, part), verbs) in parts(kinds, kind, version) {
             let mut entry = json!({
@@ -169,7 +179,7 @@ fn aggregated_kind(kinds: &Kinds, kind: &KindInfo, version: &str) -> Value {
         .collect();
     json!({
         "resource": kind.plural, "responseKind": own, "scope": if kind.namespaced { "Namespaced" } else { "Cluster" },
-        "singularResource": kind.singular, "verbs": VERBS, "shortNames": kind.short, "categories": kind.categories,
+        "singularResource": kind.singular, "verbs": verbs(kind), "shortNames": kind.short, "categories": kind.categories,
         "subresources": parts,
     })
 }

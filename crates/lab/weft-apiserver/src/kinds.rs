@@ -11,19 +11,45 @@ use weft_store::{ListQuery, MemoryStore};
 /// Group and kind of definitions.
 pub(crate) const DEFINITION: (&str, &str) = ("apiextensions.k8s.io", "CustomResourceDefinition");
 
+/// What pods and nodes take: asked, never stored. Served where there is who runs the pods.
+pub(crate) static MEASURED: [&KindInfo; 2] = [
+    &KindInfo {
+        group: "metrics.k8s.io",
+        versions: &["v1beta1"],
+        kind: "NodeMetrics",
+        plural: "nodes",
+        singular: "",
+        short: &[],
+        namespaced: false,
+        categories: &[],
+    },
+    &KindInfo {
+        group: "metrics.k8s.io",
+        versions: &["v1beta1"],
+        kind: "PodMetrics",
+        plural: "pods",
+        singular: "",
+        short: &[],
+        namespaced: true,
+        categories: &[],
+    },
+];
+
 /// All kinds.
 #[derive(Default)]
 pub struct Kinds {
     /// Revision of the definitions.
     pub(crate) revision: u64,
     custom: Vec<Custom>,
+    /// Whether there is who can be asked for the measured kinds.
+    measured: bool,
 }
 
 impl Kinds {
-    /// Those of the table and of the definitions in a store.
-    pub(crate) fn read(store: &MemoryStore) -> Self {
+    /// Those of the table and of the definitions in a store; the measured ones where there is who can be asked.
+    pub(crate) fn read(store: &MemoryStore, measured: bool) -> Self {
         let revision = store.kind_revision(DEFINITION.0, DEFINITION.1);
-        let mut kinds = Self { revision, custom: Vec::new() };
+        let mut kinds = Self { revision, custom: Vec::new(), measured };
         let Ok(list) = store.list(&ListQuery::all(DEFINITION.0, DEFINITION.1)) else { return kinds };
         for definition in &list.items {
             if let Some(custom) = Custom::read(definition)
@@ -38,7 +64,8 @@ impl Kinds {
 
     /// All rows.
     pub(crate) fn all(&self) -> impl Iterator<Item = &'static KindInfo> + '_ {
-        KINDS.iter().chain(self.custom.iter().map(|c| c.info))
+        let measured = MEASURED.iter().copied().filter(|_| self.measured);
+        KINDS.iter().chain(self.custom.iter().map(|c| c.info)).chain(measured)
     }
 
     /// The kind of that group and name.

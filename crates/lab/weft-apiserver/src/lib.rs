@@ -4,7 +4,7 @@
 //! [`auth`] and [`tokens`] (who, and may they), [`resources`] (the verbs), [`admission`], [`defaults`], [`webhooks`],
 //! [`custom`], [`cel`], [`validation`] (before an object is stored), [`patch`] and [`managed`] (who manages which fields, by the types of
 //! [`types`] and [`schema`]), [`rbac`], [`watching`], [`render`] and [`table`] (answers), [`status`] (errors). Beside
-//! them: [`discovery`] and [`openapi`], [`reviews`], [`pods`] (logs, exec, port-forward), [`collect`] (owners and
+//! them: [`discovery`] and [`openapi`], [`reviews`], [`pods`] (logs, exec, port-forward), [`metrics`] (what they take), [`collect`] (owners and
 //! namespaces), [`access`] (certificate and kubeconfig).
 //!
 //! Not here: running pods, addresses, controllers of workloads. They are in `weft-node`, behind [`pods::PodBackend`] and
@@ -20,6 +20,7 @@ pub mod defaults;
 mod discovery;
 pub mod kinds;
 mod managed;
+mod metrics;
 mod openapi;
 mod params;
 mod patch;
@@ -43,7 +44,7 @@ mod webhooks;
 pub use access::{ServingCertificate, kubeconfig};
 pub use admission::{Admission, AdmissionRequest, Denial, Operation};
 pub use auth::User;
-pub use pods::{ExecRequest, ExecStreams, LogRequest, PodBackend, PodError, PodRef, PodStream};
+pub use pods::{ExecRequest, ExecStreams, LogRequest, PodBackend, PodError, PodRef, PodStream, Usage};
 pub use resources::Strictness;
 pub use server::{AdminToken, ApiServer, ApiServerOptions};
 pub use status::ApiError;

@@ -3,7 +3,7 @@
 
 use crate::admission::{AdmissionRequest, Operation};
 use crate::auth::User;
-use crate::custom;
+use crate::custom::{self, convert};
 use crate::managed::{self, Writer};
 use crate::params::Params;
 use crate::patch::Patch;
@@ -11,7 +11,7 @@ use crate::route::Target;
 use crate::schema::Type;
 use crate::server::{ApiServer, Context};
 use crate::status::ApiError;
-use crate::{defaults, pods, render, scale, validation, watching, webhooks};
+use crate::{defaults, metrics, pods, render, scale, validation, watching, webhooks};
 use axum::body::Body;
 use axum::response::Response;
 use http::{Method, StatusCode};
@@ -20,7 +20,9 @@ use std::sync::Arc;
 use weft_k8s_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use weft_k8s_api::{KindInfo, Object};
 use weft_store::memory::key;
-use weft_store::{DeleteOptions, FieldSelector, LabelSelector, ListQuery, Preconditions, Propagation, StoreError};
+use weft_store::{
+    DeleteOptions, FieldSelector, LabelSelector, ListQuery, ObjectList, Preconditions, Propagation, StoreError,
+};
 
 /// Repetitions of a change when another writer was quicker and the client named no version.
 const ATTEMPTS: usize = 8;
@@ -34,6 +36,9 @@ pub(crate) async fn handle(
     let method = request.method().clone();
     let watch = method == Method::GET && context.params.is_set("watch") && target.sub.is_none();
     context.server.authorize(&context.user, verb(&method, &target, watch), &target)?;
+    if metrics::is_measured(target.kind) {
+        return metrics::handle(&context, &target, &method).await;
+    }
     match (target.kind.kind, target.sub.as_deref()) {
         (_, None) => {}
         ("Pod", Some("log" | "exec" | "attach" | "portforward")) => {
@@ -51,8 +56,8 @@ pub(crate) async fn handle(
     }
     match (method, target.name.is_some()) {
         (Method::GET, _) if watch => watching::watch(&context, &target),
-        (Method::GET, true) => get(&context, &target),
-        (Method::GET, false) => list(&context, &target),
+        (Method::GET, true) => get(&context, &target).await,
+        (Method::GET, false) => list(&context, &target).await,
         (Method::POST, false) => create(&context, &target, request).await,
         (Method::PUT, true) => update(&context, &target, request).await,
         (Method::PATCH, true) => patch(&context, &target, request).await,
@@ -87,8 +92,17 @@ fn current(context: &Context, target: &Target) -> Result<Arc<Object>, ApiError> 
     found.ok_or_else(|| ApiError::not_found(target.kind, target.name()))
 }
 
-fn get(context: &Context, target: &Target) -> Result<Response, ApiError> {
-    render::object(context, target, StatusCode::OK, &*current(context, target)?, &[])
+/// The object in the version that the client speaks.
+pub(crate) async fn spoken(context: &Context, target: &Target) -> Result<Arc<Object>, ApiError> {
+    in_spoken(context, target, current(context, target)?).await
+}
+
+async fn in_spoken(context: &Context, target: &Target, object: Arc<Object>) -> Result<Arc<Object>, ApiError> {
+    convert::one(&context.server, &context.kinds, target.kind, &target.version, object).await
+}
+
+async fn get(context: &Context, target: &Target) -> Result<Response, ApiError> {
+    render::object(context, target, StatusCode::OK, &*spoken(context, target).await?, &[])
 }
 
 /// The selectors of a request.
@@ -100,6 +114,15 @@ pub(crate) fn selectors(context: &Context, target: &Target) -> Result<(LabelSele
     let labels = LabelSelector::parse(params.get("labelSelector").unwrap_or_default()).map_err(wrong)?;
     let fields = FieldSelector::parse_with(target.kind.kind, further, params.get("fieldSelector").unwrap_or_default());
     let fields = fields.map_err(wrong)?;
+    if convert::is_foreign(&context.kinds, target.kind, &target.version)
+        && let Some(term) = fields.terms.iter().find(|term| further.contains(&term.path))
+    {
+        let message = format!(
+            "fieldSelector {}: objects of {} are kept in another version, which a webhook converts; select them in that one",
+            term.path, target.kind.plural
+        );
+        return Err(ApiError::bad_request(message));
+    }
     Ok((labels, fields))
 }
 
@@ -116,10 +139,16 @@ fn list_query(context: &Context, target: &Target) -> Result<ListQuery, ApiError>
     })
 }
 
-fn list(context: &Context, target: &Target) -> Result<Response, ApiError> {
+async fn list(context: &Context, target: &Target) -> Result<Response, ApiError> {
+    render::list(context, target, &spoken_list(context, target).await?)
+}
+
+/// The objects that a request names, in the version that the client speaks.
+async fn spoken_list(context: &Context, target: &Target) -> Result<ObjectList, ApiError> {
     let query = list_query(context, target)?;
-    let list = context.server.store().list(&query).map_err(|e| ApiError::from_store(target.kind, e))?;
-    render::list(context, target, &list)
+    let mut list = context.server.store().list(&query).map_err(|e| ApiError::from_store(target.kind, e))?;
+    list.items = convert::all(&context.server, &context.kinds, target.kind, &target.version, list.items).await?;
+    Ok(list)
 }
 
 async fn create(context: &Context, target: &Target, request: http::Request<Body>) -> Result<Response, ApiError> {
@@ -249,8 +278,10 @@ impl ApiServer {
             let schema = kinds.custom(kind).and_then(|c| c.version(&version)).map(|v| v.schema.clone());
             managed::note_update(Type::of(kind, &version, schema.as_deref()), None, &mut object, &writer);
         }
+        let object = convert::stored(self, &kinds, kind, &version, object).await?;
         self.check_size(&object)?;
         let made = self.store().create_with(object, dry_run).map_err(|e| ApiError::from_store(kind, e))?;
+        let made = convert::one(self, &kinds, kind, &version, made).await?;
         if kind.kind == "Namespace" && !dry_run {
             self.default_account(made.name())?;
         }
@@ -344,7 +375,7 @@ pub(crate) async fn rewrite(
     let strict = Strictness::read(&context.params)?;
     let mut last = None;
     for _ in 0..ATTEMPTS {
-        let old = current(context, target)?;
+        let old = spoken(context, target).await?;
         let Change { mut object, explicit, applied } = change(&old)?;
         object.api_version = kind.api_version();
         let hooks = webhooks::Request {
@@ -364,9 +395,10 @@ pub(crate) async fn rewrite(
             let types = Type::of(kind, &target.version, schema.as_deref());
             managed::note_update(types, Some(&old), &mut object, &writer(context, target));
         }
+        let object = convert::stored(server, &context.kinds, kind, &target.version, object).await?;
         server.check_size(&object)?;
         match server.store().update_with(object, dry_run) {
-            Ok(new) => return Ok((new, warnings)),
+            Ok(new) => return Ok((in_spoken(context, target, new).await?, warnings)),
             Err(error @ StoreError::Conflict { .. }) if !explicit => last = Some(error),
             Err(error) => return Err(ApiError::from_store(kind, error)),
         }
@@ -549,12 +581,13 @@ pub(crate) fn read_object(target: &Target, mut body: Value) -> Result<Object, Ap
 async fn delete(context: &Context, target: &Target, request: http::Request<Body>) -> Result<Response, ApiError> {
     let options = delete_options(context, request).await?;
     let key = key(target.kind.group, target.kind.kind, target.namespace(), target.name());
-    let warnings = may_delete(context, target, &*current(context, target)?, options.dry_run).await?;
+    let warnings = may_delete(context, target, &*spoken(context, target).await?, options.dry_run).await?;
     let deleted = context.server.store().delete(&key, &options).map_err(|e| ApiError::from_store(target.kind, e))?;
     if target.sub.is_some() || (deleted.gone && !answers_with_object(target.kind)) {
         return Ok(render::with_warnings(render::deleted(target, &deleted.object), &warnings));
     }
-    render::object(context, target, StatusCode::OK, &deleted.object, &warnings)
+    let object = in_spoken(context, target, deleted.object).await?;
+    render::object(context, target, StatusCode::OK, &object, &warnings)
 }
 
 /// Kinds whose deletion is answered with the object, as typed clients expect; the others get a `Status`.
@@ -591,10 +624,9 @@ async fn delete_collection(
     if target.kind.namespaced && target.namespace.is_none() {
         return Err(ApiError::method_not_allowed());
     }
-    let query = list_query(context, target)?;
+    let list = spoken_list(context, target).await?;
     let options = delete_options(context, request).await?;
     let store = context.server.store();
-    let list = store.list(&query).map_err(|e| ApiError::from_store(target.kind, e))?;
     for object in &list.items {
         may_delete(context, target, object, options.dry_run).await?;
         match store.delete(&object.key(), &options) {

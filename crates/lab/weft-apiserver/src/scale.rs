@@ -4,7 +4,7 @@ use crate::custom::Scale;
 use crate::custom::path::Path;
 use crate::patch::Patch;
 use crate::render;
-use crate::resources::{Change, rewrite};
+use crate::resources::{Change, rewrite, spoken};
 use crate::route::Target;
 use crate::server::Context;
 use crate::status::{ApiError, FieldError};
@@ -21,14 +21,9 @@ pub(crate) async fn handle(
     target: &Target,
     request: http::Request<Body>,
 ) -> Result<Response, ApiError> {
-    let store = context.server.store();
     let places = places(context, target);
     match *request.method() {
-        Method::GET => {
-            let found = store.find(target.kind.group, target.kind.kind, target.namespace(), target.name());
-            let object = found.ok_or_else(|| ApiError::not_found(target.kind, target.name()))?;
-            Ok(render::value(&scale_of(&object, &places)))
-        }
+        Method::GET => Ok(render::value(&scale_of(&*spoken(context, target).await?, &places))),
         Method::PUT => {
             let wanted = context.read_json(request).await?;
             change(context, target, &places, |_| Ok(wanted.clone())).await

@@ -4,6 +4,7 @@ use crate::admission::Admission;
 use crate::auth::User;
 use crate::collect;
 use crate::kinds::{DEFINITION, Kinds};
+use crate::metrics::Looks;
 use crate::params::{Params, Shape, shape};
 use crate::pods::PodBackend;
 use crate::route::{Route, route};
@@ -118,6 +119,7 @@ struct Shared {
     options: ApiServerOptions,
     tokens: TokenTable,
     kinds: RwLock<Arc<Kinds>>,
+    looks: Looks,
     requests: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     connections: Arc<Semaphore>,
@@ -146,10 +148,12 @@ impl ApiServer {
         if let Some(admin) = options.admin_tokens.iter().find(|a| a.token.len() < 16) {
             return Err(ApiError::internal(format!("the token of {} is shorter than 16 bytes", admin.user)));
         }
+        let kinds = Kinds::read(&store, options.pods.is_some());
         let shared = Shared {
             store,
             tokens: TokenTable::new(&options.audience),
-            kinds: RwLock::default(),
+            kinds: RwLock::new(Arc::new(kinds)),
+            looks: Looks::default(),
             requests: Arc::new(Semaphore::new(options.max_requests)),
             streams: Arc::new(Semaphore::new(options.max_streams)),
             connections: Arc::new(Semaphore::new(options.max_connections)),
@@ -182,7 +186,7 @@ impl ApiServer {
         if known.revision == revision {
             return known;
         }
-        let fresh = Arc::new(Kinds::read(self.store()));
+        let fresh = Arc::new(Kinds::read(self.store(), self.options().pods.is_some()));
         *self.shared.kinds.write().unwrap_or_else(PoisonError::into_inner) = fresh.clone();
         fresh
     }
@@ -193,6 +197,10 @@ impl ApiServer {
 
     pub(crate) fn pods(&self) -> Option<Arc<dyn PodBackend>> {
         self.shared.options.pods.clone()
+    }
+
+    pub(crate) fn looks(&self) -> &Looks {
+        &self.shared.looks
     }
 
     /// Turns true when the server stops: endless answers end then.

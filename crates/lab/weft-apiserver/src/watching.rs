@@ -1,12 +1,13 @@
 //! Watches as endless answers: one JSON object per line, flushed as it happens, ended after the time that the client asked
 //! for or when the server stops.
 
+use crate::custom::convert;
 use crate::kinds::Kinds;
 use crate::params::Shape;
 use crate::render;
 use crate::resources::selectors;
 use crate::route::Target;
-use crate::server::{Context, closed};
+use crate::server::{ApiServer, Context, closed};
 use crate::status::ApiError;
 use crate::table;
 use axum::body::Body;
@@ -32,6 +33,7 @@ const EVENTS_PER_CHUNK: usize = 64;
 
 struct Streaming {
     watch: Watch,
+    server: ApiServer,
     kinds: Arc<Kinds>,
     target: Target,
     shape: Shape,
@@ -70,6 +72,7 @@ pub(crate) fn watch(context: &Context, target: &Target) -> Result<Response, ApiE
     let pause = context.server.options().bookmark_interval;
     let streaming = Streaming {
         watch,
+        server: context.server.clone(),
         kinds: context.kinds.clone(),
         target: target.clone(),
         shape: context.shape,
@@ -108,7 +111,7 @@ impl Streaming {
             tokio::select! {
                 biased;
                 () = closed(&mut self.closing) => return None,
-                event = self.watch.next() => return self.events(event),
+                event = self.watch.next() => return self.events(event).await,
                 () = &mut self.end => {
                     self.ended = true;
                     return self.bookmarks.is_some().then(|| self.bookmark()).flatten();
@@ -123,20 +126,16 @@ impl Streaming {
     }
 
     /// This event and those that are there already.
-    fn events(&mut self, first: Option<Result<WatchEvent, StoreError>>) -> Option<Bytes> {
-        let mut chunk = Vec::new();
+    async fn events(&mut self, first: Option<Result<WatchEvent, StoreError>>) -> Option<Bytes> {
+        let (mut events, mut problem) = (Vec::new(), None);
         let mut next = first;
         for count in 1.. {
             match next {
                 None => self.ended = true,
-                Some(Ok(event)) => self.line(&event, &mut chunk),
-                Some(Err(error)) => {
-                    let status = ApiError::from_store(self.target.kind, error).to_value().to_string();
-                    write_line("ERROR", status.as_bytes(), &mut chunk);
-                    self.ended = true;
-                }
+                Some(Ok(event)) => events.push(event),
+                Some(Err(error)) => problem = Some(ApiError::from_store(self.target.kind, error)),
             }
-            if self.ended || count >= EVENTS_PER_CHUNK {
+            if self.ended || problem.is_some() || count >= EVENTS_PER_CHUNK {
                 break;
             }
             match self.watch.next().now_or_never() {
@@ -144,7 +143,28 @@ impl Streaming {
                 None => break,
             }
         }
+        let mut chunk = Vec::new();
+        match self.spoken(events).await {
+            Ok(events) => events.iter().for_each(|event| self.line(event, &mut chunk)),
+            // The client begins anew from what it has seen.
+            Err(error) => problem = Some(error),
+        }
+        if let Some(problem) = problem {
+            write_line("ERROR", problem.to_value().to_string().as_bytes(), &mut chunk);
+            self.ended = true;
+        }
         (!chunk.is_empty()).then(|| chunk.into())
+    }
+
+    /// Events with their objects in the version that the client speaks. Bookmarks have nothing but a revision.
+    async fn spoken(&self, mut events: Vec<WatchEvent>) -> Result<Vec<WatchEvent>, ApiError> {
+        let whole = |event: &&mut WatchEvent| event.event != EventType::Bookmark;
+        let objects = events.iter_mut().filter(whole).map(|event| event.object.clone()).collect();
+        // The definition may have changed since the watch began.
+        let (kinds, target) = (self.server.kinds(), &self.target);
+        let objects = convert::all(&self.server, &kinds, target.kind, &target.version, objects).await?;
+        events.iter_mut().filter(whole).zip(objects).for_each(|(event, object)| event.object = object);
+        Ok(events)
     }
 
     /// A bookmark, unless the client has been told of this revision already.

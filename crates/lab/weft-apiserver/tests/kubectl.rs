@@ -3,16 +3,25 @@
 
 mod common;
 
+use bytes::Bytes;
 use common::*;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use serde_json::json;
+use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
-use weft_apiserver::{ApiServerOptions, ServingCertificate, kubeconfig};
+use weft_apiserver::{
+    ApiServerOptions, ExecRequest, ExecStreams, LogRequest, PodBackend, PodError, PodRef, PodStream,
+    ServingCertificate, Usage, kubeconfig,
+};
 use weft_store::client::{ExecOptions, WriteOptions};
-use weft_store::{ApiClient, MemoryStore};
+use weft_store::{ApiClient, ListQuery, MemoryStore};
 
 struct Kubectl {
     program: PathBuf,
@@ -211,4 +220,83 @@ async fn pods_logs_exec_and_watch() {
     watch.kill().await.unwrap();
     let described = kubectl.ok(&["describe", "pod", "p"]).await;
     assert!(described.contains("main:"), "{described}");
+}
+
+/// Runs nothing, and says of every pod that its one container is a little busier each time.
+struct Busy {
+    store: MemoryStore,
+    looks: AtomicU32,
+}
+
+impl PodBackend for Busy {
+    fn logs(&self, request: LogRequest) -> BoxFuture<'_, Result<BoxStream<'static, io::Result<Bytes>>, PodError>> {
+        Box::pin(async move { LocalPods.logs(request).await })
+    }
+
+    fn exec(&self, request: ExecRequest) -> BoxFuture<'_, Result<ExecStreams, PodError>> {
+        Box::pin(async move { LocalPods.exec(request).await })
+    }
+
+    fn connect(&self, pod: PodRef, port: u16) -> BoxFuture<'_, Result<Box<dyn PodStream>, PodError>> {
+        Box::pin(async move { LocalPods.connect(pod, port).await })
+    }
+
+    fn usage(&self) -> BoxFuture<'_, io::Result<Vec<Usage>>> {
+        let looks = self.looks.fetch_add(1, Ordering::SeqCst);
+        let of = |pod: &Arc<weft_k8s_api::Object>| Usage {
+            pod_uid: pod.metadata.uid.clone().unwrap_or_default(),
+            container: "app".into(),
+            processor: Duration::from_millis(250) * looks,
+            memory: 64 << 20,
+        };
+        let all = self.store.list(&ListQuery::all("", "Pod")).unwrap().items;
+        Box::pin(std::future::ready(Ok(all.iter().map(of).collect())))
+    }
+}
+
+#[tokio::test]
+async fn top() {
+    let address = IpAddr::from([127, 0, 0, 1]);
+    let certificate = ServingCertificate::issue(&["localhost"], &[address]).unwrap();
+    let store = MemoryStore::new();
+    let busy = Busy { store: store.clone(), looks: AtomicU32::new(1) };
+    let options = ApiServerOptions { tls: Some(certificate.context), pods: Some(Arc::new(busy)), ..options() };
+    let lab = lab_with(store.clone(), options, (address, 0).into()).await;
+    let Some(kubectl) = Kubectl::find(&lab, &certificate.ca_pem) else { return };
+    let pod = |namespace: &str, name: &str| {
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace, "labels": {"app": name}},
+               "spec": {"nodeName": "lab", "containers": [{"name": "app", "image": "i"}]}})
+    };
+    for (namespace, name) in [("default", "web"), ("default", "db"), ("kube-system", "dns")] {
+        store.create(object(pod(namespace, name))).unwrap();
+    }
+    let capacity = json!({"cpu": "2", "memory": "1Gi"});
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "lab"},
+                      "status": {"capacity": capacity, "allocatable": capacity}});
+    store.create(object(node)).unwrap();
+    let rows = |text: &str| text.lines().map(|line| line.split_whitespace().map(str::to_string).collect()).collect();
+    let of_pods: Vec<Vec<String>> = rows(&kubectl.ok(&["top", "pods", "--no-headers"]).await);
+    assert_eq!(of_pods.len(), 2, "{of_pods:?}");
+    for (row, name) in of_pods.iter().zip(["db", "web"]) {
+        assert_eq!((row[0].as_str(), row[2].as_str()), (name, "64Mi"));
+        let millis: u64 = row[1].strip_suffix('m').unwrap().parse().unwrap();
+        assert!((1..=250).contains(&millis), "{row:?}");
+    }
+    let all = kubectl.ok(&["top", "pod", "-A", "--containers", "-l", "app=dns", "--no-headers"]).await;
+    assert!(all.starts_with("kube-system") && all.contains("app") && all.lines().count() == 1, "{all}");
+    let nodes: Vec<Vec<String>> = rows(&kubectl.ok(&["top", "nodes", "--no-headers"]).await);
+    assert_eq!(
+        (nodes[0][0].as_str(), nodes[0][3].as_str(), nodes[0][4].as_str()),
+        ("lab", "192Mi", "18%"),
+        "{nodes:?}"
+    );
+    let (code, _, error) = kubectl.run(&["top", "pod", "none"]).await;
+    assert!(code != 0 && error.contains("NotFound") && error.contains("none"), "{error}");
+    let resources = kubectl.ok(&["api-resources", "--api-group=metrics.k8s.io", "--no-headers"]).await;
+    assert!(resources.contains("NodeMetrics") && resources.contains("PodMetrics"), "{resources}");
+    // The kinds of those names stay what `get` means.
+    assert!(kubectl.ok(&["get", "pods", "-o", "name"]).await.contains("pod/web"));
+    let raw = "/apis/metrics.k8s.io/v1beta1/namespaces/default/pods/web";
+    let (code, _, error) = kubectl.run(&["delete", "--raw", raw]).await;
+    assert!(code != 0 && error.contains("MethodNotAllowed"), "{error}");
 }

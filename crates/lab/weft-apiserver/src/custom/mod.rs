@@ -1,7 +1,8 @@
 //! Kinds that CustomResourceDefinitions define: names, versions, schemas, columns; and what the server itself writes into a
-//! definition. Objects of these kinds are checked in [`structural`] and by the [`rules`] of their schemas; columns are read by
-//! [`path`].
+//! definition. Objects of these kinds are checked in [`structural`] and by the [`rules`] of their schemas; between versions
+//! they go through [`convert`]; columns are read by [`path`].
 
+pub(crate) mod convert;
 pub(crate) mod path;
 pub(crate) mod rules;
 pub(crate) mod structural;
@@ -25,6 +26,8 @@ const MAX_VERSIONS: usize = 32;
 pub(crate) struct Custom {
     pub(crate) info: &'static KindInfo,
     pub(crate) versions: Vec<Version>,
+    /// How objects come from one version to another, when not by the name alone.
+    pub(crate) conversion: Option<convert::Conversion>,
     /// The definition is being deleted: nothing new is created.
     pub(crate) terminating: bool,
 }
@@ -98,7 +101,8 @@ impl Custom {
             categories: texts(spec, "/names/categories"),
         };
         let info = intern(&name).filter(|_| !read.is_empty())?;
-        Some(Self { info, versions: read, terminating: definition.metadata.deletion_timestamp.is_some() })
+        let conversion = convert::Conversion::read(spec);
+        Some(Self { info, versions: read, conversion, terminating: definition.metadata.deletion_timestamp.is_some() })
     }
 
     /// A version that is served.
@@ -256,11 +260,7 @@ pub(crate) fn check(kind: &KindInfo, object: &Object) -> Result<(), ApiError> {
         add("spec.scope", "supported values: \"Cluster\", \"Namespaced\"".into());
     }
     let all = versions(spec);
-    // With one version there is nothing to convert.
-    if text(spec, "/conversion/strategy") == "Webhook" && all.len() > 1 {
-        let why = "conversion webhooks are not offered by this API server; use None, or a definition with one version";
-        add("spec.conversion.strategy", why.into());
-    }
+    convert::check(spec, &mut add);
     if all.len() > MAX_VERSIONS {
         add("spec.versions", format!("must have at most {MAX_VERSIONS} items"));
     }
@@ -317,14 +317,24 @@ pub(crate) struct Findings {
 
 /// Removes unknown fields and fills defaults.
 pub(crate) fn shape(version: &Version, object: &mut Object) -> Findings {
+    let found = prune(version, object);
+    of_body(object, |value| structural::default(value, &version.schema));
+    found
+}
+
+/// Removes unknown fields.
+fn prune(version: &Version, object: &mut Object) -> Findings {
     let mut found = Findings::default();
+    of_body(object, |value| structural::prune_root(value, &version.schema, &mut found.unknown));
+    found
+}
+
+fn of_body(object: &mut Object, change: impl FnOnce(&mut Value)) {
     let mut value = Value::Object(std::mem::take(&mut object.body));
-    structural::prune_root(&mut value, &version.schema, &mut found.unknown);
-    structural::default(&mut value, &version.schema);
+    change(&mut value);
     if let Value::Object(body) = value {
         object.body = body;
     }
-    found
 }
 
 /// Checks an object against its schema and the schema's rules; returns warnings.

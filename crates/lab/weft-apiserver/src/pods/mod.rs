@@ -116,6 +116,19 @@ impl PodError {
     }
 }
 
+/// What a container takes of the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Usage {
+    /// Uid of its pod.
+    pub pod_uid: String,
+    /// Its name.
+    pub container: String,
+    /// Processor time since it was started.
+    pub processor: std::time::Duration,
+    /// Memory in bytes, now.
+    pub memory: u64,
+}
+
 /// What runs pods.
 pub trait PodBackend: Send + Sync {
     /// Opens a log. The stream ends when the log does (or, following, when the container ends).
@@ -126,6 +139,11 @@ pub trait PodBackend: Send + Sync {
 
     /// Connects to a TCP port on the pod's loopback.
     fn connect(&self, pod: PodRef, port: u16) -> BoxFuture<'_, Result<Box<dyn PodStream>, PodError>>;
+
+    /// What the running containers of all pods take. Default: nothing is known of any.
+    fn usage(&self) -> BoxFuture<'_, io::Result<Vec<Usage>>> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
 }
 
 /// The pod's subresources that reach into it.

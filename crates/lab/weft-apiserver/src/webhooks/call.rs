@@ -1,7 +1,6 @@
-//! One question to one webhook: where it is, TLS to it, and the answer, bounded in time and size. A service is reached at its
-//! ready endpoints, as `10.96.0.0/16` leads nowhere outside of the lab.
+//! One question to one webhook, of admission or of conversion: where it is, TLS to it, and the answer, bounded in time and
+//! size. A service is reached at its ready endpoints, as `10.96.0.0/16` leads nowhere outside of the lab.
 
-use super::Webhook;
 use crate::server::ApiServer;
 use base64::Engine;
 use bytes::Bytes;
@@ -13,10 +12,13 @@ use tokio::net::TcpStream;
 use weft_store::ListQuery;
 use weft_tls::{ClientContext, ClientParams, ServerVerification, TrustAnchors};
 
-/// Longest answer in bytes.
-const MAX_ANSWER: usize = 3 << 20;
-/// Seconds for one call when the webhook names none.
-const DEFAULT_SECONDS: u64 = 10;
+/// What one call may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) seconds: u64,
+    /// Longest answer in bytes.
+    pub(crate) answer: usize,
+}
 
 /// Where a webhook is.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,15 +32,28 @@ struct Place {
     url: String,
 }
 
-/// Sends a review; returns the answer's JSON, or why there is none.
-pub(super) async fn post(server: &ApiServer, hook: &Webhook, review: &Value) -> Result<Value, String> {
-    let seconds = hook.spec.get("timeoutSeconds").and_then(Value::as_u64).unwrap_or(DEFAULT_SECONDS).clamp(1, 30);
-    let config = hook.spec.get("clientConfig").unwrap_or(&Value::Null);
+/// What is wrong with a `clientConfig`: the field within it, empty for the whole, and why.
+pub(crate) fn check(config: &Value) -> Vec<(String, String)> {
+    let wrong = |field: &str, why: &str| vec![(field.to_string(), why.to_string())];
+    match (config.get("url").and_then(Value::as_str), config.get("service").filter(|s| !s.is_null())) {
+        (Some(url), None) if url.starts_with("https://") => Vec::new(),
+        (Some(url), None) => wrong("url", &format!("Invalid value: {url:?}: 'https' is the only allowed URL scheme")),
+        (None, Some(service)) => {
+            let missing = |name: &&str| service.get(*name).and_then(Value::as_str).is_none_or(str::is_empty);
+            let all = ["name", "namespace"].into_iter().filter(missing);
+            all.flat_map(|name| wrong(&format!("service.{name}"), "Required value")).collect()
+        }
+        _ => wrong("", "Required value: exactly one of url or service is required"),
+    }
+}
+
+/// Sends a review to where a `clientConfig` leads; returns the answer's JSON, or why there is none.
+pub(crate) async fn post(server: &ApiServer, config: &Value, limits: Limits, review: &Value) -> Result<Value, String> {
     let place = place(server, config)?;
     let url = place.url.clone();
-    let exchange = exchange(place, config, review);
-    let answer = tokio::time::timeout(Duration::from_secs(seconds), exchange).await;
-    let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {seconds} s (timeoutSeconds)")));
+    let exchange = exchange(place, config, limits.answer, review);
+    let answer = tokio::time::timeout(Duration::from_secs(limits.seconds), exchange).await;
+    let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {} s", limits.seconds)));
     answer.map_err(|why| format!("Post {url:?}: {why}"))
 }
 
@@ -100,7 +115,7 @@ fn endpoint(server: &ApiServer, namespace: &str, name: &str, port: u64) -> Resul
     }
 }
 
-async fn exchange(place: Place, config: &Value, review: &Value) -> Result<Value, String> {
+async fn exchange(place: Place, config: &Value, limit: usize, review: &Value) -> Result<Value, String> {
     let context = context(config, &place.host)?;
     let stream = TcpStream::connect(&place.address).await.map_err(|e| format!("dial tcp {}: {e}", place.address))?;
     let _ = stream.set_nodelay(true);
@@ -118,11 +133,11 @@ async fn exchange(place: Place, config: &Value, review: &Value) -> Result<Value,
     let result = async {
         let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
         let (head, body) = response.into_parts();
-        let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(|e| format!("the answer: {e}"))?.to_bytes();
+        let body = Limited::new(body, limit).collect().await.map_err(|e| format!("the answer: {e}"))?.to_bytes();
         if !head.status.is_success() {
             return Err(format!("the server responded with status {}", head.status));
         }
-        serde_json::from_slice(&body).map_err(|e| format!("the answer is not an AdmissionReview: {e}"))
+        serde_json::from_slice(&body).map_err(|e| format!("the answer is no review: {e}"))
     }
     .await;
     driver.abort();

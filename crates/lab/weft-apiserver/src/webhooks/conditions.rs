@@ -4,12 +4,11 @@
 //! Source: the Kubernetes documentation, "Dynamic Admission Control", "Matching requests: matchConditions". `authorizer` is
 //! not offered: an expression that names it is refused when it is stored.
 
-use super::{Request, review};
+use super::{Request, Shown, review};
 use crate::cel::{Expression, Kind, Names, from_json};
 use crate::status::FieldError;
 use kube_cel::cel::{Context, Value as Cel};
 use serde_json::{Map, Value};
-use weft_k8s_api::Object;
 
 /// Conditions of one webhook or policy. Source: the API reference.
 const MAX_CONDITIONS: usize = 64;
@@ -22,11 +21,12 @@ pub(super) struct Facts {
 }
 
 impl Facts {
-    pub(super) fn of(request: &Request<'_>, version: &str, object: Option<&Object>) -> Self {
-        let (_, mut review) = review(request, version, object);
+    pub(super) fn of(request: &Request<'_>, version: &str, shown: Shown) -> Self {
+        let (_, mut review) = review(request, version, &shown);
         let mut asked = review.get_mut("request").map(Value::take).unwrap_or_default();
         let mut part = |name: &str| asked.as_object_mut().and_then(|fields| fields.shift_remove(name));
-        let (object, old) = (part("object").unwrap_or_default(), part("oldObject").unwrap_or_default());
+        part("object");
+        part("oldObject");
         let empty = [("namespace", ""), ("name", ""), ("subResource", ""), ("requestSubResource", "")];
         if let Some(fields) = asked.as_object_mut() {
             fields.retain(|_, value| !value.is_null());
@@ -34,7 +34,7 @@ impl Facts {
                 fields.entry(name).or_insert_with(|| value.into());
             }
         }
-        Self { request: asked, object, old }
+        Self { request: asked, object: shown.object, old: shown.old }
     }
 
     /// Makes them known to expressions.

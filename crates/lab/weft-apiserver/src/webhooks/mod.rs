@@ -1,6 +1,6 @@
 //! Admission webhooks: which of the registered ones see a request, in which order, and what follows from their answers.
-//! Talking to one is in [`call`], their conditions in CEL in [`conditions`]; policies in CEL, which need no webhook, in
-//! [`policies`]. The Kubernetes API's own hooks (the lab's) are in [`crate::admission`].
+//! Talking to one, also of conversion, is in [`call`], their conditions in CEL in [`conditions`]; policies in CEL, which need no
+//! webhook, in [`policies`]. The Kubernetes API's own hooks (the lab's) are in [`crate::admission`].
 //!
 //! Source: the Kubernetes documentation, "Dynamic Admission Control".
 
@@ -10,10 +10,10 @@ mod policies;
 mod select;
 
 use crate::auth::User;
-use crate::cel;
 use crate::patch::{Patch, apply_operations};
 use crate::server::ApiServer;
 use crate::status::{ApiError, FieldError};
+use crate::{cel, custom};
 use base64::Engine;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -22,6 +22,10 @@ use weft_k8s_api::kinds::api_version;
 use weft_k8s_api::{KindInfo, Object};
 use weft_store::ListQuery;
 
+/// Longest answer in bytes.
+const MAX_ANSWER: usize = 3 << 20;
+/// Seconds for one question when the webhook names none.
+const DEFAULT_SECONDS: u64 = 10;
 /// Group of the configurations, whose own objects no webhook sees: a broken one could not be removed otherwise.
 const GROUP: &str = "admissionregistration.k8s.io";
 
@@ -52,8 +56,12 @@ impl Webhook {
 }
 
 /// The webhooks of all configurations of a kind, configurations by name, webhooks as listed.
-fn registered(server: &ApiServer, kind: &str) -> Vec<Webhook> {
-    let Ok(list) = server.store().list(&ListQuery::all(GROUP, kind)) else { return Vec::new() };
+///
+/// # Errors
+/// When they cannot be listed: nobody is let past them.
+fn registered(server: &ApiServer, kind: &str) -> Result<Vec<Webhook>, ApiError> {
+    let list = server.store().list(&ListQuery::all(GROUP, kind));
+    let list = list.map_err(|error| ApiError::internal(format!("cannot list every {kind}: {error}")))?;
     let hooks = |configuration: &Arc<Object>| {
         let hooks = configuration.body.get("webhooks").and_then(Value::as_array).cloned().unwrap_or_default();
         hooks.into_iter().map(|spec| {
@@ -61,7 +69,7 @@ fn registered(server: &ApiServer, kind: &str) -> Vec<Webhook> {
             Webhook { name, spec }
         })
     };
-    list.items.iter().flat_map(hooks).collect()
+    Ok(list.items.iter().flat_map(hooks).collect())
 }
 
 /// Lets the mutating webhooks change an object. Returns their warnings.
@@ -72,7 +80,7 @@ pub(crate) async fn mutate(request: &Request<'_>, object: &mut Object) -> Result
     if request.kind.group == GROUP {
         return Ok(Vec::new());
     }
-    let hooks = registered(request.server, "MutatingWebhookConfiguration");
+    let hooks = registered(request.server, "MutatingWebhookConfiguration")?;
     let mut warnings = Vec::new();
     // Per webhook: whether it was asked, and whether a later one has changed the object since.
     let mut outdated = vec![false; hooks.len()];
@@ -82,12 +90,12 @@ pub(crate) async fn mutate(request: &Request<'_>, object: &mut Object) -> Result
             if round == 1 && !again {
                 continue;
             }
-            let Some(version) = wanted(request, hook, Some(object))? else { continue };
+            let Some(version) = wanted(request, hook, Some(object)).await? else { continue };
             let answer = ask(request, hook, version, Some(object)).await?;
             warnings.extend(answer.warnings);
             let before = object.clone();
             if let Some(patch) = &answer.patch {
-                apply(request, hook, version, object, patch)?;
+                apply(request, hook, version, object, patch).await?;
             }
             if *object != before && round == 0 {
                 outdated.iter_mut().take(at).for_each(|flag| *flag = true);
@@ -101,13 +109,17 @@ pub(crate) async fn mutate(request: &Request<'_>, object: &mut Object) -> Result
 ///
 /// # Errors
 /// When one of its conditions cannot be evaluated and its `failurePolicy` is `Fail`.
-fn wanted<'a>(request: &Request<'a>, hook: &Webhook, object: Option<&Object>) -> Result<Option<&'a str>, ApiError> {
+async fn wanted<'a>(
+    request: &Request<'a>,
+    hook: &Webhook,
+    object: Option<&Object>,
+) -> Result<Option<&'a str>, ApiError> {
     let Some(version) = select::version(request, hook, object) else { return Ok(None) };
     let all = hook.spec.get("matchConditions").and_then(Value::as_array).cloned().unwrap_or_default();
     if all.is_empty() {
         return Ok(Some(version));
     }
-    let facts = conditions::Facts::of(request, version, object);
+    let facts = conditions::Facts::of(request, version, Shown::of(request, version, object).await?);
     let held = cel::evaluate(|context| {
         facts.bind(context);
         conditions::hold(&all, &conditions::names(), context)
@@ -131,11 +143,11 @@ pub(crate) async fn validate(request: &Request<'_>, object: Option<&Object>) -> 
     if request.kind.group == GROUP {
         return Ok(Vec::new());
     }
-    let mut warnings = policies::judge(request, object)?;
-    let hooks = registered(request.server, "ValidatingWebhookConfiguration");
+    let mut warnings = policies::judge(request, object).await?;
+    let hooks = registered(request.server, "ValidatingWebhookConfiguration")?;
     let mut selected = Vec::new();
     for hook in &hooks {
-        selected.extend(wanted(request, hook, object)?.map(|version| (hook, version)));
+        selected.extend(wanted(request, hook, object).await?.map(|version| (hook, version)));
     }
     let answers = join_all(selected.into_iter().map(|(hook, version)| ask(request, hook, version, object))).await;
     for answer in answers {
@@ -160,8 +172,11 @@ async fn ask(
     if request.dry_run && !matches!(side_effects, "None" | "NoneOnDryRun") {
         return Err(ApiError::bad_request(format!("admission webhook {:?} does not support dry run", hook.name)));
     }
-    let (uid, review) = review(request, version, object);
-    let answer = match call::post(request.server, hook, &review).await {
+    let (uid, review) = review(request, version, &Shown::of(request, version, object).await?);
+    let seconds = hook.spec.get("timeoutSeconds").and_then(Value::as_u64).unwrap_or(DEFAULT_SECONDS).clamp(1, 30);
+    let limits = call::Limits { seconds, answer: MAX_ANSWER };
+    let client = hook.spec.get("clientConfig").unwrap_or(&Value::Null);
+    let answer = match call::post(request.server, client, limits, &review).await {
         Ok(answer) => read_answer(hook, &uid, &answer),
         Err(why) => Err(Failure::Call(why)),
     };
@@ -184,11 +199,27 @@ enum Failure {
     Call(String),
 }
 
+/// The objects of a request in the version that somebody wants to see; null where there is none.
+struct Shown {
+    object: Value,
+    old: Value,
+}
+
+impl Shown {
+    async fn of(request: &Request<'_>, version: &str, object: Option<&Object>) -> Result<Self, ApiError> {
+        Ok(Self {
+            object: in_version(request, version, object).await?,
+            old: in_version(request, version, request.old).await?,
+        })
+    }
+}
+
 /// An `admission.k8s.io/v1` AdmissionReview, and its uid.
-fn review(request: &Request<'_>, version: &str, object: Option<&Object>) -> (String, Value) {
+fn review(request: &Request<'_>, version: &str, shown: &Shown) -> (String, Value) {
     let uid = weft_store::memory::new_uid();
     let kind = request.kind;
-    let subject = object.or(request.old);
+    let subject = if shown.object.is_null() { &shown.old } else { &shown.object };
+    let named = |field: &str| subject.pointer(&format!("/metadata/{field}")).and_then(Value::as_str);
     let gvk = |version: &str| json!({"group": kind.group, "version": version, "kind": kind.kind});
     let gvr = |version: &str| json!({"group": kind.group, "version": version, "resource": kind.plural});
     let options = match request.operation {
@@ -196,15 +227,14 @@ fn review(request: &Request<'_>, version: &str, object: Option<&Object>) -> (Str
         "UPDATE" => "UpdateOptions",
         _ => "DeleteOptions",
     };
-    let in_version = |object: Option<&Object>| object.map(|o| in_version(o, &api_version(kind.group, version)));
     let mut asked = json!({
         "uid": uid, "kind": gvk(version), "resource": gvr(version), "requestKind": gvk(request.version),
-        "requestResource": gvr(request.version), "name": subject.map(Object::name), "operation": request.operation,
-        "userInfo": request.user.to_value(), "object": in_version(object), "oldObject": in_version(request.old),
+        "requestResource": gvr(request.version), "name": named("name"), "operation": request.operation,
+        "userInfo": request.user.to_value(), "object": shown.object, "oldObject": shown.old,
         "dryRun": request.dry_run, "options": {"apiVersion": "meta.k8s.io/v1", "kind": options},
     });
     // As Kubernetes: a Namespace is in itself.
-    let namespace = subject.map_or("", |o| if kind.kind == "Namespace" { o.name() } else { o.namespace() });
+    let namespace = named(if kind.kind == "Namespace" { "name" } else { "namespace" }).unwrap_or_default();
     if !namespace.is_empty() {
         asked["namespace"] = namespace.into();
     }
@@ -215,10 +245,22 @@ fn review(request: &Request<'_>, version: &str, object: Option<&Object>) -> (Str
     (uid, json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": asked}))
 }
 
-fn in_version(object: &Object, api_version: &str) -> Value {
+/// An object of a request, whose body speaks the request's version, in another one.
+async fn in_version(request: &Request<'_>, version: &str, object: Option<&Object>) -> Result<Value, ApiError> {
+    let Some(object) = object else { return Ok(Value::Null) };
     let mut value = object.to_value();
-    value["apiVersion"] = api_version.into();
-    value
+    if version != request.version {
+        value["apiVersion"] = api_version(request.kind.group, request.version).into();
+        let object = serde_json::from_value(value).map_err(|e| ApiError::internal(e.to_string()))?;
+        value = converted(request, version, object).await?.to_value();
+    }
+    value["apiVersion"] = api_version(request.kind.group, version).into();
+    Ok(value)
+}
+
+async fn converted(request: &Request<'_>, version: &str, object: Object) -> Result<Arc<Object>, ApiError> {
+    let kinds = request.server.kinds();
+    custom::convert::one(request.server, &kinds, request.kind, version, Arc::new(object)).await
 }
 
 fn read_answer(hook: &Webhook, uid: &str, review: &Value) -> Result<Answer, Failure> {
@@ -264,7 +306,7 @@ fn denial(hook: &Webhook, status: &Value) -> ApiError {
     )
 }
 
-fn apply(
+async fn apply(
     request: &Request<'_>,
     hook: &Webhook,
     version: &str,
@@ -274,9 +316,12 @@ fn apply(
     let failed = |why: &str| {
         ApiError::internal(format!("Internal error occurred: the patch of webhook {:?} does not fit: {why}", hook.name))
     };
-    let before = in_version(object, &api_version(request.kind.group, version));
+    let before = in_version(request, version, Some(object)).await?;
     let after = apply_operations(before, patch).map_err(|e| failed(&e.message))?;
     let mut new: Object = serde_json::from_value(after).map_err(|e| failed(&e.to_string()))?;
+    if version != request.version {
+        new = Arc::unwrap_or_clone(converted(request, request.version, new).await?);
+    }
     new.api_version.clone_from(&object.api_version);
     if new.key() != object.key() || new.metadata.uid != object.metadata.uid {
         return Err(failed("it must not change what object this is"));
@@ -301,17 +346,9 @@ pub(crate) fn check(kind: &KindInfo, object: &Object) -> Result<(), ApiError> {
             add("name", "should be a domain with at least three segments separated by dots");
         }
         let client = spec.get("clientConfig").unwrap_or(&Value::Null);
-        match (client.get("url").and_then(Value::as_str), client.get("service").filter(|s| !s.is_null())) {
-            (Some(url), None) if url.starts_with("https://") => {}
-            (Some(_), None) => add("clientConfig.url", "'https' is the only allowed URL scheme"),
-            (None, Some(service)) => {
-                for name in ["name", "namespace"] {
-                    if service.get(name).and_then(Value::as_str).is_none_or(str::is_empty) {
-                        add(&format!("clientConfig.service.{name}"), "Required value");
-                    }
-                }
-            }
-            _ => add("clientConfig", "exactly one of url or service is required"),
+        for (field, why) in call::check(client) {
+            let dot = if field.is_empty() { "" } else { "." };
+            add(&format!("clientConfig{dot}{field}"), &why);
         }
         if !matches!(text("sideEffects"), "None" | "NoneOnDryRun") {
             add("sideEffects", "must be specified as None or NoneOnDryRun");

@@ -5,7 +5,7 @@
 //! offered: a policy that uses them is refused when it is stored, so that none is passed over in silence.
 
 use super::conditions::{Facts, check as check_conditions, hold, names, wrong_expression};
-use super::{GROUP, Request, Webhook, select};
+use super::{GROUP, Request, Shown, Webhook, select};
 use crate::cel::{self, Expression, Kind, Names, from_json};
 use crate::status::{ApiError, FieldError};
 use kube_cel::cel::objects::{Key, Map as CelMap};
@@ -35,13 +35,14 @@ fn text<'a>(value: &'a Value, name: &str) -> &'a str {
 ///
 /// # Errors
 /// The first denial, bindings by name.
-pub(crate) fn judge(request: &Request<'_>, object: Option<&Object>) -> Result<Vec<String>, ApiError> {
+pub(super) async fn judge(request: &Request<'_>, object: Option<&Object>) -> Result<Vec<String>, ApiError> {
     let mut warnings = Vec::new();
     let store = request.server.store();
     if request.kind.group == GROUP {
         return Ok(warnings);
     }
-    let Ok(bindings) = store.list(&ListQuery::all(GROUP, BINDING)) else { return Ok(warnings) };
+    let bindings = store.list(&ListQuery::all(GROUP, BINDING));
+    let bindings = bindings.map_err(|error| ApiError::internal(format!("cannot list every {BINDING}: {error}")))?;
     for binding in &bindings.items {
         let Some(policy) = store.find(GROUP, POLICY, "", text(binding.spec(), "policyName")) else { continue };
         let nothing = Value::Null;
@@ -51,7 +52,7 @@ pub(crate) fn judge(request: &Request<'_>, object: Option<&Object>) -> Result<Ve
         if of_binding.is_some_and(|wanted| matched(request, object, wanted).is_none()) {
             continue;
         }
-        let facts = Facts::of(request, version, object);
+        let facts = Facts::of(request, version, Shown::of(request, version, object).await?);
         let namespace = object.or(request.old).map(Object::namespace).filter(|n| !n.is_empty());
         let namespace = namespace.and_then(|n| store.find("", "Namespace", "", n)).map(|n| n.to_value());
         let spec = policy.spec().clone();

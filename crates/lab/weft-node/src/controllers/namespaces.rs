@@ -91,7 +91,10 @@ pub fn node() -> Object {
 /// Status of a node: this machine, ready, under that name.
 pub fn node_status(name: &str) -> Value {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let capacity = json!({"cpu": processors.to_string(), "pods": "250"});
+    let mut capacity = json!({"cpu": processors.to_string(), "pods": "250"});
+    if let Some(memory) = memory() {
+        capacity["memory"] = format!("{memory}Ki").into();
+    }
     json!({
             "capacity": capacity, "allocatable": capacity,
             // The external one is as the machine sees it: node ports of the lab are ports of its loopback.
@@ -105,6 +108,13 @@ pub fn node_status(name: &str) -> Value {
                          "osImage": "Weft lab", "containerRuntimeVersion": "weft://0.1.0", "kernelVersion": kernel(),
                          "machineID": "", "systemUUID": "", "bootID": "", "kubeProxyVersion": ""},
     })
+}
+
+/// Memory of this machine in KiB.
+fn memory() -> Option<u64> {
+    let told = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = told.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse().ok()
 }
 
 fn kernel() -> String {

@@ -12,6 +12,7 @@ pub mod node;
 pub mod probe;
 pub mod proxy;
 pub mod state;
+mod usage;
 pub mod volumes;
 pub mod worker;
 

@@ -238,6 +238,11 @@ impl Worker {
         lock(&self.running).get(name).cloned()
     }
 
+    /// The containers that run: name and process id.
+    pub fn processes(&self) -> Vec<(String, u32)> {
+        lock(&self.running).iter().map(|(name, (process, _))| (name.clone(), process.pid)).collect()
+    }
+
     fn stops_at(&self, name: &str) -> Stopping {
         let sidecar = self.with(name, |state| state.role == Role::Sidecar).unwrap_or(false);
         if sidecar { Stopping::All } else { Stopping::Application }
