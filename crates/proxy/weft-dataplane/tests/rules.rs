@@ -184,6 +184,24 @@ async fn policies_bind_requests_under_way() {
     }
 }
 
+/// A request is judged again as it was judged: not as the filters after the rules left it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_filters_after_the_rules_change_does_not_count() {
+    let app = endless().await;
+    let allowed = r#"{name: r, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC, rules: {action: ALLOW, policies: {p: {permissions: [{header: {name: x-token, string_match: {exact: admin}}}], principals: [{any: true}]}}}}},"#;
+    let removes = r#"{name: m, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutation, mutations: {request_mutations: [{remove: x-token}]}}},"#;
+    let rules = |more: &str| http_rules(&format!("{more} {allowed} {removes}"));
+    let mut proxy = start(&rules(""), &cluster("a", &[app], "")).await;
+    let (_up, call) = open_stream(proxy.addr(), &[("x-token", "admin")]).await;
+    proxy.change::<Listener>(&[("l", &rules(&deny_path("/other")))], &[]).await;
+    let mut body = call.into_body();
+    let still = tokio::time::timeout(Duration::from_millis(200), body.frame()).await;
+    assert!(still.is_err(), "it goes on: {still:?}");
+    proxy.change::<Listener>(&[("l", &rules(&deny_path("/chat")))], &[]).await;
+    let end = tokio::time::timeout(PATIENCE, body.collect()).await.expect("the stream ends");
+    assert!(end.is_err(), "a response that is cut does not look whole");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_no_chain_would_take_any_more_ends() {
     let app = echo().await;

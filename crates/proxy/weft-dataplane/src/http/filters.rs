@@ -110,6 +110,11 @@ pub(crate) async fn run(
             }
             HttpFilter::Rbac(rbac) if !destination.is_disabled(RBAC) => {
                 authorize(exchange, head, rbac)?;
+                let is_rbac = |filter: &HttpFilter| matches!(filter, HttpFilter::Rbac(_));
+                if !exchange.http.hcm.filters.iter().skip(number + 1).any(is_rbac) {
+                    // Before the filters after it change the request.
+                    exchange.facts.borrow_mut().admitted = Some(Box::new(Admitted::new(head, destination)));
+                }
             }
             HttpFilter::ExtAuthz(ask) if !destination.is_disabled("envoy.filters.http.ext_authz") => {
                 if authorize::request(exchange, head, body, marks, ask).await? {
@@ -249,13 +254,13 @@ pub(crate) fn recheck(
 ) -> Result<(), Box<LocalReply>> {
     let current = exchange.conn.slot.current();
     let Some(http) = current.http.as_ref().filter(|http| !Rc::ptr_eq(http, &exchange.http)) else { return Ok(()) };
-    if destination.is_disabled(RBAC) {
-        return Ok(());
-    }
-    match refusal(&exchange.conn.downstream, head, http) {
-        None => Ok(()),
-        Some(decision) => Err(Box::new(rbac::reply(&decision))),
-    }
+    let downstream = &exchange.conn.downstream;
+    let refused = match &exchange.facts.borrow().admitted {
+        Some(admitted) => admitted.refusal(downstream, http),
+        None if destination.is_disabled(RBAC) => None,
+        None => refusal(downstream, head, http),
+    };
+    refused.map_or(Ok(()), |decision| Err(Box::new(rbac::reply(&decision))))
 }
 
 /// Asks the authorization filters of `http` once more; what the first says that says no. That alone is counted: the request was
@@ -282,28 +287,28 @@ pub(crate) struct Admitted {
 }
 
 impl Admitted {
-    /// `head` after the filters, on its way to `destination`.
+    /// `head` as the last authorization filter let it in, without one as it is after all filters, on its way to `destination`.
     pub fn new(head: &Head, destination: Destination<'_>) -> Self {
         Self { head: head.copy(), exempt: destination.is_disabled(RBAC) }
     }
 
-    /// Whether `head` is to be kept, so that rules which come later bind the request: where there are rules, and where it is
-    /// likely to last. Only a plain request that turns out to last where there were no rules is not bound by the first ones.
+    /// Whether `head` is to be kept where there are no rules, so that those which come later bind the request: it is likely to
+    /// last. A plain request that turns out to last is not bound by the first rules.
     pub fn is_wanted(exchange: &Exchange, head: &Head, body: &ProxyBody) -> bool {
         let endless = |value: &HeaderValue| value.to_str().is_ok_and(|value| value.contains("text/event-stream"));
         head.upgrade.is_some()
             || exchange.facts.borrow().is_grpc
             || (!body.is_end_stream() && body.size_hint().exact().is_none())
-            || exchange.http.hcm.filters.iter().any(|filter| matches!(filter, HttpFilter::Rbac(_)))
             || head.headers.get(ACCEPT).is_some_and(endless)
     }
 
     /// Asks the authorization filters of `http`; the details word when one says no.
     pub fn denied(&self, downstream: &Downstream, http: &HttpRuntime) -> Option<String> {
-        if self.exempt {
-            return None;
-        }
-        refusal(downstream, &mut self.head.copy(), http).map(|decision| rbac::details(&decision))
+        self.refusal(downstream, http).map(|decision| rbac::details(&decision))
+    }
+
+    fn refusal(&self, downstream: &Downstream, http: &HttpRuntime) -> Option<Decision> {
+        if self.exempt { None } else { refusal(downstream, &mut self.head.copy(), http) }
     }
 }
 

@@ -82,7 +82,7 @@ async fn handle(
     if let Err(reply) = filters::recheck(exchange, &mut head, destination) {
         return Ok(refused(exchange, *reply, table, destination, marks));
     }
-    if Admitted::is_wanted(exchange, &head, &body) {
+    if exchange.facts.borrow().admitted.is_none() && Admitted::is_wanted(exchange, &head, &body) {
         exchange.facts.borrow_mut().admitted = Some(Box::new(Admitted::new(&head, destination)));
     }
     let remembers = table.is_some_and(|table| makes_values(table, destination));
