@@ -67,7 +67,7 @@ fn again(request: &head::RequestHead) {
         _ => None,
     };
     let mut out = Vec::new();
-    encode::request(&mut out, &parts, length);
+    encode::request(&mut out, encode::Asking::from(&parts), length);
     let bytes = Bytes::from(out);
     assert_eq!(Scan::default().find(&bytes).expect("written"), Some((0, bytes.len())));
     let written = head::request(&bytes, HeadLimits { bytes: usize::MAX, headers: 64 }).expect("read again");

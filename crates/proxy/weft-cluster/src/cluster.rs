@@ -198,7 +198,8 @@ impl LiveCluster {
                 tokio::time::sleep(CHECKED_WAIT).await;
             }
         };
-        let _ = tokio::time::timeout(RESOLVE_WAIT, wait).await;
+        // In a box: nearly nobody waits, and everybody would carry the room for it.
+        let _ = Box::pin(tokio::time::timeout(RESOLVE_WAIT, wait)).await;
     }
 
     /// Chooses an endpoint.
@@ -327,6 +328,11 @@ impl LiveCluster {
         let fits = |labels: &[(Strng, Strng)]| labels.iter().all(|label| metadata.transport.contains(label));
         let found = self.config.transport_matches.iter().find(|(labels, _)| fits(labels));
         found.map_or(&self.config.transport, |(_, transport)| transport)
+    }
+
+    /// A place for an HTTP request on a connection that is there.
+    pub fn take(&self, host: &Rc<Host>, want: &Want<'_>) -> Option<Lease> {
+        pool::take(self, host, want)
     }
 
     /// A place on a connection for an HTTP request.

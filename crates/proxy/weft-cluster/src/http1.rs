@@ -3,9 +3,9 @@
 
 use crate::connect::ConnectionFacts;
 use crate::error::{Retry, UpstreamError};
-use crate::pool::{OpenGuard, SendFailure};
+use crate::pool::OpenGuard;
 use http::header::UPGRADE;
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Response, StatusCode};
 use http_body::Body;
 use std::fmt;
 use std::future::poll_fn;
@@ -13,8 +13,9 @@ use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
-use weft_codec::h1::{Outgoing, PumpError, ResponseHead, SharedWire, Wire, WireBody, WireError, encode, pool};
-use weft_codec::{BodyError, Io, ProxyBody, Reason};
+use weft_codec::h1::encode::{self, Asking};
+use weft_codec::h1::{Outgoing, PumpError, ResponseHead, SharedWire, Wire, WireBody, WireError};
+use weft_codec::{BodyError, HeaderMarks, Io, ProxyBody, Reason};
 
 /// A connection; closed when dropped.
 pub(crate) struct Http1 {
@@ -79,37 +80,38 @@ impl Http1 {
         self.wire.borrow_mut().take_stream()
     }
 
+    /// The first request may be sent. Later ones may, since [`Http1::is_open`] was asked when the connection was taken.
+    pub fn may_begin(&self) -> bool {
+        self.served > 0 || self.is_open()
+    }
+
     /// Sends a request; returns when the response's head is there.
     ///
     /// # Errors
     /// When none comes.
-    pub async fn send(&mut self, request: Request<ProxyBody>) -> Result<Response<ProxyBody>, SendFailure> {
-        if !self.is_open() {
-            let error = UpstreamError::unsent(Reason::ConnectionTermination);
-            return Err(SendFailure { error, request: Some(Box::new(request)) });
-        }
+    pub async fn send(
+        &mut self,
+        head: Asking<'_>,
+        body: ProxyBody,
+    ) -> Result<(Response<ProxyBody>, HeaderMarks), UpstreamError> {
         self.served = self.served.saturating_add(1);
-        let (parts, body) = request.into_parts();
         let length = if body.is_end_stream() { Some(0) } else { body.size_hint().exact() };
         let sending = {
             let mut wire = self.wire.borrow_mut();
             wire.set_sending(true);
-            encode::request(wire.out_buffer(), &parts, length)
+            encode::request(wire.out_buffer(), head, length)
         };
-        let asks_upgrade = parts.method != Method::CONNECT && parts.headers.contains_key(UPGRADE);
-        pool::keep_map(parts.headers);
         let mut outgoing = Some(Outgoing::new(body, sending));
         let mut broken = None;
-        let answer = poll_fn(|cx| self.poll_answer(cx, &parts.method, &mut outgoing, &mut broken)).await;
-        let head = answer.map_err(|error| SendFailure { error, request: None })?;
-        if head.response.status() == StatusCode::SWITCHING_PROTOCOLS && !asks_upgrade {
-            let error = broke_protocol("an upgrade that nobody asked for".to_string());
-            return Err(SendFailure { error, request: None });
+        let answer = poll_fn(|cx| self.poll_answer(cx, head.method, &mut outgoing, &mut broken)).await?;
+        let asks_upgrade = || *head.method != Method::CONNECT && head.headers.contains_key(UPGRADE);
+        if answer.response.status() == StatusCode::SWITCHING_PROTOCOLS && !asks_upgrade() {
+            return Err(broke_protocol("an upgrade that nobody asked for".to_string()));
         }
         if let Some(outgoing) = outgoing.filter(|_| broken.is_none()) {
             tokio::task::spawn_local(send_rest(self.wire.clone(), outgoing));
         }
-        Ok(head.response.map(|()| ProxyBody::from(WireBody::new(&self.wire))))
+        Ok((answer.response.map(|()| ProxyBody::from(WireBody::new(&self.wire))), answer.marks))
     }
 
     /// Sends what there is to send, and reads the answer's head. An answer may come before the request has been sent, and

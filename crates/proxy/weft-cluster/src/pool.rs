@@ -21,9 +21,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
+use weft_codec::h1::encode::Asking;
 use weft_codec::h2::Tunnel;
 use weft_codec::upgrade::Upgrading;
-use weft_codec::{ProxyBody, Reason};
+use weft_codec::{HeaderMarks, ProxyBody, Reason};
 use weft_core::Strng;
 use weft_proxy_config::{AutoSni, ClientTls, ConnectionLimits, UpstreamProtocol, UpstreamTransport};
 use weft_route::Priority;
@@ -273,11 +274,8 @@ impl Pool {
     }
 }
 
-/// A place on a connection to `host` for one request; makes a connection when none is free.
-///
-/// # Errors
-/// When connecting failed, or a limit is reached. Nothing was sent.
-pub async fn acquire(cluster: &Rc<LiveCluster>, host: &Rc<Host>, want: Want<'_>) -> Result<Lease, UpstreamError> {
+/// The pool that serves a request to `host`, and whether its requests share one connection.
+fn serving(cluster: &LiveCluster, host: &Host, want: &Want<'_>) -> (Rc<Pool>, bool) {
     let transport = cluster.transport(host);
     let (alpn, one_connection) = match cluster.config.protocol {
         UpstreamProtocol::Http2 => (Alpn::Http2, true),
@@ -289,6 +287,20 @@ pub async fn acquire(cluster: &Rc<LiveCluster>, host: &Rc<Host>, want: Want<'_>)
     let sni = want.host.filter(|_| wants_host_sni(transport)).map(server_name);
     let client = want.client.filter(|_| cluster.config.proxy_protocol.is_some());
     let pool = host.pools.pool(transport, alpn, sni.as_deref(), Party::of(client, want.source), want.own);
+    (pool, one_connection)
+}
+
+/// A place on a connection to `host` that is there; `None` when there is none.
+pub fn take(cluster: &LiveCluster, host: &Rc<Host>, want: &Want<'_>) -> Option<Lease> {
+    serving(cluster, host, want).0.take(host, *want, &cluster.config.limits)
+}
+
+/// A place on a connection to `host` for one request; makes a connection when none is free.
+///
+/// # Errors
+/// When connecting failed, or a limit is reached. Nothing was sent.
+pub async fn acquire(cluster: &Rc<LiveCluster>, host: &Rc<Host>, want: Want<'_>) -> Result<Lease, UpstreamError> {
+    let (pool, one_connection) = serving(cluster, host, &want);
     let limits = &cluster.config.limits;
     if let Some(lease) = pool.take(host, want, limits) {
         return Ok(lease);
@@ -551,8 +563,13 @@ impl Lease {
     pub async fn send(&mut self, request: Request<ProxyBody>) -> Result<Response<ProxyBody>, SendFailure> {
         crate::stats::bump(&self.host.counts.rq_total);
         match &mut self.kind {
-            Kind::Http1(Some(conn)) => conn.send(request).await,
-            Kind::Http1(None) => {
+            Kind::Http1(Some(conn)) if conn.may_begin() => {
+                let (parts, body) = request.into_parts();
+                let sent = conn.send(Asking::from(&parts), body).await;
+                weft_codec::h1::pool::keep_map(parts.headers);
+                sent.map(|(response, _)| response).map_err(|error| SendFailure { error, request: None })
+            }
+            Kind::Http1(_) => {
                 let error = UpstreamError::unsent(Reason::ConnectionTermination);
                 Err(SendFailure { error, request: Some(Box::new(request)) })
             }
@@ -561,6 +578,30 @@ impl Lease {
                 *way = stream;
                 Ok(response)
             }
+        }
+    }
+
+    /// A request may be sent: the endpoint has not closed the connection, as far as is known.
+    pub fn may_begin(&self) -> bool {
+        match &self.kind {
+            Kind::Http1(conn) => conn.as_ref().is_some_and(|conn| conn.may_begin()),
+            Kind::Http2(..) => true,
+        }
+    }
+
+    /// As [`Self::send`], over HTTP/1.1, which needs no request of its own; also the marks of the response's headers.
+    ///
+    /// # Errors
+    /// When no response comes; nothing was sent when the connection is none of HTTP/1.1.
+    pub async fn send_http1(
+        &mut self,
+        head: Asking<'_>,
+        body: ProxyBody,
+    ) -> Result<(Response<ProxyBody>, HeaderMarks), UpstreamError> {
+        crate::stats::bump(&self.host.counts.rq_total);
+        match &mut self.kind {
+            Kind::Http1(Some(conn)) => conn.send(head, body).await,
+            _ => Err(UpstreamError::unsent(Reason::ConnectionTermination)),
         }
     }
 

@@ -158,7 +158,7 @@ async fn exchange(
     let (head, mut body) = match &connection {
         Kept::Http1(wire) => {
             let (parts, _) = request.into_parts();
-            encode::request(wire.borrow_mut().out_buffer(), &parts, Some(0));
+            encode::request(wire.borrow_mut().out_buffer(), encode::Asking::from(&parts), Some(0));
             poll_fn(|cx| wire.borrow_mut().poll_flush(cx)).await.map_err(|e| text(&e))?;
             let answer = poll_fn(|cx| wire.borrow_mut().poll_response(cx, &parts.method)).await;
             let head = answer.map_err(|e| text(&e))?;

@@ -50,6 +50,9 @@ pub fn strip(headers: &mut HeaderMap, marks: HeaderMarks) {
 fn strip_named(headers: &mut HeaderMap) {
     let mut named: smallvec::SmallVec<[HeaderName; 4]> = smallvec::SmallVec::new();
     for value in headers.get_all(CONNECTION) {
+        if [b"keep-alive".as_slice(), b"close"].iter().any(|usual| value.as_bytes().eq_ignore_ascii_case(usual)) {
+            continue;
+        }
         let Ok(text) = value.to_str() else { continue };
         for option in text.split(',').map(str::trim).take(MAX_OPTIONS) {
             let usual = ["keep-alive", "close", ""].iter().any(|usual| option.eq_ignore_ascii_case(usual));

@@ -90,6 +90,22 @@ impl Io {
         &self.stream
     }
 
+    /// Pending when there is certainly nothing to read, not even the end; the waker is told when that may have changed. A read
+    /// that finds nothing costs many times as much, since it goes through all of TLS.
+    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.prefix.is_empty() {
+            return Poll::Ready(());
+        }
+        // What TLS has decrypted already does not make the socket readable.
+        let (tcp, wants_more) = match &self.stream {
+            Stream::Tcp(tcp) => (tcp, true),
+            Stream::ServerTls(tls) => (tls.get_ref().0, tls.get_ref().1.wants_read()),
+            Stream::ClientTls(tls) => (tls.get_ref().0, tls.get_ref().1.wants_read()),
+            Stream::Unix(unix) => return unix.poll_read_ready(cx).map(drop),
+        };
+        if wants_more { tcp.poll_read_ready(cx).map(drop) } else { Poll::Ready(()) }
+    }
+
     /// When it is dropped the other side hears of a broken connection (RST), not of its end; what is not yet sent is lost.
     pub fn reset_when_dropped(&self) {
         // An error means that it is broken already. A Unix socket has no such thing.

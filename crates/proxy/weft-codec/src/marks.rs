@@ -12,7 +12,8 @@ macro_rules! marks {
         impl HeaderMarks {
             $($(#[$doc])* pub const $name: HeaderMarks = HeaderMarks(1 << $bit);)*
 
-            fn of_name(name: &str) -> HeaderMarks {
+            /// The mark of one name, in lower case.
+            pub(crate) fn of_name(name: &str) -> HeaderMarks {
                 match name {
                     $($($text)|* => HeaderMarks::$name,)*
                     other if other.starts_with("x-envoy-") => HeaderMarks::INTERNAL,
@@ -60,6 +61,11 @@ impl HeaderMarks {
     /// The headers of a message.
     pub fn of(headers: &HeaderMap) -> Self {
         headers.keys().fold(HeaderMarks(0), |all, name| HeaderMarks(all.0 | Self::of_name(name.as_str()).0))
+    }
+
+    /// None of them.
+    pub(crate) fn is_empty(self) -> bool {
+        self.0 == 0
     }
 
     /// Headers of one hop.

@@ -6,6 +6,7 @@ use crate::reason::Reason;
 use http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::{Method, Version};
+use std::cell::RefCell;
 
 /// Why a request is refused: the reason, and the details word for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,8 +143,27 @@ const HOST_BYTE: [bool; 256] = {
     table
 };
 
-/// `host`, `host:port`, `[v6]:port`; no user information (RFC 9110 §7.2).
+thread_local! {
+    /// The last one that was found valid: most requests of a connection, and many of a proxy, ask for the same host.
+    static VALID: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
 fn is_valid_authority(text: &str) -> bool {
+    VALID.with_borrow_mut(|last| {
+        if *last == text {
+            return true;
+        }
+        let valid = has_authority_form(text);
+        if valid {
+            last.clear();
+            last.push_str(text);
+        }
+        valid
+    })
+}
+
+/// `host`, `host:port`, `[v6]:port`; no user information (RFC 9110 §7.2).
+fn has_authority_form(text: &str) -> bool {
     if text.len() > 1024 || !text.bytes().all(|b| HOST_BYTE[usize::from(b)]) {
         return false;
     }

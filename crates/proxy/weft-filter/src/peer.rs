@@ -108,6 +108,12 @@ impl Parties {
         headers.insert(PEER_METADATA, self.header.clone());
     }
 
+    /// Takes that back.
+    pub fn forget(&self, headers: &mut HeaderMap) {
+        headers.remove(PEER_METADATA_ID);
+        headers.remove(PEER_METADATA);
+    }
+
     /// This proxy's own workload, under the principal of its certificate.
     pub fn local(&self, principal: Option<&str>) -> Rc<Party> {
         self.party(Facts::Header(self.header.as_bytes()), principal)

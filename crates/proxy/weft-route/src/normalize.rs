@@ -289,9 +289,9 @@ pub fn host<'a>(raw: &'a str, how: HostNormalization) -> Cow<'a, str> {
 
 /// An authority without its port; addresses of IPv6 stand in brackets, and without them every colon is theirs.
 pub fn without_port(authority: &str) -> &str {
-    let Some((host, port)) = authority.rsplit_once(':') else { return authority };
-    let bracketed = host.ends_with(']');
-    if port.bytes().all(|b| b.is_ascii_digit()) && (bracketed || !host.contains(':')) { host } else { authority }
+    let digits = authority.bytes().rev().take_while(u8::is_ascii_digit).count();
+    let Some(host) = authority[..authority.len() - digits].strip_suffix(':') else { return authority };
+    if host.ends_with(']') || !host.bytes().any(|b| b == b':') { host } else { authority }
 }
 
 #[cfg(test)]

@@ -11,7 +11,8 @@ pub fn collect() {
 }
 
 /// Takes the pages from `start` to `end` out of this process until they are used again. The range must be a read-only or
-/// executable mapping of a file, which the caller knows from `/proc/self/maps`.
+/// executable mapping of a file that lasts as long as the process and was never written, which the caller knows from
+/// `/proc/self/smaps`.
 pub fn unmap_until_used(start: usize, end: usize) {
     let Some(address) = NonNull::new(start as *mut c_void) else { return };
     // SAFETY: pages of a private file mapping that cannot be written hold nothing but the file: the kernel reads them again

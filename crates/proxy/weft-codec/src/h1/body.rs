@@ -194,8 +194,7 @@ impl Decoder {
     fn trailers(&mut self, bytes: &mut BytesMut) -> Result<Step, BodyFault> {
         match self.scan.find(bytes).map_err(|_| BodyFault::Trailers)? {
             Some((_, end)) if end <= MAX_TRAILERS => {
-                let trailers =
-                    head::trailers(&Bytes::copy_from_slice(&bytes[..end])).map_err(|_| BodyFault::Trailers)?;
+                let trailers = head::trailers(&bytes[..end]).map_err(|_| BodyFault::Trailers)?;
                 bytes.advance(end);
                 self.state = State::Done;
                 Ok(if trailers.is_empty() { Step::Again } else { Step::Trailers(trailers) })

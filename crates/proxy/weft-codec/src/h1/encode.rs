@@ -5,7 +5,7 @@ use super::date;
 use super::head::may_trail;
 use http::header::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING};
 use http::request;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 
 /// How a body is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,22 +91,39 @@ pub fn response(
 /// Methods whose requests have no body unless they say so.
 const BODILESS: [Method; 5] = [Method::GET, Method::HEAD, Method::DELETE, Method::TRACE, Method::CONNECT];
 
+/// A request's head that stays with whoever sends it.
+#[derive(Debug, Clone, Copy)]
+pub struct Asking<'a> {
+    /// Method.
+    pub method: &'a Method,
+    /// Target: a path, or an authority for `CONNECT`.
+    pub uri: &'a Uri,
+    /// Headers, the host among them.
+    pub headers: &'a HeaderMap,
+}
+
+impl<'a> From<&'a request::Parts> for Asking<'a> {
+    fn from(parts: &'a request::Parts) -> Self {
+        Self { method: &parts.method, uri: &parts.uri, headers: &parts.headers }
+    }
+}
+
 /// Writes a request's head. `body`: the body's length, when it is known.
-pub fn request(out: &mut Vec<u8>, head: &request::Parts, body: Option<u64>) -> Sending {
+pub fn request(out: &mut Vec<u8>, head: Asking<'_>, body: Option<u64>) -> Sending {
     out.extend_from_slice(head.method.as_str().as_bytes());
     out.push(b' ');
     match (head.uri.path_and_query(), head.uri.authority()) {
         (None, Some(authority)) => out.extend_from_slice(authority.as_str().as_bytes()),
-        (Some(path), _) if head.method != Method::CONNECT => out.extend_from_slice(path.as_str().as_bytes()),
+        (Some(path), _) if *head.method != Method::CONNECT => out.extend_from_slice(path.as_str().as_bytes()),
         (_, Some(authority)) => out.extend_from_slice(authority.as_str().as_bytes()),
         _ => out.push(b'/'),
     }
     out.extend_from_slice(b" HTTP/1.1\r\n");
-    let stated = header_lines(out, &head.headers, false);
+    let stated = header_lines(out, head.headers, false);
     let sending = match (stated.length, body) {
         (Some(length), _) => Sending::Length(length),
         // As Envoy does (HeaderUtility::requestShouldHaveNoBody): some servers answer 411 without it.
-        (None, Some(0)) if !BODILESS.contains(&head.method) => {
+        (None, Some(0)) if !BODILESS.contains(head.method) => {
             content_length(out, 0);
             Sending::Nothing
         }
@@ -170,11 +187,16 @@ fn header_lines(out: &mut Vec<u8>, headers: &HeaderMap, without_length: bool) ->
 
 fn line(out: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
     let (name, value) = (name.as_str().as_bytes(), value.as_bytes());
-    out.reserve(name.len() + value.len() + 4);
-    out.extend_from_slice(name);
-    out.extend_from_slice(b": ");
-    out.extend_from_slice(value);
-    out.extend_from_slice(b"\r\n");
+    let (begin, length) = (out.len(), name.len() + value.len() + 4);
+    // Room is made once for the whole line, which costs half of what four appends do.
+    out.resize(begin + length, b'\n');
+    let (of_name, rest) = out[begin..].split_at_mut(name.len());
+    of_name.copy_from_slice(name);
+    let (of_value, end) = rest[2..].split_at_mut(value.len());
+    of_value.copy_from_slice(value);
+    end[0] = b'\r';
+    rest[0] = b':';
+    rest[1] = b' ';
 }
 
 fn content_length(out: &mut Vec<u8>, length: u64) {
@@ -330,7 +352,7 @@ mod tests {
             let (mut parts, ()) = Request::builder().method(method).uri(uri).body(()).unwrap().into_parts();
             parts.headers = map(headers);
             let mut out = Vec::new();
-            assert_eq!(request(&mut out, &parts, body), sending);
+            assert_eq!(request(&mut out, Asking::from(&parts), body), sending);
             assert_eq!(String::from_utf8(out).unwrap().replace("\r\n", "|"), text);
         }
     }

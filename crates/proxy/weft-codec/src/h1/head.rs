@@ -4,16 +4,16 @@
 //! Of a request, whatever two programs could frame in two ways is refused here. What remains to be judged of a request's
 //! target and host is [`crate::strict`]'s matter.
 
+use super::lines::{Lines, RequestLine};
 use super::{names, pool};
 use crate::hop::has_token;
+use crate::marks::HeaderMarks;
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
-use httparse::Header;
-use std::mem::MaybeUninit;
 
-/// Headers for which there is room on the stack.
-const USUAL_HEADERS: usize = 100;
+/// Trailers at most.
+const MAX_TRAILERS: usize = 100;
 /// Longest target (`http::Uri` takes no longer one).
 const MAX_TARGET: usize = u16::MAX as usize - 1;
 
@@ -82,6 +82,8 @@ pub struct RequestHead {
     pub expects_continue: bool,
     /// The client wants the connection to become something else.
     pub asks_upgrade: bool,
+    /// Of its headers.
+    pub marks: HeaderMarks,
 }
 
 /// A response's head.
@@ -93,6 +95,8 @@ pub struct ResponseHead {
     pub framing: Framing,
     /// The endpoint keeps the connection.
     pub keep_alive: bool,
+    /// Of its headers.
+    pub marks: HeaderMarks,
 }
 
 /// What framing headers say, gathered line by line.
@@ -107,11 +111,17 @@ struct Seen {
     keep: bool,
     expects: bool,
     upgrade: bool,
+    marks: HeaderMarks,
 }
 
 impl Seen {
     /// Takes a header in; true when it is to stand among the headers.
-    fn header(&mut self, name: &http::HeaderName, value: &HeaderValue) -> Result<bool, HeadFault> {
+    fn header(&mut self, name: &http::HeaderName, mark: HeaderMarks, value: &HeaderValue) -> Result<bool, HeadFault> {
+        // Nearly all headers say nothing about framing.
+        if mark.is_empty() {
+            return Ok(true);
+        }
+        self.marks = self.marks | mark;
         if *name == CONTENT_LENGTH {
             let length = decimal(value.as_bytes()).ok_or(HeadFault::Malformed("invalid_content_length"))?;
             return match self.length.replace(length) {
@@ -124,8 +134,9 @@ impl Seen {
             self.codings += 1;
             self.chunked = self.codings == 1 && value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
         } else if *name == CONNECTION {
-            self.close |= has_token(value, "close");
-            self.keep |= has_token(value, "keep-alive");
+            let keeps = value.as_bytes().eq_ignore_ascii_case(b"keep-alive");
+            self.close |= !keeps && has_token(value, "close");
+            self.keep |= keeps || has_token(value, "keep-alive");
         } else if *name == EXPECT {
             self.expects |= value.as_bytes().eq_ignore_ascii_case(b"100-continue");
         } else if *name == UPGRADE {
@@ -144,39 +155,8 @@ impl Seen {
 /// # Errors
 /// When it must be refused.
 pub fn request(bytes: &Bytes, limits: HeadLimits) -> Result<RequestHead, HeadFault> {
-    let mut lines = [const { MaybeUninit::<Header<'_>>::uninit() }; USUAL_HEADERS];
-    let mut parsed = httparse::Request::new(&mut []);
-    match parsed.parse_with_uninit_headers(bytes, &mut lines[..USUAL_HEADERS.min(limits.headers)]) {
-        Err(httparse::Error::TooManyHeaders) if limits.headers > USUAL_HEADERS => {
-            let mut more = vec![httparse::EMPTY_HEADER; limits.headers];
-            let mut parsed = httparse::Request::new(&mut more);
-            complete(parsed.parse(bytes))?;
-            request_of(bytes, &parsed)
-        }
-        outcome => {
-            complete(outcome)?;
-            request_of(bytes, &parsed)
-        }
-    }
-}
-
-/// The whole of `bytes` was a head.
-fn complete(outcome: httparse::Result<usize>) -> Result<(), HeadFault> {
-    match outcome {
-        Ok(httparse::Status::Complete(_)) => Ok(()),
-        Ok(httparse::Status::Partial) => Err(HeadFault::Malformed("torn_head")),
-        Err(httparse::Error::TooManyHeaders) => Err(HeadFault::TooLarge),
-        Err(httparse::Error::HeaderName) => Err(HeadFault::Malformed("invalid_header_name")),
-        Err(httparse::Error::HeaderValue) => Err(HeadFault::Malformed("invalid_header_value")),
-        Err(httparse::Error::Version) => Err(HeadFault::Malformed("invalid_version")),
-        Err(_) => Err(HeadFault::Malformed("invalid_start_line")),
-    }
-}
-
-fn request_of(bytes: &Bytes, parsed: &httparse::Request<'_, '_>) -> Result<RequestHead, HeadFault> {
-    let (Some(method), Some(target), Some(minor)) = (parsed.method, parsed.path, parsed.version) else {
-        return Err(HeadFault::Malformed("invalid_start_line"));
-    };
+    let mut lines = Lines::of(bytes);
+    let RequestLine { method, target, version } = lines.request()?;
     if target.len() > MAX_TARGET {
         return Err(HeadFault::TargetTooLong);
     }
@@ -184,11 +164,10 @@ fn request_of(bytes: &Bytes, parsed: &httparse::Request<'_, '_>) -> Result<Reque
         // A target has no fragment (RFC 9112 §3.2); who drops one and who keeps it read two paths.
         return Err(HeadFault::Malformed("fragment_in_target"));
     }
-    let method = Method::from_bytes(method.as_bytes()).map_err(|_| HeadFault::Malformed("invalid_method"))?;
+    let method = Method::from_bytes(method).map_err(|_| HeadFault::Malformed("invalid_method"))?;
     let target = bytes.slice_ref(target.as_bytes());
     let uri = Uri::from_maybe_shared(target).map_err(|_| HeadFault::Malformed("invalid_target"))?;
-    let version = if minor == 1 { Version::HTTP_11 } else { Version::HTTP_10 };
-    let (headers, seen) = headers(bytes, parsed.headers)?;
+    let (headers, seen) = headers(bytes, &mut lines, limits)?;
     let framing = match seen {
         Seen { codings: 1.., .. } if version == Version::HTTP_10 => {
             return Err(HeadFault::Malformed("transfer_encoding_in_http_1_0"));
@@ -210,7 +189,7 @@ fn request_of(bytes: &Bytes, parsed: &httparse::Request<'_, '_>) -> Result<Reque
     *request.version_mut() = version;
     *request.headers_mut() = headers;
     let expects_continue = seen.expects && version == Version::HTTP_11 && framing != Framing::None;
-    Ok(RequestHead { request, framing, keep_alive, expects_continue, asks_upgrade })
+    Ok(RequestHead { request, framing, keep_alive, expects_continue, asks_upgrade, marks: seen.marks })
 }
 
 /// A response's head from all of its bytes; `asked` is the method of its request.
@@ -218,31 +197,10 @@ fn request_of(bytes: &Bytes, parsed: &httparse::Request<'_, '_>) -> Result<Reque
 /// # Errors
 /// When it cannot be passed on in one meaning.
 pub fn response(bytes: &Bytes, asked: &Method, limits: HeadLimits) -> Result<ResponseHead, HeadFault> {
-    let mut lines = [const { MaybeUninit::<Header<'_>>::uninit() }; USUAL_HEADERS];
-    let mut parsed = httparse::Response::new(&mut []);
-    let config = httparse::ParserConfig::default();
-    match config.parse_response_with_uninit_headers(&mut parsed, bytes, &mut lines[..USUAL_HEADERS.min(limits.headers)])
-    {
-        Err(httparse::Error::TooManyHeaders) if limits.headers > USUAL_HEADERS => {
-            let mut more = vec![httparse::EMPTY_HEADER; limits.headers];
-            let mut parsed = httparse::Response::new(&mut more);
-            complete(parsed.parse(bytes))?;
-            response_of(bytes, &parsed, asked)
-        }
-        outcome => {
-            complete(outcome)?;
-            response_of(bytes, &parsed, asked)
-        }
-    }
-}
-
-fn response_of(bytes: &Bytes, parsed: &httparse::Response<'_, '_>, asked: &Method) -> Result<ResponseHead, HeadFault> {
-    let (Some(minor), Some(code)) = (parsed.version, parsed.code) else {
-        return Err(HeadFault::Malformed("invalid_start_line"));
-    };
+    let mut lines = Lines::of(bytes);
+    let (version, code) = lines.status()?;
     let status = StatusCode::from_u16(code).map_err(|_| HeadFault::Malformed("invalid_status"))?;
-    let version = if minor == 1 { Version::HTTP_11 } else { Version::HTTP_10 };
-    let (headers, seen) = headers(bytes, parsed.headers)?;
+    let (headers, seen) = headers(bytes, &mut lines, limits)?;
     let bodiless = *asked == Method::HEAD
         || status.is_informational()
         || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
@@ -268,21 +226,26 @@ fn response_of(bytes: &Bytes, parsed: &httparse::Response<'_, '_>, asked: &Metho
     *response.status_mut() = status;
     *response.version_mut() = version;
     *response.headers_mut() = headers;
-    Ok(ResponseHead { response, framing, keep_alive })
+    Ok(ResponseHead { response, framing, keep_alive, marks: seen.marks })
 }
 
-fn headers(bytes: &Bytes, lines: &[Header<'_>]) -> Result<(HeaderMap, Seen), HeadFault> {
-    let mut map = pool::map(lines.len());
+fn headers(bytes: &Bytes, lines: &mut Lines<'_>, limits: HeadLimits) -> Result<(HeaderMap, Seen), HeadFault> {
+    let mut map = pool::map();
     let mut seen = Seen::default();
-    for line in lines {
-        let name = names::name(line.name.as_bytes()).map_err(|_| HeadFault::Malformed("invalid_header_name"))?;
-        let value = if line.value.is_empty() {
+    let mut count = 0;
+    while let Some((name, value)) = lines.field()? {
+        count += 1;
+        if count > limits.headers {
+            return Err(HeadFault::TooLarge);
+        }
+        let (name, mark) = names::name(name).map_err(|_| HeadFault::Malformed("invalid_header_name"))?;
+        let value = if value.is_empty() {
             HeaderValue::from_static("")
         } else {
-            let value = HeaderValue::from_maybe_shared(bytes.slice_ref(line.value));
+            let value = HeaderValue::from_maybe_shared(bytes.slice_ref(value));
             value.map_err(|_| HeadFault::Malformed("invalid_header_value"))?
         };
-        if seen.header(&name, &value)? {
+        if seen.header(&name, mark, &value)? {
             map.try_append(name, value).map_err(|_| HeadFault::TooLarge)?;
         }
     }
@@ -294,18 +257,17 @@ fn headers(bytes: &Bytes, lines: &[Header<'_>]) -> Result<(HeaderMap, Seen), Hea
 ///
 /// # Errors
 /// When they are malformed or too many.
-pub fn trailers(bytes: &Bytes) -> Result<HeaderMap, HeadFault> {
-    let mut lines = [httparse::EMPTY_HEADER; USUAL_HEADERS];
-    let parsed = match httparse::parse_headers(bytes, &mut lines) {
-        Ok(httparse::Status::Complete((_, parsed))) => parsed,
-        Ok(httparse::Status::Partial) => return Err(HeadFault::Malformed("torn_trailers")),
-        Err(httparse::Error::TooManyHeaders) => return Err(HeadFault::TooLarge),
-        Err(_) => return Err(HeadFault::Malformed("invalid_trailer")),
-    };
-    let mut map = HeaderMap::with_capacity(parsed.len());
-    for line in parsed {
-        let name = names::name(line.name.as_bytes()).map_err(|_| HeadFault::Malformed("invalid_trailer"))?;
-        let value = HeaderValue::from_bytes(line.value).map_err(|_| HeadFault::Malformed("invalid_trailer"))?;
+pub fn trailers(bytes: &[u8]) -> Result<HeaderMap, HeadFault> {
+    let mut lines = Lines::of(bytes);
+    let mut map = HeaderMap::new();
+    let mut count = 0;
+    while let Some((name, value)) = lines.field()? {
+        count += 1;
+        if count > MAX_TRAILERS {
+            return Err(HeadFault::TooLarge);
+        }
+        let (name, _) = names::name(name).map_err(|_| HeadFault::Malformed("invalid_trailer"))?;
+        let value = HeaderValue::from_bytes(value).map_err(|_| HeadFault::Malformed("invalid_trailer"))?;
         if may_trail(name.as_str()) {
             map.try_append(name, value).map_err(|_| HeadFault::TooLarge)?;
         }
@@ -481,9 +443,9 @@ mod tests {
 
     #[test]
     fn trailers_that_may_not_trail_are_dropped() {
-        let map = trailers(&Bytes::from_static(b"x-sum: 1\r\nHost: evil\r\nContent-Length: 5\r\n\r\n")).unwrap();
+        let map = trailers(b"x-sum: 1\r\nHost: evil\r\nContent-Length: 5\r\n\r\n").unwrap();
         assert_eq!(map.len(), 1);
         assert_eq!(map["x-sum"], "1");
-        assert!(trailers(&Bytes::from_static(b"no colon\r\n\r\n")).is_err());
+        assert!(trailers(b"no colon\r\n\r\n").is_err());
     }
 }

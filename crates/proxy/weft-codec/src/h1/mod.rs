@@ -1,7 +1,7 @@
 //! HTTP/1.1 (RFC 9112) of both sides: heads, bodies, and the connection they pass through. Who is asked and what is answered
 //! is not known here.
 //!
-//! Reading order: [`scan`] (where a head ends), [`head`] (bytes to request or response), [`names`], [`body`] (bytes to frames),
+//! Reading order: [`scan`] (where a head ends), `lines` (its lines), [`head`] (bytes to request or response), [`names`], [`body`] (bytes to frames),
 //! [`encode`] (the other way), [`wire`] (one connection), [`incoming`] (a body read from it), [`pump`] (a body written to it),
 //! [`pool`] (buffers and maps used again), [`date`].
 
@@ -10,6 +10,7 @@ pub mod date;
 pub mod encode;
 pub mod head;
 pub mod incoming;
+mod lines;
 pub mod names;
 pub mod pool;
 pub mod pump;

@@ -137,6 +137,7 @@ impl Wire {
     /// Reads what is there; 0 at the end.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let Some(io) = &mut self.io else { return Poll::Ready(Ok(0)) };
+        ready!(io.poll_readable(cx));
         let expected = self.decoder.expected().saturating_sub(self.read.len() as u64);
         if expected < LARGE {
             let read = &mut self.read;

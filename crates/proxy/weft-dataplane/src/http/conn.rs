@@ -8,7 +8,7 @@ use crate::http::http1;
 use crate::http::http2::Http2;
 use crate::listener::LiveListener;
 use crate::standing::End;
-use crate::worker::{ConnectionEntry, Registered, Worker};
+use crate::worker::{ConnectionEntry, Registered, Snapshot, Worker};
 use bytes::{Bytes, BytesMut};
 use http::HeaderValue;
 use std::cell::{Cell, OnceCell, RefCell};
@@ -54,6 +54,8 @@ pub(crate) struct HttpConnection {
     /// to no request.
     partial_since: Cell<Option<Instant>>,
     exchanges: RefCell<Vec<Weak<Exchange>>>,
+    /// The host that was found to belong here last, and the configuration that said so.
+    directed: RefCell<Option<(Weak<Snapshot>, HeaderValue)>>,
     tick: Cell<Duration>,
     /// `tick` became shorter.
     rearm: Cell<bool>,
@@ -107,6 +109,7 @@ pub(crate) async fn serve_connection(
         quiet_since: Cell::new(now),
         partial_since: Cell::new(None),
         exchanges: RefCell::default(),
+        directed: RefCell::default(),
         tick: Cell::new(tick(&http.hcm.limits)),
         rearm: Cell::new(false),
         ending: Cell::new(false),
@@ -275,7 +278,7 @@ fn tick(limits: &HttpLimits) -> Duration {
 impl HttpConnection {
     /// The host of a request belongs to another filter chain than the server name that this connection was made for, or than
     /// none: its client reuses the connection where the host has rules, and maybe certificates, of its own (RFC 9110 §7.4).
-    pub fn is_misdirected(&self, authority: &str) -> bool {
+    fn is_misdirected(&self, authority: &str) -> bool {
         if self.downstream.tls.is_none() {
             return false;
         }
@@ -302,6 +305,25 @@ impl HttpConnection {
             (Some(own), Some(other)) => !Arc::ptr_eq(own, other),
             _ => false,
         }
+    }
+
+    /// The same, asked anew only for another host than the last, or after a change of the configuration.
+    pub fn is_misdirected_to(&self, authority: &HeaderValue) -> bool {
+        if self.downstream.tls.is_none() {
+            return false;
+        }
+        let snapshot = self.worker.snapshot();
+        let known =
+            |(of, host): &(Weak<Snapshot>, HeaderValue)| of.as_ptr() == Rc::as_ptr(&snapshot) && host == authority;
+        if self.directed.borrow().as_ref().is_some_and(known) {
+            return false;
+        }
+        let misdirected = self.is_misdirected(authority.to_str().unwrap_or_default());
+        // A copy: the value is part of a head, whose memory is not to be kept.
+        if !misdirected && let Ok(host) = HeaderValue::from_bytes(authority.as_bytes()) {
+            self.directed.replace(Some((Rc::downgrade(&snapshot), host)));
+        }
+        misdirected
     }
 
     /// The worker's entry for it.

@@ -117,7 +117,7 @@ pub(crate) async fn run(
                 }
             }
             HttpFilter::ExtAuthz(ask) if !destination.is_disabled("envoy.filters.http.ext_authz") => {
-                if authorize::request(exchange, head, body, marks, ask).await? {
+                if Box::pin(authorize::request(exchange, head, body, marks, ask)).await? {
                     return Ok(Some(number + 1));
                 }
             }
@@ -125,7 +125,7 @@ pub(crate) async fn run(
                 ratelimit::local(exchange, head, destination, destination.local_rate_limit().unwrap_or(own))?;
             }
             HttpFilter::RateLimit(service) if !destination.is_disabled("envoy.filters.http.ratelimit") => {
-                ratelimit::service(exchange, head, destination, marks, service).await?;
+                Box::pin(ratelimit::service(exchange, head, destination, marks, service)).await?;
             }
             HttpFilter::Cors if !destination.is_disabled(CORS) => {
                 if let Some(policy) = destination.cors() {
@@ -333,7 +333,7 @@ async fn inject(
     let injection = fault::decide(policy, &head.view(), cluster, random);
     if let Some(delay) = injection.delay {
         exchange.facts.borrow_mut().flags |= Flags::DI;
-        tokio::time::sleep(delay).await;
+        Box::pin(tokio::time::sleep(delay)).await;
     }
     match injection.abort {
         None => Ok(()),

@@ -14,12 +14,17 @@ use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use smallvec::SmallVec;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 use weft_cluster::limits::{Limit, Permit};
 use weft_cluster::outlier::Outcome;
-use weft_cluster::{Host, Lease, LiveCluster, PickContext, Retry, UpstreamError, Want};
+use weft_cluster::{Host, Lease, LiveCluster, PickContext, Retry, SendFailure, UpstreamError, Want};
+use weft_codec::h1::encode::Asking;
+use weft_codec::h1::pool;
 use weft_codec::replay::{self, Replay};
 use weft_codec::{Flags, HeaderMarks, LocalReply, ProxyBody, Reason, grpc};
 use weft_proxy_config::Discovery;
@@ -37,6 +42,10 @@ const MAX_GRPC_DIGITS: u64 = 99_999_999;
 const PER_TRY_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-per-try-timeout-ms");
 /// How often a request that came back untouched is put on another connection within one try.
 const MAX_RESENDS: u32 = 3;
+
+/// The body is gone with an earlier try.
+const NOTHING_TO_SEND: UpstreamError =
+    UpstreamError { reason: Reason::LocalReset, retry: Retry::Pointless, detail: None };
 
 /// Where a request goes, and what the configuration says about it.
 pub(crate) struct Forwarding<'a> {
@@ -110,7 +119,7 @@ pub(crate) async fn run(
     exchange.set_limits(forward.idle_timeout, forward.max_stream_duration);
     cluster.ready().await;
     if forward.terminate_connect && head.upgrade.as_ref().is_some_and(|u| u.kind == UpgradeKind::Connect) {
-        return terminate(exchange, head, &cluster, forward).await;
+        return Box::pin(terminate(exchange, head, &cluster, forward)).await;
     }
     let mut cookies = Vec::new();
     let hash = balancing_hash(forward, head, exchange, &mut cookies);
@@ -140,14 +149,18 @@ pub(crate) async fn run(
         answer: None,
     };
     exchange.set_time(limits.whole);
-    tokio::select! {
-        biased;
-        outcome = tries.run() => outcome,
-        () = exchange.late() => Err(timed_out(exchange, &cluster)),
-    }
-    .map_err(|reply| with_attempts(exchange, &forwarding, reply))?;
+    let outcome = {
+        let (mut running, mut late) = (pin!(tries.run()), pin!(exchange.late()));
+        poll_fn(|cx| match running.as_mut().poll(cx) {
+            Poll::Ready(outcome) => Poll::Ready(outcome),
+            Poll::Pending => late.as_mut().poll(cx).map(|()| Err(timed_out(exchange, &cluster))),
+        })
+        .await
+    };
+    outcome.map_err(|reply| with_attempts(exchange, &forwarding, reply))?;
     let Some(answer) = tries.answer.take() else { return Err(Box::new(LocalReply::new(Reason::LocalReset))) };
     drop(tries);
+    pool::keep_map(std::mem::take(&mut head.headers));
     let attempts = exchange.facts.borrow().attempts;
     let marks = std::mem::take(&mut forwarding.marks);
     let mut response = finish(exchange, &forwarding, answer, upgrade, client_key, marks);
@@ -479,7 +492,7 @@ impl Tries<'_> {
         self.cluster.stats.rq_retry.inc();
         let pause = self.retries.start(fastrand::f64());
         if !pause.is_zero() {
-            tokio::time::sleep(pause).await;
+            Box::pin(tokio::time::sleep(pause)).await;
         }
     }
 
@@ -497,20 +510,16 @@ impl Tries<'_> {
         };
         let cluster = self.cluster.clone();
         let limit = self.limits.per_try;
-        let sending = self.send(&host, place);
-        let outcome = match limit {
-            None => sending.await,
-            Some(limit) => match tokio::time::timeout(limit, sending).await {
-                Ok(outcome) => outcome,
-                Err(_elapsed) => {
-                    cluster.stats.rq_per_try_timeout.inc();
-                    cluster.report(&host, Outcome::LocalError);
-                    self.failed.push(host);
-                    let error =
-                        UpstreamError { reason: Reason::PerTryTimeout, retry: Retry::MayBeProcessed, detail: None };
-                    return Err((error, true));
-                }
-            },
+        let sent = match limit {
+            None => Ok(self.send(&host, place).await),
+            Some(limit) => Box::pin(tokio::time::timeout(limit, self.send(&host, place))).await,
+        };
+        let Ok(outcome) = sent else {
+            cluster.stats.rq_per_try_timeout.inc();
+            cluster.report(&host, Outcome::LocalError);
+            self.failed.push(host);
+            let error = UpstreamError { reason: Reason::PerTryTimeout, retry: Retry::MayBeProcessed, detail: None };
+            return Err((error, true));
         };
         match outcome {
             Ok(status) => {
@@ -542,7 +551,7 @@ impl Tries<'_> {
 
     async fn pick(&self) -> Result<Rc<Host>, UpstreamError> {
         if let Discovery::DynamicForward(port) = &self.cluster.config.discovery {
-            return self.named_host(*port).await;
+            return Box::pin(self.named_host(*port)).await;
         }
         let policy = self.retries.policy();
         let avoid: &[Rc<Host>] = match policy {
@@ -574,43 +583,38 @@ impl Tries<'_> {
     /// Sends the request on a connection. A request that came back untouched, or that may be repeated by its nature and met
     /// a connection which its endpoint had just closed, goes on another connection at once: that is not a retry.
     async fn send(&mut self, host: &Rc<Host>, place: Place) -> Result<StatusCode, UpstreamError> {
-        let downstream = &self.exchange.conn.downstream;
         let mut fresh = false;
         let mut returned: Option<Box<Request<ProxyBody>>> = None;
         for resend in 0..=MAX_RESENDS {
-            let want = Want {
-                http2: self.head.version == Version::HTTP_2,
-                fresh,
-                careful: !self.is_repeatable(),
-                host: self.head.host.to_str().ok(),
-                client: Some((downstream.source, downstream.destination)),
-                source: downstream.from,
-                own: Some(&downstream.own),
-                priority: self.forward.priority,
+            let mut lease = match self.cluster.take(host, &self.want(fresh)) {
+                Some(lease) => lease,
+                // In a box, as all that few requests do: each request would carry the room for it otherwise.
+                None => Box::pin(self.cluster.acquire(host, self.want(fresh))).await?,
             };
-            let mut lease = self.cluster.acquire(host, want).await?;
+            if !lease.may_begin() {
+                fresh = true;
+                continue;
+            }
             self.exchange.facts.borrow_mut().upstream = Some(lease.facts.clone());
             let repeatable = lease.reused && self.is_repeatable();
-            let keep = self.retries.is_possible() || repeatable;
-            let request = match returned.take() {
-                Some(mut request) => {
-                    let named = host.hostname.as_deref().filter(|_| self.auto_host);
-                    let named = named.and_then(|name| HeaderValue::from_str(name).ok());
-                    address(
-                        &mut request,
-                        named.as_ref().unwrap_or(&self.head.host),
-                        self.head.scheme,
-                        lease.is_http2(),
-                    );
-                    *request
-                }
-                None => self.build(host, &lease, keep)?,
-            };
             let sent_at = Instant::now();
             self.cluster.stats.rq_total.inc();
-            match lease.send(request).await {
-                Ok(response) => {
-                    let (status, marks) = (response.status(), HeaderMarks::of(response.headers()));
+            let sent = if self.goes_as_it_is(&lease) && returned.is_none() {
+                let Some(body) = self.payload.next() else { return Err(NOTHING_TO_SEND) };
+                self.prepare(host, &lease);
+                let head = Asking { method: &self.head.method, uri: &self.head.uri, headers: &self.head.headers };
+                lease.send_http1(head, body).await.map_err(|error| SendFailure { error, request: None })
+            } else {
+                let request = self.request(host, &lease, returned.take())?;
+                let sent = Box::pin(lease.send(request)).await;
+                sent.map(|response| {
+                    let marks = HeaderMarks::of(response.headers());
+                    (response, marks)
+                })
+            };
+            match sent {
+                Ok((response, marks)) => {
+                    let status = response.status();
                     self.answer = Some(Answer { response, marks, lease, place, sent_at });
                     return Ok(status);
                 }
@@ -632,6 +636,67 @@ impl Tries<'_> {
         Err(UpstreamError::unsent(Reason::ConnectionTermination))
     }
 
+    /// What it asks of a connection.
+    fn want(&self, fresh: bool) -> Want<'_> {
+        let downstream = &self.exchange.conn.downstream;
+        Want {
+            http2: self.head.version == Version::HTTP_2,
+            fresh,
+            careful: !self.is_repeatable(),
+            host: self.head.host.to_str().ok(),
+            client: Some((downstream.source, downstream.destination)),
+            source: downstream.from,
+            own: Some(&downstream.own),
+            priority: self.forward.priority,
+        }
+    }
+
+    /// Over HTTP/1.1 an ordinary request is written from its head: it needs no copy of it, and another try finds it there.
+    fn goes_as_it_is(&self, lease: &Lease) -> bool {
+        !lease.is_http2() && self.upgrade.is_none() && self.head.method != Method::CONNECT
+    }
+
+    /// Puts into the head what the connection's endpoint is told.
+    fn prepare(&mut self, host: &Host, lease: &Lease) {
+        let named = self.named(host);
+        let head = &mut *self.head;
+        if head.uri.authority().is_some() {
+            let path = head.uri.path_and_query().cloned();
+            head.uri = Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+        }
+        let host = named.as_ref().unwrap_or(&head.host);
+        if head.headers.get(HOST) != Some(host) {
+            head.headers.insert(HOST, host.clone());
+        }
+        self.tell(lease);
+    }
+
+    /// Headers of one try.
+    fn tell(&mut self, lease: &Lease) {
+        let headers = &mut self.head.headers;
+        if self.count_header {
+            let attempt = self.exchange.facts.borrow().attempts;
+            headers.insert(ATTEMPT_COUNT, HeaderValue::from(attempt));
+        }
+        if let Some(telemetry) = &self.exchange.http.telemetry
+            && !telemetry.destination
+        {
+            let parties = &self.exchange.conn.worker.parties;
+            match lease.facts.tls.is_some() {
+                true => parties.introduce(headers),
+                // What an earlier try told another endpoint.
+                false if self.exchange.facts.borrow().attempts > 1 => parties.forget(headers),
+                false => {}
+            }
+        }
+    }
+
+    /// The endpoint's own name, where requests go by that.
+    fn named(&self, host: &Host) -> Option<HeaderValue> {
+        let name = self.auto_host.then_some(host.hostname.as_deref()).flatten()?;
+        HeaderValue::from_str(name).ok()
+    }
+
     /// The gRPC status in the response's headers.
     fn grpc_status(&self) -> Option<u32> {
         let answer = self.answer.as_ref().filter(|answer| answer.marks.has(HeaderMarks::GRPC_STATUS))?;
@@ -642,33 +707,39 @@ impl Tries<'_> {
         self.upgrade.is_none() && retry::is_idempotent(&self.head.method) && self.payload.can_repeat()
     }
 
-    /// The request for one try. `keep`: the head must stay for another.
-    fn build(&mut self, host: &Host, lease: &Lease, keep: bool) -> Result<Request<ProxyBody>, UpstreamError> {
-        let Some(body) = self.payload.next() else {
-            return Err(UpstreamError { reason: Reason::LocalReset, retry: Retry::Pointless, detail: None });
+    /// The request for one try, or the one that came back from another connection.
+    fn request(
+        &mut self,
+        host: &Host,
+        lease: &Lease,
+        returned: Option<Box<Request<ProxyBody>>>,
+    ) -> Result<Request<ProxyBody>, UpstreamError> {
+        let named = self.named(host);
+        let mut request = match returned {
+            Some(request) => *request,
+            None => {
+                let keep = self.retries.is_possible() || (lease.reused && self.is_repeatable());
+                self.build(lease, keep)?
+            }
         };
+        let head = &*self.head;
+        address(&mut request, named.as_ref().unwrap_or(&head.host), head.scheme, lease.is_http2());
+        Ok(request)
+    }
+
+    /// `keep`: the head must stay for another try.
+    fn build(&mut self, lease: &Lease, keep: bool) -> Result<Request<ProxyBody>, UpstreamError> {
+        let Some(body) = self.payload.next() else { return Err(NOTHING_TO_SEND) };
+        self.tell(lease);
         let head = &mut *self.head;
         let mut request = Request::new(body);
         *request.method_mut() = head.method.clone();
         *request.uri_mut() = head.uri.clone();
         *request.headers_mut() = if keep { head.headers.clone() } else { std::mem::take(&mut head.headers) };
-        if self.count_header {
-            let attempt = self.exchange.facts.borrow().attempts;
-            request.headers_mut().insert(ATTEMPT_COUNT, HeaderValue::from(attempt));
-        }
-        if let Some(telemetry) = &self.exchange.http.telemetry
-            && !telemetry.destination
-            && lease.facts.tls.is_some()
-        {
-            self.exchange.conn.worker.parties.introduce(request.headers_mut());
-        }
-        let named = self.auto_host.then_some(host.hostname.as_deref()).flatten();
-        let named = named.and_then(|name| HeaderValue::from_str(name).ok());
         if let Some(upgrade) = self.upgrade {
             request.headers_mut().remove(CONTENT_LENGTH);
             upgrade.ask_endpoint(&mut request, lease.is_http2());
         }
-        address(&mut request, named.as_ref().unwrap_or(&head.host), head.scheme, lease.is_http2());
         Ok(request)
     }
 }

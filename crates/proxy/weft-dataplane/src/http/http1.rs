@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use weft_codec::h1::encode::{self, Asked, Sending};
 use weft_codec::h1::{HeadLimits, Outgoing, PumpError, RequestHead, SharedWire, Wire, WireBody, WireError, pool};
 use weft_codec::upgrade::Upgrading;
-use weft_codec::{Io, ProxyBody};
+use weft_codec::{HeaderMarks, Io, ProxyBody};
 
 /// How long, and how much, is read of a client that still sends after its last answer. Closing at once would destroy the
 /// answer on its way (RFC 9112 §9.6).
@@ -84,8 +84,9 @@ async fn one(connection: &Rc<HttpConnection>, wire: &SharedWire, head: RequestHe
         }
         false => (None, None),
     };
+    let marks = head.marks;
     let request = head.request.map(|()| ProxyBody::from(WireBody::new(wire)));
-    let Some(response) = answer(connection, wire, request, client).await else { return Ok(false) };
+    let Some(response) = answer(connection, wire, request, marks, client).await else { return Ok(false) };
     let (parts, body) = response.into_parts();
     let answered = {
         // The request's body is read by nobody any more: what has arrived of it is skipped, and if that was not all, no
@@ -122,10 +123,11 @@ async fn answer(
     connection: &Rc<HttpConnection>,
     wire: &SharedWire,
     request: Request<ProxyBody>,
+    marks: HeaderMarks,
     client: Option<Upgrading>,
 ) -> Option<Response<ProxyBody>> {
     // In a box, so that an idle connection does not hold the room for it.
-    let mut serving = Box::pin(serve::serve(connection.clone(), request, client));
+    let mut serving = Box::pin(serve::serve(connection.clone(), request, marks, client));
     poll_fn(|cx| {
         if connection.is_cut() {
             return Poll::Ready(None);

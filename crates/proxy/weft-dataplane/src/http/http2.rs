@@ -15,7 +15,7 @@ use std::task::{Context, Poll, ready};
 use tokio::sync::oneshot;
 use weft_codec::h2::{Outgoing, StreamBody, Tunnel, head};
 use weft_codec::upgrade::Upgrading;
-use weft_codec::{Io, ProxyBody};
+use weft_codec::{HeaderMarks, Io, ProxyBody};
 use weft_proxy_config::HttpLimits;
 
 /// Window of a stream at most, whatever the configuration says: an endpoint slower than its client fills it.
@@ -102,8 +102,9 @@ async fn stream(connection: Rc<HttpConnection>, request: Request<RecvStream>, mu
         }
         false => (ProxyBody::from(StreamBody::new(receive, &parts.headers)), None, None),
     };
+    let marks = HeaderMarks::of(&parts.headers);
     let request = Request::from_parts(parts, body);
-    let Some(response) = answer(connection, request, client, &mut respond).await else { return };
+    let Some(response) = answer(connection, request, marks, client, &mut respond).await else { return };
     let (mut parts, body) = response.into_parts();
     let is_tunnel = tunnel.is_some() && parts.status.is_success();
     let ended = !is_tunnel && body.is_end_stream();
@@ -130,10 +131,11 @@ async fn stream(connection: Rc<HttpConnection>, request: Request<RecvStream>, mu
 async fn answer(
     connection: Rc<HttpConnection>,
     request: Request<ProxyBody>,
+    marks: HeaderMarks,
     client: Option<Upgrading>,
     respond: &mut SendResponse<Bytes>,
 ) -> Option<Response<ProxyBody>> {
-    let mut serving = pin!(serve::serve(connection, request, client));
+    let mut serving = pin!(serve::serve(connection, request, marks, client));
     poll_fn(|cx| match serving.as_mut().poll(cx) {
         Poll::Ready(response) => Poll::Ready(Some(response)),
         Poll::Pending => respond.poll_reset(cx).map(|_| None),

@@ -21,18 +21,18 @@ use weft_route::{
     Action, ClusterChoice, DirectResponse, Forward, Redirect, Route, RouteTable, Routed, WeightedCluster,
 };
 
-/// Serves one request. Whatever happens, there is an answer. `client`: the HTTP/1 client's connection, when it asks for it to
-/// become something else.
+/// Serves one request, whose headers have `marks`. Whatever happens, there is an answer. `client`: the HTTP/1 client's connection,
+/// when it asks for it to become something else.
 pub(crate) async fn serve(
     conn: Rc<HttpConnection>,
     request: Request<ProxyBody>,
+    marks: HeaderMarks,
     client: Option<Upgrading>,
 ) -> Response<ProxyBody> {
     let Some(http) = conn.slot.current().http.clone() else {
         return LocalReply::new(Reason::NoRoute).into_response(false);
     };
     let exchange = Exchange::begin(&conn, http);
-    let marks = HeaderMarks::of(request.headers());
     if marks.has(HeaderMarks::CONTENT_TYPE) {
         exchange.facts.borrow_mut().is_grpc = grpc::is_grpc(request.headers());
     }
@@ -63,10 +63,13 @@ async fn handle(
         exchange.complete_request();
     }
     let mut head = intake::admit(exchange, parts, marks, has_body, upgrade)?;
-    if exchange.conn.is_misdirected(head.authority()) {
+    if exchange.conn.is_misdirected_to(&head.authority) {
         return Err(Box::new(LocalReply::new(Reason::Misdirected)));
     }
-    exchange.hold(demand::of_request(exchange, head.authority()).await?);
+    if exchange.conn.worker.asks.is_some() {
+        // In a box, so that other requests do not carry the room for it.
+        exchange.hold(Box::pin(demand::of_request(exchange, head.authority())).await?);
+    }
     let table = route_table(exchange);
     let mut marks = Marks::default();
     let mut next = 0;
