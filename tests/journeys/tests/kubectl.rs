@@ -218,6 +218,7 @@ fn into_pods(kubectl: &Kubectl, space: &str) -> Result<()> {
         }
         drop(forwarding);
     }
+    taken(kubectl, space)?;
     let name = running(kubectl, space)?;
     let copy = kubectl.folder().join("hosts");
     kubectl.run(&["cp", "-n", space, &format!("{name}:/etc/hosts"), &copy.to_string_lossy()])?;
@@ -232,6 +233,24 @@ fn into_pods(kubectl: &Kubectl, space: &str) -> Result<()> {
         "job.batch/once condition met",
     )?;
     kubectl.says(&format!("logs job/once -n {space}"), "done")?;
+    Ok(())
+}
+
+/// What the processes of pods take: those of a container, and of the node all together.
+fn taken(kubectl: &Kubectl, space: &str) -> Result<()> {
+    let rows = kubectl.run(&["top", "pods", "-n", space, "-l", "app=web", "--containers", "--no-headers"])?;
+    ensure!(!rows.trim().is_empty(), "nothing runs");
+    for row in rows.lines() {
+        let fields: Vec<&str> = row.split_whitespace().collect();
+        let [pod, "web", processor, memory] = fields[..] else { anyhow::bail!("{row}") };
+        let number = |text: &str, unit: &str| text.strip_suffix(unit).and_then(|n| n.parse::<u64>().ok());
+        ensure!(pod.starts_with("web-") && number(processor, "m").is_some() && number(memory, "Mi").is_some(), "{row}");
+    }
+    let row = kubectl.run(&["top", "nodes", "--no-headers"])?;
+    let fields: Vec<&str> = row.split_whitespace().collect();
+    let memory = fields.get(3).and_then(|text| text.strip_suffix("Mi")?.parse::<u64>().ok());
+    // The control plane alone takes more than that.
+    ensure!(fields.len() == 5 && memory.is_some_and(|memory| memory > 5) && fields[4].ends_with('%'), "{row}");
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use crate::connect::connect;
 use crate::install::apply::{rolled_out, send};
 use crate::install::cluster::FINALIZER;
 use crate::install::operator::definition;
-use crate::install::reconcile::{self, Reconciler};
+use crate::install::reconcile;
 use crate::install::{Operator, Settings, cluster};
 use crate::output;
 use anyhow::{Context, bail};
@@ -13,7 +13,7 @@ use serde_json::Value;
 use std::process::ExitCode;
 use std::time::Duration;
 use weft_k8s_api::{Object, ObjectKey, yaml};
-use weft_store::ApiClient;
+use weft_store::{ApiClient, Leadership, LeaseOptions};
 
 /// What to do with operators.
 #[derive(Debug, clap::Subcommand)]
@@ -64,7 +64,16 @@ pub struct Server {
     /// Namespaces whose objects it acts on
     #[arg(long, value_name = "NS,…", value_delimiter = ',')]
     watched_namespaces: Vec<String>,
+    /// Namespace of the Lease by which replicas agree on who acts: the operator's own
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NS", default_value = "istio-operator")]
+    namespace: String,
+    /// Its name in the Lease
+    #[arg(long, env = "POD_NAME", value_name = "NAME", default_value = "operator")]
+    pod_name: String,
 }
+
+/// Time after which another replica takes over from one that says nothing.
+const LEASE: Duration = Duration::from_secs(15);
 
 pub async fn run(action: Action, connection: Connection) -> anyhow::Result<ExitCode> {
     match action {
@@ -149,14 +158,19 @@ async fn serve(args: Server) -> anyhow::Result<ExitCode> {
         Err(_) => ApiClient::infer().await.context("connection to the API server")?,
     };
     tracing::info!("operator of revision {:?} for {}", args.revision, args.watched_namespaces.join(", "));
-    let reconciler = Reconciler::new(client, args.revision, args.watched_namespaces);
-    tokio::select! {
-        never = reconciler.run() => never,
-        stop = weft_runtime::signal::stop() => {
-            stop.context("signals")?;
-            Ok(ExitCode::SUCCESS)
-        }
-    }
+    let lease = LeaseOptions {
+        namespace: args.namespace,
+        name: reconcile::lease_name(&args.revision),
+        identity: LeaseOptions::identity_of(&args.pod_name),
+        duration: LEASE,
+    };
+    let leadership = Leadership::start(&client, lease);
+    let stopped = tokio::select! {
+        () = reconcile::lead(&client, &leadership, &args.revision, &args.watched_namespaces) => Ok(()),
+        stop = weft_runtime::signal::stop() => stop.map(drop).context("signals"),
+    };
+    leadership.release().await;
+    stopped.map(|()| ExitCode::SUCCESS)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use crate::commands::install::confirmed;
 use crate::connect::connect;
 use crate::install::apply::send;
 use crate::install::cluster::{self, REVISION, revision_of};
+use crate::install::settings::is_revision;
 use crate::install::tags::{self, LABEL};
 use crate::install::webhooks::DEFAULT_VALIDATOR;
 use crate::output::{self, Table};
@@ -71,11 +72,7 @@ pub async fn run(action: Action, connection: Connection) -> anyhow::Result<ExitC
 }
 
 async fn wanted(client: &ApiClient, args: &Set) -> anyhow::Result<Vec<Value>> {
-    let is_label = |text: &str| {
-        let plain = text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
-        !text.is_empty() && text.len() <= 63 && plain && !text.starts_with('-') && !text.ends_with('-')
-    };
-    if !is_label(&args.tag) {
+    if !is_revision(&args.tag) {
         bail!("tag {:?}: use lower-case letters, digits and dashes, such as prod-stable", args.tag);
     }
     let injectors = tags::configurations(client, &format!("{REVISION},!{LABEL}")).await?;
@@ -153,10 +150,7 @@ async fn remove(client: &ApiClient, args: &Remove) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::FAILURE);
         }
     }
-    if let Some(validator) = tags::former_validator(client, &found).await? {
-        found.retain(|(_, object)| object.name() != DEFAULT_VALIDATOR);
-        send(client, &validator, false).await?;
-    }
+    tags::hand_on_validator(client, &mut found, false).await?;
     cluster::remove(client, &found, false, |_| Ok(())).await?;
     output::line(format!("Revision tag {} removed", args.tag))?;
     Ok(ExitCode::SUCCESS)

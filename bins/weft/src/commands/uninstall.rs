@@ -4,10 +4,9 @@ use crate::cli::Connection;
 use crate::commands::install::confirmed;
 use crate::commands::proxy_status;
 use crate::connect::connect;
-use crate::install::apply::{send, shown};
+use crate::install::apply::shown;
 use crate::install::cluster::{self, Found, MANAGED, Owner};
 use crate::install::operator::Source;
-use crate::install::webhooks::DEFAULT_VALIDATOR;
 use crate::install::{self, Operator, Settings, tags};
 use crate::output;
 use crate::target::known;
@@ -86,11 +85,8 @@ async fn carry_out(client: &ApiClient, plan: &Plan, dry_run: bool) -> anyhow::Re
             cluster::forget(client, &key.namespace, &key.name).await?;
         }
     }
-    let (mut found, former) = (plan.found.clone(), tags::former_validator(client, &plan.found).await?);
-    if let Some(validator) = former {
-        found.retain(|(_, object)| object.name() != DEFAULT_VALIDATOR);
-        send(client, &validator, dry_run).await?;
-    }
+    let mut found = plan.found.clone();
+    tags::hand_on_validator(client, &mut found, dry_run).await?;
     let told = |object: &Object| output::line(format!("  Removed {}.", shown(object)));
     cluster::remove(client, &found, dry_run, told).await
 }
@@ -312,24 +308,12 @@ mod tests {
     async fn the_mesh_that_stays_has_the_validator() {
         let server = Server::start().await;
         for namespace in ["istio-system", "mesh2"] {
-            let operator = Operator::merge(&[], &[format!("namespace={namespace}")], None).unwrap();
-            let settings = Settings::new(&operator).unwrap();
-            let owner = Owner::new(&operator, &settings);
-            for object in install::objects(&settings).unwrap() {
-                if object["kind"].as_str().unwrap().ends_with("WebhookConfiguration") {
-                    send(&server.client, &owner.mark(object, "Pilot").unwrap(), false).await.unwrap();
-                }
-            }
+            server.webhooks(namespace, "installed-state").await;
         }
-        for (namespace, wanted) in [("mesh2", Some("istio-system")), ("istio-system", None)] {
+        for (namespace, wanted) in [("mesh2", (2, Some("istio-system".into()))), ("istio-system", (0, None))] {
             let plan = of_revision(&server.client, "default", Some(namespace)).await.unwrap();
             carry_out(&server.client, &plan, false).await.unwrap();
-            let kind = known("ValidatingWebhookConfiguration").unwrap();
-            let left = server.client.list(kind, None, &ListOptions::default()).await.unwrap().items;
-            let default = left.iter().find(|object| object.name() == DEFAULT_VALIDATOR);
-            let leads = |object: &Object| object.body["webhooks"][0]["clientConfig"]["service"]["namespace"].clone();
-            assert_eq!(default.map(leads), wanted.map(Value::from), "{namespace} is gone");
-            assert_eq!(left.len(), if wanted.is_some() { 2 } else { 0 });
+            assert_eq!(server.validators().await, wanted, "{namespace} is gone");
         }
     }
 

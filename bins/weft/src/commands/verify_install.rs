@@ -10,7 +10,6 @@ use anyhow::{Context, bail};
 use serde_json::Value;
 use std::process::ExitCode;
 use weft_k8s_api::Object;
-use weft_k8s_api::kinds::by_kind;
 use weft_store::ApiClient;
 
 /// Check that everything of an installation is there and runs: of the one that was kept, or of one that is said.
@@ -78,8 +77,8 @@ fn shown(object: &Value) -> String {
 /// What is wrong with one object on the cluster.
 async fn check(client: &ApiClient, wanted: &Value) -> anyhow::Result<Option<String>> {
     let wanted: Object = serde_json::from_value(wanted.clone()).context("an object of the installation")?;
-    let kind =
-        by_kind(wanted.group(), &wanted.kind).with_context(|| format!("{}: the kind is not known", wanted.key()))?;
+    let kind = cluster::kind_of(wanted.group(), &wanted.kind)
+        .with_context(|| format!("{}: the kind is not known", wanted.key()))?;
     let found = match client.get(kind, wanted.namespace(), wanted.name()).await {
         Ok(found) => found,
         Err(error) if error.is_not_found() => return Ok(Some("is not there".into())),

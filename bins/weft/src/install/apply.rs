@@ -2,9 +2,10 @@
 //! installation of the same owner had and this one has not goes; then what was installed is kept.
 
 use super::cluster::{self, Owner};
+use super::cni::NETWORK;
 use super::operator::{self, KIND, Operator};
 use super::settings::Settings;
-use super::{Component, components};
+use super::{Component, components, tags};
 use crate::output;
 use crate::target::{is_ready, known, pods};
 use anyhow::{Context, bail};
@@ -12,7 +13,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use weft_k8s_api::Object;
-use weft_k8s_api::kinds::{KindInfo, by_kind};
+use weft_k8s_api::kinds::KindInfo;
 use weft_store::client::WriteOptions;
 use weft_store::{ApiClient, ClientError};
 
@@ -111,19 +112,54 @@ async fn namespaces(
 /// # Errors
 /// The server's words.
 pub async fn send(client: &ApiClient, object: &Object, dry_run: bool) -> anyhow::Result<()> {
-    let kind = by_kind(object.group(), &object.kind);
+    let kind = cluster::kind_of(object.group(), &object.kind);
     let kind = kind.with_context(|| format!("{}: the kind is not known", object.key()))?;
+    let closed = closed(client, kind, object).await?;
+    let object = closed.as_ref().unwrap_or(object);
     match client.server_side_apply(kind, object, MANAGER, dry_run).await {
         Ok(written) => {
             written.warnings.iter().for_each(|warning| output::warn(format!("{}: {warning}", object.key())));
             Ok(())
         }
         Err(error) => {
-            let immutable = error.to_string().contains("immutable");
-            let hint = if immutable { "; what it says there never changes: delete the object first" } else { "" };
+            let hint = match &error {
+                ClientError::NoSuchKind(_) | ClientError::NotFound(_) if kind.group == NETWORK.group => {
+                    "; the cluster has no Multus: install it first, or leave out values.cni.provider=multus"
+                }
+                error if error.to_string().contains("immutable") => {
+                    "; what it says there never changes: delete the object first"
+                }
+                _ => "",
+            };
             bail!("{}: {error}{hint}", object.key())
         }
     }
+}
+
+/// A validator as it is to be applied when its control plane has closed it (`failurePolicy: Fail`, with its certificate): it stays
+/// closed, or objects would get past it until the control plane looks again.
+async fn closed(client: &ApiClient, kind: &KindInfo, object: &Object) -> anyhow::Result<Option<Object>> {
+    if kind.kind != "ValidatingWebhookConfiguration" {
+        return Ok(None);
+    }
+    let before = match client.get(kind, "", object.name()).await {
+        Ok(before) => before,
+        Err(error) if error.is_not_found() => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", object.key())),
+    };
+    let known = before.body.get("webhooks").and_then(Value::as_array).cloned().unwrap_or_default();
+    let mut object = object.clone();
+    for hook in object.body.get_mut("webhooks").and_then(Value::as_array_mut).into_iter().flatten() {
+        // One that is to lead elsewhere waits for that control plane.
+        let same = |old: &&Value| {
+            old["name"] == hook["name"] && old["clientConfig"]["service"] == hook["clientConfig"]["service"]
+        };
+        let Some(old) = known.iter().find(same) else { continue };
+        if old["failurePolicy"] == "Fail" && old["clientConfig"]["caBundle"].as_str().is_some_and(|b| !b.is_empty()) {
+            hook["failurePolicy"] = "Fail".into();
+        }
+    }
+    Ok(Some(object))
 }
 
 /// Waits for the Deployments among the objects, and for the injector's webhook to be trusted.
@@ -249,6 +285,7 @@ pub(super) async fn prune(
 ) -> anyhow::Result<()> {
     let mut found = cluster::find(client, &owner.selector()).await?;
     found.retain(|(_, object)| !kept.contains(&object.key()));
+    tags::hand_on_validator(client, &mut found, dry_run).await?;
     cluster::remove(client, &found, dry_run, |object| {
         output::note_plain(format!("- Pruning removed resources: {}", shown(object)));
         Ok(())
@@ -309,6 +346,57 @@ mod tests {
         server.owned("mesh2", "by-kubectl", None).await;
         prune(&server.client, &me, &BTreeSet::new(), false).await.unwrap();
         assert_eq!(server.names().await, ["istio-system/first-mesh", "mesh2/by-kubectl", "mesh2/other"]);
+    }
+
+    #[tokio::test]
+    async fn a_network_for_multus_where_there_is_none() {
+        let server = crate::install::testing::Server::start().await;
+        let value = json!({"apiVersion": "k8s.cni.cncf.io/v1", "kind": NETWORK.kind,
+                           "metadata": {"name": "istio-cni", "namespace": "default"}});
+        let object: Object = serde_json::from_value(value).unwrap();
+        let error = send(&server.client, &object, false).await.unwrap_err().to_string();
+        assert!(error.contains("default/istio-cni") && error.contains("the cluster has no Multus"), "{error}");
+        // As Multus defines it.
+        let schema = json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {"config": {"type": "string"}}}}});
+        let names = json!({"kind": NETWORK.kind, "plural": NETWORK.plural, "singular": NETWORK.singular, "shortNames": NETWORK.short});
+        server
+            .create(json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": {"name": format!("{}.{}", NETWORK.plural, NETWORK.group)},
+            "spec": {"group": NETWORK.group, "scope": "Namespaced", "names": names, "versions": [
+                {"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema}}]}}))
+            .await;
+        let start = Instant::now();
+        while let Err(error) = send(&server.client, &object, false).await {
+            assert!(start.elapsed() < Duration::from_secs(20), "{error}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let found = cluster::find_named(&server.client, &[object.to_value()], "default", None).await.unwrap();
+        cluster::remove(&server.client, &found, false, |_| Ok(())).await.unwrap();
+        assert!(server.client.get(&NETWORK, "default", "istio-cni").await.is_err_and(|error| error.is_not_found()));
+    }
+
+    #[tokio::test]
+    async fn a_closed_validator_stays_closed() {
+        let server = crate::install::testing::Server::start().await;
+        let kind = known("ValidatingWebhookConfiguration").unwrap();
+        let name = crate::install::webhooks::DEFAULT_VALIDATOR;
+        let policy = async || {
+            let found = server.client.get(kind, "", name).await.unwrap();
+            found.body["webhooks"][0]["failurePolicy"].as_str().unwrap_or_default().to_string()
+        };
+        server.webhooks("istio-system", "first").await;
+        assert_eq!(policy().await, "Ignore", "until the control plane answers");
+        // As the control plane writes it.
+        let mut object = server.client.get(kind, "", name).await.unwrap();
+        let hook = &mut object.body["webhooks"][0];
+        hook["failurePolicy"] = "Fail".into();
+        hook["clientConfig"]["caBundle"] = "cm9vdHM=".into();
+        server.client.replace(&object, &WriteOptions::default()).await.unwrap();
+        server.webhooks("istio-system", "first").await;
+        assert_eq!(policy().await, "Fail");
+        // Another control plane takes it, which may not answer yet.
+        server.webhooks("mesh2", "second").await;
+        assert_eq!(policy().await, "Ignore");
     }
 
     #[test]

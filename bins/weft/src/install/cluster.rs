@@ -3,6 +3,7 @@
 //! Source: Istio's "Managing Gateways with Multiple Revisions": objects belong to the IstioOperator (its name and namespace) and
 //! the revision on their labels, and an installation touches no others.
 
+use super::cni::NETWORK;
 use super::operator::{KIND, Operator, UNNAMED};
 use super::settings::Settings;
 use crate::target::known;
@@ -33,12 +34,13 @@ const COMPONENT: &str = "operator.istio.io/component";
 pub const MANAGED: &str = "operator.istio.io/managed=Reconcile";
 /// Kinds of which an installation has objects, in the order in which they go: first what would hold up others. Definitions are
 /// not among them: with them all configuration goes.
-const KINDS: [(&str, &str); 14] = [
+const KINDS: [(&str, &str); 15] = [
     ("admissionregistration.k8s.io", "MutatingWebhookConfiguration"),
     ("admissionregistration.k8s.io", "ValidatingWebhookConfiguration"),
     ("autoscaling", "HorizontalPodAutoscaler"),
     ("apps", "Deployment"),
     ("apps", "DaemonSet"),
+    ("k8s.cni.cncf.io", "NetworkAttachmentDefinition"),
     ("policy", "PodDisruptionBudget"),
     ("", "Service"),
     ("discovery.k8s.io", "EndpointSlice"),
@@ -132,6 +134,11 @@ fn is_free(object: &Object) -> bool {
     object.label(OWNER).is_none() && object.label("app.kubernetes.io/managed-by") != Some("Helm")
 }
 
+/// The kind of an object of an installation: one that the mesh knows, or another's that it has objects of.
+pub fn kind_of(group: &str, kind: &str) -> Option<&'static KindInfo> {
+    by_kind(group, kind).or_else(|| (group == NETWORK.group && kind == NETWORK.kind).then_some(&NETWORK))
+}
+
 /// An object of a cluster and its kind.
 pub type Found = (&'static KindInfo, Object);
 
@@ -142,7 +149,7 @@ pub type Found = (&'static KindInfo, Object);
 pub async fn find(client: &ApiClient, selector: &str) -> anyhow::Result<Vec<Found>> {
     let mut found = Vec::new();
     for (group, kind) in KINDS {
-        let Some(kind) = by_kind(group, kind) else { continue };
+        let Some(kind) = kind_of(group, kind) else { continue };
         let options = ListOptions { labels: Some(selector.to_string()), ..ListOptions::default() };
         match client.list(kind, None, &options).await {
             Ok(list) => found.extend(list.items.into_iter().filter(|o| !is_made(o)).map(|object| (kind, object))),
@@ -176,7 +183,7 @@ pub async fn find_named(
     };
     let mut found = Vec::new();
     for (group, kind) in KINDS {
-        let Some(kind) = by_kind(group, kind) else { continue };
+        let Some(kind) = kind_of(group, kind) else { continue };
         for object in objects.iter().filter(|object| object["kind"] == kind.kind) {
             let word = |value: &Value| value.as_str().unwrap_or_default().to_string();
             let (namespace, name) = (word(&object["metadata"]["namespace"]), word(&object["metadata"]["name"]));

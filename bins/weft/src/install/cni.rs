@@ -5,7 +5,21 @@
 
 use super::Settings;
 use serde_json::{Map, Value, json};
+use weft_k8s_api::kinds::KindInfo;
 
+/// Multus' kind for a network that pods name beside the cluster's. It is not among the mesh's kinds: who has Multus has it.
+pub static NETWORK: KindInfo = KindInfo {
+    group: "k8s.cni.cncf.io",
+    versions: &["v1"],
+    kind: "NetworkAttachmentDefinition",
+    plural: "network-attachment-definitions",
+    singular: "network-attachment-definition",
+    short: &["net-attach-def"],
+    namespaced: true,
+    categories: &[],
+};
+/// The network that injected pods name, `default/istio-cni`: the name that the plugin's file has.
+const NETWORK_NAME: &str = "istio-cni";
 const NAME: &str = "istio-cni-node";
 const ACCOUNT: &str = "istio-cni";
 
@@ -26,14 +40,29 @@ pub(super) fn objects(settings: &Settings) -> Vec<Value> {
     }
     let mut account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(ACCOUNT)});
     settings.pull_secrets(&mut account);
-    vec![
+    let mut rules = vec![json!({"apiGroups": [""], "resources": ["pods"], "verbs": verbs})];
+    if is_openshift(settings) {
+        // Its folders of the node are closed to accounts that may not use this.
+        rules.push(json!({"apiGroups": ["security.openshift.io"], "resources": ["securitycontextconstraints"],
+                          "resourceNames": ["privileged"], "verbs": ["use"]}));
+    }
+    let mut all = vec![
         account,
-        json!({"apiVersion": format!("{rbac}/v1"), "kind": "ClusterRole", "metadata": cluster(ACCOUNT),
-               "rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": verbs}]}),
+        json!({"apiVersion": format!("{rbac}/v1"), "kind": "ClusterRole", "metadata": cluster(ACCOUNT), "rules": rules}),
         json!({"apiVersion": format!("{rbac}/v1"), "kind": "ClusterRoleBinding", "metadata": cluster(ACCOUNT),
                "roleRef": reference, "subjects": subjects}),
         json!({"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": metadata(NAME), "spec": daemon(settings, own, values)}),
-    ]
+    ];
+    if settings.values.text("pilot.cni.provider") == "multus" {
+        // Without a configuration of its own: Multus takes the plugin's file, which has this name.
+        all.push(json!({"apiVersion": "k8s.cni.cncf.io/v1", "kind": NETWORK.kind,
+                        "metadata": {"name": NETWORK_NAME, "namespace": "default", "labels": labels()}}));
+    }
+    all
+}
+
+fn is_openshift(settings: &Settings) -> bool {
+    settings.values.text("global.platform") == "openshift"
 }
 
 fn labels() -> Value {
@@ -100,7 +129,7 @@ fn container(settings: &Settings, own: &Value, values: &Value) -> Value {
     env.insert("EXCLUDE_NAMESPACES".into(), excluded.join(",").into());
     let mut env: Vec<Value> = env.into_iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
     env.push(json!({"name": "KUBERNETES_NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}));
-    json!({
+    let mut container = json!({
         "name": "install-cni",
         "image": super::settings::image_of(&settings.values, values["image"].as_str().unwrap_or("weft-cni"), [own, values]),
         "args": ["install"],
@@ -112,7 +141,12 @@ fn container(settings: &Settings, own: &Value, values: &Value) -> Value {
                             "capabilities": {"drop": ["ALL"], "add": ["DAC_OVERRIDE"]}},
         "volumeMounts": [{"name": "cni-bin-dir", "mountPath": "/host/opt/cni/bin"},
                          {"name": "cni-net-dir", "mountPath": "/host/etc/cni/net.d"}],
-    })
+    });
+    if is_openshift(settings) {
+        // SELinux lets no other container write there.
+        container["securityContext"]["seLinuxOptions"] = json!({"type": "spc_t"});
+    }
+    container
 }
 
 #[cfg(test)]
@@ -164,6 +198,40 @@ mod tests {
         let sets = ["profile=empty", "components.cni.enabled=true", "values.cni.chained=false"];
         let daemon = made(&sets).unwrap().into_iter().find(|object| object["kind"] == "DaemonSet").unwrap().to_string();
         assert!(daemon.contains(r#""CHAINED_CNI_PLUGIN","value":"false""#), "{daemon}");
+    }
+
+    #[test]
+    fn a_network_for_multus() {
+        let network = |sets: &[&str]| made(sets).unwrap().into_iter().find(|object| object["kind"] == NETWORK.kind);
+        assert!(network(&["components.cni.enabled=true"]).is_none());
+        for sets in [
+            &["profile=openshift"][..],
+            &["components.cni.enabled=true", "values.cni.provider=multus"],
+            &["components.cni.enabled=true", "values.pilot.cni.provider=multus"],
+        ] {
+            let found = network(sets).unwrap_or_else(|| panic!("{sets:?}"));
+            assert_eq!(
+                (&found["metadata"]["namespace"], &found["metadata"]["name"]),
+                (&json!("default"), &json!("istio-cni"))
+            );
+        }
+        let all = made(&["profile=openshift"]).unwrap();
+        let text =
+            |kind: &str| all.iter().filter(|object| object["kind"] == kind).map(Value::to_string).collect::<String>();
+        let daemon = text("DaemonSet");
+        for part in [
+            "/var/lib/cni/bin",
+            "/etc/cni/multus/net.d",
+            r#""CNI_CONF_NAME","value":"istio-cni.conf""#,
+            "spc_t",
+            r#""CHAINED_CNI_PLUGIN","value":"false""#,
+            r#""namespace":"kube-system""#,
+        ] {
+            assert!(daemon.contains(part), "{part}: {daemon}");
+        }
+        assert!(text("ClusterRole").contains("securitycontextconstraints"));
+        let map = text("ConfigMap");
+        assert!(map.contains(r#"\"provider\": \"multus\""#), "{map}");
     }
 
     #[test]

@@ -39,7 +39,15 @@ pub fn read(name: &str, folder: Option<&Path>) -> anyhow::Result<Value> {
 fn check(folder: &Path) -> anyhow::Result<()> {
     let shown = folder.display();
     if folder.to_string_lossy().contains("://") {
-        bail!("--manifests {shown} is a URL; it must be a folder of this machine: fetch and unpack it first");
+        bail!(
+            "--manifests {shown} is a URL; it must be a folder of this machine. Fetch it, look at it, name the folder: mkdir charts && \
+             curl -sSfL {shown} | tar -xz -C charts"
+        );
+    }
+    if folder.is_file() {
+        bail!(
+            "--manifests {shown} is a file; it must be a folder. Unpack it first: mkdir charts && tar -xzf {shown} -C charts"
+        );
     }
     if !folder.join("profiles").is_dir() {
         bail!("--manifests {shown}: there is no folder {shown}/profiles; name the one that profiles/NAME.yaml is in");
@@ -139,7 +147,11 @@ mod tests {
         assert!(format!("{:#}", read("bad", Some(folder.path())).unwrap_err()).contains("profile bad: tagg"));
         for (folder, said) in [
             ("/nonexistent", "/nonexistent/profiles; name the one"),
-            ("https://github.com/istio/istio/releases/x.tar.gz", "is a URL"),
+            (
+                "https://github.com/istio/istio/releases/x.tar.gz",
+                "curl -sSfL https://github.com/istio/istio/releases/x.tar.gz | tar",
+            ),
+            (folder.path().join("profiles/bad.yaml").to_str().unwrap(), "bad.yaml is a file; it must be a folder"),
             (folder.path().join("profiles").to_str().unwrap(), "profiles/profiles"),
         ] {
             let folder = Some(Path::new(folder));

@@ -1,5 +1,6 @@
 //! The operator: keeps the cluster as the IstioOperator objects in it say. One look at all of them after the other; an object
-//! that changed is installed, one that is deleted is uninstalled before its finalizer lets it go.
+//! that changed is installed, one that is deleted is uninstalled before its finalizer lets it go. Of several replicas the one
+//! that holds the Lease does so.
 //!
 //! Source: Istio's "Managing Gateways with Multiple Revisions", operator: an operator of a revision acts on objects of that
 //! revision alone.
@@ -8,13 +9,14 @@ use super::apply::{How, install};
 use super::cluster::{self, FINALIZER, IGNORED, Owner};
 use super::operator::{KIND, Operator};
 use super::settings::Settings;
+use super::tags;
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use weft_k8s_api::Object;
 use weft_store::client::ListOptions;
-use weft_store::{ApiClient, ClientError};
+use weft_store::{ApiClient, ClientError, Leadership, while_leader};
 
 /// Pause between looks.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -44,7 +46,7 @@ impl Reconciler {
     }
 
     /// Goes on for ever.
-    pub async fn run(mut self) -> ! {
+    async fn run(mut self) {
         let mut said = String::new();
         loop {
             if let Err(error) = self.turn().await {
@@ -129,7 +131,8 @@ impl Reconciler {
             revision: cluster::asked_revision(object).into(),
             version: String::new(),
         };
-        let found = cluster::find(&self.client, &owner.selector()).await?;
+        let mut found = cluster::find(&self.client, &owner.selector()).await?;
+        tags::hand_on_validator(&self.client, &mut found, false).await?;
         cluster::remove(&self.client, &found, false, |object| {
             tracing::info!("removed {}", object.key());
             Ok(())
@@ -160,6 +163,21 @@ impl Reconciler {
             Err(error) if error.is_not_found() => Ok(()),
             Err(error) => Err(error).with_context(|| format!("cannot write the status of {}", object.key())),
         }
+    }
+}
+
+/// Acts on objects of a revision in some namespaces whenever this process holds the Lease: of several replicas one installs, and
+/// who loses the Lease stops in the middle, for another begins with what it finds.
+pub async fn lead(client: &ApiClient, leadership: &Leadership, revision: &str, namespaces: &[String]) {
+    let work = || Reconciler::new(client.clone(), revision.into(), namespaces.to_vec()).run();
+    while_leader(leadership.leader(), work).await;
+}
+
+/// Name of the Lease of a revision's operators.
+pub fn lease_name(revision: &str) -> String {
+    match revision {
+        "" | "default" => "istio-operator-leader".into(),
+        revision => format!("istio-operator-leader-{revision}"),
     }
 }
 
@@ -206,25 +224,34 @@ pub fn deployment(settings: &Settings, namespace: &str, watched: &str) -> Vec<Va
         arguments.extend(["--revision", &settings.revision]);
     }
     let image = settings.image("weft");
+    let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
     let container = json!({
         "name": "istio-operator", "image": image, "command": ["weft"], "args": arguments,
+        "env": [field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace")],
         "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}},
         "securityContext": {"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "runAsNonRoot": true,
                             "runAsUser": 1337, "runAsGroup": 1337, "capabilities": {"drop": ["ALL"]}},
     });
     let mut account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(true)});
     settings.pull_secrets(&mut account);
+    let subjects = json!([{"kind": "ServiceAccount", "name": name, "namespace": namespace}]);
     vec![
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": {"istio-injection": "disabled"}}}),
         account,
         json!({"apiVersion": format!("{rbac}/v1"), "kind": "ClusterRole", "metadata": metadata(false), "rules": rules()}),
         json!({"apiVersion": format!("{rbac}/v1"), "kind": "ClusterRoleBinding", "metadata": metadata(false),
                "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": name},
-               "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}]}),
+               "subjects": subjects}),
+        // Which of several replicas acts.
+        json!({"apiVersion": format!("{rbac}/v1"), "kind": "Role", "metadata": metadata(true), "rules": [
+            {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create"]},
+            {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "resourceNames": [lease_name(&settings.revision)],
+             "verbs": ["get", "update"]},
+        ]}),
+        json!({"apiVersion": format!("{rbac}/v1"), "kind": "RoleBinding", "metadata": metadata(true),
+               "roleRef": {"apiGroup": rbac, "kind": "Role", "name": name}, "subjects": subjects}),
         json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata(true), "spec": {
             "replicas": 1,
-            // Two of them would install twice at the same time.
-            "strategy": {"type": "Recreate"},
             "selector": {"matchLabels": {"name": "istio-operator", "istio.io/rev": settings.revision_label()}},
             "template": {"metadata": {"labels": labels}, "spec": {"serviceAccountName": name, "containers": [container]}},
         }}),
@@ -245,6 +272,7 @@ fn rules() -> Value {
         rule("autoscaling", &["horizontalpodautoscalers"], &all),
         rule("policy", &["poddisruptionbudgets"], &all),
         rule("discovery.k8s.io", &["endpointslices"], &all),
+        rule("k8s.cni.cncf.io", &["network-attachment-definitions"], &all),
         rule(
             "admissionregistration.k8s.io",
             &["mutatingwebhookconfigurations", "validatingwebhookconfigurations"],
@@ -264,6 +292,7 @@ fn rules() -> Value {
 mod tests {
     use super::*;
     use crate::install::testing::{STUCK, Server};
+    use weft_store::LeaseOptions;
     use weft_store::memory::DeleteOptions;
 
     fn object(spec: Value, annotations: Value, generation: i64) -> Object {
@@ -350,6 +379,59 @@ mod tests {
         assert_eq!(states().await, ["IstioOperator istio-system/installed-state-edge"]);
         let left = cluster::requests(&server.client, None).await.unwrap();
         assert_eq!(left.iter().map(Object::namespace).collect::<Vec<_>>(), ["istio-system"]);
+    }
+
+    #[tokio::test]
+    async fn the_mesh_that_stays_has_the_validator() {
+        let server = Server::start().await;
+        for (namespace, name) in [("istio-system", "first"), ("mesh2", "second")] {
+            server.request(namespace, name, json!({"profile": "minimal", "namespace": namespace}), &[FINALIZER]).await;
+            server.webhooks(namespace, name).await;
+        }
+        assert_eq!(server.validators().await, (3, Some("mesh2".into())));
+        server.client.delete(&KIND, "mesh2", "second", &DeleteOptions::default()).await.unwrap();
+        let mut reconciler = Reconciler::new(server.client.clone(), String::new(), vec!["mesh2".into()]);
+        reconciler.turn().await.unwrap();
+        assert_eq!(server.validators().await, (2, Some("istio-system".into())));
+    }
+
+    #[tokio::test]
+    async fn one_of_two_replicas_acts() {
+        let server = Server::start().await;
+        let mut replicas = Vec::new();
+        for name in ["operator-0", "operator-1"] {
+            let options = LeaseOptions {
+                namespace: "istio-system".into(),
+                name: lease_name(""),
+                identity: name.into(),
+                duration: Duration::from_secs(2),
+            };
+            let client = server.client.clone();
+            let leadership = Leadership::start(&client, options);
+            let leads = leadership.leader();
+            let task = tokio::spawn(async move { lead(&client, &leadership, "", &["istio-system".into()]).await });
+            replicas.push((leads, task));
+        }
+        for (round, name) in ["first", "second"].into_iter().enumerate() {
+            server.request("istio-system", name, json!({"profile": "empty"}), &[]).await;
+            let begun = Instant::now();
+            loop {
+                let found = server.client.get(&KIND, "istio-system", name).await.unwrap();
+                if found.body.get("status").is_some_and(|status| status["status"] == "HEALTHY") {
+                    break;
+                }
+                assert!(begun.elapsed() < Duration::from_secs(60), "{name}: {:?}", found.body.get("status"));
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            let leaders = replicas.iter().filter(|(leads, _)| *leads.borrow()).count();
+            assert!(leaders <= 1, "{leaders} leaders");
+            if round == 0 {
+                // Whoever leads is gone without a word: the other takes over.
+                let at = replicas.iter().position(|(leads, _)| *leads.borrow()).unwrap_or(0);
+                let (_, task) = replicas.remove(at);
+                task.abort();
+            }
+        }
     }
 
     #[test]

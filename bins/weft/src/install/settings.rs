@@ -62,15 +62,17 @@ impl Settings {
     pub fn new(operator: &Operator) -> anyhow::Result<Self> {
         let all = &operator.spec;
         let said = [&all["revision"], &all["values"]["revision"]];
-        let revision = said.iter().find_map(|revision| revision.as_str().filter(|r| !r.is_empty())).unwrap_or_default();
+        let revision = said.iter().find_map(|revision| given(revision)).unwrap_or_default();
         let revision = if revision == "default" { "" } else { revision }.to_string();
-        if !revision.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-') {
-            bail!("revision {revision:?}: use lower-case letters, digits and dashes, such as 1-0-0 or canary");
+        if !revision.is_empty() && !is_revision(&revision) {
+            bail!(
+                "revision {revision:?}: use up to 63 lower-case letters, digits and, between them, dashes, such as 1-0-0 or canary"
+            );
         }
         let components = &all["components"];
         let on = |name: &str| components[name]["enabled"].as_bool().unwrap_or(false);
         let said = [&components["pilot"]["namespace"], &all["namespace"], &all["values"]["global"]["istioNamespace"]];
-        let namespace = said.iter().find_map(|n| n.as_str()).unwrap_or("istio-system").to_string();
+        let namespace = said.iter().find_map(|n| given(n)).unwrap_or("istio-system").to_string();
         let mut tree = all.clone();
         tree["revision"] = revision.clone().into();
         overlay(&mut tree["values"], &all["unvalidatedValues"], MAX_DEPTH);
@@ -85,7 +87,7 @@ impl Settings {
                 let name =
                     name.with_context(|| format!("{place}: the name is missing; each gateway of the list needs one"))?;
                 if one["enabled"].as_bool().unwrap_or(true) {
-                    let usual = all["namespace"].as_str().unwrap_or(&namespace);
+                    let usual = given(&all["namespace"]).unwrap_or(&namespace);
                     gateways.push(gateway(one, name, ingress, usual, place, &values));
                 }
             }
@@ -160,13 +162,24 @@ pub(super) fn image_of(values: &Values, name: &str, own: [&Value; 2]) -> String 
     }
     let part = |field: &str| {
         let own = own.iter().find_map(|from| match &from[field] {
-            Value::String(text) => Some(text.clone()),
+            Value::String(text) if !text.is_empty() => Some(text.clone()),
             Value::Number(number) => Some(number.to_string()),
             _ => None,
         });
         own.unwrap_or_else(|| values.text(&format!("global.{field}")))
     };
     format!("{}/{name}:{}", part("hub"), part("tag"))
+}
+
+/// A text that says something: as with the charts, an empty one says nothing.
+fn given(value: &Value) -> Option<&str> {
+    value.as_str().filter(|text| !text.is_empty())
+}
+
+/// Whether a text can be a revision or a tag: it becomes a label and a part of names.
+pub fn is_revision(text: &str) -> bool {
+    let plain = text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+    !text.is_empty() && text.len() <= 63 && plain && !text.starts_with('-') && !text.ends_with('-')
 }
 
 fn with_revision(name: &str, revision: &str) -> String {
@@ -215,7 +228,7 @@ fn gateway(one: &Value, name: &str, ingress: bool, namespace: &str, place: Strin
     let own_image = !one["hub"].is_null() || !one["tag"].is_null();
     Gateway {
         name: name.into(),
-        namespace: one["namespace"].as_str().unwrap_or(namespace).to_string(),
+        namespace: given(&one["namespace"]).unwrap_or(namespace).to_string(),
         labels,
         ingress,
         k8s: one["k8s"].clone(),
@@ -226,7 +239,35 @@ fn gateway(one: &Value, name: &str, ingress: bool, namespace: &str, place: Strin
 
 #[cfg(test)]
 mod tests {
-    use super::tag_of;
+    use super::*;
+
+    fn settings(sets: &[&str]) -> anyhow::Result<Settings> {
+        let sets: Vec<String> = sets.iter().map(|set| (*set).to_string()).collect();
+        Settings::new(&Operator::merge(&[], &sets, None)?)
+    }
+
+    #[test]
+    fn what_says_nothing() {
+        let plain = settings(&[]).unwrap();
+        let empty = settings(&["namespace=", "values.pilot.tag=", "values.pilot.hub=", "revision="]).unwrap();
+        assert_eq!((empty.namespace.as_str(), empty.revision.as_str()), ("istio-system", ""));
+        assert_eq!((empty.pilot_image(), &empty.gateways[0].namespace), (plain.pilot_image(), &empty.namespace));
+    }
+
+    #[test]
+    fn revisions() {
+        let long = "a".repeat(64);
+        for (revision, right) in [
+            ("1-8-0", true),
+            ("canary", true),
+            ("-canary", false),
+            ("canary-", false),
+            ("1.8.0", false),
+            (&long, false),
+        ] {
+            assert_eq!(settings(&[&format!("revision={revision}")]).is_ok(), right, "{revision}");
+        }
+    }
 
     #[test]
     fn tags_of_images() {

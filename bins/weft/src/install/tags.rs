@@ -2,6 +2,7 @@
 //!
 //! Source: Istio's "Canary Upgrades", stable revision labels. The charts' `revision-tags.yaml` makes the same objects.
 
+use super::apply::send;
 use super::cluster::{Found, REVISION};
 use super::webhooks::{DEFAULT_VALIDATOR, Injection, expression, validating_hook};
 use crate::target::known;
@@ -98,12 +99,21 @@ pub async fn configurations(client: &ApiClient, labels: &str) -> anyhow::Result<
     Ok(list.context("cannot list webhook configurations")?.items)
 }
 
-/// There is one validator of what names no revision, of whoever was the last to take it. Where it is among what goes: as a
-/// control plane without a revision that stays would have it; none where no such one validates.
+/// There is one validator of what names no revision, of whoever was the last to take it. Where it is among what goes, and a
+/// control plane without a revision stays that validates, it becomes that one's and does not go.
 ///
 /// # Errors
-/// As [`configurations`].
-pub async fn former_validator(client: &ApiClient, gone: &[Found]) -> anyhow::Result<Option<Object>> {
+/// As [`configurations`]; what the server refuses.
+pub async fn hand_on_validator(client: &ApiClient, gone: &mut Vec<Found>, dry_run: bool) -> anyhow::Result<()> {
+    if let Some(validator) = former_validator(client, gone).await? {
+        gone.retain(|(_, object)| object.name() != DEFAULT_VALIDATOR);
+        send(client, &validator, dry_run).await?;
+    }
+    Ok(())
+}
+
+/// As the control plane that stays would have it.
+async fn former_validator(client: &ApiClient, gone: &[Found]) -> anyhow::Result<Option<Object>> {
     if !gone.iter().any(|(_, object)| object.name() == DEFAULT_VALIDATOR) {
         return Ok(None);
     }
@@ -115,7 +125,11 @@ pub async fn former_validator(client: &ApiClient, gone: &[Found]) -> anyhow::Res
             continue;
         }
         let own = format!("istio-validator-{namespace}");
-        match client.get(known("ValidatingWebhookConfiguration")?, "", &own).await {
+        let kind = known("ValidatingWebhookConfiguration")?;
+        if goes(kind.kind, &own) {
+            continue;
+        }
+        match client.get(kind, "", &own).await {
             Ok(_) => return serde_json::from_value(validator(&injector)?).map(Some).context("the validator"),
             Err(error) if error.is_not_found() => {}
             Err(error) => return Err(error).with_context(|| format!("cannot read {own}")),

@@ -1,7 +1,10 @@
 //! An API server for the installer's tests, in this process. It has no controllers: nothing becomes ready.
 
-use super::cluster::{OWNER, OWNER_NAMESPACE, REVISION};
-use super::operator::{self, KIND};
+use super::apply::send;
+use super::cluster::{OWNER, OWNER_NAMESPACE, Owner, REVISION};
+use super::operator::{self, KIND, Operator};
+use super::settings::Settings;
+use super::webhooks::DEFAULT_VALIDATOR;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
@@ -84,6 +87,29 @@ impl Server {
         }
         let metadata = json!({"name": name, "namespace": namespace, "labels": labels});
         self.create(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata})).await;
+    }
+
+    /// Creates the webhook configurations of a control plane in a namespace, as the installer makes them for an owner there.
+    pub async fn webhooks(&self, namespace: &str, owner: &str) {
+        let mut operator = Operator::merge(&[], &[format!("namespace={namespace}")], None).unwrap();
+        operator.name = owner.into();
+        let settings = Settings::new(&operator).unwrap();
+        let owner = Owner::new(&operator, &settings);
+        for object in super::objects(&settings).unwrap() {
+            if object["kind"].as_str().unwrap().ends_with("WebhookConfiguration") {
+                send(&self.client, &owner.mark(object, "Pilot").unwrap(), false).await.unwrap();
+            }
+        }
+    }
+
+    /// How many validators there are, and the namespace that the one of what names no revision leads to.
+    pub async fn validators(&self) -> (usize, Option<String>) {
+        let kind =
+            weft_k8s_api::kinds::by_kind("admissionregistration.k8s.io", "ValidatingWebhookConfiguration").unwrap();
+        let all = self.client.list(kind, None, &ListOptions::default()).await.unwrap().items;
+        let default = all.iter().find(|object| object.name() == DEFAULT_VALIDATOR);
+        let leads = |object: &Object| object.body["webhooks"][0]["clientConfig"]["service"]["namespace"].to_string();
+        (all.len(), default.map(leads).map(|text| text.trim_matches('"').to_string()))
     }
 
     /// Names of the ConfigMaps that are there, with their namespaces, but for those that every namespace has.

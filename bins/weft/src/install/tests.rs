@@ -162,40 +162,9 @@ fn mesh_config_and_values_reach_their_config_maps() {
     assert!(deployment.contains("h.example/weftd:9"), "{deployment}");
 }
 
-const PATCH: &str = r#"
-apiVersion: install.istio.io/v1alpha1
-kind: IstioOperator
-spec:
-  profile: empty
-  hub: docker.io/istio
-  tag: 1.1.6
-  components:
-    pilot:
-      enabled: true
-      namespace: istio-control
-      k8s:
-        overlays:
-        - kind: Deployment
-          name: istiod
-          patches:
-          - {path: "spec.template.spec.containers.[name:discovery].args.[30m]", value: "60m"}
-          - {path: "spec.template.spec.containers.[name:discovery].ports.[containerPort:8080].containerPort", value: 1234}
-          - path: spec.template.spec.containers.[name:discovery].env.[name:POD_NAMESPACE].valueFrom
-            value: |
-              fieldRef:
-                apiVersion: v2
-                fieldPath: metadata.myPath
-          - {path: "spec.template.spec.containers.[name:discovery].env.[name:REVISION]"}
-          - path: spec.template.spec.containers.[name:discovery].securityContext
-        - kind: Service
-          name: istiod
-          patches:
-          - {path: "spec.ports.[name:https-dns].port", value: 11111}
-"#;
-
 #[test]
 fn the_documents_patch() {
-    let all = made_of(PATCH);
+    let all = made_of(include_str!("../../../../samples/operator/patched-pilot.yaml"));
     let deployment = find(&all, "Deployment", "istiod");
     assert_eq!(deployment["metadata"]["namespace"], "istio-control");
     let container = &deployment["spec"]["template"]["spec"]["containers"][0];

@@ -6,7 +6,7 @@
 
 use crate::client::{ApiClient, ClientError, WriteOptions};
 use serde_json::{Map, Value, json};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
@@ -27,6 +27,12 @@ pub struct LeaseOptions {
 }
 
 impl LeaseOptions {
+    /// Who a process is: its pod's name, and what tells it from one before it of the same name.
+    pub fn identity_of(pod_name: &str) -> String {
+        let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+        format!("{pod_name}_{:x}{:x}", started, std::process::id())
+    }
+
     /// The holder steps down when it could not renew for so long: two thirds of the duration.
     fn deadline(&self) -> Duration {
         self.duration * 2 / 3
@@ -85,6 +91,19 @@ impl Leadership {
 impl Drop for Leadership {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+/// Runs `work` whenever this process is leader, and drops it when it no longer is. Ends when `work` ends by itself.
+pub async fn while_leader<F: Future<Output = ()>>(mut leader: watch::Receiver<bool>, work: impl Fn() -> F) {
+    loop {
+        if leader.wait_for(|is| *is).await.is_err() {
+            return;
+        }
+        tokio::select! {
+            () = work() => return,
+            _ = leader.wait_for(|is| !*is) => {}
+        }
     }
 }
 
@@ -243,6 +262,44 @@ fn micro_time() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[tokio::test]
+    async fn works_only_while_leader() {
+        let (sender, leader) = watch::channel(false);
+        let (begun, mut begins) = watch::channel(0);
+        let running = Arc::new(AtomicUsize::new(0));
+        struct Count(Arc<AtomicUsize>);
+        impl Drop for Count {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+        let (now, begun) = (running.clone(), Arc::new(begun));
+        let task = tokio::spawn(while_leader(leader, move || {
+            let (now, begun) = (now.clone(), begun.clone());
+            async move {
+                now.fetch_add(1, Ordering::SeqCst);
+                let _count = Count(now);
+                begun.send_modify(|n| *n += 1);
+                std::future::pending::<()>().await;
+            }
+        }));
+        tokio::task::yield_now().await;
+        assert_eq!(running.load(Ordering::SeqCst), 0, "a follower does nothing");
+        for round in 1..=2 {
+            sender.send_replace(true);
+            begins.wait_for(|n| *n == round).await.unwrap();
+            assert_eq!(running.load(Ordering::SeqCst), 1);
+            sender.send_replace(false);
+            while running.load(Ordering::SeqCst) > 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        drop(sender);
+        task.await.unwrap();
+    }
 
     #[test]
     fn turns() {

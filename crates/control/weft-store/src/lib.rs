@@ -24,7 +24,7 @@ pub use cache::{Cache, Changes};
 pub use client::{ApiClient, ClientError};
 pub use durable::{Durable, DurableError};
 pub use error::StoreError;
-pub use lease::{Leadership, LeaseOptions};
+pub use lease::{Leadership, LeaseOptions, while_leader};
 pub use memory::{
     DeleteOptions, Deleted, ListQuery, MemoryStore, ObjectList, Preconditions, Propagation, StoreOptions,
 };

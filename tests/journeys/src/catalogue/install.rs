@@ -105,39 +105,6 @@ spec:
         debug: error
 "#;
 
-const PATCH: &str = r#"apiVersion: install.istio.io/v1alpha1
-kind: IstioOperator
-spec:
-  profile: empty
-  hub: docker.io/istio
-  tag: 1.1.6
-  components:
-    pilot:
-      enabled: true
-      namespace: istio-control
-      k8s:
-        overlays:
-        - kind: Deployment
-          name: istiod
-          patches:
-          - path: spec.template.spec.containers.[name:discovery].args.[30m]
-            value: "60m"
-          - path: spec.template.spec.containers.[name:discovery].ports.[containerPort:8080].containerPort
-            value: 1234
-          - path: spec.template.spec.containers.[name:discovery].env.[name:POD_NAMESPACE].valueFrom
-            value: |
-              fieldRef:
-                apiVersion: v2
-                fieldPath: metadata.myPath
-          - path: spec.template.spec.containers.[name:discovery].env.[name:REVISION]
-          - path: spec.template.spec.containers.[name:discovery].securityContext
-        - kind: Service
-          name: istiod
-          patches:
-          - path: spec.ports.[name:https-dns].port
-            value: 11111
-"#;
-
 /// J-CUST.
 fn customizing(run: &mut Run) -> Result<()> {
     let kubectl = Kubectl::newest(&run.lab)?;
@@ -214,8 +181,7 @@ fn customizing(run: &mut Run) -> Result<()> {
         refused(&kubectl, "istioctl manifest generate --set components.ingressGateways[1].enabled=true", &["name is missing"])
     });
     run.check(&["1:CUST-17", "1:CUST-18", "1:CUST-20"], "the manifest is patched", |_| {
-        kubectl.file("patch.yaml", PATCH)?;
-        let said = kubectl.sh("istioctl manifest generate -f patch.yaml")?;
+        let said = kubectl.sh("istioctl manifest generate -f samples/operator/patched-pilot.yaml")?;
         holds(
             &said,
             &[
@@ -234,7 +200,9 @@ fn customizing(run: &mut Run) -> Result<()> {
     });
     run.check(&["1:CUST-15", "1:CUST-16"], "a profile of a folder is as a file before the others", |_| {
         kubectl.sh("mkdir -p mycharts/profiles")?;
-        kubectl.file("mycharts/profiles/custom1.yaml", &PATCH.replace("  profile: empty\n", "").replace("1.1.6", "1.1.5"))?;
+        kubectl.sh(
+            "sed -e '/profile: empty/d' -e s/1.1.6/1.1.5/ samples/operator/patched-pilot.yaml > mycharts/profiles/custom1.yaml",
+        )?;
         kubectl.file("user-overlay.yaml", TWO_GATEWAYS)?;
         kubectl.sh("istioctl manifest generate --manifests mycharts/ --set profile=custom1 -f user-overlay.yaml > by-name.yaml")?;
         kubectl.sh("istioctl manifest generate --manifests mycharts/ -f mycharts/profiles/custom1.yaml -f user-overlay.yaml > by-file.yaml")?;
