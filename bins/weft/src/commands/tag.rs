@@ -7,7 +7,6 @@ use crate::install::apply::send;
 use crate::install::cluster::{self, REVISION, revision_of};
 use crate::install::settings::is_revision;
 use crate::install::tags::{self, LABEL};
-use crate::install::webhooks::DEFAULT_VALIDATOR;
 use crate::output::{self, Table};
 use crate::target::known;
 use anyhow::{Context, bail};
@@ -160,6 +159,7 @@ async fn remove(client: &ApiClient, args: &Remove) -> anyhow::Result<ExitCode> {
 mod tests {
     use super::*;
     use crate::install::testing::Server;
+    use crate::install::webhooks::DEFAULT_VALIDATOR;
     use crate::install::{Operator, Settings};
 
     #[tokio::test]
