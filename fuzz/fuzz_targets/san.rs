@@ -17,10 +17,14 @@ fuzz_target!(|data: &[u8]| {
     let request = pem::encode("CERTIFICATE REQUEST", data);
     if let Ok(request) = CertificateRequest::from_pem(request.as_bytes()) {
         request.is_for(data);
+        let _ = request.asks_only_for("spiffe://cluster.local/ns/default/sa/reviews");
     }
     let _ = pem::certificates("fuzz", data);
     let _ = pem::private_key(data);
     let _ = pem::revocation_lists(data);
+    let lists = pem::encode("X509 CRL", data);
+    let _ = weft_tls::check_crls(lists.as_bytes());
+    let _ = weft_tls::crls_until(lists.as_bytes());
     let _ = TrustAnchors::from_pem(data).map(|anchors| anchors.facts());
     let _ = TrustAnchors::from_pem(pem::encode("CERTIFICATE", data).as_bytes());
 });
