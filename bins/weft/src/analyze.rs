@@ -95,7 +95,7 @@ fn of_file(document: &Document, found: &mut Vec<Message>) {
 }
 
 /// Puts an object over the one of its name.
-fn put(inputs: &mut Inputs, object: &Object) {
+pub fn put(inputs: &mut Inputs, object: &Object) {
     let others = inputs.of(object.group(), &object.kind).iter().filter(|other| other.key() != object.key());
     let all: Vec<Arc<Object>> = others.cloned().chain([Arc::new(object.clone())]).collect();
     inputs.set(object.group(), &object.kind, all);

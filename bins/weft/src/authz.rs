@@ -24,14 +24,14 @@ use weft_proto::type_url;
 use weft_proxy_config::{ConfigBuilder, ListenAddress, Listener, TrafficDirection, Update, Upsert};
 use weft_store::client::ListOptions;
 use weft_store::{ApiClient, ClientError};
-use weft_xds_gen::{GenCache, ProxyView};
+use weft_xds_gen::{GenCache, ProxyResources, ProxyView};
 
 /// The listener for everything that is redirected to a proxy from outside.
 const VIRTUAL_INBOUND: &str = "virtualInbound";
 /// SDS name of a workload's own certificate.
 const WORKLOAD_CERTIFICATE: &str = "default";
 /// Address of callers of whom no address is known.
-const SOMEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+pub const SOMEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
 /// The mesh as its objects describe it.
 pub struct World {
@@ -171,7 +171,8 @@ impl World {
         self.of_workload(name, &workload, port)
     }
 
-    fn service(&self, text: &str, namespace: &str) -> Option<Arc<Service>> {
+    /// The service that a client in `namespace` means by a short or a full host.
+    pub fn service(&self, text: &str, namespace: &str) -> Option<Arc<Service>> {
         let domain = &self.snapshot.settings.domain;
         let (name, ns) = text.rsplit_once('.').unwrap_or((text, namespace));
         [
@@ -284,8 +285,16 @@ impl World {
         inbound.into_iter().next().with_context(|| format!("the proxy of {name} has no inbound listener"))
     }
 
+    /// Everything that the workload's proxy is sent.
+    ///
+    /// # Errors
+    /// When the workload's name or address makes no proxy.
+    pub fn resources(&self, workload: &Workload) -> anyhow::Result<ProxyResources> {
+        Ok(self.generator.generate(&self.snapshot, &self.view(workload)?))
+    }
+
     fn listeners(&self, workload: &Workload) -> anyhow::Result<Vec<Arc<Listener>>> {
-        let resources = self.generator.generate(&self.snapshot, &self.view(workload)?);
+        let resources = self.resources(workload)?;
         let upsert = |r: &Arc<weft_xds_gen::Resource>| Upsert {
             name: r.name.to_string(),
             version: String::new(),
@@ -312,7 +321,7 @@ impl World {
         let Some(workload) = caller.workload.as_ref().filter(proxied) else {
             return Ok(if caller.identity.is_some() { Offer::MutualTls } else { Offer::NoIdentity });
         };
-        let resources = self.generator.generate(&self.snapshot, &self.view(workload)?);
+        let resources = self.resources(workload)?;
         let name = format!("outbound|{}||{}", destination.port, destination.host);
         let Some(found) = resources.clusters.iter().find(|cluster| *cluster.name == *name) else {
             return Ok(Offer::NotTold);

@@ -3,6 +3,7 @@
 use crate::commands;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
+use weft_core::well_known::ROOT_NAMESPACE;
 
 /// A service mesh that speaks Istio's API, and a lab that runs it on one machine.
 #[derive(Debug, Parser)]
@@ -18,6 +19,7 @@ pub struct Cli {
 
 /// Which API server a command talks to.
 #[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Which API server")]
 pub struct Connection {
     /// Kubeconfig file [default: $KUBECONFIG, then the lab's own]
     #[arg(long, global = true, value_name = "FILE")]
@@ -25,6 +27,15 @@ pub struct Connection {
     /// Context of the kubeconfig [default: its current one]
     #[arg(long, global = true, value_name = "NAME")]
     pub context: Option<String>,
+}
+
+/// Where the control plane is.
+#[derive(Debug, Clone, Args)]
+pub struct ControlPlane {
+    /// Namespace of the control plane
+    #[arg(short = 'i', long = "istioNamespace", alias = "istio-namespace", global = true, value_name = "NS",
+          default_value = ROOT_NAMESPACE)]
+    pub istio_namespace: String,
 }
 
 /// Commands.
@@ -49,22 +60,28 @@ pub enum Command {
     /// Show the log of a container
     Logs(commands::logs::Args),
     /// Show whether proxies have the configuration that they should have
-    #[command(alias = "ps")]
+    #[command(visible_alias = "ps")]
     ProxyStatus(commands::proxy_status::Args),
     /// Show the configuration of a proxy
-    #[command(alias = "pc")]
+    #[command(visible_alias = "pc")]
     ProxyConfig(commands::proxy_config::Args),
     /// Show who may call what, and which policy says so
     Authz(commands::authz::Args),
+    /// Show what of the mesh's objects concerns a pod or a service
+    Describe(commands::describe::Args),
+    /// Say what becomes of a request, and which object decides each step
+    Explain(commands::explain::Args),
+    /// Try expectations about requests, against a cluster or against files that are not applied yet
+    Test(commands::test::Args),
     /// Show and rotate the mesh's certificate authority
     Ca(commands::ca::Args),
     /// Say what is wrong with the mesh's objects, in a cluster and in files
     Analyze(commands::analyze::Args),
     /// Lead a port of this machine to a page in the cluster: Prometheus, Grafana, a proxy's admin page
-    #[command(aliases = ["dash", "d"])]
+    #[command(visible_alias = "dash", alias = "d")]
     Dashboard(commands::dashboard::Args),
     /// Check manifests without a cluster
-    #[command(alias = "v")]
+    #[command(visible_alias = "v")]
     Validate(commands::validate::Args),
     /// Put a proxy into the workloads of manifests
     KubeInject(commands::kube_inject::Args),
@@ -98,6 +115,9 @@ pub enum Command {
 /// Commands that Istio has, or had, as experimental ones.
 #[derive(Debug, Subcommand)]
 pub enum Experimental {
+    /// Show what of the mesh's objects concerns a pod or a service
+    #[command(alias = "des")]
+    Describe(commands::describe::Args),
     /// Check whether the cluster can have an installation, or a newer one
     Precheck(commands::precheck::Args),
     /// Remove an installation
@@ -144,6 +164,20 @@ mod tests {
             "weft authz check reviews.default",
             "weft authz matrix -n default -o json",
             "weft authz lint",
+            "weft authz check -n default -X POST -H a:b reviews",
+            "weft explain productpage-v1 http://reviews:9080/reviews/0 -H end-user=jason -o yaml",
+            "weft explain istio-ingressgateway.istio-system https://shop.example/ -f shop/ -R --use-kube=false",
+            "weft test tests.yaml -f shop.yaml -k=false",
+            "weft pc log deploy/httpbin.foo --level rbac:debug",
+            "weft proxy-config log productpage-v1-x -n default --level debug,http:trace",
+            "weft pc log productpage-v1-x --reset",
+            "weft pc bootstrap productpage-v1-x.default -o json",
+            "weft x describe pod ratings-v1-7c9cfb6f4b-7x2xk.default",
+            "weft experimental describe svc productpage -n default",
+            "weft describe deploy/reviews-v1 -o yaml",
+            "weft ps -o json",
+            "weft proxy-status --istioNamespace istio-control",
+            "weft status -o yaml",
             "weft ca status -o json",
             "weft ca rotate --from-dir /tmp/ca --timeout 5m -i istio-system",
             "weft ca cancel",

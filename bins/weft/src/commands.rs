@@ -6,8 +6,10 @@ pub mod authz;
 pub mod ca;
 pub mod dashboard;
 pub mod delete;
+pub mod describe;
 pub mod down;
 pub mod exec;
+pub mod explain;
 pub mod get;
 pub mod install;
 pub mod kube_inject;
@@ -21,6 +23,7 @@ pub mod proxy_config;
 pub mod proxy_status;
 pub mod status;
 pub mod tag;
+pub mod test;
 pub mod uninstall;
 pub mod up;
 pub mod validate;
@@ -49,6 +52,11 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Logs(args) => block_on(logs::run(args, connection)),
         Command::ProxyStatus(args) => block_on(proxy_status::run(args, connection)),
         Command::Authz(args) => block_on(authz::run(args, connection)),
+        Command::Describe(args) | Command::Experimental(Experimental::Describe(args)) => {
+            block_on(describe::run(args, connection))
+        }
+        Command::Explain(args) => block_on(explain::run(args, connection)),
+        Command::Test(args) => block_on(test::run(args, connection)),
         Command::Ca(args) => block_on(ca::run(args, connection)),
         Command::ProxyConfig(args) => block_on(proxy_config::run(args, connection)),
         Command::Analyze(args) => block_on(analyze::run(args, connection)),

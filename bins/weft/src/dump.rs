@@ -33,6 +33,11 @@ impl Dump {
         }
     }
 
+    /// What the proxy was started with.
+    pub fn bootstrap(&self) -> Option<&Value> {
+        self.sections("BootstrapConfigDump").next()
+    }
+
     /// The whole dump.
     pub fn to_value(&self) -> Value {
         serde_json::json!({ "configs": self.configs })
@@ -95,7 +100,7 @@ fn address(address: &Value) -> (String, String) {
 }
 
 /// The object that something was generated from, as `name.namespace`: from Istio's metadata, else from ours.
-fn origin(resource: &Value, kind: &str) -> Option<String> {
+pub fn origin(resource: &Value, kind: &str) -> Option<String> {
     let metadata = path(resource, &["metadata", "filter_metadata"]);
     if let Some(config) = metadata["istio"]["config"].as_str() {
         let mut parts = config.rsplit('/');

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use http::{Request, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
+use std::future::Future;
 use std::time::Duration;
 use weft_k8s_api::Object;
 use weft_store::ApiClient;
@@ -22,6 +23,14 @@ pub async fn get(client: &ApiClient, pod: &Object, port: u16, path: &str) -> any
     get_as(client, pod, port, path, None).await
 }
 
+/// POSTs to a path on a port of a pod, without a body.
+///
+/// # Errors
+/// As [`get`].
+pub async fn post(client: &ApiClient, pod: &Object, port: u16, path: &str) -> anyhow::Result<Bytes> {
+    within(pod, port, exchange(client, pod, port, Request::post(path), None)).await
+}
+
 /// As [`get`], with a bearer token.
 ///
 /// # Errors
@@ -33,8 +42,16 @@ pub async fn get_as(
     path: &str,
     token: Option<&str>,
 ) -> anyhow::Result<Bytes> {
+    within(pod, port, exchange(client, pod, port, Request::get(path), token)).await
+}
+
+async fn within(
+    pod: &Object,
+    port: u16,
+    exchange: impl Future<Output = anyhow::Result<Bytes>>,
+) -> anyhow::Result<Bytes> {
     let place = || format!("port {port} of pod {}/{}", pod.namespace(), pod.name());
-    let answer = tokio::time::timeout(TIMEOUT, exchange(client, pod, port, path, token)).await;
+    let answer = tokio::time::timeout(TIMEOUT, exchange).await;
     answer.with_context(|| format!("{} did not answer within {} s", place(), TIMEOUT.as_secs()))?.with_context(place)
 }
 
@@ -42,17 +59,17 @@ async fn exchange(
     client: &ApiClient,
     pod: &Object,
     port: u16,
-    path: &str,
+    request: http::request::Builder,
     token: Option<&str>,
 ) -> anyhow::Result<Bytes> {
     let stream = client.port_forward(pod.namespace(), pod.name(), port).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let mut request =
-        Request::get(path).header(header::HOST, format!("localhost:{port}")).header(header::CONNECTION, "close");
+    let mut request = request.header(header::HOST, format!("localhost:{port}")).header(header::CONNECTION, "close");
     if let Some(token) = token {
         request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
     }
     let request = request.body(Empty::<Bytes>::new())?;
+    let path = request.uri().to_string();
     let exchange = async {
         let response = sender.send_request(request).await?;
         let status = response.status();

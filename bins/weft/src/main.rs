@@ -2,7 +2,8 @@
 //!
 //! Reading order: [`cli`] (what can be typed), `commands/` (one file per command), [`connect`] (which API server),
 //! [`target`] (which pod), [`forward`] (HTTP to a port of a pod), [`manifests`] and [`references`] (what `apply` reads and
-//! checks), [`analyze`] (what is wrong with a mesh's objects), [`install`] (what an installation consists of), [`dump`] (a
+//! checks), [`analyze`] (what is wrong with a mesh's objects), [`authz`] (who may call whom), [`explain`] (what becomes of a request),
+//! [`install`] (what an installation consists of), [`dump`] (a
 //! proxy's config dump as tables), [`output`] (how answers look).
 
 mod analyze;
@@ -11,6 +12,7 @@ mod cli;
 mod commands;
 mod connect;
 mod dump;
+mod explain;
 mod forward;
 mod install;
 mod manifests;

@@ -1,10 +1,23 @@
 //! How answers look: aligned tables, colours only on a terminal, errors with what to do next.
 
+use clap::ValueEnum;
 use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
 
 /// Blanks between columns.
 const GAP: usize = 3;
+
+/// How an answer is shown that is a table unless a program reads it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Table.
+    #[value(alias = "short")]
+    Table,
+    /// JSON.
+    Json,
+    /// YAML.
+    Yaml,
+}
 
 /// Writes text to the output.
 ///

@@ -49,8 +49,10 @@ pub fn parse(text: &str, namespace: Option<&str>, dotted: bool) -> anyhow::Resul
 /// When it does not exist, or has no pod.
 pub async fn resolve(client: &ApiClient, target: &Target) -> anyhow::Result<Object> {
     let namespace = target.namespace.as_deref().unwrap_or_else(|| client.default_namespace()).to_string();
-    let object = client.get(target.kind, &namespace, &target.name).await;
-    let object = object.with_context(|| format!("{} {}/{}", target.kind.singular, namespace, target.name))?;
+    let object = match client.get(target.kind, &namespace, &target.name).await {
+        Err(error) if error.is_not_found() => return Err(missing(client, target, &namespace).await),
+        object => object.with_context(|| format!("{} {}/{}", target.kind.singular, namespace, target.name))?,
+    };
     if target.kind.kind == "Pod" {
         return Ok(object);
     }
@@ -62,6 +64,21 @@ pub async fn resolve(client: &ApiClient, target: &Target) -> anyhow::Result<Obje
     pods.into_iter()
         .next()
         .with_context(|| format!("{name} has no pods; `weft get pods -n {namespace}` shows what runs"))
+}
+
+/// Says that a target is not there, and what the user may have meant: the workload of that name.
+async fn missing(client: &ApiClient, target: &Target, namespace: &str) -> anyhow::Error {
+    let Target { kind, name, .. } = target;
+    for (word, owner) in [("deploy", "Deployment"), ("sts", "StatefulSet"), ("ds", "DaemonSet")] {
+        if let Ok(owner) = known(owner)
+            && kind.kind == "Pod"
+            && client.get(owner, namespace, name).await.is_ok()
+        {
+            return anyhow::anyhow!("there is no pod {namespace}/{name}; did you mean {word}/{name}?");
+        }
+    }
+    let (singular, plural) = (kind.singular, kind.plural);
+    anyhow::anyhow!("there is no {singular} {namespace}/{name}; `weft get {plural} -n {namespace}` shows what there is")
 }
 
 /// Pods by a label selector.

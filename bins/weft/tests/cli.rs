@@ -163,9 +163,10 @@ async fn answer(mut stream: tokio::io::DuplexStream, answers: Vec<(&'static str,
         }
         request.push(byte[0]);
     }
-    let path = String::from_utf8_lossy(&request).split(' ').nth(1).unwrap_or_default().to_string();
-    let found = answers.iter().find(|(known, _)| *known == path);
-    let (status, body) = found.map_or(("404 Not Found", "no".to_string()), |(_, value)| ("200 OK", value.to_string()));
+    let words = String::from_utf8_lossy(&request).split(' ').take(2).collect::<Vec<_>>().join(" ");
+    let found = answers.iter().find(|(known, _)| *known == words || format!("GET {known}") == words);
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_string);
+    let (status, body) = found.map_or(("404 Not Found", "no".to_string()), |(_, value)| ("200 OK", text(value)));
     let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
     let _ = stream.write_all(format!("{head}{body}").as_bytes()).await;
     let _ = stream.shutdown().await;
@@ -229,7 +230,15 @@ async fn apply_get_delete() {
         server.ok(&["delete", "vs", "reviews"]).await,
         "virtualservice.networking.istio.io \"reviews\" deleted\n"
     );
-    assert_eq!(server.weft(&["delete", "-f", &file]).await.code, 1);
+    let done = server.weft(&["delete", "-f", &file]).await;
+    let missing = "error: virtualservices.networking.istio.io \"reviews\" not found\n";
+    assert_eq!((done.code, done.stderr.as_str()), (1, missing));
+    let done = server.weft(&["delete"]).await;
+    assert!(
+        done.code == 2 && done.stderr.contains("KIND NAME") && done.stderr.contains("--filename"),
+        "{}",
+        done.stderr
+    );
     server.ok(&["delete", "-f", &file, "--ignore-not-found"]).await;
     server.ok(&["delete", "-f", &base]).await;
     assert_eq!(server.count("svc").await + server.count("dr").await, 0);
@@ -297,8 +306,13 @@ async fn into_pods() {
     assert_eq!(large.len(), 3_000_000);
     let done = server.weft(&["exec", "sleep-1", "-c", "nope", "--", "true"]).await;
     assert!(done.code == 1 && done.stderr.contains("istio-proxy, sleep"), "{}", done.stderr);
-    let done = server.weft(&["exec", "deploy/none", "--", "true"]).await;
-    assert!(done.code == 1 && done.stderr.contains("none"), "{}", done.stderr);
+    for (target, says) in [
+        ("deploy/none", "there is no deployment default/none; `weft get deployments -n default` shows what there is"),
+        ("sleep", "there is no pod default/sleep; did you mean deploy/sleep?"),
+    ] {
+        let done = server.weft(&["exec", target, "--", "true"]).await;
+        assert!(done.code == 1 && done.stderr.contains(says), "{}", done.stderr);
+    }
 
     assert_eq!(server.ok(&["logs", "deploy/sleep", "--tail", "5"]).await, "sleep tail Some(5) since None\n");
     let text = server.ok(&["logs", "-l", "app=sleep", "-c", "istio-proxy", "--since", "1m"]).await;
@@ -322,6 +336,7 @@ fn proxy_answers() -> BTreeMap<u16, Vec<(&'static str, Value)>> {
         {"@type": "type.googleapis.com/envoy.admin.v3.RoutesConfigDump", "dynamic_route_configs": [
             {"route_config": {"name": "9080", "virtual_hosts": [{"name": "reviews", "domains": ["reviews"],
                 "routes": [{"match": {"prefix": "/"}}]}]}}]},
+        {"@type": "type.googleapis.com/envoy.admin.v3.BootstrapConfigDump", "bootstrap": {"node": {"id": "sidecar~1"}}},
         {"@type": "type.googleapis.com/envoy.admin.v3.SecretsConfigDump", "dynamic_active_secrets": [
             {"name": "ROOTCA", "secret": {"validation_context": {"trusted_ca": {"inline_bytes": "eA=="}}}}]},
     ]});
@@ -329,7 +344,9 @@ fn proxy_answers() -> BTreeMap<u16, Vec<(&'static str, Value)>> {
     let proxies = json!([{"proxy": "reviews-v1-1.default", "cluster_id": "Kubernetes", "istiod": "istiod-1", "engine": "weft",
         "proxy_type": "sidecar", "version": "0.1.0",
         "types": {"CDS": synced, "LDS": synced, "EDS": synced, "RDS": {"status": "STALE"}}}]);
-    BTreeMap::from([(15000, vec![("/config_dump?include_eds", dump)]), (15014, vec![("/debug/syncz", proxies)])])
+    let loggers = "active loggers:\n  default: info\n  rbac: debug\n";
+    let admin = vec![("/config_dump?include_eds", dump), ("POST /logging?rbac=debug", loggers.into())];
+    BTreeMap::from([(15000, admin), (15014, vec![("/debug/syncz", proxies)])])
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -367,6 +384,19 @@ async fn what_proxies_have() {
     assert_eq!(secret["dynamicActiveSecrets"][0]["secret"]["validationContext"]["trustedCa"]["inlineBytes"], "eA==");
     let yaml = server.ok(&["pc", "route", "reviews-v1-1", "-o", "yaml"]).await;
     assert!(yaml.contains("virtualHosts:"), "{yaml}");
+    let bootstrap: Value = serde_json::from_str(&server.ok(&["pc", "bootstrap", "reviews-v1-1"]).await).unwrap();
+    assert_eq!(bootstrap["bootstrap"]["node"]["id"], "sidecar~1");
+    let log = server.ok(&["proxy-config", "log", "reviews-v1-1.default", "--level", "rbac:debug"]).await;
+    assert!(log.starts_with("reviews-v1-1.default:\nactive loggers:\n") && log.contains("  rbac: debug\n"), "{log}");
+    let done = server.weft(&["pc", "log", "reviews-v1-1", "--level", "rbac:loud"]).await;
+    assert!(done.code == 2 && done.stderr.contains("there are trace, debug"), "{}", done.stderr);
+    let proxies: Value = serde_json::from_str(&server.ok(&["ps", "-o", "json"]).await).unwrap();
+    assert_eq!(
+        (&proxies[0]["name"], &proxies[0]["types"]["RDS"]["status"]),
+        (&json!("reviews-v1-1.default"), &json!("STALE"))
+    );
+    let status = server.ok(&["status", "-o", "yaml"]).await;
+    assert!(status.contains("STALE: 1") && status.contains("name: pod/reviews-v1-1"), "{status}");
     let done = server.weft(&["pc", "cluster", "reviews-v1-1", "--fqdn", "nope"]).await;
     assert!(done.code == 1 && done.stderr.contains("nothing of that"), "{}", done.stderr);
 }
@@ -438,6 +468,20 @@ async fn who_may_call_whom() {
     assert_eq!((&answer["verdict"], &answer["policy"]["name"]), (&json!("ALLOWED"), &json!("readers")));
     assert!(server.ok(&[&can[..], &["yaml"]].concat()).await.contains("verdict: ALLOWED"));
 
+    let told = server.ok(&["x", "describe", "pod", "httpbin.foo"]).await;
+    for says in [
+        "Pod: httpbin\n",
+        "Service: httpbin\n   Port: http 8000/HTTP targets pod port 80\n",
+        "Workload mTLS mode: PERMISSIVE",
+        "Bound by: AuthorizationPolicy foo/readers",
+    ] {
+        assert!(told.contains(says), "{says}: {told}");
+    }
+    let told: Value = serde_json::from_str(&server.ok(&["describe", "svc/httpbin.foo", "-o", "json"]).await).unwrap();
+    assert_eq!((&told["host"], &told["ports"][0]["port"]), (&json!("httpbin.foo.svc.cluster.local"), &json!(8000)));
+    let done = server.weft(&["describe", "vs", "reviews"]).await;
+    assert!(done.code == 1 && done.stderr.contains("`weft get virtualservice NAME -o yaml`"), "{}", done.stderr);
+
     let check = server.ok(&["authz", "check", "httpbin.foo", "--path", "/status/1"]).await;
     let row = |caller: &str| check.lines().find(|line| line.starts_with(caller)).unwrap_or_default().to_string();
     assert!(check.contains("readers.foo") && row("foo/sleep").contains("ALLOWED"), "{check}");
@@ -448,4 +492,79 @@ async fn who_may_call_whom() {
     let lint = server.ok(&["authz", "lint"]).await;
     assert_eq!(lint.lines().count(), 1, "{lint}");
     assert!(lint.starts_with("foo/nobody spec.selector: no live workload"), "{lint}");
+}
+
+const EXPECTATIONS: &str = r#"
+tests:
+- name: jason sees stars
+  from: productpage-v1
+  to: http://reviews:9080/reviews/0
+  headers: {end-user: jason}
+  expect: {subset: v2, service: reviews, verdict: ALLOWED, mutualTLS: true, route: VirtualService default/reviews}
+- name: the others do not
+  from: productpage-v1
+  to: http://reviews:9080/reviews/0
+  expect: {subsets: {v1: 100}, route: "VirtualService default/reviews spec.http[1]"}
+- name: nobody is known elsewhere
+  from: istio-ingressgateway.istio-system
+  to: http://bookinfo.example/nothing
+  expect: {status: 404}
+"#;
+
+/// Nothing runs, and nothing is asked of an API server: requests through the sample's own files.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_are_explained_and_tested_before_anything_runs() {
+    let server = Server::start(BTreeMap::new()).await;
+    std::fs::remove_file(server.directory.path().join("kubeconfig")).unwrap();
+    let samples = concat!(env!("CARGO_MANIFEST_DIR"), "/../../samples/bookinfo");
+    let files = [
+        "platform/kube/bookinfo.yaml",
+        "networking/destination-rule-all.yaml",
+        "networking/bookinfo-gateway.yaml",
+        "networking/virtual-service-reviews-test-v2.yaml",
+    ];
+    let files: Vec<String> = files.iter().map(|file| format!("{samples}/{file}")).collect();
+    let from: Vec<&str> = files.iter().flat_map(|file| ["-f", file.as_str()]).chain(["--use-kube=false"]).collect();
+
+    let told = server
+        .ok(&[&["explain", "productpage-v1", "reviews/reviews/0", "-H", "end-user=jason"], &from[..]].concat())
+        .await;
+    assert!(
+        told.contains("VirtualService default/reviews spec.http[0]") && told.contains("default/reviews-v2: ALLOWED"),
+        "{told}"
+    );
+    let gateway = ["explain", "istio-ingressgateway.istio-system", "http://x.example/nothing", "-o", "json"];
+    let done = server.weft(&[&gateway[..], &from[..]].concat()).await;
+    let value: Value = serde_json::from_str(&done.stdout).unwrap();
+    assert_eq!((done.code, &value["answer"]["status"], &value["arrives"]), (1, &json!(404), &json!(false)));
+    let done = server.weft(&[&["explain", "nobody", "reviews"], &from[..]].concat()).await;
+    assert!(done.code == 1 && done.stderr.contains("\"nobody\" is no workload of the mesh"), "{}", done.stderr);
+
+    let tests = server.file("tests.yaml", EXPECTATIONS);
+    let done = server.weft(&[&["test", &tests], &from[..]].concat()).await;
+    assert_eq!(done.code, 0, "{}{}", done.stdout, done.stderr);
+    assert!(
+        done.stdout.contains("ok      jason sees stars\n") && done.stdout.contains("3 passed, 0 failed"),
+        "{}",
+        done.stdout
+    );
+    assert!(done.stdout.contains("no test comes to VirtualService default/bookinfo spec.http[0]"), "{}", done.stdout);
+
+    let tests = server
+        .file("wrong.yaml", &EXPECTATIONS.replace("subset: v2", "subset: v3").replace("status: 404", "status: 503"));
+    let done = server.weft(&[&["test", &tests], &from[..]].concat()).await;
+    assert_eq!(done.code, 1, "{}", done.stdout);
+    for says in [
+        "FAILED  jason sees stars",
+        "subset: expected v3, got v2",
+        "status: expected 503, got 404",
+        "1 passed, 2 failed",
+    ] {
+        assert!(done.stdout.contains(says), "{says}: {}", done.stdout);
+    }
+    let tests = server.file("typo.yaml", &EXPECTATIONS.replace("expect: {subset", "expects: {subset"));
+    let done = server.weft(&[&["test", &tests], &from[..]].concat()).await;
+    assert!(done.code == 1 && done.stderr.contains("typo.yaml") && done.stderr.contains("expects"), "{}", done.stderr);
+    let done = server.weft(&["explain", "productpage-v1", "reviews", "--use-kube=false"]).await;
+    assert!(done.code == 1 && done.stderr.contains("name files with -f"), "{}", done.stderr);
 }

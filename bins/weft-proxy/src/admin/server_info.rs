@@ -105,7 +105,16 @@ pub fn logging(asked: &Asked) -> Answer {
     {
         return text(StatusCode::BAD_REQUEST, format!("{error}\n"));
     }
-    text(StatusCode::OK, format!("active loggers:\n  {}\n", weft_runtime::logging::current()))
+    text(StatusCode::OK, format!("active loggers:\n{}", loggers(&weft_runtime::logging::current())))
+}
+
+/// A line for each part of the filter, as Envoy writes them; what has no name of its own is `default`.
+fn loggers(filter: &str) -> String {
+    let row = |part: &str| {
+        let (name, level) = part.split_once('=').unwrap_or(("default", part));
+        format!("  {name}: {level}\n")
+    };
+    filter.split(',').filter(|part| !part.is_empty()).map(row).collect()
 }
 
 /// The filter with one module's level set; Envoy's names of loggers stand for our modules.
@@ -134,6 +143,7 @@ mod tests {
         let filter = with_module("info", "rbac", "debug");
         assert_eq!(filter, "info,rbac=debug", "a target of its own");
         assert_eq!(with_module(&filter, "rbac", "warning"), "info,rbac=warn");
+        assert_eq!(loggers(&filter), "  default: info\n  rbac: debug\n");
         assert_eq!(with_module(&filter, "weft_proxy::dns", "trace"), "info,rbac=debug,weft_proxy::dns=trace");
     }
 }

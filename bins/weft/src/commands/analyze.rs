@@ -2,7 +2,7 @@
 
 use crate::analyze::{Message, Suppression, messages};
 use crate::authz::{mesh_config, read_inputs, settings};
-use crate::cli::Connection;
+use crate::cli::{Connection, ControlPlane};
 use crate::connect::connect;
 use crate::{manifests, output};
 use anyhow::Context;
@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
-use weft_core::well_known::ROOT_NAMESPACE;
 use weft_k8s_api::kinds::by_kind;
 use weft_k8s_api::yaml::{self, Document};
 use weft_model::Inputs;
@@ -57,9 +56,8 @@ pub struct Args {
     /// File with a mesh config, in place of the cluster's
     #[arg(long = "meshConfigFile", value_name = "FILE")]
     mesh_config_file: Option<String>,
-    /// Namespace of the control plane
-    #[arg(short, long = "istioNamespace", value_name = "NS", default_value = ROOT_NAMESPACE)]
-    istio_namespace: String,
+    #[command(flatten)]
+    control_plane: ControlPlane,
     /// List what is looked for, and look at nothing
     #[arg(short = 'L', long)]
     list_analyzers: bool,
@@ -108,12 +106,12 @@ pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode>
     let namespace = args.namespace.clone().unwrap_or(default);
     let documents = read(&args, &namespace)?;
     let mut inputs = match &client {
-        Some(client) => read_inputs(client, &args.istio_namespace).await?,
+        Some(client) => read_inputs(client, &args.control_plane.istio_namespace).await?,
         None => Inputs::default(),
     };
     if let Some(mesh) = mesh(&args, client.is_none())? {
         let mesh = mesh_config(&mesh)?;
-        inputs.settings = Arc::new(settings(&mesh, &args.istio_namespace));
+        inputs.settings = Arc::new(settings(&mesh, &args.control_plane.istio_namespace));
         inputs.mesh = Arc::new(mesh);
     }
     inputs.now = SystemTime::now().duration_since(UNIX_EPOCH).ok().and_then(|now| i64::try_from(now.as_secs()).ok());

@@ -3,15 +3,15 @@
 
 use crate::authz::decide::{Answer, Ask, Verdict, decide};
 use crate::authz::{Caller, Destination, World, lint};
-use crate::cli::Connection;
+use crate::cli::{Connection, ControlPlane};
 use crate::commands::get::document;
 use crate::connect::connect;
-use crate::output::{self, Table};
-use anyhow::{Context, bail};
-use clap::{Subcommand, ValueEnum};
-use serde_json::{Map, Value, json};
+use crate::explain::request::{Options, claims, header};
+use crate::output::{self, Format, Table};
+use anyhow::bail;
+use clap::Subcommand;
+use serde_json::{Value, json};
 use std::process::ExitCode;
-use weft_core::well_known::ROOT_NAMESPACE;
 
 /// Exit code of `can` when the answer is no.
 const NO: u8 = 1;
@@ -25,9 +25,8 @@ pub struct Args {
     /// Namespace of what is named without one
     #[arg(short, long, global = true, value_name = "NS")]
     namespace: Option<String>,
-    /// Namespace of the control plane
-    #[arg(short = 'i', long, global = true, value_name = "NS", default_value = ROOT_NAMESPACE)]
-    istio_namespace: String,
+    #[command(flatten)]
+    control_plane: ControlPlane,
     /// How it is shown
     #[arg(short, long, global = true, value_name = "FORMAT", default_value = "table")]
     output: Format,
@@ -67,60 +66,28 @@ struct Request {
     /// Port that is dialled [default: the first HTTP port]
     #[arg(long)]
     port: Option<u16>,
-    /// Method [default: GET]
-    #[arg(long, default_value = "")]
-    method: String,
     /// Path, with query [default: /]
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     path: String,
-    /// Host header [default: the destination's]
-    #[arg(long, default_value = "")]
-    host: String,
-    /// Header NAME=VALUE or NAME:VALUE; may be given several times
-    #[arg(long = "header", value_name = "NAME=VALUE")]
-    headers: Vec<String>,
-    /// Claim NAME=VALUE of a verified token, VALUE may be JSON; may be given several times
-    #[arg(long = "claim", value_name = "NAME=VALUE")]
-    claims: Vec<String>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// Table.
-    Table,
-    /// JSON.
-    Json,
-    /// YAML.
-    Yaml,
+    #[command(flatten)]
+    options: Options,
 }
 
 impl Request {
     fn ask(&self) -> anyhow::Result<Ask> {
-        let header = |text: &String| {
-            let (name, value) =
-                text.split_once(['=', ':']).with_context(|| format!("header {text:?} is not NAME=VALUE"))?;
-            Ok((name.trim().to_ascii_lowercase(), value.trim().to_string()))
-        };
-        let mut claims = Map::new();
-        for text in &self.claims {
-            let (name, value) = text.split_once('=').with_context(|| format!("claim {text:?} is not NAME=VALUE"))?;
-            // Lists, numbers and objects are JSON; anything else is text.
-            let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.into()));
-            claims.insert(name.into(), value);
-        }
         Ok(Ask {
-            method: self.method.clone(),
+            method: self.options.method.clone(),
             path: self.path.clone(),
-            host: self.host.clone(),
-            headers: self.headers.iter().map(header).collect::<anyhow::Result<_>>()?,
-            claims: (!claims.is_empty()).then_some(Value::Object(claims)),
+            host: self.options.host.clone(),
+            headers: self.options.headers.iter().map(|text| header(text)).collect::<anyhow::Result<_>>()?,
+            claims: claims(&self.options.claims)?,
         })
     }
 }
 
 pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode> {
     let client = connect(&connection).await?;
-    let world = World::read(&client, &args.istio_namespace).await?;
+    let world = World::read(&client, &args.control_plane.istio_namespace).await?;
     for unread in world.snapshot.warnings.iter().filter(|warning| warning.code == "IST0106") {
         output::warn(format!("{}: {}", unread.at, unread.message));
     }

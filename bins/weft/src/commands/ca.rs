@@ -1,13 +1,13 @@
 //! `weft ca`: the mesh's certificate authority. `status` says who holds which root; `rotate` replaces the authority without
 //! a gap, as one command that can be run again wherever it was interrupted.
 
-use crate::cli::Connection;
+use crate::cli::{Connection, ControlPlane};
 use crate::commands::get::document;
 use crate::connect::connect;
-use crate::output::{self, Table};
+use crate::output::{self, Format, Table};
 use crate::trust::{Holder, Store, holders};
 use anyhow::{Context, bail};
-use clap::{Subcommand, ValueEnum};
+use clap::Subcommand;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 use weft_ca::rotation::{self, Phase};
 use weft_ca::{Authority, CaMaterial, CaPolicy};
-use weft_core::well_known::{DEFAULT_TRUST_DOMAIN, ROOT_NAMESPACE};
+use weft_core::well_known::DEFAULT_TRUST_DOMAIN;
 use weft_identity::TrustDomain;
 use weft_store::ApiClient;
 
@@ -35,9 +35,8 @@ pub struct Args {
     /// What of it.
     #[command(subcommand)]
     what: What,
-    /// Namespace of the control plane
-    #[arg(short = 'i', long, global = true, value_name = "NS", default_value = ROOT_NAMESPACE)]
-    istio_namespace: String,
+    #[command(flatten)]
+    control_plane: ControlPlane,
 }
 
 #[derive(Debug, Subcommand)]
@@ -65,19 +64,9 @@ enum What {
     Cancel,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// Table.
-    Table,
-    /// JSON.
-    Json,
-    /// YAML.
-    Yaml,
-}
-
 pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode> {
     let client = connect(&connection).await?;
-    let mut store = Store::read(&client, &args.istio_namespace).await?;
+    let mut store = Store::read(&client, &args.control_plane.istio_namespace).await?;
     match args.what {
         What::Status { output } => status(&client, &store, output).await?,
         What::Rotate { from_dir, timeout, ignore_unreachable } => {

@@ -17,12 +17,13 @@ const POLL: Duration = Duration::from_millis(100);
 
 /// Deletes objects and waits until they are gone.
 #[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("objects").required(true).args(["what", "file"])))]
 pub struct Args {
     /// Kind and names, or kind/name …
-    #[arg(value_name = "KIND NAME", required_unless_present = "file")]
+    #[arg(value_name = "KIND NAME")]
     what: Vec<String>,
     /// File, directory, or - for standard input; may be repeated
-    #[arg(short, long = "filename", value_name = "FILE|DIR|-", conflicts_with_all = ["what", "selector", "all"])]
+    #[arg(short, long = "filename", value_name = "FILE|DIR|-", conflicts_with_all = ["selector", "all"])]
     file: Vec<String>,
     /// Look into the directories of a directory
     #[arg(short = 'R', long, requires = "file")]
@@ -122,7 +123,9 @@ async fn delete(client: &ApiClient, doomed: &Doomed, args: &Args) -> anyhow::Res
         }
         Err(error) if error.is_not_found() && args.ignore_not_found => Ok(true),
         Err(error) => {
-            output::error(&anyhow::anyhow!("{label}: {error}"));
+            // The server's own sentence names a missing object already.
+            let named = error.is_not_found();
+            output::error(&if named { anyhow::Error::from(error) } else { anyhow::anyhow!("{label}: {error}") });
             Ok(false)
         }
     }

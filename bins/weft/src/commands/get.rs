@@ -211,7 +211,8 @@ fn render(table: &client::Table, kind: &KindInfo, args: &Args, several: bool, al
 
 fn cell(value: &Value) -> String {
     match value {
-        Value::Null => "<none>".into(),
+        // As kubectl shows a field that an object of a custom kind does not have.
+        Value::Null => String::new(),
         Value::String(text) => text.clone(),
         other => other.to_string(),
     }
@@ -323,6 +324,6 @@ mod tests {
             "NAMESPACE   NAME   READY\nn1          a      1\n"
         );
         let wide = render(&table, pods, &args(true), true, false).render(false);
-        assert_eq!(wide, "NAME    READY   NODE\npod/a   1       <none>\n");
+        assert_eq!(wide, "NAME    READY   NODE\npod/a   1\n");
     }
 }

@@ -1,6 +1,6 @@
 //! `weft kube-inject`: manifests with a proxy in every workload, for those who do not want a webhook to do it.
 
-use crate::cli::Connection;
+use crate::cli::{Connection, ControlPlane};
 use crate::connect::connect;
 use crate::output;
 use anyhow::{Context, bail};
@@ -36,15 +36,8 @@ pub struct Args {
     /// Revision whose ConfigMaps are read
     #[arg(short, long, default_value = "", value_name = "NAME")]
     revision: String,
-    /// Namespace of the control plane
-    #[arg(
-        short = 'i',
-        long = "istioNamespace",
-        alias = "istio-namespace",
-        default_value = "istio-system",
-        value_name = "NS"
-    )]
-    istio_namespace: String,
+    #[command(flatten)]
+    control_plane: ControlPlane,
     /// Namespace of objects that name none
     #[arg(short, long, value_name = "NS", default_value = "default")]
     namespace: String,
@@ -110,7 +103,8 @@ impl Cluster<'_> {
         let config = self.text(&self.args.inject_config.clone(), &sidecar, "config").await?;
         let mesh = self.text(&self.args.mesh.clone(), &mesh, "mesh").await?;
         let revision = suffix.trim_start_matches('-');
-        let fallback = json!({"revision": revision, "global": {"istioNamespace": self.args.istio_namespace}});
+        let fallback =
+            json!({"revision": revision, "global": {"istioNamespace": self.args.control_plane.istio_namespace}});
         let read = Injector::read(values.as_deref(), config.as_deref(), mesh.as_deref(), Values::new(&fallback));
         let injector = read.map_err(|error| anyhow::anyhow!("settings of the injector: {error}"))?;
         let configs = self.proxy_configs().await?;
@@ -128,10 +122,10 @@ impl Cluster<'_> {
             self.client = Some(connected.map_err(|error| anyhow::anyhow!("{error:#}; {flags}"))?);
         }
         let (Some(client), Some(kind)) = (&self.client, by_kind("", "ConfigMap")) else { return Ok(None) };
-        match client.get(kind, &self.args.istio_namespace, map).await {
+        match client.get(kind, &self.args.control_plane.istio_namespace, map).await {
             Ok(object) => Ok(object.body.get("data").and_then(|data| data[key].as_str()).map(str::to_string)),
             Err(error) if error.is_not_found() => Ok(None),
-            Err(error) => bail!("ConfigMap {}/{map}: {error}", self.args.istio_namespace),
+            Err(error) => bail!("ConfigMap {}/{map}: {error}", self.args.control_plane.istio_namespace),
         }
     }
 
@@ -149,10 +143,10 @@ impl Cluster<'_> {
         let of = |namespace: &str| -> Vec<Value> {
             all.iter().filter(|object| object.namespace() == namespace).map(|object| object.spec().clone()).collect()
         };
-        let root = of(&self.args.istio_namespace);
+        let root = of(&self.args.control_plane.istio_namespace);
         found.insert(self.args.namespace.clone(), root.clone());
         for namespace in all.iter().map(|object| object.namespace()).chain([self.args.namespace.as_str()]) {
-            let own = if namespace == self.args.istio_namespace { Vec::new() } else { of(namespace) };
+            let own = if namespace == self.args.control_plane.istio_namespace { Vec::new() } else { of(namespace) };
             found.insert(namespace.to_string(), root.iter().cloned().chain(own).collect());
         }
         Ok(found)

@@ -1,13 +1,15 @@
 //! `weft proxy-config`: what a proxy, ours or Envoy, really has.
 
+mod log;
+
 use crate::cli::Connection;
 use crate::commands::get::document;
 use crate::connect::connect;
 use crate::dump::{self, Dump, clusters, endpoints, listeners, routes, secrets};
-use crate::output::{self, Table};
+use crate::output::{self, Format, Table};
 use crate::{forward, target};
 use anyhow::{Context, bail};
-use clap::{Subcommand, ValueEnum};
+use clap::Subcommand;
 use serde_json::{Value, json};
 use std::process::ExitCode;
 use std::time::SystemTime;
@@ -35,17 +37,6 @@ struct Common {
     /// How it is shown
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     output: Format,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// Table.
-    #[value(alias = "short")]
-    Table,
-    /// JSON.
-    Json,
-    /// YAML.
-    Yaml,
 }
 
 #[derive(Debug, Subcommand)]
@@ -118,6 +109,25 @@ enum What {
         #[command(flatten)]
         common: Common,
     },
+    /// What it was started with
+    #[command(alias = "b")]
+    Bootstrap {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Levels of its log; sets them with --level
+    #[command(alias = "o")]
+    Log {
+        #[command(flatten)]
+        common: Common,
+        /// LEVEL for all, LOGGER:LEVEL for one, several separated by commas; levels are trace, debug, info, warning, error,
+        /// critical, off
+        #[arg(long, value_name = "LEVELS", value_parser = log::levels)]
+        level: Option<log::Levels>,
+        /// Set all to warning
+        #[arg(short, long, conflicts_with = "level")]
+        reset: bool,
+    },
     /// All of it
     #[command(alias = "a")]
     All {
@@ -135,6 +145,8 @@ impl What {
             | What::Endpoint { common, .. }
             | What::Secret { common }
             | What::OnDemand { common }
+            | What::Bootstrap { common }
+            | What::Log { common, .. }
             | What::All { common } => common,
         }
     }
@@ -152,12 +164,20 @@ pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode>
     let target = target::parse(&common.target, common.namespace.as_deref(), true)?;
     let client = connect(&connection).await?;
     let pod = target::resolve(&client, &target).await?;
-    if matches!(args.what, What::OnDemand { .. }) {
-        return on_demand(&client, &pod, common.output).await;
+    match &args.what {
+        What::OnDemand { .. } => return on_demand(&client, &pod, common.output).await,
+        What::Log { level, reset, .. } => {
+            let levels = if *reset { log::Levels::all("warning") } else { level.clone().unwrap_or_default() };
+            return log::run(&client, &pod, &levels, common.output).await;
+        }
+        _ => {}
     }
     let wants_hosts = matches!(args.what, What::Endpoint { .. } | What::All { .. });
     let read = read(&client, &pod, wants_hosts).await?;
-    if common.output == Format::Table {
+    if matches!(args.what, What::Bootstrap { .. }) {
+        let found = read.dump.bootstrap().context("the proxy's dump has no bootstrap")?;
+        document(&dump::canonical(found), common.output == Format::Yaml)?;
+    } else if common.output == Format::Table {
         show(&tables(&args.what, &read))?;
     } else {
         document(&value(&args.what, &read), common.output == Format::Yaml)?;
@@ -244,7 +264,7 @@ fn tables(what: &What, read: &Read) -> Vec<Table> {
         What::Cluster { .. } => vec![cluster()],
         What::Endpoint { .. } => vec![endpoint()],
         What::Secret { .. } => vec![secret()],
-        What::OnDemand { .. } => Vec::new(),
+        What::OnDemand { .. } | What::Bootstrap { .. } | What::Log { .. } => Vec::new(),
         What::All { .. } => vec![cluster(), listener(), route(), endpoint(), secret()],
     }
 }
@@ -274,7 +294,7 @@ fn value(what: &What, read: &Read) -> Value {
         What::Cluster { .. } => list(clusters::items(dump, &what.clusters())),
         What::Endpoint { .. } => list(endpoints::items(dump, live.as_ref(), &what.endpoints())),
         What::Secret { .. } => secrets::items(dump).map_or_else(|| json!({}), dump::canonical),
-        What::OnDemand { .. } => Value::Null,
+        What::OnDemand { .. } | What::Bootstrap { .. } | What::Log { .. } => Value::Null,
         What::All { .. } => dump::canonical(&dump.to_value()),
     }
 }

@@ -1,14 +1,16 @@
 //! `weft proxy-status`: does each proxy have the configuration that the control plane last sent?
 
-use crate::cli::Connection;
+use crate::cli::{Connection, ControlPlane};
+use crate::commands::get::document;
 use crate::connect::connect;
-use crate::output::{self, Table};
+use crate::output::{self, Format, Table};
 use crate::{forward, target};
 use anyhow::{Context, bail};
 use serde::Deserialize;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use weft_core::well_known::{ROOT_NAMESPACE, TOKEN_AUDIENCE, port};
+use weft_core::well_known::{TOKEN_AUDIENCE, port};
 use weft_k8s_api::Object;
 use weft_store::ApiClient;
 use weft_store::client::TokenRequest;
@@ -27,9 +29,11 @@ pub struct Args {
     /// Namespace: of the named proxy, or of the proxies shown
     #[arg(short, long, value_name = "NS")]
     namespace: Option<String>,
-    /// Namespace of the control plane
-    #[arg(short = 'i', long, value_name = "NS", default_value = ROOT_NAMESPACE)]
-    istio_namespace: String,
+    #[command(flatten)]
+    control_plane: ControlPlane,
+    /// How it is shown
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    output: Format,
 }
 
 /// A connected proxy, as `/debug/syncz` tells it.
@@ -87,13 +91,29 @@ impl Proxy {
         let worst = ["ERROR", "STALE", "NOT_SENT"].into_iter().find(|word| states.iter().any(|s| s == word));
         worst.unwrap_or("SYNCED").to_string()
     }
+
+    /// The proxy for programs.
+    fn to_value(&self) -> Value {
+        let state = |(kind, state): (&String, &TypeState)| {
+            let error = (!state.error.is_empty()).then_some(&state.error);
+            (kind.clone(), json!({"status": self.state(kind), "error": error}))
+        };
+        json!({
+            "name": self.proxy, "type": self.proxy_type, "cluster": self.cluster_id, "istiod": self.istiod,
+            "version": self.version, "engine": self.engine, "asked": self.on_demand.as_ref().map(|asks| asks.asked),
+            "status": self.overall(), "types": self.types.iter().map(state).collect::<serde_json::Map<_, _>>(),
+        })
+    }
 }
 
 pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode> {
     let client = connect(&connection).await?;
-    let control_plane = control_plane(&client, &args.istio_namespace).await?;
+    let control_plane = control_plane(&client, &args.control_plane.istio_namespace).await?;
     if control_plane.is_empty() {
-        bail!("no control plane runs in {}; `weft up` starts one, `weft status` shows what runs", args.istio_namespace);
+        bail!(
+            "no control plane runs in {}; `weft up` starts one, `weft status` shows what runs",
+            args.control_plane.istio_namespace
+        );
     }
     let mut proxies = proxies(&client, &control_plane).await?;
     if let Some(text) = &args.target {
@@ -113,6 +133,11 @@ pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode>
     }
     if proxies.is_empty() {
         output::note_plain("No proxies are connected.");
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.output != Format::Table {
+        proxies.sort_by(|a, b| a.proxy.cmp(&b.proxy));
+        document(&proxies.iter().map(Proxy::to_value).collect(), args.output == Format::Yaml)?;
         return Ok(ExitCode::SUCCESS);
     }
     table(&proxies).print()?;
@@ -210,7 +235,6 @@ fn errors(proxies: &[Proxy]) -> Vec<(&str, &str, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     fn proxies_of(value: serde_json::Value) -> Vec<Proxy> {
         serde_json::from_value(value).unwrap()

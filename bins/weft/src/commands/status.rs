@@ -1,13 +1,14 @@
 //! `weft status`: what runs, in one screen.
 
-use crate::cli::Connection;
+use crate::cli::{Connection, ControlPlane};
+use crate::commands::get::document;
 use crate::commands::proxy_status::{self, Proxy};
 use crate::connect;
-use crate::output::{self, Table};
+use crate::output::{self, Format, Table};
 use crate::target::{self, known};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use weft_core::well_known::ROOT_NAMESPACE;
 use weft_k8s_api::Object;
 use weft_store::ApiClient;
 use weft_store::client::ListOptions;
@@ -20,9 +21,11 @@ const SYSTEM: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
 /// Shows what runs. The exit code is 1 when nothing does.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Namespace of the control plane
-    #[arg(short = 'i', long, value_name = "NS", default_value = ROOT_NAMESPACE)]
-    istio_namespace: String,
+    #[command(flatten)]
+    control_plane: ControlPlane,
+    /// How it is shown
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    output: Format,
 }
 
 pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode> {
@@ -37,7 +40,7 @@ pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode>
         output::line("Start a lab with `weft up`.")?;
         return Ok(ExitCode::FAILURE);
     }
-    let control_plane = proxy_status::control_plane(&client, &args.istio_namespace).await?;
+    let control_plane = proxy_status::control_plane(&client, &args.control_plane.istio_namespace).await?;
     let proxies = match control_plane.is_empty() {
         true => Vec::new(),
         false => proxy_status::proxies(&client, &control_plane).await.unwrap_or_else(|error| {
@@ -47,20 +50,40 @@ pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode>
     };
     let pods = target::pods(&client, None, "").await?;
     let owners = owners(&client).await?;
-    output::line(format!("API server   {}", client.url()))?;
-    output::line(format!("Control plane   {}", control_plane_line(&control_plane, &proxies, &args.istio_namespace)))?;
-    output::line(format!("Proxies   {}", proxies_line(&proxies)))?;
     let rows = rows(&owners, &pods, &proxies);
+    let running = if control_plane.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+    if args.output != Format::Table {
+        let value = json!({
+            "apiServer": client.url().to_string(),
+            "controlPlane": {
+                "namespace": args.control_plane.istio_namespace,
+                "pods": control_plane.len(),
+                "ready": control_plane.iter().filter(|pod| target::is_ready(pod)).count(),
+            },
+            "proxies": states(&proxies),
+            "workloads": rows.iter().map(Row::to_value).collect::<Vec<_>>(),
+        });
+        document(&value, args.output == Format::Yaml)?;
+        return Ok(running);
+    }
+    output::line(format!("API server   {}", client.url()))?;
+    output::line(format!(
+        "Control plane   {}",
+        control_plane_line(&control_plane, &proxies, &args.control_plane.istio_namespace)
+    ))?;
+    output::line(format!("Proxies   {}", proxies_line(&proxies)))?;
     for (title, role) in
         [("Control plane", Role::ControlPlane), ("Gateways", Role::Gateway), ("Workloads", Role::Workload)]
     {
         print_section(title, rows.iter().filter(|r| r.role == role))?;
     }
     if control_plane.is_empty() {
-        output::note_plain(format!("No control plane runs in {}; `weft up` starts one.", args.istio_namespace));
-        return Ok(ExitCode::FAILURE);
+        output::note_plain(format!(
+            "No control plane runs in {}; `weft up` starts one.",
+            args.control_plane.istio_namespace
+        ));
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(running)
 }
 
 async fn owners(client: &ApiClient) -> anyhow::Result<Vec<Object>> {
@@ -79,12 +102,17 @@ fn control_plane_line(pods: &[Object], proxies: &[Proxy], namespace: &str) -> St
     format!("{ready}/{} ready in {namespace}, {} proxies connected", pods.len(), proxies.len())
 }
 
-fn proxies_line(proxies: &[Proxy]) -> String {
+/// How many proxies are in which state.
+fn states(proxies: &[Proxy]) -> BTreeMap<String, usize> {
     let mut states: BTreeMap<String, usize> = BTreeMap::new();
     for proxy in proxies {
         *states.entry(proxy.overall()).or_default() += 1;
     }
-    let parts: Vec<String> = states.iter().map(|(word, count)| format!("{count} {word}")).collect();
+    states
+}
+
+fn proxies_line(proxies: &[Proxy]) -> String {
+    let parts: Vec<String> = states(proxies).iter().map(|(word, count)| format!("{count} {word}")).collect();
     if parts.is_empty() { "none".into() } else { parts.join(", ") }
 }
 
@@ -105,6 +133,21 @@ struct Row {
     proxy: String,
     sync: String,
     age: String,
+}
+
+impl Row {
+    /// The row for programs.
+    fn to_value(&self) -> Value {
+        let role = match self.role {
+            Role::ControlPlane => "control plane",
+            Role::Gateway => "gateway",
+            Role::Workload => "workload",
+        };
+        json!({
+            "role": role, "namespace": self.namespace, "name": self.name, "ready": self.ready, "proxy": self.proxy,
+            "synced": self.sync, "age": self.age,
+        })
+    }
 }
 
 fn rows(owners: &[Object], pods: &[Object], proxies: &[Proxy]) -> Vec<Row> {
@@ -183,7 +226,6 @@ fn print_section<'a>(title: &str, rows: impl Iterator<Item = &'a Row>) -> anyhow
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, json};
 
     fn object(value: Value) -> Object {
         serde_json::from_value(value).unwrap()

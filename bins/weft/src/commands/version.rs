@@ -1,6 +1,6 @@
 //! `weft version`: of this program, of the control planes, and of the proxies.
 
-use crate::cli::Connection;
+use crate::cli::{Connection, ControlPlane};
 use crate::commands::proxy_status;
 use crate::connect::connect;
 use crate::forward;
@@ -9,7 +9,7 @@ use anyhow::Context;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use weft_core::well_known::{ROOT_NAMESPACE, port};
+use weft_core::well_known::port;
 use weft_k8s_api::yaml;
 use weft_store::ApiClient;
 
@@ -19,15 +19,14 @@ pub struct Args {
     /// Ask the cluster, too
     #[arg(long, default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set)]
     remote: bool,
-    /// Only the number
+    /// Only the number of this program
     #[arg(short, long)]
     short: bool,
     /// How
     #[arg(short, long, value_enum)]
     output: Option<Format>,
-    /// Namespace of the control plane
-    #[arg(short = 'i', long, visible_alias = "istioNamespace", value_name = "NS", default_value = ROOT_NAMESPACE)]
-    istio_namespace: String,
+    #[command(flatten)]
+    control_plane: ControlPlane,
 }
 
 /// How versions are printed.
@@ -51,13 +50,14 @@ struct Running {
 pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode> {
     let running = match args.remote && !args.short {
         true => match connect(&connection).await {
-            Ok(client) => Some(remote(&client, &args.istio_namespace).await?),
+            Ok(client) => Some(remote(&client, &args.control_plane.istio_namespace).await?),
             // A version is asked for without a cluster, too.
             Err(_) => None,
         },
         false => None,
     };
     match args.output {
+        None if args.short => output::line(OWN)?,
         None => output::print(&told(running.as_ref()))?,
         Some(format) => {
             let value = tree(running.as_ref());

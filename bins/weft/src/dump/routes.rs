@@ -51,13 +51,17 @@ pub fn table(dump: &Dump, filter: &Filter) -> Table {
     table
 }
 
-/// Domains without those that only differ by a port, shortest first.
+/// Domains without those that only differ by a port, names before addresses, shortest first.
 fn domains(host: &Value) -> String {
     let all = texts(field(host, "domains"));
     let mut plain: Vec<&str> = all.iter().copied().filter(|d| !d.contains(':') || d.contains('[')).collect();
     if plain.is_empty() {
-        plain = all;
+        plain.clone_from(&all);
     }
+    // A name with and without the dot at its end is one.
+    plain.retain(|domain| domain.strip_suffix('.').is_none_or(|bare| !all.contains(&bare)));
+    let is_address = |domain: &str| domain.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok();
+    plain.sort_by_key(|domain| (is_address(domain), domain.len()));
     let more = plain.len().saturating_sub(SHOWN_DOMAINS);
     let shown = plain.get(..SHOWN_DOMAINS.min(plain.len())).unwrap_or_default().join(", ");
     if more == 0 { shown } else { format!("{shown} + {more} more...") }
@@ -117,7 +121,7 @@ mod tests {
         let rows = table(&dump, &Filter::default());
         let rows: Vec<Vec<&str>> = rows.rows().iter().map(|r| r.iter().map(String::as_str).collect()).collect();
         let host = "reviews.default.svc.cluster.local:9080";
-        let domains = "reviews.default.svc.cluster.local, reviews + 2 more...";
+        let domains = "reviews, reviews.default + 2 more...";
         assert_eq!(
             rows,
             [

@@ -48,11 +48,18 @@ fn ingress_policy(lab: &Lab, action: &str, field: &str, blocks: &[&str]) -> Resu
     lab.apply(&policy("istio-system", "ingress-policy", spec)).map(drop)
 }
 
+/// Sets a level of a proxy's log, whose answer says that it is in force.
+fn rbac_debug(lab: &Lab, command: &[&str]) -> Result<()> {
+    let levels = lab.weft(command)?;
+    ensure!(levels.lines().any(|line| line.trim() == "rbac: debug"), "{levels}");
+    Ok(())
+}
+
 fn gateway_addresses(run: &mut Run) -> Result<()> {
     callers(&run.lab, "foo", true)?;
     let pods = run.lab.ready_pods("istio=ingressgateway", "istio-system")?;
     let pod = pods.first().context("no gateway")?.clone();
-    run.lab.admin("istio-system", &pod, "POST", "logging?rbac=debug")?;
+    rbac_debug(&run.lab, &["proxy-config", "log", &pod, "-n", "istio-system", "--level", "rbac:debug"])?;
     run.check(&["3:IG-16"], "without policies the gateway lets in", |lab| {
         through_gateway(lab)?;
         at_gateway(lab, "/headers", None, 200)
@@ -371,7 +378,7 @@ fn dry_run(run: &mut Run) -> Result<()> {
     callers(&run.lab, "foo", true)?;
     let pods = run.lab.ready_pods("app=httpbin", "foo")?;
     let pod = pods.first().context("no httpbin")?.clone();
-    run.lab.admin("foo", &pod, "POST", "logging?rbac=debug")?;
+    rbac_debug(&run.lab, &["proxy-config", "log", "deploy/httpbin.foo", "--level", "rbac:debug"])?;
     let engine = run.engine;
     let apply = |lab: &Lab, dry: &str| {
         let rules = json!([{"to": [{"operation": {"paths": ["/headers"]}}]}]);

@@ -80,6 +80,7 @@ impl ImageTable {
     pub fn links(&self) -> Vec<(String, PathBuf)> {
         let names = [
             ("pilot-agent", "weft-proxy"),
+            ("weft-proxy", "weft-proxy"),
             ("pilot-discovery", "weftd"),
             ("weft-samples", "weft-samples"),
             ("fortio", "weft-samples"),
