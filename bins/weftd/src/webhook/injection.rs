@@ -61,10 +61,7 @@ impl Source {
             NativeSidecars::True => true,
             NativeSidecars::False => false,
             // One old node is enough: the pod may come to run there.
-            NativeSidecars::Auto => self.cache.list("", "Node").iter().all(|node| {
-                let version = node.body["status"]["nodeInfo"]["kubeletVersion"].as_str().unwrap_or_default();
-                minor(version).is_some_and(|minor| minor >= NATIVE_SINCE)
-            }),
+            NativeSidecars::Auto => self.cache.list("", "Node").iter().all(|node| is_new(node)),
         }
     }
 
@@ -82,6 +79,12 @@ impl Source {
         let found = self.cache.find("", "Namespace", "", namespace);
         found.and_then(|namespace| namespace.metadata.annotations.clone()).unwrap_or_default()
     }
+}
+
+/// Whether native sidecars run on a node. One that says nothing of itself, as before its kubelet has begun, is taken for old.
+fn is_new(node: &Object) -> bool {
+    let version = node.body.get("status").and_then(|status| status["nodeInfo"]["kubeletVersion"].as_str());
+    version.and_then(minor).is_some_and(|minor| minor >= NATIVE_SINCE)
 }
 
 /// Minor version of `v1.33.1`.
@@ -224,6 +227,7 @@ mod tests {
             (vec![node("a", "v1.33.0")], true),
             (vec![node("a", "v1.34.1+k3s1"), node("b", "v1.32.9")], false),
             (vec![node("a", "unknown")], false),
+            (vec![object(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "a"}}))], false),
         ] {
             let cache = Arc::new(Cache::from_objects(nodes));
             assert_eq!(Source::new(cache, settings.clone()).native(), native);
