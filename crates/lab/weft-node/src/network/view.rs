@@ -95,7 +95,8 @@ fn read_port(port: &Value, slices: &[&Object]) -> Option<PortView> {
     let number = u16::try_from(port["port"].as_u64()?).ok()?;
     let mut endpoints = Vec::new();
     for slice in slices {
-        let of_slice = list(&slice.body["ports"]);
+        // A slice need not have any.
+        let of_slice = slice.body.get("ports").map(list).unwrap_or_default();
         let Some(target) = of_slice.iter().find(|p| p["name"].as_str().unwrap_or_default() == name) else { continue };
         let Some(target) = target["port"].as_u64().and_then(|p| u16::try_from(p).ok()) else { continue };
         endpoints.extend(ready(slice).map(|endpoint| SocketAddr::new(endpoint.address, target)));
@@ -176,7 +177,13 @@ mod tests {
             (GATEWAY.into(), 30007, &ports[0].endpoints)
         );
         assert_eq!(views[0].endpoints[0].hostname.as_deref(), Some("reviews-0"));
+
+        let bare = object(json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {"name": "reviews-2", "namespace": "default", "labels": {label::SERVICE_NAME: "reviews"}}}));
+        let views = read([&service].into_iter(), [&bare, &slice].into_iter());
+        assert_eq!(service_ports(&views)[0].endpoints, ["10.244.0.5:9080".parse().unwrap()], "a slice without ports");
     }
+
     #[test]
     fn both_families() {
         let object = |value: Value| -> Object { serde_json::from_value(value).unwrap() };
