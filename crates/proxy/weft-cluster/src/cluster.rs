@@ -308,7 +308,11 @@ impl LiveCluster {
         let mut known = resolver.watch_dynamic(&name).ok_or_else(overflow)?;
         let resolved = tokio::time::timeout(RESOLVE_WAIT, known.wait_for(|r| r.done)).await;
         let address = match resolved {
-            Ok(Ok(resolution)) => resolution.addresses.first().copied(),
+            // What needs no lookup is of the family that it is of.
+            Ok(Ok(resolution)) if resolution.addresses.len() == 1 && is_address(&name) => {
+                resolution.addresses.first().copied()
+            }
+            Ok(Ok(resolution)) => self.config.lookup.choose(&resolution.addresses).next(),
             _ => None,
         };
         Ok(self.dynamic_host(&name, SocketAddr::new(address.ok_or_else(none)?, port)))
@@ -487,6 +491,11 @@ impl Drop for TcpGuard {
     fn drop(&mut self) {
         self.host.active.set(self.host.active.get().saturating_sub(1));
     }
+}
+
+/// A host that is an address, in brackets or not.
+fn is_address(host: &str) -> bool {
+    host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok()
 }
 
 #[cfg(test)]

@@ -218,7 +218,8 @@ async fn follow_names(
         let addresses = |address: &EndpointAddress| match address {
             EndpointAddress::Name(name, port) => {
                 let known = names.get(name).map(|known| known.borrow().addresses.clone()).unwrap_or_default();
-                known.iter().take(most).map(|ip| EndpointAddress::Ip(SocketAddr::new(*ip, *port))).collect()
+                let used = cluster.config.lookup.choose(&known).take(most);
+                used.map(|ip| EndpointAddress::Ip(SocketAddr::new(ip, *port))).collect()
             }
             other => vec![other.clone()],
         };

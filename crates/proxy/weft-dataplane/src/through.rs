@@ -52,7 +52,7 @@ pub(crate) async fn open(
         // Over HTTP/1.1 the connection is the tunnel, and is nothing else afterwards.
         fresh: cluster.config.protocol != UpstreamProtocol::Http2,
         careful: true,
-        host: tunnel.target.split_once(':').map(|(name, _)| name),
+        host: Some(&tunnel.target),
         client: Some((downstream.source, downstream.destination)),
         source: downstream.from,
         own: Some(&downstream.own),

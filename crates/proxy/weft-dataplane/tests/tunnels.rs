@@ -127,7 +127,7 @@ async fn endpoints_by_server_name() {
         r#"{{name: s, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.network.sni_dynamic_forward_proxy.v3.FilterConfig, dns_cache_config: {{name: c}}, port_value: {}}}}},"#,
         addr.port()
     );
-    let clusters = "  - {name: a, lb_policy: CLUSTER_PROVIDED, connect_timeout: 20s, cluster_type: {name: envoy.clusters.dynamic_forward_proxy, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig, dns_cache_config: {name: c}}}}\n";
+    let clusters = "  - {name: a, lb_policy: CLUSTER_PROVIDED, connect_timeout: 20s, cluster_type: {name: envoy.clusters.dynamic_forward_proxy, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig, dns_cache_config: {name: c, dns_lookup_family: V4_ONLY}}}}\n";
     let proxy = Proxy::start(&tcp_listener(&filter, "", clusters)).await;
     let roots = weft_tls::TrustAnchors::from_pem(Pki::new().root().as_bytes()).unwrap();
     let verification = weft_tls::ServerVerification::WebPki { anchors: roots, san: None };
@@ -146,8 +146,8 @@ async fn endpoints_by_server_name() {
 async fn endpoints_by_host() {
     let backend = Backend::echo("a").await;
     let port = backend.addr.port();
-    let filter = r#"http_filters: [{name: d, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.dynamic_forward_proxy.v3.FilterConfig, dns_cache_config: {name: c}}},"#;
-    let clusters = "  - {name: a, lb_policy: CLUSTER_PROVIDED, connect_timeout: 20s, cluster_type: {name: envoy.clusters.dynamic_forward_proxy, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig, dns_cache_config: {name: c}}}}\n";
+    let filter = r#"http_filters: [{name: d, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.dynamic_forward_proxy.v3.FilterConfig, dns_cache_config: {name: c, dns_lookup_family: V4_ONLY}}},"#;
+    let clusters = "  - {name: a, lb_policy: CLUSTER_PROVIDED, connect_timeout: 20s, cluster_type: {name: envoy.clusters.dynamic_forward_proxy, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig, dns_cache_config: {name: c, dns_lookup_family: V4_ONLY}}}}\n";
     let routes = all(r#"[{match: {prefix: "/"}, route: {cluster: a}}]"#);
     let file = http_bootstrap_raw("", &routes, clusters).replace("http_filters: [", filter);
     let proxy = Proxy::start_with(&file, |options| options.concurrency = std::num::NonZeroUsize::MIN).await;

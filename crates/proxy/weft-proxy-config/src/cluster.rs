@@ -5,7 +5,7 @@ use crate::ClientTls;
 use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Method};
 use ipnet::IpNet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +38,8 @@ pub struct Cluster {
     pub health_check: Option<Arc<HealthCheck>>,
     /// Facts for telemetry.
     pub metadata: Arc<ClusterMetadata>,
+    /// Which addresses of looked-up names are used.
+    pub lookup: LookupFamily,
     /// Share of healthy hosts (percent) below which health is ignored.
     pub panic_threshold: u8,
     /// Locality weights are used.
@@ -125,6 +127,37 @@ pub struct Thresholds {
     pub retry_budget: Option<RetryBudget>,
     /// Statistics say how much is left.
     pub track_remaining: bool,
+}
+
+/// Which addresses of a name are used (`dns_lookup_family`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LookupFamily {
+    /// Those of IPv6; those of IPv4 where there are none.
+    #[default]
+    Auto,
+    /// Those of IPv4.
+    V4Only,
+    /// Those of IPv6.
+    V6Only,
+    /// Those of IPv4; those of IPv6 where there are none.
+    V4Preferred,
+    /// All.
+    All,
+}
+
+impl LookupFamily {
+    /// Those of the addresses that are used, in their order.
+    pub fn choose(self, addresses: &[IpAddr]) -> impl Iterator<Item = IpAddr> {
+        let has = |six: bool| addresses.iter().any(|address| address.is_ipv6() == six);
+        let six = match self {
+            Self::Auto => Some(has(true)),
+            Self::V4Only => Some(false),
+            Self::V6Only => Some(true),
+            Self::V4Preferred => Some(!has(false)),
+            Self::All => None,
+        };
+        addresses.iter().copied().filter(move |address| six.is_none_or(|six| address.is_ipv6() == six))
+    }
 }
 
 /// How endpoints are found.
@@ -467,3 +500,30 @@ pub struct EndpointMetadata {
 
 /// Source-address ranges, for bind configuration.
 pub type Ranges = Vec<IpNet>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_of_names() {
+        use LookupFamily::{All, Auto, V4Only, V4Preferred, V6Only};
+        let (four, six) = ("10.0.0.1", "fd00::1");
+        let both = &[four, six][..];
+        for (family, addresses, want) in [
+            (Auto, both, &[six][..]),
+            (Auto, &[four], &[four]),
+            (V4Only, both, &[four]),
+            (V4Only, &[six], &[]),
+            (V6Only, both, &[six]),
+            (V6Only, &[four], &[]),
+            (V4Preferred, both, &[four]),
+            (V4Preferred, &[six], &[six]),
+            (All, both, both),
+            (All, &[], &[]),
+        ] {
+            let parse = |all: &[&str]| all.iter().map(|ip| ip.parse().unwrap()).collect::<Vec<IpAddr>>();
+            assert_eq!(family.choose(&parse(addresses)).collect::<Vec<_>>(), parse(want), "{family:?} {addresses:?}");
+        }
+    }
+}

@@ -12,8 +12,8 @@ use weft_proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use weft_proto::envoy::config::listener::v3::Listener as ListenerMessage;
 use weft_proxy_config::{
     Codec, ConfigBuilder, Discovery, EscapedSlashes, ForwardClientCert, HttpConnectionManager, HttpFilter, LbPolicy,
-    Listener, LogFilter, LogFormat, LogSink, NetworkFilter, ServerHeader, TagSource, TcpCluster, Terminal,
-    TraceProtocol, TraceTag, UpstreamProtocol,
+    Listener, LogFilter, LogFormat, LogSink, LookupFamily, NetworkFilter, ServerHeader, TagSource, TcpCluster,
+    Terminal, TraceProtocol, TraceTag, UpstreamProtocol,
 };
 
 const HCM: &str =
@@ -511,6 +511,10 @@ fn cluster_fields() {
         matches!(&c.as_ref().unwrap().discovery, Discovery::StrictDns(set, d) if d.as_secs() == 9 && set.localities.len() == 1)
     );
     assert!(errors.is_empty(), "{errors:?}");
+    assert_eq!(c.as_ref().unwrap().lookup, LookupFamily::Auto);
+    assert_eq!(cluster("type: STRICT_DNS, dns_lookup_family: V4_ONLY").0.unwrap().lookup, LookupFamily::V4Only);
+    let forward = r#"lb_policy: CLUSTER_PROVIDED, cluster_type: {name: envoy.clusters.dynamic_forward_proxy, typed_config: {"@type": type.googleapis.com/envoy.extensions.clusters.dynamic_forward_proxy.v3.ClusterConfig, dns_cache_config: {name: c, dns_lookup_family: ALL}}}"#;
+    assert_eq!(cluster(forward).0.unwrap().lookup, LookupFamily::All);
     assert_eq!(c.unwrap().limits.default.retry_budget.map(|b| (b.percent, b.least)), Some((20.0, 3)));
 }
 

@@ -134,9 +134,30 @@ fn apply_policy(proxy: &mut TcpProxy, policy: &Effective) {
 }
 
 fn tunnel(settings: &TunnelSettings) -> TunnelingConfig {
+    // Refused when it is no port.
+    let port = u16::try_from(settings.target_port).unwrap_or_default();
     TunnelingConfig {
-        hostname: format!("{}:{}", settings.target_host, settings.target_port),
+        hostname: pb::address::host_port(&settings.target_host, port),
         use_post: settings.protocol.eq_ignore_ascii_case("POST"),
         ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn tunnels() {
+        for (settings, want) in [
+            (json!({"targetHost": "a.example", "targetPort": 443}), ("a.example:443", false)),
+            (json!({"protocol": "CONNECT", "targetHost": "10.1.2.3", "targetPort": 80}), ("10.1.2.3:80", false)),
+            (json!({"protocol": "POST", "targetHost": "fd00::1", "targetPort": 443}), ("[fd00::1]:443", true)),
+        ] {
+            let settings: TunnelSettings = serde_json::from_value(settings).unwrap();
+            let made = tunnel(&settings);
+            assert_eq!((made.hostname.as_str(), made.use_post), want);
+        }
     }
 }

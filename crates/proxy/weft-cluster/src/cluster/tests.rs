@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::thread;
 use weft_proxy_config::{
     CheckIntervals, Endpoint, EndpointCheck, EndpointHealth, FailureRule, HealthCheck, LbPolicy, LocalityEndpoints,
-    Probe, SuccessRule, UpstreamProtocol,
+    LookupFamily, Probe, SuccessRule, UpstreamProtocol,
 };
 
 fn config(discovery: Discovery) -> Cluster {
@@ -23,6 +23,7 @@ fn config(discovery: Discovery) -> Cluster {
         limits: limits(thresholds(100)),
         outlier: None,
         health_check: None,
+        lookup: LookupFamily::default(),
         metadata: Arc::default(),
         panic_threshold: 0,
         locality_weighted: false,

@@ -1,7 +1,9 @@
 //! Clusters.
 
 use super::{Ctx, fingerprint};
-use crate::{Cluster, ClusterMetadata, Discovery, LbPolicy, SlowStart, UpstreamProtocol, UpstreamTransport};
+use crate::{
+    Cluster, ClusterMetadata, Discovery, LbPolicy, LookupFamily, SlowStart, UpstreamProtocol, UpstreamTransport,
+};
 use prost::Message as _;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,6 +16,7 @@ use weft_proto::envoy::config::common::matcher::v3::{MatchPredicate, match_predi
 use weft_proto::envoy::config::core::v3 as core;
 use weft_proto::envoy::config::route::v3::{HeaderMatcher, header_matcher};
 use weft_proto::envoy::extensions::clusters::dynamic_forward_proxy::v3::ClusterConfig;
+use weft_proto::envoy::extensions::clusters::dynamic_forward_proxy::v3::cluster_config::ClusterImplementationSpecifier;
 use weft_proto::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use weft_proto::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
 use weft_proto::envoy::extensions::upstreams::http::v3::{HttpProtocolOptions, http_protocol_options as http};
@@ -79,6 +82,7 @@ impl Ctx<'_> {
             protocol,
             limits: self.shared.limits(limits),
             outlier,
+            lookup: lookup_family(message),
             health_check: self.health_check(&message.health_checks, &message.name, &path),
             metadata: self.cluster_metadata(message.metadata.as_ref()),
             panic_threshold: common
@@ -135,7 +139,7 @@ impl Ctx<'_> {
             dns_failure_refresh_rate: _,
             // The resolver's own rules hold: the least of the record's lifetime and the refresh rate.
             respect_dns_ttl: _,
-            // Both families are asked for; the connection goes to an address that answers.
+            // Compiled.
             dns_lookup_family: _,
             dns_resolvers,
             use_tcp_for_dns_lookups: _,
@@ -572,5 +576,29 @@ pub fn decode_cluster(any: &Any, ctx: &mut Ctx<'_>) -> Option<Cluster> {
             ctx.c.errors.refuse(&Path::ROOT, format!("does not decode: {error}"));
             None
         }
+    }
+}
+
+/// Which addresses of names are used: the cluster's own word, or that of the cache by which it forwards to any host. What is no
+/// family is refused with the message.
+fn lookup_family(message: &proto::Cluster) -> LookupFamily {
+    let family = match &message.cluster_discovery_type {
+        Some(c::ClusterDiscoveryType::ClusterType(custom)) => {
+            let any = custom.typed_config.as_ref();
+            let config = any.and_then(|any| weft_proto::unpack::<ClusterConfig>(any).ok());
+            let cache = config.and_then(|config| match config.cluster_implementation_specifier? {
+                ClusterImplementationSpecifier::DnsCacheConfig(cache) => Some(cache),
+                ClusterImplementationSpecifier::SubClustersConfig(_) => None,
+            });
+            cache.map_or(0, |cache| cache.dns_lookup_family)
+        }
+        _ => message.dns_lookup_family,
+    };
+    match c::DnsLookupFamily::try_from(family) {
+        Ok(c::DnsLookupFamily::V4Only) => LookupFamily::V4Only,
+        Ok(c::DnsLookupFamily::V6Only) => LookupFamily::V6Only,
+        Ok(c::DnsLookupFamily::V4Preferred) => LookupFamily::V4Preferred,
+        Ok(c::DnsLookupFamily::All) => LookupFamily::All,
+        Ok(c::DnsLookupFamily::Auto) | Err(_) => LookupFamily::Auto,
     }
 }
