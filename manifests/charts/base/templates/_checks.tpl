@@ -12,3 +12,19 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
+
+{{/* Revision that checks what names none. Once the control plane without a revision is gone and one other is left, that one
+does: an upgrade need not say so. Who names another revision than the default one is believed. */}}
+{{- define "base.revision" -}}
+{{- $wanted := .Values.defaultRevision | default "" -}}
+{{- $left := list -}}
+{{- if eq $wanted "default" -}}
+{{- range $service := (lookup "v1" "Service" .Values.global.istioNamespace "").items | default list -}}
+{{- $labels := $service.metadata.labels | default dict -}}
+{{- if eq ($labels.app | default "") "istiod" -}}
+{{- $left = append $left (index $labels "istio.io/rev" | default "default") -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and (eq (len $left) 1) (not (has "default" $left)) }}{{ first $left }}{{ else }}{{ $wanted }}{{ end -}}
+{{- end -}}

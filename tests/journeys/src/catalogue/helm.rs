@@ -257,9 +257,7 @@ fn upgrade(run: &mut Run) -> Result<()> {
     });
     run.check(&["1:HUP-04"], "the first control plane goes, then the base is upgraded", |_| {
         kubectl.sh("helm delete istiod -n istio-system")?;
-        kubectl.sh(
-            "helm upgrade istio-base manifests/charts/base -n istio-system --skip-crds --set defaultRevision=canary",
-        )?;
+        kubectl.sh("helm upgrade istio-base manifests/charts/base -n istio-system --skip-crds")?;
         release(&kubectl, "istio-base", "base", 3)?;
         let said = kubectl.sh("helm ls -n istio-system -q")?;
         ensure!(!said.lines().any(|name| name == "istiod"), "{said}");
