@@ -155,6 +155,21 @@ async fn rewrites_redirects_and_paths() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn hosts_for_tls_alone() {
+    let hosts =
+        r#"[{name: v, domains: ['*'], require_tls: ALL, routes: [{match: {prefix: "/"}, route: {cluster: a}}]}]"#;
+    let rules = r#"{name: envoy.filters.http.rbac, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC, rules: {action: DENY, policies: {p: {permissions: [{url_path: {path: {prefix: "/denied"}}}], principals: [{any: true}]}}}}},"#;
+    let mut asks = Vec::new();
+    for host in ["a.example", "A.Example:8080", "a.example:80"] {
+        for path in ["/", "/x?y=1", "/denied"] {
+            asks.push(Ask::get(path, &[("host", host)]));
+            asks.push(Ask::get(path, &[("host", host), ("x-forwarded-proto", "https")]));
+        }
+    }
+    same("", hosts, rules, "", &asks).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_balancer_of_hashes_chooses_the_same_endpoint() {
     let mut backends = Vec::new();
     for name in ["one", "two", "three", "four", "five"] {
@@ -178,7 +193,7 @@ async fn a_balancer_of_hashes_chooses_the_same_endpoint() {
         file.push_str(&format!("  - {{name: h, type: STATIC, connect_timeout: 20s, lb_policy: {policy}, load_assignment: {{cluster_name: h, endpoints: [{{lb_endpoints: [{endpoints}]}}]}}}}\n"));
         let Some(twin) = Twin::start(&file).await else { return };
         let mut asks = Vec::new();
-        for n in 0..60 {
+        for n in 0..300 {
             let user = format!("user-{n}");
             asks.push(Ask::get("/", &[("x-user", &user)]));
             asks.push(Ask::get(&format!("/q?user={user}"), &[]));

@@ -153,45 +153,58 @@ impl Group {
         self.hosts.get(*table.get((hash % table.len() as u64) as usize)? as usize)
     }
 
-    /// Maglev's table: hosts take turns to claim their next preferred free slot, heavier ones more turns.
+    /// Maglev's table: hosts take turns, in the order of their names, to claim their next preferred free slot, heavier ones more
+    /// turns. All claim one in the first round; what is counted is what Envoy counts, in the same numbers, so that a table of
+    /// ours and one of Envoy's lead a client to the same endpoint.
     fn build_table(&self, size: u64) -> Vec<u32> {
         let mut table = vec![u32::MAX; size as usize];
-        let heaviest = self.hosts.iter().map(|h| h.weight.get()).max().unwrap_or(1);
-        let prefs: Vec<(u64, u64)> = self
-            .hosts
-            .iter()
-            .map(|host| {
-                let key = host.hostname.as_deref().unwrap_or(&host.name).as_bytes();
-                (xxhash64(key, 0) % size, xxhash64(key, 1) % (size - 1).max(1) + 1)
-            })
-            .collect();
-        let mut next = vec![0u64; self.hosts.len()];
-        let mut credit = vec![0u64; self.hosts.len()];
-        let mut filled = 0;
-        while filled < size {
-            for (i, host) in self.hosts.iter().enumerate() {
-                credit[i] += u64::from(host.weight.get());
-                if credit[i] < u64::from(heaviest) || filled == size {
+        let total = self.hosts.iter().map(|h| u64::from(h.weight.get())).sum::<u64>() as f64;
+        let mut turns: Vec<Turn<'_>> =
+            self.hosts.iter().enumerate().map(|(i, host)| Turn::new(i, host, total, size)).collect();
+        turns.sort_unstable_by_key(|turn| turn.key);
+        let heaviest = turns.iter().map(|turn| turn.share).fold(0.0, f64::max);
+        let (mut filled, mut round) = (0, 0.0);
+        while filled < size && !turns.is_empty() {
+            round += 1.0;
+            for turn in &mut turns {
+                if round * turn.share < turn.due || filled == size {
                     continue;
                 }
-                credit[i] -= u64::from(heaviest);
-                let (offset, skip) = prefs[i];
+                turn.due += heaviest;
                 // `size` is a prime, so the walk meets every slot; the bound is for a size that is not.
                 for _ in 0..=size {
-                    let slot = ((offset + next[i] * skip) % size) as usize;
-                    next[i] = (next[i] + 1) % size;
+                    let slot = ((turn.offset + turn.next * turn.skip) % size) as usize;
+                    turn.next = (turn.next + 1) % size;
                     if table[slot] == u32::MAX {
-                        table[slot] = i as u32;
+                        table[slot] = turn.host;
                         filled += 1;
                         break;
                     }
                 }
             }
-            if self.hosts.is_empty() {
-                break;
-            }
         }
         table
+    }
+}
+
+/// A host that claims slots of Maglev's table.
+struct Turn<'a> {
+    key: &'a str,
+    host: u32,
+    /// Its part of all weight.
+    share: f64,
+    /// It claims its next slot in the round in which its share has grown to this.
+    due: f64,
+    offset: u64,
+    skip: u64,
+    next: u64,
+}
+
+impl<'a> Turn<'a> {
+    fn new(at: usize, host: &'a Host, total: f64, size: u64) -> Self {
+        let key = host.hostname.as_deref().unwrap_or(&host.name);
+        let (offset, skip) = (xxhash64(key.as_bytes(), 0) % size, xxhash64(key.as_bytes(), 1) % (size - 1).max(1) + 1);
+        Self { key, host: at as u32, share: f64::from(host.weight.get()) / total, due: 0.0, offset, skip, next: 0 }
     }
 }
 
@@ -256,6 +269,22 @@ mod tests {
             let host = group.pick(&LbPolicy::LeastRequest { choices: 2 }, None, random).unwrap();
             assert_eq!(host.active.get(), 0);
         }
+    }
+
+    /// Every proxy that is told of the same endpoints, in whatever order, makes the same table.
+    #[test]
+    fn a_table_does_not_depend_on_the_order_of_endpoints() {
+        let one = group(&[3, 1, 5, 2, 4]);
+        let other = Group::new(one.hosts().iter().rev().cloned().collect());
+        for slot in 0..65_537 {
+            let [a, b] =
+                [&one, &other].map(|group| group.pick(&LbPolicy::Maglev { table_size: 65_537 }, Some(slot), 0));
+            assert_eq!(a.unwrap().name, b.unwrap().name, "{slot}");
+        }
+        // Also the lightest has its turn in the first round: in a small table it has a slot.
+        let few = group(&[1, 1000]);
+        let seen = |slot| few.pick(&LbPolicy::Maglev { table_size: 7 }, Some(slot), 0).unwrap().name.clone();
+        assert!((0..7).any(|slot| seen(slot) == few.hosts()[0].name));
     }
 
     #[test]
