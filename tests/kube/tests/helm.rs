@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use weft_k8s_api::yaml;
 use weft_kube_tests::{Cluster, Weftd, eventually, on_both, target};
 
-on_both!(installed_upgraded_tagged_removed);
+on_both!(installed_upgraded_tagged_removed, who_is_left_validates);
 
 const DISCOVERY: &str = "istio-control/istio-discovery";
 const RELEASES: [(&str, &str); 4] = [
@@ -93,5 +93,33 @@ async fn installed_upgraded_tagged_removed(cluster: Cluster) -> Result<()> {
     ensure!(left.is_empty(), "{left:?}");
     // By Helm's own choice.
     ensure!(cluster.get("customresourcedefinitions", "", "virtualservices.networking.istio.io").await.is_ok());
+    Ok(())
+}
+
+/// Whom the objects that name no revision are checked by, as control planes come and go; the base is upgraded as users do it.
+async fn who_is_left_validates(cluster: Cluster) -> Result<()> {
+    let validator = async || {
+        let object = cluster.get(VALIDATING, "", "istiod-default-validator").await?;
+        let service = &object.body["webhooks"][0]["clientConfig"]["service"]["name"];
+        Ok::<_, anyhow::Error>(service.as_str().unwrap_or_default().to_string())
+    };
+    helm(&cluster, &["install", "istio-base", &chart("base")]).await?;
+    ensure!(validator().await? == "istiod", "the first comes after it");
+    let set = |revision: &'static str| if revision.is_empty() { vec![] } else { vec!["--set", revision] };
+    let discovery = chart(DISCOVERY);
+    for (change, of_base, wanted) in [
+        (&["install", "istiod", &discovery][..], "", "istiod"),
+        (&["install", "istiod-canary", &discovery, "--set", "revision=canary"], "", "istiod"),
+        (&["uninstall", "istiod"], "", "istiod-canary"),
+        // Of two others none is the one.
+        (&["install", "istiod-next", &discovery, "--set", "revision=next"], "", "istiod"),
+        (&["uninstall", "istiod-next"], "defaultRevision=next", "istiod-next"),
+    ] {
+        helm(&cluster, change).await?;
+        helm(&cluster, &[&["upgrade", "istio-base", &chart("base"), "--skip-crds"], &set(of_base)[..]].concat())
+            .await?;
+        let found = validator().await?;
+        ensure!(found == wanted, "{change:?}: {found}");
+    }
     Ok(())
 }
