@@ -2,6 +2,7 @@
 //! [`super::head`]'s matter; so is what a name or a value may hold, which is checked where they become one.
 
 use super::head::HeadFault;
+use super::scan::find;
 use http::Version;
 
 /// Bytes of ` HTTP/1.1`.
@@ -9,6 +10,9 @@ const VERSION: usize = 9;
 
 /// What is left of a head.
 pub(super) struct Lines<'a>(&'a [u8]);
+
+/// Name and value of a field.
+type Field<'a> = (&'a [u8], &'a [u8]);
 
 /// A request's start line.
 pub(super) struct RequestLine<'a> {
@@ -25,7 +29,7 @@ impl<'a> Lines<'a> {
 
     /// The next line without its end.
     fn line(&mut self) -> Result<&'a [u8], HeadFault> {
-        let at = memchr::memchr(b'\n', self.0).ok_or(HeadFault::Malformed("torn_head"))?;
+        let at = find(b'\n', self.0).ok_or(HeadFault::Malformed("torn_head"))?;
         let (line, rest) = self.0.split_at(at);
         self.0 = &rest[1..];
         Ok(line.strip_suffix(b"\r").unwrap_or(line))
@@ -73,12 +77,12 @@ impl<'a> Lines<'a> {
     ///
     /// # Errors
     /// When the line is no field.
-    pub fn field(&mut self) -> Result<Option<(&'a [u8], &'a [u8])>, HeadFault> {
+    pub fn field(&mut self) -> Result<Option<Field<'a>>, HeadFault> {
         let line = self.line()?;
         if line.is_empty() {
             return Ok(None);
         }
-        let colon = line.iter().position(|byte| *byte == b':').ok_or(HeadFault::Malformed("invalid_header_name"))?;
+        let colon = find(b':', line).ok_or(HeadFault::Malformed("invalid_header_name"))?;
         Ok(Some((&line[..colon], trimmed(&line[colon + 1..]))))
     }
 }
@@ -110,8 +114,11 @@ mod tests {
 
     const LIMITS: HeadLimits = HeadLimits { bytes: 64 * 1024, headers: 32 };
 
-    /// What another parser (`httparse`) makes of a head: start line, names and values; `None` when it refuses it.
-    fn other(bytes: &[u8], is_request: bool) -> Option<(String, Vec<(String, Vec<u8>)>)> {
+    /// Start line, names and values.
+    type Read = (String, Vec<(String, Vec<u8>)>);
+
+    /// What another parser (`httparse`) makes of a head; `None` when it refuses it.
+    fn other(bytes: &[u8], is_request: bool) -> Option<Read> {
         let mut fields = [httparse::EMPTY_HEADER; 32];
         let (start, fields) = if is_request {
             let mut parsed = httparse::Request::new(&mut fields);
@@ -126,7 +133,7 @@ mod tests {
         Some((start, fields.iter().map(of).collect()))
     }
 
-    fn ours(bytes: &[u8], is_request: bool) -> Option<(String, Vec<(String, Vec<u8>)>)> {
+    fn ours(bytes: &[u8], is_request: bool) -> Option<Read> {
         let mut lines = super::Lines::of(bytes);
         let minor = |version| u8::from(version == http::Version::HTTP_11);
         let start = if is_request {

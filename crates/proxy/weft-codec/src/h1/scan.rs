@@ -27,7 +27,7 @@ impl Scan {
     /// # Errors
     /// When a line does not end as it must, or the first byte cannot begin a message.
     pub fn find(&mut self, bytes: &[u8]) -> Result<Option<(usize, usize)>, HeadFault> {
-        while let Some(at) = bytes.get(self.seen..).and_then(|rest| memchr::memchr(b'\n', rest)) {
+        while let Some(at) = bytes.get(self.seen..).and_then(|rest| find(b'\n', rest)) {
             let end = self.seen + at;
             let has_return = end > self.line && bytes[end - 1] == b'\r';
             if !has_return && !self.lenient {
@@ -59,9 +59,49 @@ impl Scan {
     }
 }
 
+/// Where `wanted` stands first: eight bytes at a time, since most lines are over before a search for long ones would have
+/// begun; what is longer is left to one of those.
+#[inline]
+pub(super) fn find(wanted: u8, bytes: &[u8]) -> Option<usize> {
+    const ONES: u64 = u64::MAX / 255;
+    const SHORT: usize = 48;
+    let pattern = ONES * u64::from(wanted);
+    let (words, _) = bytes.as_chunks::<8>();
+    for (number, word) in words.iter().take(SHORT / 8).enumerate() {
+        let differing = u64::from_le_bytes(*word) ^ pattern;
+        // The lowest byte whose top bit is set here is the first that is zero in `differing`.
+        let found = differing.wrapping_sub(ONES) & !differing & (ONES << 7);
+        if found != 0 {
+            return Some(number * 8 + found.trailing_zeros() as usize / 8);
+        }
+    }
+    let at = (words.len() * 8).min(SHORT);
+    let rest = &bytes[at..];
+    let found =
+        if rest.len() < 8 { rest.iter().position(|byte| *byte == wanted) } else { memchr::memchr(wanted, rest) };
+    found.map(|found| at + found)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_of_a_byte() {
+        for length in 0..120 {
+            let mut bytes = vec![b'\x0b'; length];
+            assert_eq!(find(b'\n', &bytes), None);
+            for at in (0..length).rev() {
+                bytes[at] = b'\n';
+                assert_eq!(find(b'\n', &bytes), Some(at), "{length}");
+                // Neighbours of the byte, and the highest one, are not it.
+                bytes[at] = [b'\t', 0x8a, 0xff, 0][at % 4];
+                bytes[length - 1] = b'\n';
+                assert_eq!(find(b'\n', &bytes), Some(length - 1), "{length}");
+                bytes[length - 1] = b'\x0b';
+            }
+        }
+    }
 
     fn ends(bytes: &[u8], scan: Scan) -> Result<Option<(usize, usize)>, HeadFault> {
         let whole = { scan }.find(bytes);
