@@ -5,7 +5,6 @@ mod support;
 
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 use support::{PATIENCE, eventually, free_port, http};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -123,8 +122,9 @@ async fn serves_answers_its_admin_port_and_drains() {
     let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (admin, port) = (free_port(), free_port());
     let config = file(&bootstrap(admin, port, upstream.local_addr().unwrap().port()));
-    let mut child =
-        program(&config).args(["--concurrency", "1", "-l", "warning"]).stderr(Stdio::inherit()).spawn().unwrap();
+    // It may drain for far longer than the test waits: it ends because nothing is under way any more.
+    let args = ["--concurrency", "1", "-l", "warning", "--drain-time-s", "600"];
+    let mut child = program(&config).args(args).stderr(Stdio::inherit()).spawn().unwrap();
     eventually("an answer", || async {
         (http("GET", port, "/direct").await? == (200, "hello".to_owned())).then_some(())
     })
@@ -168,9 +168,8 @@ async fn serves_answers_its_admin_port_and_drains() {
     client.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("done"), "{answer}");
     assert!(answer.to_ascii_lowercase().contains("connection: close"), "{answer}");
-    let start = Instant::now();
     let ended = tokio::time::timeout(PATIENCE, child.wait()).await.expect("an end").unwrap();
-    assert!(ended.success() && start.elapsed() < Duration::from_secs(4), "{ended} after {:?}", start.elapsed());
+    assert!(ended.success(), "{ended}");
 }
 
 #[tokio::test]
