@@ -3,9 +3,10 @@
 //!
 //! Reading order: [`kind`] (types and their order), [`auth`] (who calls), `offer` (what a proxy may have), [`session`] (the
 //! protocol, without I/O), `sent` and `share` (its memory), `connection` (one stream), [`presence`] (who is told of it),
-//! `wire` (how it is written), [`server`] (all of them), [`status`] and [`metrics`] (what is known of
+//! `asked` and `wire` (how it is read and written), [`server`] (all of them), [`status`] and [`metrics`] (what is known of
 //! them), [`debug`] (the monitoring port).
 
+mod asked;
 pub mod auth;
 mod connection;
 pub mod debug;

@@ -1,5 +1,6 @@
 //! The service: takes snapshots, accepts streams, and lets each run by itself.
 
+use crate::asked::Asked;
 use crate::auth::{Authenticator, BoxFuture};
 use crate::connection::{Sink, Variant, serve};
 use crate::metrics::Metrics;
@@ -9,6 +10,7 @@ use crate::session::{Incoming, Names, Push};
 use crate::share::Pools;
 use crate::status::Registry;
 use crate::wire::{DeltaBody, DeltaResponse};
+use futures_util::Stream;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -17,12 +19,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
-use tonic::codec::Codec;
 use tonic::codegen::Service;
 use tonic::metadata::MetadataMap;
 use tonic::server::NamedService;
 use tonic::{Request, Response, Status, Streaming};
-use tonic_prost::ProstCodec;
 use weft_model::MeshSnapshot;
 use weft_proto::envoy::service::discovery::v3::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
@@ -179,7 +179,7 @@ impl AdsServer {
     }
 }
 
-/// The gRPC service on one port: the delta method writes its own body ([`crate::wire`]).
+/// The gRPC service on one port: the delta method reads and writes its own bodies ([`crate::asked`], [`crate::wire`]).
 #[derive(Clone)]
 pub struct AdsService {
     streams: Streams,
@@ -218,7 +218,7 @@ struct Streams {
 impl Streams {
     async fn open<V: Variant>(
         &self,
-        request: Request<Streaming<V::Request>>,
+        request: Request<impl Stream<Item = Result<V::Request, Status>> + Send + Unpin + 'static>,
     ) -> Result<mpsc::Receiver<Result<V::Response, Status>>, Status> {
         let caller = self.authenticator.authenticate(request.metadata(), request.extensions()).await?;
         // Only now: strangers whose tokens are being reviewed must not take the places of proxies.
@@ -237,8 +237,7 @@ impl Streams {
     /// The delta method, from the HTTP request to the response whose body goes on.
     async fn delta(&self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
         let (parts, body) = request.into_parts();
-        let decoder = ProstCodec::<(), DeltaDiscoveryRequest>::default().decoder();
-        let requests = Streaming::new_request(decoder, body, None, Some(MAX_REQUEST_BYTES));
+        let requests = Asked::new(body, MAX_REQUEST_BYTES);
         let metadata = MetadataMap::from_headers(parts.headers);
         let responses = self.open::<Delta>(Request::from_parts(metadata, parts.extensions, requests)).await?;
         let mut response = http::Response::new(Body::new(DeltaBody::new(responses)));
