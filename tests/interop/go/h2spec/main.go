@@ -23,7 +23,7 @@ func main() {
 		os.Exit(2)
 	}
 	good, err := h2spec.Run(&config.Config{
-		Host: os.Args[1], Port: port, Path: "/", Timeout: 5 * time.Second, MaxHeaderLen: 4000, Strict: true,
+		Host: os.Args[1], Port: port, Path: "/", Timeout: 20 * time.Second, MaxHeaderLen: 4000, Strict: true,
 	})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "h2spec:", err)
