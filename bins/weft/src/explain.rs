@@ -147,6 +147,10 @@ pub fn explain(world: &World, caller: &Caller, request: &Request) -> anyhow::Res
         notes: Vec::new(),
         end: End::Closed(String::new()),
     };
+    let is_name = request.host.parse::<IpAddr>().is_err();
+    if is_name && !is_gateway(&workload) && world.service(&request.host, &workload.namespace).is_none() {
+        story.notes.push(format!("no service of the mesh is called {}", request.host));
+    }
     let (dialled, source) = match is_gateway(&workload) {
         true => (at_gateway(world, &workload, request)?, SocketAddr::new(SOMEWHERE, SOURCE_PORT)),
         false => (dialled(world, &workload.namespace, request), SocketAddr::new(caller.address, SOURCE_PORT)),

@@ -142,8 +142,9 @@ impl Request {
 impl std::fmt::Display for Request {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let scheme = if self.tls { "https" } else { "http" };
-        write!(f, "{} {scheme}://{}:{}{}", self.method, self.host, self.port, self.path)?;
-        if self.authority.split(':').next() != Some(&self.host) {
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        write!(f, "{} {scheme}://{host}:{}{}", self.method, self.port, self.path)?;
+        if weft_route::normalize::without_port(&self.authority) != host {
             write!(f, " (host {})", self.authority)?;
         }
         Ok(())

@@ -17,7 +17,7 @@ const WITH_TEMPLATE: [&str; 5] = ["Deployment", "StatefulSet", "DaemonSet", "Rep
 /// First two numbers of the addresses of pods and of services: a range for tests of networks (RFC 2544).
 const PODS: &str = "198.18";
 const SERVICES: &str = "198.19";
-/// Ports of a gateway that a Gateway object does not name are not served.
+/// Name of the ingress gateway that the profiles make.
 const INGRESS: &str = "istio-ingressgateway";
 
 /// A pod that stands in.

@@ -134,6 +134,12 @@ fn a_gateway_and_the_world_outside() {
     }
     let (story, text) = ask(&world, "productpage-v1", "http://elsewhere.example/", &[]);
     assert!(story.arrives() && text.contains("PassthroughCluster"), "{text}");
+    assert!(text.contains("no service of the mesh is called elsewhere.example"), "{text}");
+    let (_, text) = ask(&world, "productpage-v1", "http://[::1]:81/x", &[]);
+    assert!(
+        text.starts_with("default/productpage-v1 → GET http://[::1]:81/x\n") && !text.contains("is called"),
+        "{text}"
+    );
     let (story, text) = ask(&world, "productpage-v1", "https://elsewhere.example/", &[]);
     assert!(story.arrives() && text.contains("PassthroughCluster") && text.contains("as bytes"), "{text}");
 }
