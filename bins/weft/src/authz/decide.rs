@@ -170,7 +170,7 @@ pub fn decide(world: &World, caller: &Caller, destination: &Destination, ask: &A
 
 fn not_told(destination: &Destination) -> String {
     format!(
-        "the caller's proxy is not told of {}:{} (Sidecar, exportTo), so that it calls in plain text and shows no identity, or          refuses where it may call known hosts alone (REGISTRY_ONLY)",
+        "the caller's proxy is not told of {}:{} (Sidecar, exportTo), so that it calls in plain text and shows no identity, or refuses where it may call known hosts alone (REGISTRY_ONLY)",
         destination.host, destination.port
     )
 }
