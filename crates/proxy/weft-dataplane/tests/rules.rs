@@ -218,7 +218,7 @@ async fn a_connection_that_no_chain_would_take_any_more_ends() {
         )
     };
     let rest = chain("transport_protocol: raw_buffer");
-    let mut proxy = start_with(&listener(&[rest.clone()]), &cluster("a", &[app], ""), set).await;
+    let mut proxy = start_with(&listener(std::slice::from_ref(&rest)), &cluster("a", &[app], ""), set).await;
     let mut open = TcpStream::connect(proxy.addr()).await.unwrap();
     open.write_all(b"hello").await.unwrap();
     read_to(&mut open, b"hello").await;
