@@ -6,7 +6,7 @@ use crate::demand::Answered;
 use crate::http::compress::Codings;
 use crate::http::conn::HttpConnection;
 use crate::http::filters::Admitted;
-use crate::http::forward::Place;
+use crate::http::place::Place;
 use crate::http::trace::{self, ActiveSpan};
 use crate::log::{LogFacts, LoggedRequest, LoggedUpstream};
 use crate::worker::Snapshot;

@@ -6,6 +6,7 @@ use crate::http::filters::Marks;
 use crate::http::forwarded::X_FORWARDED_HOST;
 use crate::http::intake::Head;
 use crate::http::mirror::Mirrored;
+use crate::http::place::Place;
 use crate::http::retry::{self, Retries};
 use crate::http::upgrade::{self, Upgrade, UpgradeKind};
 use crate::http::{compress, format, mirror, respond};
@@ -29,7 +30,7 @@ use weft_codec::replay::{self, Replay};
 use weft_codec::{Flags, HeaderMarks, LocalReply, ProxyBody, Reason, grpc};
 use weft_proxy_config::Discovery;
 use weft_route::rewrite::{self, Side};
-use weft_route::{Forward, HostRewrite, Priority, Route, RouteTable, VirtualHost, WeightedCluster};
+use weft_route::{Forward, HostRewrite, Route, RouteTable, VirtualHost, WeightedCluster};
 
 pub(crate) const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 const ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
@@ -784,24 +785,4 @@ pub(crate) fn address(request: &mut Request<ProxyBody>, host: &HeaderValue, sche
 
 fn set_version(request: &mut Request<ProxyBody>, is_http2: bool) {
     *request.version_mut() = if is_http2 { Version::HTTP_2 } else { Version::HTTP_11 };
-}
-
-/// A request's place in its cluster: counted as under way, also against the limit, until its response has passed.
-pub(crate) struct Place {
-    cluster: Rc<LiveCluster>,
-    _permit: Permit,
-}
-
-impl Place {
-    fn take(cluster: &Rc<LiveCluster>, priority: Priority) -> Option<Self> {
-        let permit = cluster.breaker.take(Limit::Requests, priority)?;
-        cluster.stats.rq_active.add(1);
-        Some(Self { cluster: cluster.clone(), _permit: permit })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.cluster.stats.rq_active.add(-1);
-    }
 }

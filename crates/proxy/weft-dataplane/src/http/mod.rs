@@ -16,6 +16,7 @@ mod http1;
 mod http2;
 mod intake;
 mod mirror;
+mod place;
 pub(crate) mod ratelimit;
 pub(crate) mod report;
 mod respond;

@@ -4,7 +4,7 @@ use crate::http::compress;
 use crate::http::exchange::{Exchange, ResponseObserver};
 use crate::http::filters::Marks;
 use crate::http::format;
-use crate::http::forward::Place;
+use crate::http::place::Place;
 use crate::log::LoggedRequest;
 use http::header::{CONNECTION, SERVER, VIA};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};

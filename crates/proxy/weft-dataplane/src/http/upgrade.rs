@@ -3,7 +3,7 @@
 
 use crate::chain::ChainRuntime;
 use crate::http::exchange::Exchange;
-use crate::http::forward::Place;
+use crate::http::place::Place;
 use crate::standing::{End, Standing};
 use crate::tunnel::{self, Ended, Traffic};
 use base64::Engine as _;
