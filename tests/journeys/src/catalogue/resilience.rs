@@ -380,15 +380,25 @@ fn all_from(lab: &Lab, locality: &str) -> Result<()> {
     })
 }
 
+/// A version in each locality: on a node of that zone, and where there is no such node, by the pod's own label.
 fn deploy_localities(lab: &Lab) -> Result<()> {
     lab.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: sample, labels: {istio-injection: enabled}}\n")?;
+    lab.apply_yaml_as_is("locality/nodes.yaml")?;
+    let nodes = lab.objects("nodes", &[])?;
     for locality in LOCALITIES {
+        let zone = locality.split_once('.').map_or("", |(_, zone)| zone);
+        let has_node = nodes.iter().any(|node| node["metadata"]["labels"]["topology.kubernetes.io/zone"] == zone);
         let script = crate::sample("helloworld/gen-helloworld.sh");
-        let made =
-            std::process::Command::new(&script).args(["--version", locality, "--locality", locality]).output()?;
+        let by_label: &[&str] = if has_node { &[] } else { &["--locality", locality] };
+        let made = std::process::Command::new(&script).args(["--version", locality]).args(by_label).output()?;
         ensure!(made.status.success(), "{script}: {}", crate::lab::text(&made.stderr));
+        let mut text = crate::lab::text(&made.stdout);
+        if has_node {
+            let on_node = format!("    spec:\n      nodeSelector: {{topology.kubernetes.io/zone: {zone}}}\n");
+            text = text.replace("    spec:\n", &on_node);
+        }
         let file = tempfile::Builder::new().suffix(".yaml").tempfile()?;
-        std::fs::write(file.path(), made.stdout)?;
+        std::fs::write(file.path(), text)?;
         lab.weft(&["apply", "-n", "sample", "-f", file.path().to_str().context("path")?])?;
     }
     lab.apply_yaml("locality/sleep.yaml", "sample")?;
@@ -414,7 +424,13 @@ fn locality(run: &mut Run) -> Result<()> {
             seen.dedup();
             ensure!(seen == LOCALITIES, "{seen:?}");
             Ok(())
-        })
+        })?;
+        let pods = lab.objects("pods", &["-n", "sample"])?;
+        let mut nodes: Vec<_> = pods.iter().filter_map(|pod| pod["spec"]["nodeName"].as_str()).collect();
+        nodes.sort_unstable();
+        nodes.dedup();
+        ensure!(nodes == ["node-1", "node-2", "node-3", "weft-lab"], "{nodes:?}");
+        Ok(())
     });
     run.check(&["1:T-LLB-06"], "failover beside distribution is refused", |lab| {
         let both = "{distribute: [{from: region1/*, to: {'region1/*': 100}}], failover: [{from: region1, to: region2}]}";
