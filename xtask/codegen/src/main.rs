@@ -2,7 +2,8 @@
 //!
 //! The schema files come from the package of the `envoy-types` crate, which is fetched but never compiled: its types use
 //! hash maps, so that the same resource encodes to different bytes from one time to the next. Here every map is a
-//! `BTreeMap`, only what Weft uses is generated, and the descriptor set beside the code is pruned to the same files.
+//! `BTreeMap`, only what Weft uses is generated, and the descriptor set beside the code (`descriptors.bin`) is pruned to the
+//! same files. The rest of Envoy's API, which EnvoyFilters and bootstrap files may name, is described in `extensions.bin`.
 //!
 //! Run by `cargo xtask codegen`. The output is committed; CI checks that it is what this program writes.
 
@@ -122,8 +123,32 @@ fn main() -> Result<()> {
             .chain([repo.join("crates/api/weft-proto/proto")])
             .filter(|dir| dir.is_dir())
             .collect();
-    let set = compile(&includes)?;
-    write_code(&repo.join("crates/api/weft-proto/src/generated"), set)
+    let out = repo.join("crates/api/weft-proto/src/generated");
+    let used = compile(&includes, ROOTS.iter().map(ToString::to_string))?;
+    let names: BTreeSet<String> = used.file.iter().map(|file| file.name().to_string()).collect();
+    let mut rest = compile(&includes, all_of_envoy(&schema)?.into_iter())?;
+    rest.file.retain(|file| !names.contains(file.name()));
+    write_code(&out, used)?;
+    std::fs::write(out.join("extensions.bin"), rest.encode_to_vec())?;
+    Ok(())
+}
+
+/// Every schema file of Envoy's own, and what its package lacks of what they name, in order.
+fn all_of_envoy(schema: &Path) -> Result<BTreeSet<String>> {
+    let root = schema.join("data-plane-api");
+    let mut found = BTreeSet::from(["weft/udpa_typed_struct.proto".to_string(), "weft/xds_typed_struct.proto".into()]);
+    let mut folders = vec![root.join("envoy")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "proto") {
+                found.insert(path.strip_prefix(&root)?.display().to_string());
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// The folder of `.proto` files in the `envoy-types` package, downloaded by cargo when it is not there.
@@ -145,13 +170,13 @@ fn envoy_schema() -> Result<PathBuf> {
 }
 
 /// Compiles each root by itself, because one package may see names of another that it does not import, and merges them.
-fn compile(includes: &[PathBuf]) -> Result<FileDescriptorSet> {
+fn compile(includes: &[PathBuf], roots: impl Iterator<Item = String>) -> Result<FileDescriptorSet> {
     let mut files = BTreeMap::new();
     let mut order = Vec::new();
-    for root in ROOTS {
+    for root in roots {
         let mut compiler = protox::Compiler::with_file_resolver(schema_resolver(includes));
         compiler.include_imports(true).include_source_info(false);
-        compiler.open_file(root).with_context(|| format!("{root}"))?;
+        compiler.open_file(&root).with_context(|| root.clone())?;
         for file in compiler.file_descriptor_set().file {
             if !files.contains_key(file.name()) {
                 order.push(file.name().to_string());

@@ -6,6 +6,7 @@
 
 mod check;
 mod destination_rule;
+mod envoy_patch;
 mod extensions;
 mod gateway;
 mod gateway_api;

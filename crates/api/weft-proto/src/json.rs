@@ -1,8 +1,10 @@
 //! Canonical protobuf JSON, with every `Any` expanded under `@type`.
 //!
-//! The descriptor pool costs about 11 MB, so it lives only as long as somebody converts ([`pool`]): a proxy that has read its
-//! bootstrap file or answered a config dump gives it back. An `Any` of a type that the pool does not know is kept as its type
-//! URL and base64 bytes.
+//! The schema costs about 11 MB, so it lives only as long as somebody converts ([`pool`]): a proxy that has read its bootstrap
+//! file or answered a config dump gives it back. An `Any` of a type that even the whole of Envoy's API does not have is kept as
+//! its type URL and base64 bytes.
+
+mod explain;
 
 use base64::Engine as _;
 use prost::{Message, Name};
@@ -10,22 +12,63 @@ use prost_reflect::{
     DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, ReflectMessage, SerializeOptions,
 };
 use serde_json::Value;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
-static POOL: Mutex<Weak<DescriptorPool>> = Mutex::new(Weak::new());
+static POOL: Mutex<Weak<Pool>> = Mutex::new(Weak::new());
 
-/// The schema of every generated message; whoever makes many conversions holds it meanwhile, so that it is decoded once
-/// (some 10 ms).
-pub fn pool() -> Arc<DescriptorPool> {
+/// The schema of every message that is generated, and, when something names more, of all of Envoy's API.
+#[derive(Debug)]
+pub struct Pool {
+    used: DescriptorPool,
+    all: OnceLock<DescriptorPool>,
+}
+
+/// The schema; whoever makes many conversions holds it meanwhile, so that it is decoded once (some 10 ms).
+pub fn pool() -> Arc<Pool> {
     let mut kept = POOL.lock().unwrap_or_else(PoisonError::into_inner);
     kept.upgrade().unwrap_or_else(|| {
         // The bytes are generated beside the code: a failure here is a broken build, and the pool is left empty, which makes
         // every conversion return an error that names the type.
         let bytes = include_bytes!("generated/descriptors.bin").as_slice();
-        let pool = Arc::new(DescriptorPool::decode(bytes).unwrap_or_default());
+        let used = DescriptorPool::decode(bytes).unwrap_or_default();
+        let pool = Arc::new(Pool { used, all: OnceLock::new() });
         *kept = Arc::downgrade(&pool);
         pool
     })
+}
+
+impl Pool {
+    fn all(&self) -> &DescriptorPool {
+        self.all.get_or_init(|| {
+            let mut all = self.used.clone();
+            // As above: without these bytes the messages that are generated are still known.
+            let rest = include_bytes!("generated/extensions.bin").as_slice();
+            all.decode_file_descriptor_set(rest).ok();
+            all
+        })
+    }
+
+    /// The smaller pool that has every type that the JSON names, as far as there is one.
+    fn of(&self, value: &Value) -> &DescriptorPool {
+        if names_only(value, &self.used) { &self.used } else { self.all() }
+    }
+}
+
+/// Whether every `@type` in the JSON is in the pool.
+fn names_only(value: &Value, pool: &DescriptorPool) -> bool {
+    match value {
+        Value::Object(map) => {
+            let known = |url: &str| pool.get_message_by_name(message_of(url)).is_some();
+            map.get("@type").and_then(Value::as_str).is_none_or(known) && map.values().all(|v| names_only(v, pool))
+        }
+        Value::Array(items) => items.iter().all(|item| names_only(item, pool)),
+        _ => true,
+    }
+}
+
+/// The full name of a message in its type URL.
+fn message_of(url: &str) -> &str {
+    url.rsplit('/').next().unwrap_or_default()
 }
 
 /// Why JSON and a message could not be turned into one another.
@@ -34,7 +77,15 @@ pub enum JsonError {
     /// The pool has no such message.
     #[error("unknown message type {0}")]
     UnknownType(String),
-    /// The JSON does not fit the message; the text names the field.
+    /// The JSON does not fit the message: where, as a path of fields, and why.
+    #[error("{path}: {reason}")]
+    Field {
+        /// Such as `static_resources.listeners[0].name`.
+        path: String,
+        /// What is wrong there.
+        reason: String,
+    },
+    /// The JSON does not fit the message.
     #[error("{0}")]
     Json(#[from] serde_json::Error),
     /// The message's own bytes do not decode.
@@ -43,6 +94,15 @@ pub enum JsonError {
     /// The YAML text does not parse.
     #[error("{0}")]
     Yaml(String),
+}
+
+/// What becomes of a field that the schema does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnknownFields {
+    /// It is an error that names it.
+    Refused,
+    /// It is left out, as by somebody who is older than the field.
+    LeftOut,
 }
 
 fn descriptor(pool: &DescriptorPool, name: &str) -> Result<MessageDescriptor, JsonError> {
@@ -55,12 +115,17 @@ fn descriptor(pool: &DescriptorPool, name: &str) -> Result<MessageDescriptor, Js
 /// When the message is not of the generated schema.
 pub fn to_json<M: Message + Name>(message: &M, proto_names: bool) -> Result<Value, JsonError> {
     let pool = pool();
-    let mut dynamic = DynamicMessage::new(descriptor(&pool, &M::full_name())?);
-    dynamic.merge(message.encode_to_vec().as_slice())?;
     let options = SerializeOptions::new().use_proto_field_name(proto_names).skip_default_fields(true);
-    if let Ok(value) = dynamic.serialize_with_options(serde_json::value::Serializer, &options) {
+    let (name, bytes) = (M::full_name(), message.encode_to_vec());
+    let dynamic = |pool: &DescriptorPool| -> Result<DynamicMessage, JsonError> {
+        let mut dynamic = DynamicMessage::new(descriptor(pool, &name)?);
+        dynamic.merge(bytes.as_slice())?;
+        Ok(dynamic)
+    };
+    if let Ok(value) = dynamic(&pool.used)?.serialize_with_options(serde_json::value::Serializer, &options) {
         return Ok(value);
     }
+    let mut dynamic = dynamic(pool.all())?;
     hide_unknown_anys(&mut dynamic);
     Ok(dynamic.serialize_with_options(serde_json::value::Serializer, &options)?)
 }
@@ -70,11 +135,20 @@ pub fn to_json<M: Message + Name>(message: &M, proto_names: bool) -> Result<Valu
 /// # Errors
 /// When the JSON does not fit `M`.
 pub fn from_json<M: Message + Name + Default>(value: &Value) -> Result<M, JsonError> {
-    let options = DeserializeOptions::new().deny_unknown_fields(true);
+    from_json_with(value, UnknownFields::Refused)
+}
+
+/// Reads canonical JSON into a message.
+///
+/// # Errors
+/// When the JSON does not fit `M`.
+pub fn from_json_with<M: Message + Name + Default>(value: &Value, unknown: UnknownFields) -> Result<M, JsonError> {
+    let options = DeserializeOptions::new().deny_unknown_fields(unknown == UnknownFields::Refused);
     let pool = pool();
-    let schema = descriptor(&pool, &M::full_name())?;
     let expanded = expanded(value);
-    let dynamic = DynamicMessage::deserialize_with_options(schema.clone(), &*expanded, &options)?;
+    let schema = descriptor(pool.of(&expanded), &M::full_name())?;
+    let dynamic = DynamicMessage::deserialize_with_options(schema.clone(), &*expanded, &options)
+        .map_err(|error| explain::why(&schema, &expanded, &options).unwrap_or(JsonError::Json(error)))?;
     Ok(M::decode(crate::canonical::ordered(&dynamic.encode_to_vec(), &schema).as_slice())?)
 }
 
@@ -82,13 +156,13 @@ pub fn from_json<M: Message + Name + Default>(value: &Value) -> Result<M, JsonEr
 const TYPED_STRUCTS: [&str; 2] =
     ["type.googleapis.com/udpa.type.v1.TypedStruct", "type.googleapis.com/xds.type.v3.TypedStruct"];
 
-/// The value with the message in place of each `TypedStruct` that carries one.
+/// The value with the message in place of each `TypedStruct` that carries one. One of a type that nobody knows stays what it is.
 pub fn expanded(value: &Value) -> std::borrow::Cow<'_, Value> {
     if !has_typed_struct(value) {
         return std::borrow::Cow::Borrowed(value);
     }
     let mut value = value.clone();
-    expand(&mut value);
+    expand(&mut value, &pool());
     std::borrow::Cow::Owned(value)
 }
 
@@ -104,9 +178,11 @@ fn has_typed_struct(value: &Value) -> bool {
     }
 }
 
-fn expand(value: &mut Value) {
+fn expand(value: &mut Value, pool: &Pool) {
     if is_typed_struct(value) {
-        let name = value.get("type_url").or_else(|| value.get("typeUrl")).cloned();
+        let known = |name: &str| pool.all().get_message_by_name(message_of(name)).is_some();
+        let name = value.get("type_url").or_else(|| value.get("typeUrl"));
+        let name = name.filter(|name| name.as_str().is_some_and(known)).cloned();
         let inner = value.get("value").cloned().unwrap_or_else(|| Value::Object(serde_json::Map::new()));
         if let (Some(name @ Value::String(_)), Value::Object(mut fields)) = (name, inner) {
             fields.insert("@type".into(), name);
@@ -114,8 +190,8 @@ fn expand(value: &mut Value) {
         }
     }
     match value {
-        Value::Object(map) => map.values_mut().for_each(expand),
-        Value::Array(items) => items.iter_mut().for_each(expand),
+        Value::Object(map) => map.values_mut().for_each(|value| expand(value, pool)),
+        Value::Array(items) => items.iter_mut().for_each(|value| expand(value, pool)),
         _ => {}
     }
 }
@@ -169,8 +245,7 @@ fn hide_in_value(value: &mut prost_reflect::Value) {
 
 fn hide_in_any(any: &mut DynamicMessage) {
     let Ok(plain) = any.transcode_to::<prost_types::Any>() else { return };
-    let name = plain.type_url.rsplit('/').next().unwrap_or_default();
-    let known = descriptor(any.descriptor().parent_pool(), name)
+    let known = descriptor(any.descriptor().parent_pool(), message_of(&plain.type_url))
         .ok()
         .and_then(|d| DynamicMessage::decode(d, plain.value.as_slice()).ok());
     let shown = match known {
@@ -244,9 +319,73 @@ mod tests {
         assert_eq!(from_yaml::<Listener>(&yaml).unwrap().listener_filters.len(), 60_000);
     }
 
+    /// What is wrong is told once, with the path of the innermost field.
     #[test]
-    fn unknown_field_is_named() {
-        let err = from_yaml::<Listener>("name: x\nnme: y\n").unwrap_err().to_string();
-        assert!(err.contains("nme"), "{err}");
+    fn errors_say_where() {
+        let filter =
+            |inner: &str| format!("name: x\nlistener_filters:\n- name: a\n- name: b\n  typed_config: {{{inner}}}\n");
+        let typed = |name: &str, more: &str| filter(&format!("\"@type\": type.googleapis.com/{name}, {more}"));
+        let lua = "envoy.extensions.filters.http.lua.v3.Lua";
+        let csrf = "envoy.extensions.filters.http.csrf.v3.CsrfPolicy";
+        let table = [
+            ("name: x\nnme: y\n".to_string(), "nme: is no field of envoy.config.listener.v3.Listener"),
+            ("name: 7\n".to_string(), "name: invalid type: integer `7`"),
+            (
+                "listener_filters: [{name: a}, {nme: b}]\n".to_string(),
+                "listener_filters[1].nme: is no field of envoy.config.listener.v3.ListenerFilter",
+            ),
+            ("traffic_direction: SIDEWAYS\n".to_string(), "traffic_direction: unrecognized enum value 'SIDEWAYS'"),
+            (
+                typed("no.such.Type", ""),
+                "listener_filters[1].typed_config.@type: no.such.Type is no message of Envoy's API v3",
+            ),
+            (typed("envoy.config.filter.http.lua.v2.Lua", ""), "use the type of API v3"),
+            (filter("inline_code: x"), "listener_filters[1].typed_config: @type is missing"),
+            (
+                typed(lua, "inline_cod: x"),
+                "listener_filters[1].typed_config.inline_cod: is no field of envoy.extensions.filters.http.lua.v3.Lua",
+            ),
+            (
+                typed(csrf, "filter_enabled: {default_value: {denominator: HUNDREDS}}"),
+                "listener_filters[1].typed_config.filter_enabled.default_value.denominator: unrecognized enum value 'HUNDREDS'",
+            ),
+        ];
+        for (yaml, wanted) in table {
+            let error = from_yaml::<Listener>(&yaml).unwrap_err().to_string();
+            assert!(error.contains(wanted), "{yaml}: {error}, not {wanted}");
+            assert!(error.matches(wanted).count() == 1, "{error}");
+        }
+    }
+
+    #[test]
+    fn types_that_are_not_generated_are_read_and_written_too() {
+        let yaml = "name: x\nlistener_filters:\n- name: a\n  typed_config: {\"@type\": \
+                    type.googleapis.com/envoy.extensions.filters.http.csrf.v3.CsrfPolicy, additional_origins: [{exact: a}]}\n";
+        let listener = from_yaml::<Listener>(yaml).unwrap();
+        let json = to_json(&listener, true).unwrap();
+        assert_eq!(json["listener_filters"][0]["typed_config"]["additional_origins"][0]["exact"], "a", "{json}");
+    }
+
+    #[test]
+    fn unknown_fields_are_left_out_where_that_is_wanted() {
+        let value = serde_json::json!({"name": "x", "of_the_future": {"a": [1]}});
+        let listener: Listener = from_json_with(&value, UnknownFields::LeftOut).unwrap();
+        assert_eq!(listener, Listener { name: "x".into(), ..Default::default() });
+    }
+
+    /// What Weft cannot look into is passed on as it is.
+    #[test]
+    fn typed_structs_of_unknown_types_stay() {
+        let carried = |name: &str| {
+            serde_json::json!({"@type": "type.googleapis.com/udpa.type.v1.TypedStruct",
+                "type_url": format!("type.googleapis.com/{name}"), "value": {"inline_code": "x"}})
+        };
+        let unknown = carried("no.such.Type");
+        assert_eq!(*expanded(&unknown), unknown);
+        let filter = serde_json::json!({"name": "x", "typed_config": unknown});
+        let read: ListenerFilter = from_json(&filter).unwrap();
+        assert_eq!(to_json(&read, true).unwrap(), filter);
+        let known = carried("envoy.extensions.filters.http.lua.v3.Lua");
+        assert_eq!(expanded(&known)["inline_code"], "x");
     }
 }

@@ -41,7 +41,7 @@ pub struct AdsSource {
 #[derive(Debug, thiserror::Error)]
 pub enum BootstrapError {
     /// Not YAML or JSON, or not a bootstrap; names line or field.
-    #[error("{0}")]
+    #[error(transparent)]
     Parse(#[from] weft_proto::json::JsonError),
     /// Fields that weft-proxy cannot honour.
     #[error("{}", .0.join("\n"))]

@@ -60,6 +60,12 @@ fn what_cannot_be_done_is_refused_by_field() {
         assert!(error.contains(name), "{field}: {error}");
         assert!(error.starts_with("bootstrap: "), "{error}");
     }
+    // Also what weft-proxy has no words for, wherever it stands.
+    let filter = "static_resources: {listeners: [{name: l, filter_chains: [{filters: [{name: redis, typed_config: {'@type': \
+                  type.googleapis.com/no.such.Filter}}]}]}]}";
+    let error = load_bootstrap(filter).unwrap_err().to_string();
+    let place = "static_resources.listeners[0].filter_chains[0].filters[0].typed_config.@type: no.such.Filter";
+    assert!(error.starts_with(place), "{error}");
     assert!(load_bootstrap("nodes: {}").unwrap_err().to_string().contains("nodes"));
     assert!(load_bootstrap("node: [").is_err());
 }

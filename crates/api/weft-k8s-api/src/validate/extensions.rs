@@ -1,8 +1,8 @@
 //! Rules for `EnvoyFilter`, `WasmPlugin`, `TrafficExtension` and the kind `ProxyConfig`.
 
-use super::Report;
 use super::check::set_of;
 use super::security::url_problem;
+use super::{Report, envoy_patch};
 use crate::istio::{
     ApplyTo, EnvValueSource, EnvoyConfigObjectMatch, EnvoyConfigObjectPatch, EnvoyFilter, PatchOperation, ProxyConfig,
     TrafficExtension, TrafficSelector, VmConfig, WasmPlugin,
@@ -57,6 +57,7 @@ fn config_patch(patch: &EnvoyConfigObjectPatch, path: &str, report: &mut Report)
     if operation == PatchOperation::Add && patch.apply_to == ApplyTo::RouteConfiguration {
         report.error(format_args!("{path}.patch.operation"), "ADD is not supported for ROUTE_CONFIGURATION; use MERGE");
     }
+    envoy_patch::check(patch, path, report);
     if let Some(matches) = &patch.matches {
         config_match(patch.apply_to, matches, &format!("{path}.match"), report);
     }

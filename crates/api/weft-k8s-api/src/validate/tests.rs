@@ -631,7 +631,7 @@ fn extensions() {
         "networking.istio.io/v1alpha3",
         "EnvoyFilter",
         &[
-            "workloadSelector: {labels: {app: a}}\nconfigPatches:\n- applyTo: HTTP_FILTER\n  match:\n    context: SIDECAR_INBOUND\n    listener: {filterChain: {filter: {name: envoy.filters.network.http_connection_manager, subFilter: {name: envoy.filters.http.router}}}}\n  patch: {operation: INSERT_BEFORE, value: {name: x, typed_config: {'@type': y}}}",
+            "workloadSelector: {labels: {app: a}}\nconfigPatches:\n- applyTo: HTTP_FILTER\n  match:\n    context: SIDECAR_INBOUND\n    listener: {filterChain: {filter: {name: envoy.filters.network.http_connection_manager, subFilter: {name: envoy.filters.http.router}}}}\n  patch: {operation: INSERT_BEFORE, value: {name: x, typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.csrf.v3.CsrfPolicy, additional_origins: [{exact: a}]}}}",
             "configPatches: [{applyTo: CLUSTER, match: {cluster: {service: a}}, patch: {operation: MERGE, value: {connect_timeout: 1s}}}]",
             "configPatches: [{applyTo: LISTENER, patch: {operation: REMOVE}}]",
         ],
@@ -640,6 +640,16 @@ fn extensions() {
         "networking.istio.io/v1alpha3",
         "EnvoyFilter",
         &[
+            (
+                "configPatches: [{applyTo: HTTP_FILTER, patch: {operation: ADD, value: {name: x, typed_config: {'@type': type.googleapis.com/no.Such}}}}]",
+                "spec.configPatches[0].patch.value.typed_config.@type",
+                "no.Such",
+            ),
+            (
+                "configPatches: [{applyTo: CLUSTER, patch: {operation: MERGE, value: {connect_timeout: fast}}}]",
+                "spec.configPatches[0].patch.value.connect_timeout",
+                "duration",
+            ),
             ("configPatches: [{patch: {operation: ADD, value: {a: b}}}]", "spec.configPatches[0].applyTo", "required"),
             ("configPatches: [{applyTo: CLUSTER}]", "spec.configPatches[0].patch", "required"),
             (
@@ -663,6 +673,15 @@ fn extensions() {
                 "ADD",
             ),
         ],
+    );
+    warns(
+        "networking.istio.io/v1alpha3",
+        "EnvoyFilter",
+        &[(
+            "configPatches: [{applyTo: CLUSTER, patch: {operation: MERGE, value: {upstream_connection_options: {tcp_keepalives: {}}}}}]",
+            "spec.configPatches[0].patch.value.upstream_connection_options.tcp_keepalives",
+            "left out",
+        )],
     );
     good(
         "extensions.istio.io/v1alpha1",

@@ -25,7 +25,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use weft_core::{Provenance, Strng};
 use weft_k8s_api::istio::{self, ApplyTo, EnvoyConfigObjectPatch, PatchOperation as Op};
 use weft_model::{MeshSnapshot, Policy};
-use weft_proto::{json, unpack};
+use weft_proto::json::{self, UnknownFields};
+use weft_proto::unpack;
 
 /// Envoy filters that bind a proxy: the root namespace's first, each namespace's by priority, then age.
 pub fn bound(snapshot: &MeshSnapshot, proxy: &ProxyView) -> Vec<Arc<Policy<istio::EnvoyFilter>>> {
@@ -105,7 +106,8 @@ impl Item<'_> {
     }
 
     fn as_written<M: Message + Name + Default>(&self, value: Value) -> Option<Value> {
-        let read = json::from_json::<M>(&value).and_then(|message| json::to_json(&message, true));
+        let read = json::from_json_with::<M>(&value, UnknownFields::LeftOut);
+        let read = read.and_then(|message| json::to_json(&message, true));
         if read.is_err() {
             self.failed();
         }
@@ -298,7 +300,7 @@ fn add<'a, 'b: 'a, M: Message + Name + Default>(
 ) {
     let mut more = Resources::new();
     for item in items {
-        let Ok(message) = json::from_json::<M>(&item.value()) else {
+        let Ok(message) = json::from_json_with::<M>(&item.value(), UnknownFields::LeftOut) else {
             item.failed();
             continue;
         };

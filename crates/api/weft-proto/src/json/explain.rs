@@ -1,0 +1,94 @@
+//! Why JSON does not fit a message: the path of the innermost field, and what is wrong there. Asked only after a failure.
+
+use super::{JsonError, message_of};
+use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, Kind, MessageDescriptor};
+use serde_json::Value;
+
+/// What is wrong with `value` as a message of that type; `None` when nothing is.
+pub(super) fn why(schema: &MessageDescriptor, value: &Value, options: &DeserializeOptions) -> Option<JsonError> {
+    let inside = inside(schema.parent_pool(), value, "", options);
+    inside.or_else(|| message(schema, value, "", options))
+}
+
+/// The first packed message below `value` that is wrong by itself, innermost first. The depth is that of the text, which its
+/// parser has bounded.
+fn inside(pool: &DescriptorPool, value: &Value, path: &str, options: &DeserializeOptions) -> Option<JsonError> {
+    match value {
+        Value::Array(items) => {
+            items.iter().enumerate().find_map(|(i, item)| inside(pool, item, &format!("{path}[{i}]"), options))
+        }
+        Value::Object(map) => {
+            let nested = map.iter().find_map(|(name, value)| inside(pool, value, &join(path, name), options));
+            nested.or_else(|| packed(pool, map.get("@type")?, value, path, options))
+        }
+        _ => None,
+    }
+}
+
+/// A message that is packed under its type URL.
+fn packed(
+    pool: &DescriptorPool,
+    url: &Value,
+    value: &Value,
+    path: &str,
+    options: &DeserializeOptions,
+) -> Option<JsonError> {
+    let at = join(path, "@type");
+    let Some(url) = url.as_str() else {
+        return Some(field(
+            at,
+            "must be text, such as type.googleapis.com/envoy.extensions.filters.http.router.v3.Router",
+        ));
+    };
+    let name = message_of(url);
+    let Some(schema) = pool.get_message_by_name(name) else {
+        let hint = if name.contains(".v2.") || name.contains("v2alpha") { "; use the type of API v3" } else { "" };
+        return Some(field(at, format!("{name} is no message of Envoy's API v3 that Weft knows{hint}")));
+    };
+    // Those have a JSON form of their own, beside @type as `value`.
+    if name.starts_with("google.protobuf.") {
+        return None;
+    }
+    let mut fields = value.clone();
+    fields.as_object_mut()?.shift_remove("@type");
+    message(&schema, &fields, path, options)
+}
+
+fn message(schema: &MessageDescriptor, value: &Value, path: &str, options: &DeserializeOptions) -> Option<JsonError> {
+    let mut track = serde_path_to_error::Track::new();
+    let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
+    let error = DynamicMessage::deserialize_with_options(schema.clone(), tracked, options).err()?;
+    let inner = track.path().to_string();
+    let at = if inner == "." { path.to_string() } else { join(path, &inner) };
+    let reason = error.to_string();
+    // The library names the field in its text, and ends the path before it.
+    let unknown = reason.strip_prefix("unrecognized field name '").and_then(|rest| rest.split_once('\''));
+    Some(match unknown {
+        Some((name, _)) => field(join(&at, name), format!("is no field of {}", innermost(schema, &inner))),
+        None if reason.contains("@type") => {
+            field(at, "@type is missing: the type of the message, such as type.googleapis.com/envoy.extensions.…")
+        }
+        None => field(at, reason),
+    })
+}
+
+/// The message at a path of fields, as far as the path can be followed.
+fn innermost(schema: &MessageDescriptor, path: &str) -> String {
+    let mut at = schema.clone();
+    for name in path.split('.').map(|step| step.split('[').next().unwrap_or_default()) {
+        let field = at.get_field_by_name(name).or_else(|| at.get_field_by_json_name(name));
+        match field.map(|field| field.kind()) {
+            Some(Kind::Message(next)) => at = next,
+            _ => break,
+        }
+    }
+    at.full_name().to_string()
+}
+
+fn field(path: String, reason: impl Into<String>) -> JsonError {
+    JsonError::Field { path: if path.is_empty() { "the whole".into() } else { path }, reason: reason.into() }
+}
+
+fn join(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_string() } else { format!("{path}.{name}") }
+}
