@@ -74,16 +74,19 @@ async fn handle(
     let mut marks = Marks::default();
     let mut next = 0;
     // The route is known to the filters; one that learns more of the request may have it chosen again.
-    let destination = loop {
-        let destination = choose(exchange, table, &head)?;
+    let (destination, wants_tls) = loop {
+        let (destination, wants_tls) = choose(exchange, table, &head);
         match filters::run(exchange, &mut head, &mut body, destination, &mut marks, next).await {
             Ok(Some(after)) => next = after,
-            Ok(None) => break destination,
+            Ok(None) => break (destination, wants_tls),
             Err(reply) => return Ok(refused(exchange, *reply, table, destination, marks)),
         }
     };
     if let Err(reply) = filters::recheck(exchange, &mut head, destination) {
         return Ok(refused(exchange, *reply, table, destination, marks));
+    }
+    if wants_tls {
+        return Err(to_https(&head));
     }
     if exchange.facts.borrow().admitted.is_none() && Admitted::is_wanted(exchange, &head, &body) {
         exchange.facts.borrow_mut().admitted = Some(Box::new(Admitted::new(&head, destination)));
@@ -163,12 +166,9 @@ fn route_table(exchange: &Exchange) -> Option<&RouteTable> {
     }
 }
 
-/// Where the request would go, as far as it is known by now.
-fn choose<'a>(
-    exchange: &Exchange,
-    table: Option<&'a RouteTable>,
-    head: &Head,
-) -> Result<Destination<'a>, Box<LocalReply>> {
+/// Where the request would go, as far as it is known by now; and whether it goes nowhere, because its host is for TLS alone. Then
+/// no route's settings hold, and the filters are asked all the same: who may not come in is not told where to go (as in Envoy).
+fn choose<'a>(exchange: &Exchange, table: Option<&'a RouteTable>, head: &Head) -> (Destination<'a>, bool) {
     let routed = table.map(|table| table.find(&head.view(), fastrand::u64(..)));
     let (host, route) = match routed {
         Some(Routed::Route(host, route)) => (Some(host), Some(route)),
@@ -180,9 +180,9 @@ fn choose<'a>(
         intake::log_headers(exchange, head);
     }
     if host.is_some_and(|h| h.require_tls) && head.scheme == "http" {
-        return Err(to_https(head));
+        return (Destination::default(), true);
     }
-    Ok(destination(host, route, fastrand::u64(..)))
+    (destination(host, route, fastrand::u64(..)), false)
 }
 
 /// The cluster of a route, one random number deciding among weighted clusters.
@@ -239,8 +239,9 @@ fn plain_reply(status: StatusCode, details: &'static str) -> LocalReply {
     }
 }
 
+/// The same place by TLS. The host stands as it was written, its port too.
 fn to_https(head: &Head) -> Box<LocalReply> {
-    let authority = weft_route::normalize::without_port(head.authority());
+    let authority = head.host.to_str().unwrap_or_default();
     let path = head.uri.path_and_query().map_or("/", |p| p.as_str());
     let mut reply = plain_reply(StatusCode::MOVED_PERMANENTLY, "direct_response");
     if let Ok(value) = HeaderValue::from_str(&format!("https://{authority}{path}")) {
