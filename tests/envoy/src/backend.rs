@@ -19,11 +19,14 @@ pub const TWIN: &str = "x-twin";
 const RANDOM: [&str; 3] = [TWIN, "x-request-id", "x-b3-traceid"];
 
 type Counts = Arc<Mutex<HashMap<String, u32>>>;
+/// What came, by twin.
+type Seen = Arc<Mutex<HashMap<String, Vec<String>>>>;
 
 /// A running server.
 pub struct Backend {
     /// Its address.
     pub addr: SocketAddr,
+    seen: Seen,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -32,22 +35,33 @@ impl Backend {
     pub async fn start(name: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let counts = Counts::default();
+        let (counts, seen) = (Counts::default(), Seen::default());
+        let all = seen.clone();
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let _ = stream.set_nodelay(true);
-                let counts = counts.clone();
+                let (counts, all) = (counts.clone(), all.clone());
                 tokio::spawn(async move {
                     let service = service_fn(move |request| {
-                        let counts = counts.clone();
-                        async move { Ok::<_, Infallible>(answer(name, request, &counts).await) }
+                        let (counts, all) = (counts.clone(), all.clone());
+                        async move { Ok::<_, Infallible>(answer(name, request, &counts, &all).await) }
                     });
                     let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
                     let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
                 });
             }
         });
-        Self { addr, task }
+        Self { addr, seen, task }
+    }
+
+    /// Takes what came through one of the twins since the last time: each request as its answer shows it.
+    pub fn take_seen(&self, twin: &str) -> Vec<String> {
+        self.seen.lock().unwrap().remove(twin).unwrap_or_default()
+    }
+
+    /// How many requests that would be.
+    pub fn count_seen(&self, twin: &str) -> usize {
+        self.seen.lock().unwrap().get(twin).map_or(0, Vec::len)
     }
 }
 
@@ -57,7 +71,7 @@ impl Drop for Backend {
     }
 }
 
-async fn answer(name: &str, request: Request<Incoming>, counts: &Counts) -> Response<Full<Bytes>> {
+async fn answer(name: &str, request: Request<Incoming>, counts: &Counts, seen: &Seen) -> Response<Full<Bytes>> {
     let (parts, body) = request.into_parts();
     let path = parts.uri.path_and_query().map_or("", |p| p.as_str()).to_string();
     let length = body.collect().await.map_or(0, |b| b.to_bytes().len());
@@ -66,9 +80,12 @@ async fn answer(name: &str, request: Request<Incoming>, counts: &Counts) -> Resp
     if let Some(wanted) = path.split("/status/").nth(1).and_then(|rest| rest.get(..3)) {
         status = wanted.parse().unwrap_or(200);
     }
+    // A copy that is mirrored does not take the failure that is meant for the request.
+    let host = parts.uri.authority().map_or(text_of("host"), |authority| authority.as_str());
+    let is_copy = host.contains("-shadow");
     if let Ok(fails) = text_of("x-fail").parse::<u32>() {
         let mut counts = counts.lock().unwrap();
-        let seen = counts.entry(format!("{} {path}", text_of(TWIN))).or_default();
+        let seen = counts.entry(format!("{} {path} {}", text_of(TWIN), is_copy)).or_default();
         *seen += 1;
         if *seen <= fails {
             status = 503;
@@ -83,6 +100,7 @@ async fn answer(name: &str, request: Request<Incoming>, counts: &Counts) -> Resp
     lines.extend(parts.uri.authority().map(|authority| format!("host: {authority}")));
     lines.sort();
     let text = format!("backend={name}\n{} {path}\n{}\nbody={length}\n", parts.method, lines.join("\n"));
+    seen.lock().unwrap().entry(text_of(TWIN).to_string()).or_default().push(text.clone());
     let mut response = Response::new(Full::from(text));
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
     response.headers_mut().insert("x-backend", name.parse().unwrap());

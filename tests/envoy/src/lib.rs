@@ -2,7 +2,7 @@
 //! are compared. Knows nothing of what a configuration means.
 //!
 //! [`twin`] runs the pair and asks it, [`backend`] is what stands behind both, [`bootstrap`] makes a file of generated
-//! resources, [`random`] makes configurations and requests from a seed.
+//! resources, [`random`] and [`wide`] make configurations and requests from a seed.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test that cannot go on fails.
 
@@ -10,6 +10,7 @@ pub mod backend;
 pub mod bootstrap;
 pub mod random;
 pub mod twin;
+pub mod wide;
 
 pub use backend::Backend;
 pub use twin::{Answer, Ask, Twin};

@@ -26,9 +26,9 @@ const ASKED: [&str; 9] = [
     "b.example",
 ];
 const SEGMENTS: [&str; 10] = ["api", "v1", "v2", "users", "API", "a.b", "x%20y", "items", "%41", "status"];
-const VALUES: [&str; 6] = ["jason", "v1", "v2", "true", "", "a-b.c"];
-const HEADERS: [&str; 4] = ["end-user", "x-version", "x-debug", "cookie"];
-const PARAMS: [&str; 3] = ["q", "debug", "version"];
+pub(crate) const VALUES: [&str; 6] = ["jason", "v1", "v2", "true", "", "a-b.c"];
+pub(crate) const HEADERS: [&str; 4] = ["end-user", "x-version", "x-debug", "cookie"];
+pub(crate) const PARAMS: [&str; 3] = ["q", "debug", "version"];
 
 /// What the gateway of a random mesh is given. `backends` are those of the services: two a service, then those of the hashed
 /// service.
@@ -39,7 +39,12 @@ pub fn configuration(seed: u64, backends: &[SocketAddr]) -> (ProxyResources, Vec
     for i in 0..services {
         documents.push(virtual_service(i, &mut rng));
     }
-    let mesh = de::read(&istio::MeshConfig::overlay(&json!({})), "mesh", de::Dialect::ProtoJson, &mut Vec::new());
+    (generated(&documents, &json!({})), documents)
+}
+
+/// What the gateway is given by these documents, in the order of their age, and mesh config.
+pub(crate) fn generated(documents: &[Value], mesh: &Value) -> ProxyResources {
+    let mesh = de::read(&istio::MeshConfig::overlay(mesh), "mesh", de::Dialect::ProtoJson, &mut Vec::new());
     let mut inputs = Inputs::new(Arc::new(mesh.unwrap()), Arc::new(Settings::default()));
     for (i, document) in documents.iter().enumerate() {
         let mut document = document.clone();
@@ -55,10 +60,10 @@ pub fn configuration(seed: u64, backends: &[SocketAddr]) -> (ProxyResources, Vec
         "metadata": {"NAMESPACE": "default", "LABELS": {"istio": "gateway"}, "CLUSTER_ID": "Kubernetes"},
     });
     let view = ProxyView::new(&weft_proto::json::from_json::<Node>(&node).unwrap()).unwrap();
-    (generate(&snapshot, &view), documents)
+    generate(&snapshot, &view)
 }
 
-fn world(backends: &[SocketAddr], rng: &mut Rng) -> Vec<Value> {
+pub(crate) fn world(backends: &[SocketAddr], rng: &mut Rng) -> Vec<Value> {
     let mut documents = vec![
         json!({
             "apiVersion": "v1", "kind": "Pod",
@@ -105,7 +110,7 @@ fn world(backends: &[SocketAddr], rng: &mut Rng) -> Vec<Value> {
     documents
 }
 
-fn one<'a>(rng: &mut Rng, of: &[&'a str]) -> &'a str {
+pub(crate) fn one<'a>(rng: &mut Rng, of: &[&'a str]) -> &'a str {
     of[rng.usize(..of.len())]
 }
 
@@ -187,7 +192,7 @@ fn operations(rng: &mut Rng) -> Value {
     json!({"request": side(), "response": side()})
 }
 
-fn destination(rng: &mut Rng) -> Value {
+pub(crate) fn destination(rng: &mut Rng) -> Value {
     match rng.u8(..4) {
         0 => json!({"host": "hashed.svc.test"}),
         n => json!({"host": format!("s{}.svc.test", n % 2), "subset": one(rng, &["v1", "v2"])}),
@@ -250,7 +255,7 @@ fn rule(rng: &mut Rng) -> Value {
     rule
 }
 
-fn virtual_service(number: usize, rng: &mut Rng) -> Value {
+pub(crate) fn virtual_service(number: usize, rng: &mut Rng) -> Value {
     let hosts: Vec<&str> = (0..1 + rng.usize(..2)).map(|_| one(rng, &HOSTS)).collect();
     let rules: Vec<Value> = (0..1 + rng.usize(..6)).map(|_| rule(rng)).collect();
     json!({

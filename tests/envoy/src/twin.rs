@@ -88,6 +88,7 @@ pub struct Side {
     name: &'static str,
     addr: SocketAddr,
     sender: Option<SendRequest<Full<Bytes>>>,
+    again: bool,
 }
 
 /// The pair.
@@ -142,7 +143,7 @@ impl Twin {
 
     /// Connections to both: Envoy's, then ours.
     pub fn sides(&self) -> (Side, Side) {
-        let side = |name, addr| Side { name, addr, sender: None };
+        let side = |name, addr| Side { name, addr, sender: None, again: false };
         (side("envoy", self.envoy), side("weft", self.weft))
     }
 
@@ -171,7 +172,7 @@ pub fn difference(ask: &Ask, envoy: &Answer, weft: &Answer) -> Option<String> {
     if envoy == weft {
         return None;
     }
-    let mut text = format!("{} {} {:?}\n", ask.method, ask.path, ask.headers);
+    let mut text = format!("{} {} {:?} ({})\n", ask.method, ask.path, ask.headers, envoy.status);
     if envoy.status != weft.status {
         text.push_str(&format!("  status: envoy {} weft {}\n", envoy.status, weft.status));
     }
@@ -204,13 +205,18 @@ async fn weft(yaml: &str) -> Handle {
 }
 
 impl Side {
+    /// A request was sent twice.
+    pub fn again(&self) -> bool {
+        self.again
+    }
+
     /// Asks on the kept connection, or on a new one.
     pub async fn ask(&mut self, ask: &Ask) -> Answer {
         let kept = self.sender.is_some();
         let mut outcome = tokio::time::timeout(PATIENCE, self.exchange(ask)).await;
         if kept && matches!(outcome, Ok(Err(_))) {
             // A kept connection may be closed at any time.
-            self.sender = None;
+            (self.sender, self.again) = (None, true);
             outcome = tokio::time::timeout(PATIENCE, self.exchange(ask)).await;
         }
         match outcome {
@@ -268,7 +274,7 @@ fn opened(headers: &HeaderMap, body: &[u8]) -> Option<Vec<u8>> {
 
 /// The body without what Envoy does for reasons of its own: it takes a client on loopback to be on the machine's own
 /// address, and says `content-length: 0` where HTTP needs no length.
-fn plain(body: &str) -> String {
+pub fn plain(body: &str) -> String {
     let mut text = String::with_capacity(body.len());
     // Who is told the reason of a refused connection is a matter of taste.
     let body = body.replace(", transport failure reason: delayed connect error: Connection refused", "");

@@ -1,24 +1,46 @@
 //! Random configurations, random requests: our data plane against Envoy on the same generated resources.
 //!
 //! `WEFT_TWIN_REQUESTS` sets how many requests are sent (10 000), `WEFT_TWIN_SEED` where the numbers begin (1). A difference
-//! is printed with the seed of its configuration.
+//! is printed with the seed of its configuration. What the endpoints saw is compared too: tries, and copies that are mirrored.
 
 #![allow(clippy::unwrap_used)]
 
 use fastrand::Rng;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use weft_envoy_tests::{Backend, Twin, bootstrap, random, twin};
+use std::time::{Duration, Instant};
+use weft_envoy_tests::{Ask, Backend, Twin, bootstrap, random, twin, wide};
+use weft_xds_gen::ProxyResources;
 
 /// Requests for one configuration.
 const EACH: usize = 1000;
 /// Connections to each twin at once.
 const AT_ONCE: usize = 4;
+/// The sides of a pair, as endpoints know them.
+const SIDES: [&str; 2] = ["envoy", "weft"];
 /// Differences shown of one configuration.
-const SHOWN: usize = 5;
+const SHOWN: usize = 8;
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default)
 }
+
+/// How long copies of requests may be under way.
+const COPIES: Duration = Duration::from_secs(30);
+
+/// A kind of configurations, with the requests for it.
+#[derive(Clone, Copy)]
+struct Kind {
+    configuration: fn(u64, &[SocketAddr]) -> (ProxyResources, Vec<Value>),
+    ask: fn(&mut Rng) -> Ask,
+}
+
+/// By turns.
+const KINDS: [Kind; 2] = [
+    Kind { configuration: random::configuration, ask: random::ask },
+    Kind { configuration: wide::configuration, ask: wide::ask },
+];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_same_answers_as_envoy() {
@@ -30,12 +52,18 @@ async fn the_same_answers_as_envoy() {
     let addrs: Vec<SocketAddr> = backends.iter().map(|b| b.addr).collect();
     let (mut wrong, mut sent) = (Vec::new(), 0);
     for seed in first..first + requests.div_ceil(EACH) as u64 {
-        let (resources, _) = random::configuration(seed, &addrs);
+        let kind = KINDS[seed as usize % KINDS.len()];
+        let (resources, _) = (kind.configuration)(seed, &addrs);
         let file = bootstrap::of_gateway(&resources, random::GATEWAY_PORT);
         let Some(pair) = Twin::start(&file).await else { return };
-        let (count, found) = compare(&pair, seed).await;
-        sent += count;
-        for difference in found.iter().take(SHOWN) {
+        let (again, mut found) = compare(&pair, kind, seed).await;
+        sent += EACH;
+        // A request that had to be sent again was seen twice by one side alone.
+        found.extend(if again { Vec::new() } else { seen(&backends).await });
+        for backend in &backends {
+            SIDES.iter().for_each(|side| drop(backend.take_seen(side)));
+        }
+        for difference in found.iter().step_by(found.len().div_ceil(SHOWN).max(1)) {
             wrong.push(format!("seed {seed}, one of {}: {difference}", found.len()));
         }
     }
@@ -43,7 +71,8 @@ async fn the_same_answers_as_envoy() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-async fn compare(pair: &Twin, seed: u64) -> (usize, Vec<String>) {
+/// Differences of the answers, and whether a request was sent twice.
+async fn compare(pair: &Twin, kind: Kind, seed: u64) -> (bool, Vec<String>) {
     let mut tasks = Vec::new();
     for task in 0..AT_ONCE {
         let (mut envoy, mut weft) = pair.sides();
@@ -51,7 +80,7 @@ async fn compare(pair: &Twin, seed: u64) -> (usize, Vec<String>) {
             let mut rng = Rng::with_seed(seed * 1000 + task as u64);
             let mut found = Vec::new();
             for n in 0..EACH / AT_ONCE {
-                let mut ask = random::ask(&mut rng);
+                let mut ask = (kind.ask)(&mut rng);
                 // A path of its own: what fails once fails once for each twin.
                 if ask.headers.iter().any(|(name, _)| name == "x-fail") {
                     let more = if ask.path.contains('?') { '&' } else { '?' };
@@ -60,12 +89,52 @@ async fn compare(pair: &Twin, seed: u64) -> (usize, Vec<String>) {
                 let (theirs, ours) = tokio::join!(envoy.ask(&ask), weft.ask(&ask));
                 found.extend(twin::difference(&ask, &theirs, &ours));
             }
-            found
+            (envoy.again() || weft.again(), found)
         }));
     }
-    let mut found = Vec::new();
+    let (mut again, mut found) = (false, Vec::new());
     for task in tasks {
-        found.extend(task.await.unwrap());
+        let (sent_again, differences) = task.await.unwrap();
+        again |= sent_again;
+        found.extend(differences);
     }
-    (EACH, found)
+    (again, found)
+}
+
+/// What the endpoints saw of one side and not of the other, once as much has come from both, or time is over.
+async fn seen(backends: &[Backend]) -> Vec<String> {
+    let end = Instant::now() + COPIES;
+    let count = |side: &str| backends.iter().map(|backend| backend.count_seen(side)).sum::<usize>();
+    let mut before = 0;
+    loop {
+        let counts = SIDES.map(count);
+        // Equal, and nothing more came meanwhile.
+        if (counts[0] == counts[1] && counts[0] == before) || Instant::now() > end {
+            break;
+        }
+        before = counts[0];
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let mut found = Vec::new();
+    for backend in backends {
+        let [theirs, ours] = SIDES.map(|side| {
+            let mut all: BTreeMap<String, i64> = BTreeMap::new();
+            for text in backend.take_seen(side) {
+                // To a copy each twin adds its own address, beside that of the client, of which Envoy thinks otherwise.
+                let is_copy = text.contains("-shadow");
+                let own = |line: &str| is_copy && line.starts_with("x-forwarded-for: ");
+                let text: String = text.lines().filter(|line| !own(line)).map(|line| format!("{line}\n")).collect();
+                *all.entry(twin::plain(&text)).or_default() += 1;
+            }
+            all
+        });
+        let texts: BTreeSet<&String> = theirs.keys().chain(ours.keys()).collect();
+        for text in texts {
+            let (a, b) = (theirs.get(text).unwrap_or(&0), ours.get(text).unwrap_or(&0));
+            if a != b {
+                found.push(format!("seen {a} times of envoy, {b} times of weft:\n{text}"));
+            }
+        }
+    }
+    found
 }

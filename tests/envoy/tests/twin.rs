@@ -154,6 +154,74 @@ async fn rewrites_redirects_and_paths() {
     }
 }
 
+/// The answer to a HEAD says a length and has no bytes, over either protocol to the endpoint.
+#[tokio::test(flavor = "multi_thread")]
+async fn heads_of_answers_alone() {
+    let hosts = all("{match: {prefix: /}, route: {cluster: a}}");
+    let mut asks = vec![Ask::get("/status/304", &[])];
+    for path in ["/", "/status/404", "/status/304"] {
+        let mut ask = Ask::get(path, &[]);
+        ask.method = "HEAD".into();
+        asks.extend([ask.clone(), ask]);
+    }
+    asks.push(Ask::get("/", &[]));
+    for protocol in ["", HTTP2] {
+        same("", &hosts, "", protocol, &asks).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_that_a_weighted_cluster_is_asked_for() {
+    let weighted = |more: &str| {
+        format!(
+            "route: {{weighted_clusters: {{clusters: [{{name: a, weight: 1, host_rewrite_literal: weighted.example, \
+             response_headers_to_add: [{{header: {{key: x-code, value: '%RESPONSE_CODE%'}}}}]}}]}}{more}}}"
+        )
+    };
+    let hosts = all(&format!(
+        "{{match: {{prefix: /both}}, {}}}, {{match: {{prefix: /}}, {}}}",
+        weighted(", host_rewrite_literal: route.example"),
+        weighted("")
+    ));
+    let asks: Vec<Ask> =
+        ["/", "/both", "/status/503", "/both/status/404"].iter().map(|path| Ask::get(path, &[])).collect();
+    same("", &hosts, "", "", &asks).await;
+}
+
+/// What overwrites comes before what adds, wherever each stands.
+#[tokio::test(flavor = "multi_thread")]
+async fn operations_on_one_header() {
+    let add =
+        |action: &str, value: &str| format!("{{header: {{key: x-one, value: '{value}'}}, append_action: {action}}}");
+    let actions = ["APPEND_IF_EXISTS_OR_ADD", "ADD_IF_ABSENT", "OVERWRITE_IF_EXISTS_OR_ADD", "OVERWRITE_IF_EXISTS"];
+    let mut routes = Vec::new();
+    for (i, first) in actions.iter().enumerate() {
+        for (j, second) in actions.iter().enumerate() {
+            let adds = format!("[{}, {}]", add(first, "a"), add(second, "%REQ(x-one)%b"));
+            routes.push(format!(
+                "{{match: {{prefix: /{i}{j}}}, route: {{cluster: a}}, request_headers_to_add: {adds}, response_headers_to_add: {adds}}}"
+            ));
+        }
+    }
+    let mut asks = Vec::new();
+    for (i, j) in (0..4).flat_map(|i| (0..4).map(move |j| (i, j))) {
+        asks.push(Ask::get(&format!("/{i}{j}"), &[]));
+        asks.push(Ask::get(&format!("/{i}{j}"), &[("x-one", "came")]));
+    }
+    same("", &all(&routes.join(", ")), "", "", &asks).await;
+}
+
+/// An answer of a filter takes what the route adds to answers, also where that is made of the request.
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_of_answers_that_filters_give() {
+    let hosts = all("{name: r, match: {prefix: /}, route: {cluster: a}, \
+                     response_headers_to_add: [{header: {key: x-route, value: '%ROUTE_NAME%'}}, \
+                     {header: {key: x-of, value: '%REQ(x-user)%'}}]}");
+    let abort = r#"{name: envoy.filters.http.fault, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.fault.v3.HTTPFault, abort: {http_status: 418, percentage: {numerator: 100}}, headers: [{name: x-abort, present_match: true}]}},"#;
+    let asks = [Ask::get("/", &[("x-user", "u"), ("x-abort", "1")]), Ask::get("/", &[("x-user", "u")])];
+    same("", &hosts, abort, "", &asks).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn hosts_for_tls_alone() {
     let hosts =

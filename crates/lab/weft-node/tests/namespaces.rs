@@ -60,12 +60,17 @@ async fn run(pod: &Pod, script: &str) -> (Process, Arc<ContainerLog>) {
 }
 
 async fn output(pod: &Pod, script: &str) -> (i32, String) {
-    let (process, log) = run(pod, script).await;
+    const END: &str = "the end";
+    let (process, log) = run(pod, &format!("({script}); code=$?; echo {END}; exit $code")).await;
     let status = exit_code(process.wait().await);
     // The log is read from a pipe, which may still hold lines when the process has ended.
     let mut seen = log.subscribe();
-    let _ = tokio::time::timeout(std::time::Duration::from_millis(200), seen.wait_for(|n| *n > 0)).await;
-    (status, log.tail(100).join("\n"))
+    let lines = || log.tail(100);
+    let all = seen.wait_for(|_| lines().last().is_some_and(|line| line == END));
+    tokio::time::timeout(std::time::Duration::from_secs(30), all).await.expect("the log's end").unwrap();
+    let mut lines = lines();
+    lines.pop();
+    (status, lines.join("\n"))
 }
 
 async fn pod_to_pod_and_cluster_address() {

@@ -8,7 +8,7 @@ use crate::pool::{OpenGuard, SendFailure};
 use bytes::Bytes;
 use h2::client::{Builder, Connection, ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -138,6 +138,7 @@ impl Http2 {
         }
         let (mut parts, body) = request.into_parts();
         let is_connect = parts.method == Method::CONNECT;
+        let is_head = parts.method == Method::HEAD;
         let ended = !is_connect && body.is_end_stream();
         let length = if body.is_end_stream() { Some(0) } else { body.size_hint().exact() };
         head::request(&mut parts.headers, &parts.method, length.filter(|_| !is_connect));
@@ -152,8 +153,10 @@ impl Http2 {
             }
         };
         let (parts, body) = response.into_parts();
-        let body = StreamBody::new(body, &parts.headers);
-        Ok((Response::from_parts(parts, ProxyBody::from(body)), stream))
+        // Some servers send bytes where a message has none (RFC 9110 §6.4.1): they are not waited for.
+        let is_empty = is_head || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let body = if is_empty { ProxyBody::empty() } else { StreamBody::new(body, &parts.headers).into() };
+        Ok((Response::from_parts(parts, body), stream))
     }
 
     /// Whether a request can be sent now. The pool sees to it that there are no more streams than the endpoint wants: should

@@ -173,7 +173,7 @@ impl HeaderEdit {
         self.add.iter().any(|add| matches!(add.value, HeaderFormat::Command(_)))
     }
 
-    /// Removes, then adds. `command` makes the text of a format with `%COMMAND%`s; `None` leaves the header out. `authority`
+    /// Removes, then overwrites, then adds, wherever in the list each stands (Envoy's `HeaderParser::evaluateHeaders`). `command` makes the text of a format with `%COMMAND%`s; `None` leaves the header out. `authority`
     /// is called with a new `:authority`.
     pub fn apply(
         &self,
@@ -184,22 +184,31 @@ impl HeaderEdit {
         for name in &self.remove {
             headers.remove(name);
         }
-        // All formats see the headers as they came: what one operation sets, no other reads.
-        let mut made: smallvec::SmallVec<[Option<HeaderValue>; 4]> = smallvec::SmallVec::new();
+        // All formats and conditions see the headers as they came: what one operation sets, no other reads.
+        let wanted: SmallVec<[bool; 8]> = self.add.iter().map(|add| add.is_wanted(headers)).collect();
+        let mut made: SmallVec<[Option<HeaderValue>; 4]> = SmallVec::new();
         if self.has_commands() {
             made.extend(self.add.iter().map(|add| match &add.value {
                 HeaderFormat::Literal(_) => None,
                 HeaderFormat::Command(format) => command(format, headers),
             }));
         }
-        for (i, add) in self.add.iter().enumerate() {
+        let of = |overwriting: bool| {
+            self.add.iter().enumerate().filter(move |(_, add)| add.append.overwrites() == overwriting)
+        };
+        for (i, add) in of(true).chain(of(false)).filter(|(i, _)| wanted[*i]) {
             let value = match &add.value {
                 HeaderFormat::Literal(value) => Some(value.clone()),
                 HeaderFormat::Command(_) => made.get_mut(i).and_then(Option::take),
             };
             let Some(value) = value.filter(|v| add.keep_empty || !v.is_empty()) else { continue };
             match &add.key {
-                HeaderKey::Name(name) => put(headers, name, value, add.append),
+                HeaderKey::Name(name) if add.append.overwrites() => {
+                    headers.insert(name.clone(), value);
+                }
+                HeaderKey::Name(name) => {
+                    headers.append(name.clone(), value);
+                }
                 HeaderKey::Authority => authority(value),
                 // Refused when compiled.
                 HeaderKey::Method | HeaderKey::Path | HeaderKey::Scheme => {}

@@ -506,6 +506,24 @@ pub enum AppendAction {
     OverwriteIfExists,
 }
 
+impl AppendAction {
+    /// One value takes the place of those that are there.
+    pub fn overwrites(self) -> bool {
+        matches!(self, Self::OverwriteOrAdd | Self::OverwriteIfExists)
+    }
+}
+
+impl HeaderAdd {
+    /// Whether it is put into headers like these.
+    pub fn is_wanted(&self, headers: &http::HeaderMap) -> bool {
+        match (&self.key, self.append) {
+            (HeaderKey::Name(name), AppendAction::AddIfAbsent) => !headers.contains_key(name),
+            (HeaderKey::Name(name), AppendAction::OverwriteIfExists) => headers.contains_key(name),
+            _ => true,
+        }
+    }
+}
+
 /// Settings of HTTP filters that a virtual host, route or weighted cluster overrides.
 #[derive(Debug, Default, Clone)]
 pub struct FilterOverrides {

@@ -17,9 +17,11 @@ pub struct StreamBody {
 }
 
 impl StreamBody {
-    /// The body that follows a head with those headers.
+    /// The body that follows a head with those headers. One that has ended with its head has no bytes, whatever the head says
+    /// (as in the answer to a HEAD).
     pub fn new(stream: RecvStream, headers: &HeaderMap) -> Self {
-        Self { stream, left: head::length(headers), data_done: false }
+        let left = if stream.is_end_stream() { Some(0) } else { head::length(headers) };
+        Self { stream, left, data_done: false }
     }
 
     /// The stream itself.

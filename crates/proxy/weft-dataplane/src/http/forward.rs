@@ -319,10 +319,11 @@ fn shape(exchange: &Exchange, head: &mut Head, forwarding: &Forwarding<'_>, limi
     for edit in edits {
         format::edit_request(exchange, head, edit);
     }
-    let new_host = forwarding
-        .weighted
-        .and_then(|w| w.host_rewrite.clone())
-        .or_else(|| rewrite::rewrite_host(&forward.host_rewrite, &head.headers, head.uri.path()));
+    // That of a weighted cluster leaves no trace, and gives way to the route's.
+    if let Some(host) = forwarding.weighted.and_then(|weighted| weighted.host_rewrite.clone()) {
+        head.host = host;
+    }
+    let new_host = rewrite::rewrite_host(&forward.host_rewrite, &head.headers, head.uri.path());
     let new_path = match head.method {
         Method::CONNECT => None,
         _ => rewrite::rewrite_path(&forward.path_rewrite, &forwarding.route.matcher, head.uri.path(), head.uri.query()),

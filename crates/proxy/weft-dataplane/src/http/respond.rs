@@ -68,6 +68,8 @@ pub(crate) fn upstream_head<'e>(
     if !exchange.http.hcm.suppress_envoy_headers {
         headers.insert(UPSTREAM_SERVICE_TIME, service_time(millis));
     }
+    // Operations may ask for it.
+    exchange.facts.borrow_mut().code = status.as_u16();
     for edit in edits {
         format::edit_response(exchange, headers, edit);
     }

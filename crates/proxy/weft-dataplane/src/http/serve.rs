@@ -79,10 +79,14 @@ async fn handle(
         match filters::run(exchange, &mut head, &mut body, destination, &mut marks, next).await {
             Ok(Some(after)) => next = after,
             Ok(None) => break (destination, wants_tls),
-            Err(reply) => return Ok(refused(exchange, *reply, table, destination, marks)),
+            Err(reply) => {
+                remember(exchange, table, destination, &head);
+                return Ok(refused(exchange, *reply, table, destination, marks));
+            }
         }
     };
     if let Err(reply) = filters::recheck(exchange, &mut head, destination) {
+        remember(exchange, table, destination, &head);
         return Ok(refused(exchange, *reply, table, destination, marks));
     }
     if wants_tls {
@@ -91,11 +95,7 @@ async fn handle(
     if exchange.facts.borrow().admitted.is_none() && Admitted::is_wanted(exchange, &head, &body) {
         exchange.facts.borrow_mut().admitted = Some(Box::new(Admitted::new(&head, destination)));
     }
-    let remembers = table.is_some_and(|table| makes_values(table, destination));
-    if remembers {
-        exchange.facts.borrow_mut().route = destination.route.cloned();
-        format::remember(exchange, &head);
-    }
+    remember(exchange, table, destination, &head);
     let cluster = destination.cluster.map(Cow::Borrowed).or_else(|| cluster_by_header(destination.route, &head));
     let (Some(table), Some(host), Some(route)) = (table, destination.host, destination.route) else {
         exchange.http.stats.no_route.inc();
@@ -125,6 +125,14 @@ async fn handle(
             tracing::debug!(route = %route.name, %why, "route cannot be carried out");
             Err(Box::new(LocalReply::new(Reason::UnusableRoute)))
         }
+    }
+}
+
+/// Keeps what values of response headers are made of, where any are.
+fn remember(exchange: &Exchange, table: Option<&RouteTable>, to: Destination<'_>, head: &Head) {
+    if table.is_some_and(|table| makes_values(table, to)) {
+        exchange.facts.borrow_mut().route = to.route.cloned();
+        format::remember(exchange, head);
     }
 }
 

@@ -104,7 +104,8 @@ impl Ctx<'_> {
             coding,
             level,
             window,
-            min_length: u64::from(min_content_length.unwrap_or(MIN_LENGTH)),
+            // Envoy takes 0 for "not set".
+            min_length: u64::from(min_content_length.filter(|length| *length > 0).unwrap_or(MIN_LENGTH)),
             types,
             spares_etag: *disable_on_etag_header,
             weakens_etag: *weaken_etag_on_compress,

@@ -501,6 +501,8 @@ impl Compiler<'_> {
             port,
             path: match path_rewrite_specifier {
                 None => PathRewrite::Keep,
+                // As Envoy has it: not set.
+                Some(PathRewriteSpecifier::PathRedirect(whole)) if whole.is_empty() => PathRewrite::Keep,
                 Some(PathRewriteSpecifier::PathRedirect(whole) | PathRewriteSpecifier::PathRewrite(whole)) => {
                     self.location_path(whole, &path.field("path_redirect"))
                 }

@@ -91,6 +91,7 @@ fn locations() {
         ("host_redirect: b.com", "a.com:8080", "/x", "http://b.com/x"),
         ("host_redirect: 'b.com:81'", "a.com", "/x", "http://b.com:81/x"),
         ("port_redirect: 81", "[::1]:80", "/x", "http://[::1]:81/x"),
+        ("path_redirect: '', host_redirect: b.com", "a.com", "/x?y", "http://b.com/x?y"),
         ("path_redirect: /new", "a.com", "/x?y", "http://a.com/new?y"),
         ("path_redirect: '/new?z'", "a.com", "/x?y", "http://a.com/new?z"),
         ("path_redirect: /new, strip_query: true", "a.com", "/x?y", "http://a.com/new"),
