@@ -102,6 +102,25 @@ async fn grpc_with_trailers_over_shared_connections() {
     assert_eq!(got.header("grpc-status"), "5");
 }
 
+/// The answer to a HEAD has a length and no bytes, whoever gives it.
+#[tokio::test(flavor = "multi_thread")]
+async fn heads_over_http2_have_no_body() {
+    let backend = Backend::echo("a").await;
+    let routes = all(r#"[{match: {prefix: "/direct"}, direct_response: {status: 200, body: {inline_string: "hello"}}},
+        {match: {prefix: "/none"}, route: {cluster: none}}, {match: {prefix: "/h2"}, route: {cluster: two}},
+        {match: {prefix: "/"}, route: {cluster: one}}]"#);
+    let clusters =
+        [("one", backend.addr, ""), ("two", backend.addr, HTTP2), ("none", "127.0.0.1:1".parse().unwrap(), "")];
+    let proxy = Proxy::start(&http_bootstrap("", &routes, &clusters)).await;
+    let mut client = http2(proxy.addr()).await;
+    for (path, status) in [("/direct", 200), ("/none", 503), ("/one", 200), ("/h2", 200), ("/direct", 200)] {
+        let head = Request::head(format!("http://a.example{path}")).body(Full::default()).unwrap();
+        let got = read(client.send_request(head).await.unwrap()).await.unwrap();
+        assert_eq!((got.status, got.body.len()), (status, 0), "{path}");
+        assert_ne!(got.header("content-length"), "0", "{path}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn versions_are_translated() {
     let backend = Backend::echo("a").await;

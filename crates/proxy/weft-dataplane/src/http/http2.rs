@@ -6,7 +6,7 @@ use crate::http::serve;
 use bytes::Bytes;
 use h2::server::{Builder, Connection, Handshake, SendResponse};
 use h2::{Reason, RecvStream};
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -103,11 +103,14 @@ async fn stream(connection: Rc<HttpConnection>, request: Request<RecvStream>, mu
         false => (ProxyBody::from(StreamBody::new(receive, &parts.headers)), None, None),
     };
     let marks = HeaderMarks::of(&parts.headers);
+    let is_head = parts.method == Method::HEAD;
     let request = Request::from_parts(parts, body);
     let Some(response) = answer(connection, request, marks, client, &mut respond).await else { return };
-    let (mut parts, body) = response.into_parts();
+    let (mut parts, mut body) = response.into_parts();
     let is_tunnel = tunnel.is_some() && parts.status.is_success();
-    let ended = !is_tunnel && body.is_end_stream();
+    // RFC 9110 §6.4.1; what this proxy says by itself has its text all the same.
+    let bodiless = is_head || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let ended = !is_tunnel && (bodiless || body.is_end_stream());
     head::response(&mut parts.headers, body.size_hint().exact().filter(|_| !ended && !is_tunnel));
     let sending = match respond.send_response(Response::from_parts(parts, ()), ended) {
         Ok(sending) => sending,
@@ -119,7 +122,14 @@ async fn stream(connection: Rc<HttpConnection>, request: Request<RecvStream>, mu
     if let Some((hand_over, receive)) = tunnel.filter(|_| is_tunnel) {
         // When nobody waits for it any more, it is closed.
         let _ = hand_over.send(Tunnel::new(sending, receive));
-    } else if !ended {
+    } else if ended {
+        // Nobody takes it, nobody waits for it.
+        poll_fn(|cx| {
+            while let Poll::Ready(Some(Ok(_))) = Pin::new(&mut body).poll_frame(cx) {}
+            Poll::Ready(())
+        })
+        .await;
+    } else {
         let mut outgoing = Outgoing::new(body, sending);
         if let Err(error) = poll_fn(|cx| outgoing.poll(cx)).await {
             tracing::debug!(%error, "a response was not sent to its end");
