@@ -2,7 +2,7 @@
 //! with that status; `x-fail: N` fails with 503 until it was asked N times.
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -101,7 +101,13 @@ async fn answer(name: &str, request: Request<Incoming>, counts: &Counts, seen: &
     lines.sort();
     let text = format!("backend={name}\n{} {path}\n{}\nbody={length}\n", parts.method, lines.join("\n"));
     seen.lock().unwrap().entry(text_of(TWIN).to_string()).or_default().push(text.clone());
-    let mut response = Response::new(Full::from(text));
+    let said = text.len();
+    // The library would send it, too.
+    let bodiless = parts.method == Method::HEAD || matches!(status, 204 | 304);
+    let mut response = Response::new(if bodiless { Full::default() } else { Full::from(text) });
+    if parts.method == Method::HEAD {
+        response.headers_mut().insert("content-length", said.into());
+    }
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::OK);
     response.headers_mut().insert("x-backend", name.parse().unwrap());
     response.headers_mut().insert("server", "backend".parse().unwrap());

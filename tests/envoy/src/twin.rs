@@ -3,10 +3,11 @@
 use crate::backend::TWIN;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{HeaderMap, Request};
+use http::{HeaderMap, Request, Response, Version};
 use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http1::SendRequest;
-use hyper_util::rt::TokioIo;
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::net::SocketAddr;
@@ -87,8 +88,49 @@ pub struct Answer {
 pub struct Side {
     name: &'static str,
     addr: SocketAddr,
-    sender: Option<SendRequest<Full<Bytes>>>,
+    version: Version,
+    sender: Option<Sender>,
     again: bool,
+}
+
+enum Sender {
+    Http1(http1::SendRequest<Full<Bytes>>),
+    Http2(http2::SendRequest<Full<Bytes>>),
+}
+
+impl Sender {
+    async fn connect(addr: SocketAddr, version: Version) -> Result<Self, hyper::Error> {
+        let stream = TcpStream::connect(addr).await.unwrap();
+        let _ = stream.set_nodelay(true);
+        if version == Version::HTTP_2 {
+            let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+            tokio::spawn(connection);
+            return Ok(Self::Http2(sender));
+        }
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        Ok(Self::Http1(sender))
+    }
+
+    fn is_closed(&self) -> bool {
+        match self {
+            Self::Http1(sender) => sender.is_closed(),
+            Self::Http2(sender) => sender.is_closed(),
+        }
+    }
+
+    async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, hyper::Error> {
+        match self {
+            Self::Http1(sender) => {
+                sender.ready().await?;
+                sender.send_request(request).await
+            }
+            Self::Http2(sender) => {
+                sender.ready().await?;
+                sender.send_request(request).await
+            }
+        }
+    }
 }
 
 /// The pair.
@@ -141,18 +183,26 @@ impl Twin {
         }
     }
 
-    /// Connections to both: Envoy's, then ours.
-    pub fn sides(&self) -> (Side, Side) {
-        let side = |name, addr| Side { name, addr, sender: None, again: false };
+    /// Connections to both, in that version of HTTP: Envoy's, then ours.
+    pub fn sides(&self, version: Version) -> (Side, Side) {
+        let side = |name, addr| Side { name, addr, version, sender: None, again: false };
         (side("envoy", self.envoy), side("weft", self.weft))
     }
 
-    /// Asks both the same; the differences, in words.
+    /// Asks both the same, over both versions of HTTP; the differences, in words.
     pub async fn compare(&self, asks: &[Ask]) -> Vec<String> {
-        let (mut envoy, mut weft) = self.sides();
+        let mut differences = self.compare_over(Version::HTTP_11, asks).await;
+        differences.extend(self.compare_over(Version::HTTP_2, asks).await);
+        differences
+    }
+
+    /// Asks both the same, over that version of HTTP; the differences, in words.
+    pub async fn compare_over(&self, version: Version, asks: &[Ask]) -> Vec<String> {
+        let (mut envoy, mut weft) = self.sides(version);
         let mut differences = Vec::new();
         for ask in asks {
-            differences.extend(difference(ask, &envoy.ask(ask).await, &weft.ask(ask).await));
+            let difference = difference(ask, &envoy.ask(ask).await, &weft.ask(ask).await);
+            differences.extend(difference.map(|text| format!("{version:?} {text}")));
         }
         differences
     }
@@ -233,24 +283,24 @@ impl Side {
     }
 
     async fn exchange(&mut self, ask: &Ask) -> Result<Answer, hyper::Error> {
-        if self.sender.as_ref().is_none_or(SendRequest::is_closed) {
-            let stream = TcpStream::connect(self.addr).await.unwrap();
-            let _ = stream.set_nodelay(true);
-            let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-            tokio::spawn(connection);
-            self.sender = Some(sender);
+        if self.sender.as_ref().is_none_or(Sender::is_closed) {
+            self.sender = Some(Sender::connect(self.addr, self.version).await?);
         }
-        let mut builder = Request::builder().method(ask.method.as_str()).uri(ask.path.as_str()).header(TWIN, self.name);
-        if !ask.headers.iter().any(|(name, _)| name == "host") {
-            builder = builder.header("host", "a.example");
-        }
-        for (name, value) in &ask.headers {
+        let is_http2 = self.version == Version::HTTP_2;
+        let host = ask.headers.iter().find(|(name, _)| name == "host").map_or("a.example", |(_, value)| value.as_str());
+        let mut builder = Request::builder().method(ask.method.as_str()).header(TWIN, self.name);
+        builder = match is_http2 {
+            true => builder.uri(format!("http://{host}{}", ask.path)),
+            false => builder.uri(ask.path.as_str()).header("host", host),
+        };
+        // HTTP/2 has no headers of one connection.
+        let of_hop = |name: &str| is_http2 && matches!(name, "connection" | "upgrade" | "transfer-encoding");
+        for (name, value) in ask.headers.iter().filter(|(name, _)| name != "host" && !of_hop(name)) {
             builder = builder.header(name, value);
         }
         let request = builder.body(Full::from(ask.body.clone())).unwrap();
         let Some(sender) = &mut self.sender else { unreachable!("made above") };
-        sender.ready().await?;
-        let (parts, body) = sender.send_request(request).await?.into_parts();
+        let (parts, body) = sender.send(request).await?.into_parts();
         let collected = body.collect().await?;
         let trailers = collected.trailers().map(sorted).unwrap_or_default();
         let body = collected.to_bytes();

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 use fastrand::Rng;
+use http::Version;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -75,12 +76,19 @@ async fn the_same_answers_as_envoy() {
 async fn compare(pair: &Twin, kind: Kind, seed: u64) -> (bool, Vec<String>) {
     let mut tasks = Vec::new();
     for task in 0..AT_ONCE {
-        let (mut envoy, mut weft) = pair.sides();
+        // Clients of both versions.
+        let version = if seed / 2 % 2 == 0 { Version::HTTP_11 } else { Version::HTTP_2 };
+        let (mut envoy, mut weft) = pair.sides(version);
         tasks.push(tokio::spawn(async move {
             let mut rng = Rng::with_seed(seed * 1000 + task as u64);
             let mut found = Vec::new();
             for n in 0..EACH / AT_ONCE {
                 let mut ask = (kind.ask)(&mut rng);
+                if version == Version::HTTP_2 {
+                    // Envoy drops an empty cookie, and tells the scheme of HTTP/2 from what was forwarded.
+                    ask.headers
+                        .retain(|(name, value)| name != "x-forwarded-proto" && (name != "cookie" || !value.is_empty()));
+                }
                 // A path of its own: what fails once fails once for each twin.
                 if ask.headers.iter().any(|(name, _)| name == "x-fail") {
                     let more = if ask.path.contains('?') { '&' } else { '?' };

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response, Version};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
@@ -28,7 +28,7 @@ const ALL: &str = "default_value: {numerator: 100}";
 async fn same(manager: &str, hosts: &str, filters: &str, clusters: &[(&str, SocketAddr, &str)], asks: &[Ask]) {
     let file = bootstrap::plain(manager, hosts, filters, clusters);
     if let Some(twin) = Twin::start(&file).await {
-        let found = twin.compare(asks).await;
+        let found = twin.compare_over(Version::HTTP_11, asks).await;
         assert!(found.is_empty(), "{}", found.join("\n"));
     }
 }
@@ -286,7 +286,7 @@ async fn mirrors_get_the_same_copies() {
     for i in 0..policies.len() {
         for ask in [Ask::get(&format!("/{i}"), &headers), Ask::get(&format!("/{i}/p"), &headers).with("POST", "body")] {
             seen.lock().unwrap().clear();
-            let found = twin.compare(std::slice::from_ref(&ask)).await;
+            let found = twin.compare_over(Version::HTTP_11, std::slice::from_ref(&ask)).await;
             assert!(found.is_empty(), "{}", found.join("\n"));
             let end = Instant::now() + Duration::from_secs(30);
             while seen.lock().unwrap().len() < 2 && Instant::now() < end {
@@ -317,7 +317,7 @@ async fn circuit_breakers_tell_the_same() {
     let file = bootstrap::plain("", hosts, "", &[("a", backend.addr, breakers)]);
     let file = format!("admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {admin}}}}}}}\n{file}");
     let Some(twin) = Twin::start(&file).await else { return };
-    let found = twin.compare(&[Ask::get("/", &[]), Ask::get("/high", &[])]).await;
+    let found = twin.compare_over(Version::HTTP_11, &[Ask::get("/", &[]), Ask::get("/high", &[])]).await;
     assert!(found.is_empty(), "{}", found.join("\n"));
     // How many pools there are is Envoy's own matter.
     let is_told = |line: &&str| line.starts_with("cluster.a.circuit_breakers.") && !line.contains("remaining_cx_pools");
@@ -375,7 +375,7 @@ async fn labels_choose_subsets() {
             "{file}  - {{name: s, type: STATIC, connect_timeout: 20s, lb_subset_config: {{{fallback}, {selectors}}}, load_assignment: {{cluster_name: s, endpoints: [{{lb_endpoints: [{endpoints}]}}]}}}}\n"
         );
         if let Some(twin) = Twin::start(&file).await {
-            let found = twin.compare(&asks).await;
+            let found = twin.compare_over(Version::HTTP_11, &asks).await;
             assert!(found.is_empty(), "{fallback}: {}", found.join("\n"));
         }
     }
@@ -390,7 +390,7 @@ async fn new_connections_by_rate() {
     let Some(twin) = Twin::start(&file.replacen("    - filters:\n", limit, 1)).await else { return };
     // The first connection asked whether somebody is there.
     for status in [200, 0, 0] {
-        let (mut envoy, mut weft) = twin.sides();
+        let (mut envoy, mut weft) = twin.sides(Version::HTTP_11);
         let (theirs, ours) = (envoy.ask(&Ask::get("/", &[])).await, weft.ask(&Ask::get("/", &[])).await);
         assert_eq!((theirs.status, ours.status), (status, status), "{theirs:?} {ours:?}");
     }
@@ -424,7 +424,7 @@ async fn failing_endpoints_are_left_out_by_their_rate() {
     let names = ["ejections_active", "ejections_enforced_failure_percentage", "ejections_enforced_success_rate"];
     let wanted: Vec<String> =
         names.iter().zip([1, 1, 0]).map(|(name, n)| format!("cluster.s.outlier_detection.{name}: {n}")).collect();
-    let (mut envoy, mut weft) = twin.sides();
+    let (mut envoy, mut weft) = twin.sides(Version::HTTP_11);
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         for _ in 0..30 {
