@@ -77,7 +77,7 @@ async fn compare(pair: &Twin, kind: Kind, seed: u64) -> (bool, Vec<String>) {
     let mut tasks = Vec::new();
     for task in 0..AT_ONCE {
         // Clients of both versions.
-        let version = if seed / 2 % 2 == 0 { Version::HTTP_11 } else { Version::HTTP_2 };
+        let version = if (seed / 2).is_multiple_of(2) { Version::HTTP_11 } else { Version::HTTP_2 };
         let (mut envoy, mut weft) = pair.sides(version);
         tasks.push(tokio::spawn(async move {
             let mut rng = Rng::with_seed(seed * 1000 + task as u64);
