@@ -7,7 +7,7 @@ use std::fs;
 
 /// Crates that import no runtime, no I/O, no clock, no randomness.
 const PURE: &[&str] = &["weft-core", "weft-identity", "weft-inject", "weft-xds-gen", "weft-route", "weft-authz"];
-const IMPURE: &[&str] = &["tokio", "hyper", "nix", "socket2", "fastrand", "rustls", "tonic", "axum"];
+const IMPURE: &[&str] = &["tokio", "hyper", "h2", "nix", "socket2", "fastrand", "rustls", "tonic", "axum"];
 
 /// An external crate, and the only crates of ours that may import it.
 const ONLY: &[(&str, &[&str])] = &[

@@ -25,7 +25,7 @@ pub enum Stream {
 }
 
 /// Bytes that passed, and whether any arrived since somebody asked. Written by the connection's own thread only; atomic
-/// because hyper wants the stream to be `Send`.
+/// so that an [`Io`] may be moved to another one.
 #[derive(Debug, Default)]
 pub struct IoMeter {
     read: AtomicU64,

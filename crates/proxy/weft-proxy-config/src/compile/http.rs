@@ -108,7 +108,7 @@ impl Ctx<'_> {
             stream_flush_timeout: _,
             request_timeout: _,
             request_headers_timeout: _,
-            // How long a client has between the first word of a drain (a GOAWAY with the highest id) and the last one: hyper sends
+            // How long a client has between the first word of a drain (a GOAWAY with the highest id) and the last one: h2 sends
             // a ping after the first, and the answer to it, not a time, says that no request is on its way any more.
             drain_timeout: _,
             drain_timeout_jitter: _,
