@@ -5,13 +5,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 use std::io::{BufRead as _, BufReader};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use weft_test_ports::free_port;
 
 /// How long a lab may take to start.
 const START_LIMIT: Duration = Duration::from_secs(180);
@@ -48,23 +47,6 @@ pub fn bin_dir() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from).join("journeys")
 }
 
-/// A port that is free: below those that labs give to services and the kernel to outgoing connections, and another one each
-/// time, so that nobody takes it before it is used.
-pub fn free_port() -> Result<u16> {
-    const PORTS: std::ops::Range<u16> = 20_000..30_000;
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    // Processes that test at the same time begin elsewhere.
-    let first = u16::try_from(std::process::id() * 37 % u32::from(PORTS.end - PORTS.start))?;
-    for _ in PORTS {
-        let step = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
-        let port = PORTS.start + step % (PORTS.end - PORTS.start);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return Ok(port);
-        }
-    }
-    bail!("no port between {} and {} is free", PORTS.start, PORTS.end)
-}
-
 /// `weft ARGS` with its state in `home`.
 pub fn weft(home: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(bin_dir().join("weft"));
@@ -86,7 +68,7 @@ impl Lab {
     }
 
     fn start_on_free_ports(args: &[&str]) -> Result<Self> {
-        let (port, https_port, tcp_port) = (free_port()?, free_port()?, free_port()?);
+        let (port, https_port, tcp_port) = (free_port(), free_port(), free_port());
         let home = tempfile::tempdir()?;
         let mut command = weft(home.path(), &["up", "--port", &port.to_string()]);
         for (from, to) in [(https_port, 443), (tcp_port, 31400)] {

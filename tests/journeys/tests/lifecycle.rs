@@ -4,9 +4,10 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::time::{Duration, Instant};
-use weft_journeys::lab::{free_port, text, weft};
+use weft_journeys::lab::{text, weft};
 use weft_journeys::processes::{descendants, host_state};
 use weft_journeys::{Lab, eventually};
+use weft_test_ports::free_port;
 
 const GONE: Duration = Duration::from_secs(60);
 
@@ -76,7 +77,7 @@ fn kill_9_of_the_inner_process_ends_the_lab() -> Result<()> {
 #[test]
 fn a_second_up_says_that_one_is_running() -> Result<()> {
     let lab = Lab::start(&[])?;
-    let out = weft(lab.home(), &["up", "--port", &free_port()?.to_string()]).output()?;
+    let out = weft(lab.home(), &["up", "--port", &free_port().to_string()]).output()?;
     let said = text(&out.stderr) + &text(&out.stdout);
     ensure!(!out.status.success(), "a second lab started");
     ensure!(said.contains("running") && said.contains("weft down"), "{said}");

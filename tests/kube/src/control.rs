@@ -2,10 +2,10 @@
 
 use crate::cluster::Cluster;
 use crate::process::Process;
-use crate::real::free_port;
 use crate::{eventually, http, target};
 use anyhow::{Context as _, Result, ensure};
 use std::path::{Path, PathBuf};
+use weft_test_ports::free_port;
 
 /// A running weftd.
 pub struct Weftd {
@@ -40,7 +40,7 @@ impl Weftd {
     /// # Errors
     /// When it cannot be started.
     pub fn spawn(cluster: &Cluster, name: &str, kubeconfig: &Path, more: &[&str]) -> Result<Self> {
-        Self::spawn_on(free_port()?, cluster, name, kubeconfig, more)
+        Self::spawn_on(free_port(), cluster, name, kubeconfig, more)
     }
 
     /// As [`Self::spawn`], with the webhooks on a given port: where they were before.
@@ -48,7 +48,7 @@ impl Weftd {
     /// # Errors
     /// When it cannot be started.
     pub fn spawn_on(webhook: u16, cluster: &Cluster, name: &str, kubeconfig: &Path, more: &[&str]) -> Result<Self> {
-        let (secure, monitoring) = (free_port()?, free_port()?);
+        let (secure, monitoring) = (free_port(), free_port());
         let mut args = vec![
             format!("--kubeconfig={}", kubeconfig.display()),
             format!("--pod-name={name}"),

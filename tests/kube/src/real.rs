@@ -4,10 +4,9 @@ use crate::http;
 use crate::pki::Pki;
 use crate::process::Process;
 use anyhow::{Context as _, Result, bail};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
+use weft_test_ports::free_port;
 
 /// Time for each of the two to come up.
 const START_LIMIT: Duration = Duration::from_secs(90);
@@ -36,36 +35,13 @@ fn etcd_program() -> PathBuf {
     std::env::var_os("WEFT_ETCD").map_or_else(|| PathBuf::from("etcd"), PathBuf::from)
 }
 
-/// A port that is free: below those that the kernel gives to outgoing connections, one of which may otherwise have it by the
-/// time that somebody listens on it, and another one each time.
-///
-/// # Errors
-/// When there is none.
-pub fn free_port() -> Result<u16> {
-    const PORTS: std::ops::Range<u16> = 10_000..20_000;
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    // Processes that test at the same time begin elsewhere.
-    let first = u16::try_from(std::process::id() * 37 % u32::from(PORTS.end - PORTS.start))?;
-    for _ in PORTS {
-        let step = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
-        let port = PORTS.start + step % (PORTS.end - PORTS.start);
-        if !WELL_KNOWN.contains(&port) && TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return Ok(port);
-        }
-    }
-    bail!("no port between {} and {} is free", PORTS.start, PORTS.end)
-}
-
-/// Ports that proxies of this machine may have.
-const WELL_KNOWN: std::ops::Range<u16> = 15_000..15_100;
-
 impl Real {
     /// Starts both in `pki`'s folder; `quota` is the size in bytes at which etcd takes no more.
     ///
     /// # Errors
     /// When one of them is not installed or does not come up.
     pub async fn start(pki: &Pki, quota: Option<u64>) -> Result<Self> {
-        let (etcd_port, peer_port, port) = (free_port()?, free_port()?, free_port()?);
+        let (etcd_port, peer_port, port) = (free_port(), free_port(), free_port());
         let etcd = start_etcd(&pki.dir, etcd_port, peer_port, quota)?;
         let server = start_server(&pki.dir, etcd_port, port)?;
         let mut real = Self { dir: pki.dir.clone(), etcd, server, etcd_port, port, quota };
@@ -126,7 +102,7 @@ impl Real {
     /// # Errors
     /// When it does not come up.
     pub async fn restart_etcd(&mut self) -> Result<()> {
-        self.etcd = start_etcd(&self.dir, self.etcd_port, free_port()?, self.quota)?;
+        self.etcd = start_etcd(&self.dir, self.etcd_port, free_port(), self.quota)?;
         self.wait().await
     }
 

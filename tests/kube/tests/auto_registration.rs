@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use weft_kube_tests::process::Process;
-use weft_kube_tests::real::free_port;
 use weft_kube_tests::{Cluster, Proxy, Weftd, check, eventually, objects, on_both, target};
+use weft_test_ports::free_port;
 
 on_both!(a_machine_comes_falls_ill_and_goes);
 
@@ -49,8 +49,8 @@ async fn machine(cluster: &Cluster, weftd: &Weftd, name: &str, account: &str, pr
     std::fs::write(file("token"), cluster.token("shop", account, &["istio-ca"]).await?)?;
     let probe = json!({"httpGet": {"port": probed, "path": "/ready"}, "periodSeconds": 1, "failureThreshold": 1});
     let config = json!({
-        "discoveryAddress": format!("127.0.0.1:{}", weftd.secure), "statusPort": free_port()?,
-        "proxyAdminPort": free_port()?, "concurrency": 1, "terminationDrainDuration": "1s", "readinessProbe": probe,
+        "discoveryAddress": format!("127.0.0.1:{}", weftd.secure), "statusPort": free_port(),
+        "proxyAdminPort": free_port(), "concurrency": 1, "terminationDrainDuration": "1s", "readinessProbe": probe,
     });
     let text = |path: PathBuf| path.display().to_string();
     let env = [
@@ -63,8 +63,8 @@ async fn machine(cluster: &Cluster, weftd: &Weftd, name: &str, account: &str, pr
         ("ISTIO_META_INTERCEPTION_MODE", "NONE".into()),
         ("ISTIO_META_NETWORK", "vms".into()),
         ("PROXY_CONFIG", config.to_string()),
-        ("ENVOY_STATUS_PORT", free_port()?.to_string()),
-        ("ENVOY_PROMETHEUS_PORT", free_port()?.to_string()),
+        ("ENVOY_STATUS_PORT", free_port().to_string()),
+        ("ENVOY_PROMETHEUS_PORT", free_port().to_string()),
         ("WEFT_ROOT_CERT", text(file("root.pem"))),
         ("WEFT_TOKEN", text(file("token"))),
         ("WEFT_SDS_SOCKET", text(file("sds.sock"))),

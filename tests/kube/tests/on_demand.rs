@@ -15,8 +15,8 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use weft_kube_tests::process::Process;
-use weft_kube_tests::real::free_port;
 use weft_kube_tests::{Cluster, Kind, Weftd, eventually, http, proxy, target};
+use weft_test_ports::free_port;
 
 const NAMESPACE: &str = "calls";
 
@@ -69,9 +69,9 @@ impl Caller {
         let file = |name: &str| cluster.dir().join(name);
         std::fs::write(file("root.pem"), proxy::root(cluster, NAMESPACE).await?)?;
         std::fs::write(file("token"), cluster.token(NAMESPACE, "default", &["istio-ca"]).await?)?;
-        let (admin, readiness, dns) = (free_port()?, free_port()?, free_port()?);
+        let (admin, readiness, dns) = (free_port(), free_port(), free_port());
         let config = json!({
-            "discoveryAddress": format!("127.0.0.1:{control_plane}"), "statusPort": free_port()?,
+            "discoveryAddress": format!("127.0.0.1:{control_plane}"), "statusPort": free_port(),
             "proxyAdminPort": admin, "concurrency": 2, "terminationDrainDuration": "1s",
         });
         let env = [
@@ -81,7 +81,7 @@ impl Caller {
             ("INSTANCE_IP", "127.0.0.1".into()),
             ("PROXY_CONFIG", config.to_string()),
             ("ENVOY_STATUS_PORT", readiness.to_string()),
-            ("ENVOY_PROMETHEUS_PORT", free_port()?.to_string()),
+            ("ENVOY_PROMETHEUS_PORT", free_port().to_string()),
             ("WEFT_ROOT_CERT", file("root.pem").display().to_string()),
             ("WEFT_TOKEN", file("token").display().to_string()),
             ("WEFT_SDS_SOCKET", file("sds.sock").display().to_string()),
@@ -195,7 +195,7 @@ fn rule(host: &str, spec: Value) -> Value {
 /// The mesh's ports and what the caller may reach: what is in the registry, over a socket.
 async fn prepare(cluster: &Cluster, calls: u16) -> Result<()> {
     cluster.namespace(NAMESPACE, &[]).await?;
-    let mesh = format!("proxyListenPort: {}\nproxyInboundListenPort: {}\n", free_port()?, free_port()?);
+    let mesh = format!("proxyListenPort: {}\nproxyInboundListenPort: {}\n", free_port(), free_port());
     cluster
         .apply_value(json!({
             "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "istio", "namespace": "istio-system"},
@@ -219,7 +219,7 @@ async fn prepare(cluster: &Cluster, calls: u16) -> Result<()> {
 #[tokio::test]
 async fn a_proxy_holds_what_it_uses() -> Result<()> {
     let cluster = Cluster::start(Kind::Embedded).await?;
-    let (calls, app) = (free_port()?, application().await?);
+    let (calls, app) = (free_port(), application().await?);
     prepare(&cluster, calls).await?;
     for name in ["a", "b", "c", "mirror"] {
         cluster.create(entry(name, &[&format!("{name}.example")], calls, app)).await?;
@@ -265,7 +265,7 @@ async fn a_proxy_holds_what_it_uses() -> Result<()> {
 #[tokio::test]
 async fn what_nobody_uses_goes_and_comes_again() -> Result<()> {
     let cluster = Cluster::start(Kind::Embedded).await?;
-    let (calls, app) = (free_port()?, application().await?);
+    let (calls, app) = (free_port(), application().await?);
     prepare(&cluster, calls).await?;
     for name in ["a", "b"] {
         cluster.create(entry(name, &[&format!("{name}.example")], calls, app)).await?;
@@ -287,7 +287,7 @@ async fn what_nobody_uses_goes_and_comes_again() -> Result<()> {
 #[tokio::test]
 async fn a_control_plane_that_comes_back_takes_nothing_away() -> Result<()> {
     let cluster = Cluster::start(Kind::Embedded).await?;
-    let (calls, app) = (free_port()?, application().await?);
+    let (calls, app) = (free_port(), application().await?);
     prepare(&cluster, calls).await?;
     for name in ["a", "b"] {
         cluster.create(entry(name, &[&format!("{name}.example")], calls, app)).await?;
