@@ -76,7 +76,7 @@ pub fn run(program: &Path, folder: &Path, backend: u16, largest: usize) -> Resul
 
 async fn measure(program: &Path, folder: &Path, backend: u16, largest: usize) -> Result<Vec<(Metric, f64)>> {
     let cluster = Cluster::start(Kind::Embedded).await?;
-    let ports = Ports::free()?;
+    let ports = Ports::free();
     prepare(&cluster, &ports).await?;
     let weftd = Weftd::start(&cluster, "weftd").await?;
     let (mut all, mut there, mut latencies) = (Vec::new(), 0, None);
@@ -111,9 +111,9 @@ struct Ports {
 }
 
 impl Ports {
-    fn free() -> Result<Self> {
-        let port = weft_kube_tests::real::free_port;
-        Ok(Self { calls: port()?, outbound: port()?, inbound: port()?, agent: [port()?, port()?, port()?, port()?] })
+    fn free() -> Self {
+        let port = weft_test_ports::free_port;
+        Self { calls: port(), outbound: port(), inbound: port(), agent: std::array::from_fn(|_| port()) }
     }
 }
 
