@@ -49,9 +49,15 @@ pub fn wanted(pod: &Object) -> Result<Option<Wanted>, String> {
         return Ok(None);
     }
     let mode = pod.annotation(MODE).unwrap_or("REDIRECT");
+    if mode == "NONE" {
+        // Nothing is redirected, in either direction: such a proxy listens at the ports of its services alone.
+        return Ok(None);
+    }
+    // A proxy of TPROXY or of low ports runs as root, whose connections are told by its group.
     let user = |field: &str| {
         let own = proxy.pointer(&format!("/securityContext/{field}"));
-        own.or_else(|| spec.pointer(&format!("/securityContext/{field}"))).and_then(Value::as_u64)
+        let id = own.or_else(|| spec.pointer(&format!("/securityContext/{field}"))).and_then(Value::as_u64);
+        id.filter(|id| *id != 0)
     };
     let (uid, gid) = (user("runAsUser").unwrap_or(1337), user("runAsGroup").or(user("runAsUser")).unwrap_or(1337));
     let arguments = Arguments {
@@ -64,18 +70,15 @@ pub fn wanted(pod: &Object) -> Result<Option<Wanted>, String> {
         ..Arguments::default()
     };
     let config = arguments.config().map_err(|why| format!("annotation {MODE}: {why}"))?;
-    let config = match mode {
-        // Annotations about ports are for those who redirect.
-        "NONE" => config,
-        _ => config.annotated(|name| pod.annotation(name))?,
-    };
+    let config = config.annotated(|name| pod.annotation(name))?;
     Ok(Some(Wanted { pod: format!("pod {}/{}", pod.namespace(), pod.name()), config }))
 }
 
-/// A gateway listens itself on the ports that it is called at: redirected to the proxy's ports, it would answer nobody.
+/// A gateway listens itself on the ports that it is called at: redirected to the proxy's ports, it would answer nobody. What does
+/// not say that it is one is a sidecar: traffic that is wrongly redirected fails, and what wrongly is not goes around the proxy.
 fn is_gateway(proxy: &Value) -> bool {
     let mut arguments = list(proxy, "args").iter().filter_map(Value::as_str);
-    arguments.next() == Some("proxy") && arguments.next().is_some_and(|kind| kind != "sidecar")
+    arguments.next() == Some("proxy") && arguments.next() == Some("router")
 }
 
 /// A variable of a container's environment.
@@ -138,6 +141,13 @@ mod tests {
             ("no word", pod(nothing(), |pod| environment(pod, "DISABLE_ENVOY", "perhaps"))),
             ("a sidecar", pod(nothing(), |pod| pod["spec"]["containers"][1]["args"] = json!(["proxy", "sidecar"]))),
             (
+                "an option",
+                pod(nothing(), |pod| {
+                    pod["spec"]["containers"][1]["args"] = json!(["proxy", "--log_output_level=debug"])
+                }),
+            ),
+            ("another word", pod(nothing(), |pod| pod["spec"]["containers"][1]["args"] = json!(["proxy", "Sidecar"]))),
+            (
                 "the label counts",
                 pod(json!({"sidecar.istio.io/inject": "false"}), |pod| {
                     pod["metadata"]["labels"] = json!({"sidecar.istio.io/inject": "true"});
@@ -146,6 +156,32 @@ mod tests {
         ] {
             assert!(wanted(&pod).unwrap().is_some(), "{what}");
         }
+    }
+
+    #[test]
+    fn as_the_injector_makes_them() {
+        let values = weft_inject::Values::new(&json!({"pilot": {"cni": {"enabled": true}}}));
+        let config = weft_inject::Config::from_values(&values).unwrap();
+        let injector = weft_inject::Injector { config, values, mesh: Value::Null };
+        let wanted_of = |annotations: Value| {
+            let plain = json!({"metadata": {"name": "a", "namespace": "n", "annotations": annotations},
+                "spec": {"containers": [{"name": "app", "image": "a"}]}});
+            let request = weft_inject::Request { pod: plain, namespace: "n", ..Default::default() };
+            let mut injected = injector.inject(&request).unwrap();
+            injected["apiVersion"] = "v1".into();
+            injected["kind"] = "Pod".into();
+            wanted(&serde_json::from_value(injected).unwrap()).unwrap().map(|wanted| wanted.config)
+        };
+        let ids = ProxyOwner::Ids { uids: vec![1337], gids: vec![1337] };
+        // The last two run their proxy as root, in a group of its own.
+        for (name, value) in [
+            ("sidecar.istio.io/interceptionMode", "REDIRECT"),
+            ("sidecar.istio.io/interceptionMode", "TPROXY"),
+            ("sidecar.istio.io/capNetBindService", "true"),
+        ] {
+            assert_eq!(wanted_of(json!({name: value})).unwrap().owner, ids, "{name}: {value}");
+        }
+        assert_eq!(wanted_of(json!({"sidecar.istio.io/interceptionMode": "NONE"})), None);
     }
 
     #[test]
@@ -162,11 +198,9 @@ mod tests {
         assert_eq!((config.exclude_outbound_ports, config.inbound), (vec![3306], Ports::Only(vec![80, 81])));
         assert_eq!((config.inbound_mode, config.dns.is_some()), (InboundMode::TPROXY, true));
         assert_eq!(config.exclude_outbound, ["10.9.0.0/16".parse().unwrap()]);
-        let none = pod(
-            json!({"sidecar.istio.io/interceptionMode": "NONE", "traffic.sidecar.istio.io/includeInboundPorts": "*"}),
-            |_| {},
-        );
-        assert_eq!(wanted(&none).unwrap().unwrap().config.inbound, Ports::Only(vec![]));
+        let none =
+            json!({"sidecar.istio.io/interceptionMode": "NONE", "traffic.sidecar.istio.io/includeInboundPorts": "*"});
+        assert_eq!(wanted(&pod(none, |_| {})).unwrap(), None, "neither what comes nor what goes");
         for (name, value) in [
             ("sidecar.istio.io/interceptionMode", "SOMEHOW"),
             ("traffic.sidecar.istio.io/excludeOutboundPorts", "many"),

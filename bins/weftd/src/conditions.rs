@@ -1,59 +1,76 @@
 //! Statuses that the model computes are written to their objects: conditions of the Gateway API, addresses of Ingresses and
-//! service entries. Only what differs from what the object says is written; an object that changed meanwhile is looked at
-//! again with the next snapshot.
+//! service entries. Only what differs from what the object says is written; an object that changed meanwhile, or that was made
+//! anew, is looked at again.
 
-use crate::status;
+use crate::status::Told;
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use weft_k8s_api::ObjectKey;
+use tokio::time::Instant;
 use weft_k8s_api::kinds::by_kind;
+use weft_k8s_api::{Object, ObjectKey};
 use weft_model::{MeshSnapshot, StatusUpdate};
 use weft_store::{ApiClient, Cache, ClientError};
 
 /// Pause before writing, so that what is mended at once is never written.
 const SETTLE: Duration = Duration::from_millis(200);
 
-/// Writes the statuses of each snapshot until the sender goes away.
+/// What became of a status.
+struct Looked {
+    status: Arc<StatusUpdate>,
+    /// The object that it was compared with.
+    object: Arc<Object>,
+    /// When to try again what could not be written; nothing for what is right.
+    again: Option<Instant>,
+}
+
+/// Writes the statuses of each snapshot until the sender goes away. An object is looked at again when its status or the object
+/// itself changes: somebody may have written over it, or made it anew as it was.
 pub(crate) async fn write(client: ApiClient, cache: Arc<Cache>, mut snapshots: watch::Receiver<Arc<MeshSnapshot>>) {
-    let mut written: HashMap<ObjectKey, Arc<StatusUpdate>> = HashMap::new();
+    let mut changed = cache.changed();
+    let mut looked: HashMap<ObjectKey, Looked> = HashMap::new();
+    let mut told = Told::default();
     loop {
         tokio::time::sleep(SETTLE).await;
         let statuses = snapshots.borrow_and_update().statuses.clone();
-        let mut again = None;
+        changed.mark_unchanged();
+        looked.retain(|key, _| cache.get(key).is_some());
         for update in statuses.iter() {
-            if written.get(&update.object).is_some_and(|known| Arc::ptr_eq(known, update)) {
+            let Some(object) = cache.get(&update.object) else { continue };
+            let is_done = |before: &Looked| {
+                let same = Arc::ptr_eq(&before.status, update) && Arc::ptr_eq(&before.object, &object);
+                same && before.again.is_none_or(|at| Instant::now() < at)
+            };
+            if looked.get(&update.object).is_some_and(is_done) {
                 continue;
             }
-            match put(&client, &cache, update).await {
-                Ok(()) => drop(written.insert(update.object.clone(), update.clone())),
-                Err(error) => {
-                    again = again.max(Some(status::pause_after(&update.object, &error)));
-                    if error.is_unreachable() {
-                        break;
-                    }
-                }
+            let failure = put(&client, &object, update).await.err();
+            let again = failure.as_ref().map(|error| Instant::now() + told.pause_after(&update.object, error));
+            looked.insert(update.object.clone(), Looked { status: update.clone(), object, again });
+            if failure.is_some_and(|error| error.is_unreachable()) {
+                break;
             }
         }
-        written.retain(|key, _| cache.get(key).is_some());
+        let next = looked.values().filter_map(|one| one.again).min();
+        told.end_of_round(next.is_some());
         let pause = async {
-            match again {
-                Some(pause) => tokio::time::sleep(pause).await,
+            match next {
+                Some(at) => tokio::time::sleep_until(at).await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             more = snapshots.changed() => if more.is_err() { return },
+            more = changed.changed() => if more.is_err() { return },
             () = pause => {}
         }
     }
 }
 
-async fn put(client: &ApiClient, cache: &Cache, update: &StatusUpdate) -> Result<(), ClientError> {
-    let key = &update.object;
-    let (Some(object), Some(kind)) = (cache.get(key), by_kind(&key.group, &key.kind)) else { return Ok(()) };
+async fn put(client: &ApiClient, object: &Object, update: &StatusUpdate) -> Result<(), ClientError> {
+    let Some(kind) = by_kind(&update.object.group, &update.object.kind) else { return Ok(()) };
     if object.metadata.generation.is_some_and(|g| g != update.generation) {
         // The snapshot is about an older spec; the one about this spec is on its way.
         return Ok(());
@@ -66,7 +83,7 @@ async fn put(client: &ApiClient, cache: &Cache, update: &StatusUpdate) -> Result
     let patch: Map<String, Value> =
         own.map(|name| (name.clone(), next.get(name).cloned().unwrap_or(Value::Null))).collect();
     let patch = Value::Object(patch);
-    match client.patch_status_of(kind, &object, &patch).await {
+    match client.patch_status_of(kind, object, &patch).await {
         Err(error) if !error.is_not_found() => Err(error),
         _ => Ok(()),
     }
@@ -76,7 +93,6 @@ async fn put(client: &ApiClient, cache: &Cache, update: &StatusUpdate) -> Result
 mod tests {
     use super::*;
     use weft_apiserver::{AdminToken, ApiServer, ApiServerOptions};
-    use weft_k8s_api::Object;
     use weft_store::MemoryStore;
 
     const TOKEN: &str = "administrator-of-the-test";
@@ -112,40 +128,55 @@ mod tests {
     #[tokio::test]
     async fn what_somebody_else_wrote_meanwhile_is_not_overwritten() {
         let (server, client, object, snapshot) = served().await;
-        let old = Cache::from_objects([(*object).clone()]);
         let theirs = json!({"conditions": [{"type": "Theirs", "status": "True"}]});
         let kind = by_kind("gateway.networking.k8s.io", "GatewayClass").unwrap();
         client.patch_status(kind, "", "edge", &theirs).await.unwrap();
-        let refused = put(&client, &old, &snapshot.statuses[0]).await;
+        let refused = put(&client, &object, &snapshot.statuses[0]).await;
         assert!(refused.is_err_and(|error| error.is_conflict()));
         let held = server.store().get(&object.key()).unwrap();
         assert_eq!(held.body["status"], theirs);
-        put(&client, &Cache::from_objects([(*held).clone()]), &snapshot.statuses[0]).await.unwrap();
+        put(&client, &held, &snapshot.statuses[0]).await.unwrap();
         let conditions = server.store().get(&object.key()).unwrap().body["status"]["conditions"].clone();
         let types: Vec<_> = conditions.as_array().unwrap().iter().map(|c| c["type"].clone()).collect();
         assert_eq!(types, ["Theirs", "Accepted"]);
     }
 
-    #[tokio::test]
-    async fn conditions_arrive_once() {
-        let (server, client, object, snapshot) = served().await;
-        let cache = Arc::new(Cache::from_objects([(*object).clone()]));
-        let (_sender, receiver) = watch::channel(Arc::new(snapshot));
-        let writer = tokio::spawn(write(client, cache, receiver));
-        let key = object.key();
-        let accepted = async {
+    /// The object once it has the condition of the class, and its conditions.
+    async fn accepted(server: &ApiServer, key: &ObjectKey) -> Arc<Object> {
+        let arrived = async {
             loop {
-                let object = server.store().get(&key).unwrap();
-                let conditions = object.body.get("status").and_then(|s| s.get("conditions")).cloned();
-                if let Some(condition) = conditions.and_then(|c| c.get(0).cloned()) {
-                    break condition;
+                if let Some(object) = server.store().get(key)
+                    && object.body.get("status").is_some_and(|status| status["conditions"][0]["type"] == "Accepted")
+                {
+                    return object;
                 }
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        let condition = tokio::time::timeout(Duration::from_secs(60), accepted).await.expect("the condition");
-        assert_eq!((condition["type"].as_str(), condition["status"].as_str()), (Some("Accepted"), Some("True")));
+        tokio::time::timeout(Duration::from_secs(60), arrived).await.expect("the condition")
+    }
+
+    #[tokio::test]
+    async fn conditions_arrive_and_come_back() {
+        let (server, client, object, snapshot) = served().await;
+        let cache = Arc::new(Cache::from_objects([(*object).clone()]));
+        let (_sender, receiver) = watch::channel(Arc::new(snapshot));
+        let writer = tokio::spawn(write(client.clone(), cache.clone(), receiver));
+        let key = object.key();
+        let first = accepted(&server, &key).await;
+        let condition = &first.body["status"]["conditions"][0];
+        assert_eq!(condition["status"], "True");
         assert!(condition["lastTransitionTime"].as_str().is_some_and(|t| t.ends_with('Z')), "{condition}");
+        cache.put(first);
+        // Written over by somebody else.
+        let kind = by_kind("gateway.networking.k8s.io", "GatewayClass").unwrap();
+        client.patch_status(kind, "", "edge", &json!({"conditions": []})).await.unwrap();
+        cache.put(server.store().get(&key).unwrap());
+        cache.put(accepted(&server, &key).await);
+        // Deleted and made anew, as it was.
+        client.delete(kind, "", "edge", &weft_store::DeleteOptions::default()).await.unwrap();
+        cache.put(server.store().create(class("edge")).unwrap());
+        accepted(&server, &key).await;
         writer.abort();
     }
 }

@@ -5,12 +5,13 @@
 use crate::events;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem::{Discriminant, discriminant};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use weft_k8s_api::kinds::by_kind;
 use weft_k8s_api::{Object, ObjectKey};
-use weft_model::{KINDS, MeshSnapshot, Warning, codes};
+use weft_model::{KINDS, MeshSnapshot, Settings, Warning, codes};
 use weft_store::{ApiClient, Cache, ClientError};
 
 /// Pause before writing, so that what is mended at once is never written.
@@ -56,7 +57,8 @@ impl Message {
 /// Writes the warnings of each snapshot until the sender goes away.
 pub(crate) async fn write(client: ApiClient, cache: Arc<Cache>, mut snapshots: watch::Receiver<Arc<MeshSnapshot>>) {
     // Objects whose status was written by this process, or found with messages at the start.
-    let mut marked: BTreeSet<ObjectKey> = with_messages(&cache);
+    let mut marked: BTreeSet<ObjectKey> = with_messages(&cache, &snapshots.borrow().settings.clone());
+    let mut told = Told::default();
     loop {
         tokio::time::sleep(SETTLE).await;
         let snapshot = snapshots.borrow_and_update().clone();
@@ -71,12 +73,13 @@ pub(crate) async fn write(client: ApiClient, cache: Arc<Cache>, mut snapshots: w
                 _ => drop(marked.insert(key.clone())),
             }
             if let Err(error) = written {
-                again = again.max(Some(pause_after(&key, &error)));
+                again = again.max(Some(told.pause_after(&key, &error)));
                 if error.is_unreachable() {
                     break;
                 }
             }
         }
+        told.end_of_round(again.is_some());
         let pause = async {
             match again {
                 Some(pause) => tokio::time::sleep(pause).await,
@@ -90,19 +93,41 @@ pub(crate) async fn write(client: ApiClient, cache: Arc<Cache>, mut snapshots: w
     }
 }
 
-/// When to try again what could not be written. That somebody else wrote first is nothing to tell: the cache has it soon.
-pub(crate) fn pause_after(key: &ObjectKey, error: &ClientError) -> Duration {
-    if error.is_conflict() {
-        return SETTLE;
+/// Which failures were told of. One right that is missing fails for every object of a kind, and again with every try.
+#[derive(Debug, Default)]
+pub(crate) struct Told(BTreeMap<(String, String), Discriminant<ClientError>>);
+
+impl Told {
+    /// When to try again what could not be written. That somebody else wrote first is nothing to tell: the cache has it soon.
+    pub fn pause_after(&mut self, key: &ObjectKey, error: &ClientError) -> Duration {
+        if error.is_conflict() {
+            return SETTLE;
+        }
+        if self.is_new(key, error) {
+            tracing::warn!("status of {key}: {error}");
+        }
+        RETRY
     }
-    tracing::warn!("status of {key}: {error}");
-    RETRY
+
+    /// Whether it is the first failure of its sort for objects of that kind in that namespace.
+    fn is_new(&mut self, key: &ObjectKey, error: &ClientError) -> bool {
+        let sort = discriminant(error);
+        self.0.insert((key.kind.clone(), key.namespace.clone()), sort) != Some(sort)
+    }
+
+    /// Forgets them when all could be written.
+    pub fn end_of_round(&mut self, failed: bool) {
+        if !failed {
+            self.0.clear();
+        }
+    }
 }
 
-fn with_messages(cache: &Cache) -> BTreeSet<ObjectKey> {
+/// Those of other revisions are theirs to mend.
+fn with_messages(cache: &Cache, settings: &Settings) -> BTreeSet<ObjectKey> {
     let istio = KINDS.iter().filter(|(group, _)| is_istio(group));
     let objects = istio.flat_map(|(group, kind)| cache.list(group, kind));
-    objects.filter(|o| !messages_of(&o.body).is_empty()).map(|o| o.key()).collect()
+    objects.filter(|o| settings.reads(o) && !messages_of(&o.body).is_empty()).map(|o| o.key()).collect()
 }
 
 fn messages_of(body: &serde_json::Map<String, Value>) -> Vec<Value> {
@@ -226,6 +251,26 @@ mod tests {
         assert_eq!((&mended[1]["status"], &mended[1]["reason"]), (&json!("True"), &json!("Accepted")));
         let warned = conditions(&object(json!({})), &[message("IST0101", "a")]).unwrap();
         assert_eq!(warned[0]["status"], "True", "what only warns is in force");
+    }
+
+    #[test]
+    fn a_missing_right_is_told_of_once() {
+        let key = |namespace: &str, name: &str| ObjectKey {
+            group: "networking.istio.io".into(),
+            kind: "Sidecar".into(),
+            namespace: namespace.into(),
+            name: name.into(),
+        };
+        let refused = |name: &str| ClientError::Forbidden(format!("sidecars {name:?} is forbidden"));
+        let mut told = Told::default();
+        assert!(told.is_new(&key("n", "a"), &refused("a")));
+        assert!(!told.is_new(&key("n", "b"), &refused("b")) && !told.is_new(&key("n", "a"), &refused("a")));
+        assert!(told.is_new(&key("m", "a"), &refused("a")), "rights are of namespaces");
+        assert!(told.is_new(&key("n", "a"), &ClientError::Conflict(String::new())), "another failure");
+        told.end_of_round(true);
+        assert!(!told.is_new(&key("m", "a"), &refused("a")));
+        told.end_of_round(false);
+        assert!(told.is_new(&key("m", "a"), &refused("a")));
     }
 
     #[tokio::test]

@@ -259,6 +259,9 @@ async fn injected_pods_are_valid() -> Result<()> {
         tried += 1;
         pod["metadata"]["namespace"] = "shop".into();
         match cluster.client.create(&serde_json::from_value(pod)?, &dry).await {
+            Ok(written) if written.object.metadata.managed_fields.as_ref().is_none_or(|fields| fields.is_empty()) => {
+                wrong.push(format!("{}: nobody owns its fields any more", case["name"]));
+            }
             Ok(written) if containers(&written.object).iter().any(|c| c == "istio-proxy") => {}
             Ok(written) => wrong.push(format!("{}: not injected: {:?}", case["name"], containers(&written.object))),
             Err(error) => wrong.push(format!("{}: {error}", case["name"])),

@@ -60,8 +60,11 @@ impl Source {
         match self.settings.native_sidecars {
             NativeSidecars::True => true,
             NativeSidecars::False => false,
-            // One old node is enough: the pod may come to run there.
-            NativeSidecars::Auto => self.cache.list("", "Node").iter().all(|node| is_new(node)),
+            // One old node is enough: the pod may come to run there. Where none is seen, weftd may not read them.
+            NativeSidecars::Auto => {
+                let nodes = self.cache.list("", "Node");
+                !nodes.is_empty() && nodes.iter().all(|node| is_new(node))
+            }
         }
     }
 
@@ -69,7 +72,7 @@ impl Source {
         let root = self.settings.namespace.as_str();
         let of = |namespace: &str| -> Vec<Value> {
             let all = self.cache.list_namespace("networking.istio.io", "ProxyConfig", namespace);
-            all.iter().map(|config| config.spec().clone()).collect()
+            all.iter().filter(|config| self.settings.reads(config)).map(|config| config.spec().clone()).collect()
         };
         let own = if namespace == root { Vec::new() } else { of(namespace) };
         of(root).into_iter().chain(own).collect()
@@ -223,7 +226,7 @@ mod tests {
             )
         };
         for (nodes, native) in [
-            (vec![], true),
+            (vec![], false),
             (vec![node("a", "v1.33.0")], true),
             (vec![node("a", "v1.34.1+k3s1"), node("b", "v1.32.9")], false),
             (vec![node("a", "unknown")], false),

@@ -1,6 +1,7 @@
 //! Files of manifests: every workload in them gets its proxy, every other document stays byte for byte as it is.
 
-use crate::decide::Decision;
+use crate::config::Config;
+use crate::decide::{Decision, decide};
 use crate::inject::{Injector, Request};
 use crate::owner::Owner;
 use serde_json::{Value, json};
@@ -138,7 +139,8 @@ fn object(
     let name = format!("{} {}", kind(&value), text(&value["metadata"]["name"]));
     let whole = value.pointer(pointer).unwrap_or(&Value::Null);
     let pod = json!({"metadata": whole["metadata"].as_object().cloned().unwrap_or_default(), "spec": whole["spec"]});
-    if let Decision::Skip(why) = injector.decide(&pod, &namespace) {
+    // Whoever runs this asks for a proxy: the policy and the selectors are for pods that nobody asked about.
+    if let Decision::Skip(why) = decide(&Config::default(), &pod, &namespace) {
         warnings.push(format!("{name} gets no proxy: {why}"));
         return Ok(value);
     }

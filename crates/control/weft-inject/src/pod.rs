@@ -105,7 +105,8 @@ pub(crate) fn strings(value: &Value) -> BTreeMap<String, String> {
     fields.map(|(name, value)| (name.clone(), crate::values::as_text(value))).collect()
 }
 
-/// The JSON patch (RFC 6902) that makes `after` of `before`: whole fields of `metadata` and `spec` are replaced.
+/// The JSON patch (RFC 6902) that makes `after` of `before`: whole fields of `metadata` and `spec` are replaced. Who owns which
+/// field (`managedFields`) is the API server's own: it fills that before it asks, and what is left out of it is gone for good.
 pub fn patch(before: &Value, after: &Value) -> Value {
     let mut operations = Vec::new();
     for part in ["metadata", "spec"] {
@@ -118,11 +119,28 @@ pub fn patch(before: &Value, after: &Value) -> Value {
             let path = format!("/{part}/{}", name.replace('~', "~0").replace('/', "~1"));
             operations.push(json!({"op": "add", "path": path, "value": value}));
         }
-        for name in old.as_object().into_iter().flatten().map(|(name, _)| name).filter(|n| !new.contains_key(*n)) {
+        let gone = |name: &&String| !new.contains_key(*name) && *name != "managedFields";
+        for name in old.as_object().into_iter().flatten().map(|(name, _)| name).filter(gone) {
             operations.push(
                 json!({"op": "remove", "path": format!("/{part}/{}", name.replace('~', "~0").replace('/', "~1"))}),
             );
         }
     }
     operations.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_api_server_keeps_is_in_no_patch() {
+        let before = json!({"metadata": {"name": "a", "managedFields": [{"manager": "kubectl"}], "labels": {"a": "1"}}, "spec": {}});
+        let after = json!({"metadata": {"name": "a"}, "spec": {"containers": []}});
+        let wanted = json!([
+            {"op": "remove", "path": "/metadata/labels"},
+            {"op": "add", "path": "/spec/containers", "value": []},
+        ]);
+        assert_eq!(patch(&before, &after), wanted);
+    }
 }

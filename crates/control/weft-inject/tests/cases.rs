@@ -7,7 +7,8 @@
 
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use weft_inject::{Config, Decision, Injector, Owner, Request, Values, patch};
+use weft_inject::documents::Options;
+use weft_inject::{Config, Decision, Injector, Owner, Request, Values, inject_text, patch};
 
 fn put(tree: &mut Value, path: &str, value: &Value) {
     *path.split('.').fold(tree, |tree, name| &mut tree[name]) = value.clone();
@@ -216,4 +217,25 @@ fn every_case() {
         .filter_map(|case| check(case).err().map(|error| format!("{}: {error}", case["name"].as_str().unwrap())))
         .collect();
     assert!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+}
+
+#[test]
+fn by_hand_the_policy_and_the_selectors_do_not_count() {
+    let case = json!({"set": {
+        "global.proxy.autoInject": "disabled",
+        "sidecarInjectorWebhook.neverInjectSelector": [{"matchLabels": {"app": "never"}}],
+    }});
+    let injector = injector(&case).unwrap();
+    let pod = |name: &str, inject: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  labels: {{app: {name}{inject}}}\n\
+             spec:\n  containers: [{{name: app, image: app}}]\n"
+        )
+    };
+    for (name, inject, injected) in
+        [("plain", "", true), ("never", "", true), ("declines", ", sidecar.istio.io/inject: 'false'", false)]
+    {
+        let made = inject_text(&injector, &pod(name, inject), &Options::default()).unwrap();
+        assert_eq!(made.text.contains("istio-proxy"), injected, "{name}: {:?}", made.warnings);
+    }
 }

@@ -80,7 +80,7 @@ impl Definitions {
 }
 
 /// Groups that are part of every server; they have no definitions.
-fn is_built_in(group: &str) -> bool {
+pub(crate) fn is_built_in(group: &str) -> bool {
     const OF_K8S_IO: &[&str] = &[
         "networking",
         "discovery",
@@ -92,7 +92,9 @@ fn is_built_in(group: &str) -> bool {
         "authorization",
         "certificates",
         "events",
+        "flowcontrol.apiserver",
         "node",
+        "resource",
         "scheduling",
         "storage",
     ];

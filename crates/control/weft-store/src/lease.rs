@@ -124,6 +124,8 @@ impl Candidate {
             let asked = Instant::now();
             let limit;
             (until, limit) = turn(until, asked, self.options.deadline());
+            // Before the server is asked: who is leader no more stops now, however long the answer takes.
+            self.publish(&leader, until.is_some());
             match timeout(limit, self.try_once()).await {
                 Ok(Ok(true)) => until = Some(asked + self.options.deadline()),
                 Ok(Ok(false)) => until = None,
@@ -131,17 +133,21 @@ impl Candidate {
                 // Whether the server has renewed it will be seen in the next try.
                 Err(_) => {}
             }
-            let now = until.is_some_and(|end| Instant::now() < end);
-            if leader.send_if_modified(|was| std::mem::replace(was, now) != now) {
-                let LeaseOptions { namespace, name, identity, .. } = &self.options;
-                match now {
-                    true => tracing::info!("leader: {identity} holds Lease {namespace}/{name}"),
-                    false => tracing::warn!("no longer leader: Lease {namespace}/{name} could not be renewed in time"),
-                }
-            }
+            self.publish(&leader, until.is_some_and(|end| Instant::now() < end));
             let pause = self.options.pause();
             let left = until.map_or(pause, |end| end.saturating_duration_since(Instant::now()));
             sleep(pause.min(left.max(Duration::from_millis(50)))).await;
+        }
+    }
+
+    /// Tells whether this process is leader, when that is news.
+    fn publish(&self, leader: &watch::Sender<bool>, now: bool) {
+        if leader.send_if_modified(|was| std::mem::replace(was, now) != now) {
+            let LeaseOptions { namespace, name, identity, .. } = &self.options;
+            match now {
+                true => tracing::info!("leader: {identity} holds Lease {namespace}/{name}"),
+                false => tracing::warn!("no longer leader: Lease {namespace}/{name} could not be renewed in time"),
+            }
         }
     }
 
@@ -317,6 +323,72 @@ mod tests {
             let at = |seconds: Option<u32>| seconds.map(|seconds| start + second * seconds);
             assert_eq!(turn(at(until), asked, deadline), (at(holds), limit), "{what}");
         }
+    }
+
+    /// The first requests of a server get their answers, one each; what comes within `deaf` is closed, what comes later is told
+    /// of and never answered.
+    async fn failing_server(answers: &[&str], deaf: Duration) -> (std::net::SocketAddr, watch::Receiver<bool>) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, (hung, hangs)) = (listener.local_addr().unwrap(), watch::channel(false));
+        let answers: Vec<String> = answers.iter().map(|answer| (*answer).to_string()).collect();
+        tokio::spawn(async move {
+            for answer in answers {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                // A request is one small packet or two: its head says how much is to come.
+                let mut request = Vec::new();
+                let whole = |request: &[u8]| {
+                    let text = String::from_utf8_lossy(request).to_lowercase();
+                    let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
+                    let length =
+                        head.split("content-length: ").nth(1).and_then(|rest| rest.lines().next()?.parse().ok());
+                    body.len() >= length.unwrap_or(0)
+                };
+                while !whole(&request) {
+                    assert_ne!(stream.read_buf(&mut request).await.unwrap(), 0, "the client went");
+                }
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+            let granted = Instant::now();
+            let mut held = Vec::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                if granted.elapsed() >= deaf {
+                    held.push(stream);
+                    hung.send_replace(true);
+                }
+            }
+        });
+        (address, hangs)
+    }
+
+    #[tokio::test]
+    async fn a_leader_stops_at_its_deadline_however_long_the_server_takes() {
+        let answer = |status: &str, body: Value| {
+            let body = body.to_string();
+            let head = format!("HTTP/1.1 {status}\r\ncontent-type: application/json\r\nconnection: close\r\n");
+            format!("{head}content-length: {}\r\n\r\n{body}", body.len())
+        };
+        let options = LeaseOptions {
+            namespace: "istio-system".into(),
+            name: "weftd-leader".into(),
+            identity: "a".into(),
+            duration: Duration::from_secs(3),
+        };
+        let missing = json!({
+            "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404,
+            "details": {"name": "weftd-leader", "kind": "leases"},
+        });
+        let lease = empty(&options).to_value();
+        let answers = [answer("404 Not Found", missing), answer("201 Created", lease)];
+        let answers: Vec<&str> = answers.iter().map(String::as_str).collect();
+        let (address, mut hangs) = failing_server(&answers, options.deadline()).await;
+        let client = ApiClient::connect(&format!("http://{address}"), None).unwrap();
+        let leadership = Leadership::start(&client, options);
+        let mut leader = leadership.leader();
+        let bound = Duration::from_secs(30);
+        timeout(bound, leader.wait_for(|is| *is)).await.expect("leader").unwrap();
+        timeout(bound, hangs.wait_for(|hung| *hung)).await.expect("a request after the deadline").unwrap();
+        assert!(!*leader.borrow(), "still leader while an answer is awaited that came too late");
     }
 
     #[tokio::test]

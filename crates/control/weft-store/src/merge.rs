@@ -3,7 +3,9 @@
 //!
 //! Source of the list keys: `patchMergeKey` and `patchStrategy` in Kubernetes' core, apps, batch and admissionregistration types.
 
+use crate::definitions::is_built_in;
 use serde_json::{Map, Value};
+use std::collections::HashSet;
 
 /// How lists are merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,9 +17,9 @@ pub enum Lists {
 }
 
 impl Lists {
-    /// Kubernetes merges by key only in the kinds that it has compiled in: groups without a dot, and those of `k8s.io`.
+    /// Kubernetes merges by key only in the kinds that it has compiled in; the Gateway API's are custom resources.
     pub fn of_group(group: &str) -> Self {
-        if !group.contains('.') || group.ends_with(".k8s.io") { Self::ByKey } else { Self::Replace }
+        if is_built_in(group) { Self::ByKey } else { Self::Replace }
     }
 }
 
@@ -70,7 +72,11 @@ fn three_way_list(name: &str, original: &[Value], current: &[Value], wanted: &[V
         return Value::Array(wanted.iter().chain(foreign).cloned().collect());
     }
     let keys = merge_keys(name, current.iter().chain(wanted));
-    let keyed = |items: &[Value]| items.iter().all(|i| key_of(keys, i).is_some());
+    // A key that is there twice tells nothing apart.
+    let keyed = |items: &[Value]| {
+        let mut seen = HashSet::new();
+        items.iter().all(|item| key_of(keys, item).is_some_and(|key| seen.insert(key)))
+    };
     if keys.is_empty() || !keyed(current) || !keyed(wanted) {
         return Value::Array(wanted.to_vec());
     }
@@ -392,12 +398,22 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_is_there_twice_merges_nothing() {
+        let node = |addresses: Value| json!({"addresses": addresses});
+        let both =
+            node(json!([{"type": "InternalIP", "address": "10.0.0.1"}, {"type": "InternalIP", "address": "fd::1"}]));
+        assert_eq!(three_way(Lists::ByKey, &both, &both, &both), both);
+    }
+
+    #[test]
     fn groups() {
         for (group, want) in [
             ("", Lists::ByKey),
             ("apps", Lists::ByKey),
             ("networking.k8s.io", Lists::ByKey),
+            ("flowcontrol.apiserver.k8s.io", Lists::ByKey),
             ("networking.istio.io", Lists::Replace),
+            ("gateway.networking.k8s.io", Lists::Replace),
         ] {
             assert_eq!(Lists::of_group(group), want, "{group}");
         }
