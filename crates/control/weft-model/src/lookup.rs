@@ -59,34 +59,41 @@ impl MeshSnapshot {
 
     /// The destination rule for `host` as clients in `client_namespace` see it; `service` is the service of that host, if
     /// there is one. Looked for in the client's namespace, then the service's, then the root namespace; in each, the exact
-    /// host before the most specific wildcard. Rules with a workload selector are left out.
+    /// host before the most specific wildcard. What the root namespace says to others is a default, also for clients that run
+    /// there, as gateways do: of its own rules only those for itself alone come first. Rules with a workload selector are left
+    /// out.
     pub fn destination_rule_for(
         &self,
         host: &str,
         client_namespace: &str,
         service: Option<&Service>,
     ) -> Option<&Arc<DestinationRule>> {
-        let mut looked_at: [&str; 3] = [""; 3];
-        let places = [client_namespace, service.map_or("", |s| &s.namespace), &self.settings.root_namespace];
-        for (i, place) in places.into_iter().enumerate() {
-            if place.is_empty() || looked_at.contains(&place) {
-                continue;
-            }
-            looked_at[i] = place;
-            let Some(rules) = self.destination_rules.get(place) else { continue };
-            // A namespace always sees its own rules, whatever they say of others.
-            let visible =
-                |rule: &DestinationRule| place == client_namespace || rule.export_to.visible_in(client_namespace);
-            if let Some(rule) = rules.get(host).filter(|r| visible(r)) {
-                return Some(rule);
-            }
-            // `*` sorts before any name, so wildcards come first.
-            let wildcards = rules.iter().take_while(|(h, _)| h.starts_with('*')).filter(|(_, r)| visible(r));
-            if let Some(rule) = hosts::most_specific(host, wildcards.map(|(h, r)| (h.as_str(), r))) {
-                return Some(rule);
-            }
+        let root = self.settings.root_namespace.as_str();
+        // A namespace always sees its own rules, whatever they say of others.
+        let visible =
+            |rule: &DestinationRule| rule.namespace == client_namespace || rule.export_to.visible_in(client_namespace);
+        let own = if client_namespace == root {
+            self.rule_in(root, host, |rule| rule.export_to.is_only(root))
+        } else {
+            self.rule_in(client_namespace, host, visible)
+        };
+        own.or_else(|| self.rule_in(&service?.namespace, host, visible)).or_else(|| self.rule_in(root, host, visible))
+    }
+
+    /// The rule of one namespace for `host`, of those that `seen` is true of.
+    fn rule_in(
+        &self,
+        namespace: &str,
+        host: &str,
+        seen: impl Fn(&DestinationRule) -> bool,
+    ) -> Option<&Arc<DestinationRule>> {
+        let rules = self.destination_rules.get(namespace)?;
+        if let Some(rule) = rules.get(host).filter(|rule| seen(rule)) {
+            return Some(rule);
         }
-        None
+        // `*` sorts before any name, so wildcards come first.
+        let wildcards = rules.iter().take_while(|(h, _)| h.starts_with('*')).filter(|(_, rule)| seen(rule));
+        hosts::most_specific(host, wildcards.map(|(h, rule)| (h.as_str(), rule)))
     }
 
     /// As [`Self::destination_rule_for`], for the client workload with `labels`: a rule of its namespace that selects it

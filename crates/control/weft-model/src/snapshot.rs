@@ -311,6 +311,11 @@ impl ExportTo {
             ExportTo::Nobody => false,
         }
     }
+
+    /// True when no other namespace than this one sees the object, and this one does.
+    pub fn is_only(&self, namespace: &str) -> bool {
+        matches!(self, ExportTo::Namespaces(set) if set.len() == 1 && set.contains(namespace))
+    }
 }
 
 /// One address behind a service port.

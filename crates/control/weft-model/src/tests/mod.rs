@@ -3,6 +3,7 @@
 mod bad_input;
 mod incremental;
 mod policies;
+mod precedence;
 mod routing;
 mod services;
 
