@@ -1,7 +1,8 @@
 //! Virtual services: full host names, gateways as `namespace/name`, delegates put in place of the routes that name them.
 //!
-//! Merging of delegates: the root's conditions and the delegate's must both hold; a pair that cannot hold together is left
-//! out; of what both set beside the conditions, the root's wins; destinations are the delegate's. A delegate of a
+//! Merging of delegates, as Istio merges them (`mergeHTTPRoute`, pilot/pkg/model/virtualservice.go): the root's conditions and
+//! the delegate's must both hold, and a route of the delegate with a condition that lies within none of the root's is left out
+//! whole. Of what both set beside the conditions the delegate's wins; what it does not set is the root's. A delegate of a
 //! delegate is not followed.
 
 use crate::parsed::Parsed;
@@ -92,7 +93,18 @@ fn resolve_one(root: &Object, delegates: Vec<Option<Object>>, settings: &Setting
         };
         let delegate = next.next().and_then(Option::as_ref);
         match usable(delegate, root, to, default) {
-            Ok(delegate) => merge_delegate(route, delegate, root, settings, &mut http, &mut http_origin),
+            Ok(delegate) => {
+                for (own, merged) in merge_delegate(route, delegate, root, settings) {
+                    let own = delegate.meta.provenance.at(format!("spec.http[{own}]"));
+                    match merged {
+                        Some(merged) => {
+                            http.push(merged);
+                            http_origin.push(own);
+                        }
+                        None => warnings.push(left_out(&own, &at)),
+                    }
+                }
+            }
             Err(message) => {
                 warnings.push(Warning { at: at.at(format!("spec.http[{i}].delegate")), code: "IST0101", message });
             }
@@ -144,26 +156,23 @@ fn usable<'a>(
     Ok(delegate)
 }
 
+/// The routes of a delegate by their places, merged with the route that names it; `None` for one that cannot be.
 fn merge_delegate(
     route: &HttpRoute,
     delegate: &Object,
     root: &Object,
     settings: &Settings,
-    http: &mut Vec<HttpRoute>,
-    origins: &mut Vec<Provenance>,
-) {
+) -> Vec<(usize, Option<HttpRoute>)> {
     let route = complete_route(route, &root.meta.namespace, settings);
-    for (i, own) in delegate.spec.http.iter().enumerate() {
-        // A delegate of a delegate is not followed: such a route has no destination to give.
-        if own.delegate.is_some() {
-            continue;
-        }
-        let own = complete_route(own, &delegate.meta.namespace, settings);
-        if let Some(merged) = merge_route(&route, own) {
-            http.push(merged);
-            origins.push(delegate.meta.provenance.at(format!("spec.http[{i}]")));
-        }
-    }
+    // A delegate of a delegate is not followed: such a route has no destination to give.
+    let routes = delegate.spec.http.iter().enumerate().filter(|(_, own)| own.delegate.is_none());
+    let merge = |own: &HttpRoute| merge_route(&route, complete_route(own, &delegate.meta.namespace, settings));
+    routes.map(|(place, own)| (place, merge(own))).collect()
+}
+
+fn left_out(own: &Provenance, root: &Provenance) -> Warning {
+    let message = format!("a condition lies within none of {root}, which delegates to it; the route is left out there");
+    Warning { at: own.at(format!("{}.match", own.path)), code: "DelegateConflict", message }
 }
 
 fn merge_route(root: &HttpRoute, own: HttpRoute) -> Option<HttpRoute> {
@@ -173,37 +182,41 @@ fn merge_route(root: &HttpRoute, own: HttpRoute) -> Option<HttpRoute> {
         (root, "") => root.to_string(),
         (root, own) => format!("{root}-{own}"),
     };
-    let root_mirrors = root.mirror.is_some() || !root.mirrors.is_empty();
-    let mirror_of = if root_mirrors { root.clone() } else { own.clone() };
     Some(HttpRoute {
         name,
         matches,
         delegate: None,
-        rewrite: root.rewrite.clone().or(own.rewrite),
-        timeout: root.timeout.or(own.timeout),
-        retries: root.retries.clone().or(own.retries),
-        fault: root.fault.clone().or(own.fault),
-        mirror: mirror_of.mirror,
-        mirrors: mirror_of.mirrors,
-        mirror_percent: mirror_of.mirror_percent,
-        mirror_percentage: mirror_of.mirror_percentage,
-        cors_policy: root.cors_policy.clone().or(own.cors_policy),
-        headers: root.headers.clone().or(own.headers),
+        rewrite: own.rewrite.or_else(|| root.rewrite.clone()),
+        direct_response: own.direct_response.or_else(|| root.direct_response.clone()),
+        timeout: own.timeout.or(root.timeout),
+        retries: own.retries.or_else(|| root.retries.clone()),
+        fault: own.fault.or_else(|| root.fault.clone()),
+        mirror: own.mirror.or_else(|| root.mirror.clone()),
+        mirrors: if own.mirrors.is_empty() { root.mirrors.clone() } else { own.mirrors },
+        mirror_percent: own.mirror_percent.or(root.mirror_percent),
+        mirror_percentage: own.mirror_percentage.or_else(|| root.mirror_percentage.clone()),
+        cors_policy: own.cors_policy.or_else(|| root.cors_policy.clone()),
+        headers: own.headers.or_else(|| root.headers.clone()),
         route: own.route,
         redirect: own.redirect,
-        direct_response: own.direct_response,
     })
 }
 
-/// Every pair of a root condition and a delegate condition that can hold together; `None` when there are pairs and none
-/// can.
+/// For each condition of the delegate those of the root that it lies within, both together; `None` when there is none such for
+/// one of them.
 fn merge_matches(root: &[HttpMatchRequest], own: &[HttpMatchRequest]) -> Option<Vec<HttpMatchRequest>> {
     if root.is_empty() || own.is_empty() {
         return Some(if root.is_empty() { own.to_vec() } else { root.to_vec() });
     }
-    let pairs = root.iter().flat_map(|r| own.iter().map(move |o| (r, o)));
-    let merged: Vec<_> = pairs.filter(|(r, o)| !conflict(r, o)).map(|(r, o)| merge_match(r, o)).collect();
-    (!merged.is_empty()).then_some(merged)
+    let mut merged = Vec::new();
+    for own in own {
+        let known = merged.len();
+        merged.extend(root.iter().filter(|root| !conflict(root, own)).map(|root| merge_match(root, own)));
+        if merged.len() == known {
+            return None;
+        }
+    }
+    Some(merged)
 }
 
 fn conflict(root: &HttpMatchRequest, own: &HttpMatchRequest) -> bool {

@@ -60,6 +60,7 @@ fn virtual_service() {
         "hosts: [a]\ntcp:\n- match: [{port: 27017, destinationSubnets: [10.0.0.0/8]}]\n  route: [{destination: {host: a}, weight: 80}, {destination: {host: b}, weight: 20}]",
         "hosts: [a]\nhttp:\n- redirect: {uri: /new, redirectCode: 308}\n- directResponse: {status: 503, body: {string: gone}}",
         "hosts: [a]\nhttp: [{delegate: {name: b, namespace: c}}]",
+        "hosts: [a]\nhttp: [{delegate: {name: b}, directResponse: {status: 404}}]",
         "http: [{route: [{destination: {host: a}}]}]",
         "hosts: [10.1.2.3]\nhttp: [{route: [{destination: {host: a}, headers: {request: {set: {':authority': x, x-a: 'b c'}, remove: [x-b]}}}]}]",
         "hosts: [a]\nhttp:\n- corsPolicy: {allowOrigins: [{regex: '.*'}], allowMethods: [GET], maxAge: 24h, allowCredentials: false}\n  match: [{headers: {'@request.auth.claims.groups': {exact: g}}, withoutHeaders: {x: {}}, queryParams: {v: {regex: '\\d+'}}}]\n  route: [{destination: {host: a}}]",

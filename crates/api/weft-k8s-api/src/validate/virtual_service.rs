@@ -87,7 +87,8 @@ fn one_action(route: &HttpRoute, path: &str, delegate: bool, report: &mut Report
     ]);
     match actions.as_slice() {
         [] => report.error(path, "does nothing; add route, redirect, directResponse or delegate"),
-        [_] => {}
+        // The answer is for those routes of the delegate that have none of their own.
+        [_] | ["directResponse", "delegate"] => {}
         several => report.error(path, format!("has {}; keep one of them", several.join(" and "))),
     }
     if route.redirect.is_some() || route.direct_response.is_some() {

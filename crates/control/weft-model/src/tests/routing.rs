@@ -73,7 +73,8 @@ kind: VirtualService
 metadata: {name: shop, namespace: b}
 spec:
   http:
-  - {name: cart, match: [{uri: {prefix: /shop/cart}, headers: {x: {}}}, {uri: {prefix: /elsewhere}}], timeout: 9s, route: [{destination: {host: cart}}]}
+  - {name: cart, match: [{uri: {prefix: /shop/cart}, headers: {x: {}}}], timeout: 9s, route: [{destination: {host: cart}}]}
+  - {name: half, match: [{uri: {prefix: /shop/half}}, {uri: {prefix: /elsewhere}}], route: [{destination: {host: half}}]}
   - {match: [{uri: {regex: ".*"}}], route: [{destination: {host: never}}]}
   - {retries: {attempts: 3}, route: [{destination: {host: all}}]}
 ---
@@ -85,22 +86,94 @@ spec: {exportTo: ["."], http: [{route: [{destination: {host: hidden}}]}]}
     );
     let [root] = mesh.virtual_services.as_slice() else { panic!("{:?}", mesh.warnings) };
     let routes: Vec<_> = root.spec.http.iter().zip(&root.http_origin).collect();
-    assert_eq!(routes.len(), 3);
+    let names: Vec<&str> = routes.iter().map(|(route, _)| route.name.as_str()).collect();
+    assert_eq!(
+        names,
+        ["r-cart", "r", ""],
+        "one condition beyond the root's takes the whole route of the delegate away"
+    );
     let (cart, origin) = routes[0];
     assert_eq!(origin.to_string(), "VirtualService b/shop spec.http[0]");
-    assert_eq!(cart.name, "r-cart");
     assert_eq!(cart.matches.len(), 1);
     assert_eq!(cart.matches[0].uri, Some(StringMatch::Prefix("/shop/cart".into())));
     assert_eq!(cart.matches[0].headers["x"], StringMatch::Exact("1".into()));
-    assert_eq!(cart.timeout.unwrap().get().as_secs(), 3);
+    assert_eq!(cart.timeout.unwrap().get().as_secs(), 9);
     assert_eq!(cart.route[0].destination.as_ref().unwrap().host, "cart.b.svc.cluster.local");
     let (all, _) = routes[1];
     assert_eq!(all.matches[0].uri, Some(StringMatch::Prefix("/shop".into())));
-    assert_eq!(all.retries.as_ref().unwrap().attempts, 3);
+    assert_eq!((all.retries.as_ref().unwrap().attempts, all.timeout.unwrap().get().as_secs()), (3, 3));
     assert_eq!(routes[2].1.path, "spec.http[3]");
     let found = warnings_of(&mesh, "VirtualService", "root");
     assert!(found.contains(&"IST0101 spec.http[1].delegate".to_string()), "{found:?}");
     assert!(found.contains(&"IST0101 spec.http[2].delegate".to_string()), "{found:?}");
+    let mut found = warnings_of(&mesh, "VirtualService", "shop");
+    found.retain(|w| w.starts_with("DelegateConflict"));
+    assert_eq!(found, ["DelegateConflict spec.http[1].match", "DelegateConflict spec.http[2].match"]);
+}
+
+/// What the delegate says of a field beside the conditions counts; what it leaves out is the root's.
+#[test]
+fn a_delegates_own_settings_count_before_the_roots() {
+    let settings = |n: u32, host: &str| {
+        format!(
+            "rewrite: {{uri: /{n}}}, timeout: {n}s, retries: {{attempts: {n}}}, fault: {{abort: {{httpStatus: 50{n}, percentage: {{value: 1}}}}}}, \
+             mirror: {{host: {host}}}, mirrorPercentage: {{value: {n}}}, corsPolicy: {{allowMethods: [GET], maxAge: {n}s}}, \
+             headers: {{request: {{set: {{x: \"{n}\"}}}}}}"
+        )
+    };
+    let virtual_service = |name: &str, more: &str| {
+        format!(
+            "{{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {{name: {name}, namespace: a}}, spec: {{{more}}}}}\n---\n"
+        )
+    };
+    let to = "route: [{destination: {host: x.example.com}}]";
+    let mesh = mesh(
+        &[
+            virtual_service(
+                "root",
+                &format!(
+                    "hosts: [a.example.com], http: [{{delegate: {{name: leaf}}, {}}}]",
+                    settings(1, "one.example.com")
+                ),
+            ),
+            virtual_service("leaf", &format!("http: [{{{to}, {}}}, {{{to}}}]", settings(2, "two.example.com"))),
+            virtual_service(
+                "answers",
+                "hosts: [b.example.com], http: [{delegate: {name: plain}, directResponse: {status: 418}}]",
+            ),
+            virtual_service("plain", &format!("http: [{{directResponse: {{status: 404}}}}, {{{to}}}]")),
+        ]
+        .concat(),
+    );
+    let of = |name: &str| {
+        mesh.virtual_services.iter().find(|vs| vs.name == name).unwrap_or_else(|| panic!("{:?}", mesh.warnings))
+    };
+    for (route, n) in of("root").spec.http.iter().zip([2, 1]) {
+        let value = serde_json::to_value(route).unwrap();
+        let got = [
+            &value["rewrite"]["uri"],
+            &value["timeout"],
+            &value["fault"]["abort"]["httpStatus"],
+            &value["retries"]["attempts"],
+            &value["mirrorPercentage"]["value"],
+            &value["corsPolicy"]["maxAge"],
+            &value["headers"]["request"]["set"]["x"],
+        ];
+        let want = serde_json::json!([
+            format!("/{n}"),
+            format!("{n}s"),
+            500 + n,
+            n,
+            f64::from(n),
+            format!("{n}s"),
+            n.to_string(),
+        ]);
+        assert_eq!(serde_json::json!(got), want);
+        assert_eq!(value["mirror"]["host"], if n == 2 { "two.example.com" } else { "one.example.com" });
+    }
+    let answers: Vec<u32> =
+        of("answers").spec.http.iter().map(|r| r.direct_response.as_ref().unwrap().status).collect();
+    assert_eq!(answers, [404, 418]);
 }
 
 #[test]
