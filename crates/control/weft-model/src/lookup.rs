@@ -5,8 +5,8 @@ use crate::parsed::selects;
 use crate::policies::mtls_mode;
 use crate::virtual_services::MESH_GATEWAY;
 use crate::{
-    DestinationRule, Endpoint, EndpointAddress, Gateway, Labels, MeshSnapshot, MtlsMode, Policy, Service, ServicePort,
-    VirtualService, Workload, hosts, services, workloads,
+    DestinationRule, Endpoint, EndpointAddress, ExportTo, Gateway, Labels, MeshSnapshot, MtlsMode, Policy, Service,
+    ServicePort, VirtualService, Workload, hosts, services, workloads,
 };
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -113,10 +113,29 @@ impl MeshSnapshot {
             .or_else(|| self.destination_rule_for(host, client_namespace, service))
     }
 
-    /// Virtual services bound to `gateway` (`mesh` or `namespace/name`) that proxies in `namespace` see, oldest first.
+    /// Virtual services bound to `gateway` (`mesh` or `namespace/name`) that proxies in `namespace` see, in the order of
+    /// [`Self::virtual_services_seen`].
     pub fn virtual_services_for(&self, gateway: &str, namespace: &str) -> Vec<Arc<VirtualService>> {
-        let bound = |vs: &&Arc<VirtualService>| vs.gateways.iter().any(|g| g == gateway);
-        self.virtual_services.iter().filter(bound).filter(|vs| vs.export_to.visible_in(namespace)).cloned().collect()
+        let bound = |vs: &VirtualService| vs.gateways.iter().any(|g| g == gateway);
+        self.in_order(namespace, bound).into_iter().cloned().collect()
+    }
+
+    /// All virtual services that proxies in `namespace` see, in the order in which they go by them: of several for one host by
+    /// the first. Those for certain namespaces come before those for all, and of the former the namespace's own before others';
+    /// of the latter its own routes of the Gateway API come first. Beside that the older is first.
+    pub fn virtual_services_seen(&self, namespace: &str) -> Vec<&Arc<VirtualService>> {
+        self.in_order(namespace, |_| true)
+    }
+
+    fn in_order(&self, namespace: &str, wanted: impl Fn(&VirtualService) -> bool) -> Vec<&Arc<VirtualService>> {
+        let seen = |vs: &&Arc<VirtualService>| wanted(vs) && vs.export_to.visible_in(namespace);
+        let mut list: Vec<&Arc<VirtualService>> = self.virtual_services.iter().filter(seen).collect();
+        list.sort_by_key(|vs| {
+            let for_all = vs.export_to == ExportTo::All;
+            let own = vs.namespace == namespace && (!for_all || vs.whole_path_elements);
+            (for_all, !own)
+        });
+        list
     }
 
     /// Those bound to sidecars.

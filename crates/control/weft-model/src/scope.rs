@@ -4,7 +4,6 @@
 use crate::lookup::choose;
 use crate::parsed::selects;
 use crate::policies::sidecar_selector;
-use crate::virtual_services::MESH_GATEWAY;
 use crate::{Labels, MeshSnapshot, Service, Sidecar, VirtualService, hosts};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -31,7 +30,7 @@ pub struct EgressScope {
     /// Services it sees, one for each host, in the order of hosts, with the ports that matter to it. Those that visible
     /// virtual services send to are among them.
     pub services: Vec<Arc<Service>>,
-    /// Virtual services of sidecars it sees, oldest first.
+    /// Virtual services of sidecars it sees, in the order of [`MeshSnapshot::virtual_services_seen`].
     pub virtual_services: Vec<Arc<VirtualService>>,
 }
 
@@ -94,15 +93,10 @@ impl MeshSnapshot {
         namespace: &str,
     ) -> EgressScope {
         let mut seen = self.services_matching(&patterns, namespace);
-        let virtual_services: Vec<Arc<VirtualService>> = self
-            .virtual_services
-            .iter()
-            .filter(|vs| vs.gateways.iter().any(|g| g == MESH_GATEWAY) && vs.export_to.visible_in(namespace))
-            .filter(|vs| {
-                patterns.iter().any(|p| p.admits(&vs.namespace) && vs.hosts.iter().any(|h| hosts::overlap(&p.host, h)))
-            })
-            .cloned()
-            .collect();
+        let mut virtual_services = self.mesh_virtual_services(namespace);
+        virtual_services.retain(|vs| {
+            patterns.iter().any(|p| p.admits(&vs.namespace) && vs.hosts.iter().any(|h| hosts::overlap(&p.host, h)))
+        });
         // A route leads nowhere without the service it sends to.
         for host in virtual_services.iter().flat_map(|vs| destinations(vs)) {
             if !seen.contains_key(host)

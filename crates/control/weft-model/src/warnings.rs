@@ -243,7 +243,7 @@ fn credential(snapshot: &MeshSnapshot, key: (String, String), at: Provenance) ->
     Some(not_found(at, format!("{message}; proxies that had its certificate show the last one on; create it again")))
 }
 
-/// Hosts that several virtual services claim for the same sidecars: the oldest has them.
+/// Hosts that several virtual services claim for the same sidecars: one has them.
 fn mesh_hosts(snapshot: &MeshSnapshot, found: &mut Vec<Warning>) {
     let mut claimed: HashMap<&str, Vec<&VirtualService>> = HashMap::new();
     let own = |vs: &&VirtualService| vs.provenance.kind == "VirtualService";
@@ -254,9 +254,15 @@ fn mesh_hosts(snapshot: &MeshSnapshot, found: &mut Vec<Warning>) {
             let same_clients = |o: &&&VirtualService| seen_together(&o.export_to, &vs.export_to) && alike(o, vs);
             if let Some(first) = older.iter().find(same_clients) {
                 let by = format!("{}/{}", first.namespace, first.name);
-                let message = format!(
-                    "host {host} already belongs to VirtualService {by} for sidecars, whose rules are used; put all rules of the host into one of them"
-                );
+                let who = match (&first.export_to, &vs.export_to) {
+                    (ExportTo::All, ExportTo::All) => {
+                        format!("already belongs to VirtualService {by} for sidecars, whose rules are used")
+                    }
+                    _ => format!(
+                        "also belongs to VirtualService {by} for sidecars; where both are seen, that of the client's own namespace is used, else the one with a narrower exportTo, else the older"
+                    ),
+                };
+                let message = format!("host {host} {who}; put all rules of the host into one of them");
                 found.push(Warning { at: vs.provenance.at(format!("spec.hosts[{i}]")), code: HOST_CONFLICT, message });
             } else if older.len() < MOST_CLAIMS {
                 older.push(vs);

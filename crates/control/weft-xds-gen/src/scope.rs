@@ -71,7 +71,7 @@ pub(crate) struct Egress {
     pub listener: Option<istio::IstioEgressListener>,
     /// Services, oldest first.
     pub services: Arc<Vec<Arc<Service>>>,
-    /// Virtual services of the mesh gateway, oldest first.
+    /// Virtual services of the mesh gateway, in the order of [`MeshSnapshot::virtual_services_seen`].
     pub virtual_services: Arc<Vec<Arc<VirtualService>>>,
 }
 
@@ -156,7 +156,7 @@ pub struct AskedFacts {
     pub dialled: bool,
     /// Namespaces with a service whose endpoints are listed and not selected: whom it leads to depends on them.
     pub listed: BTreeSet<String>,
-    /// The virtual services of sidecars, oldest first, when all namespaces see all of them.
+    /// The virtual services of sidecars, oldest first, when all namespaces see all of them in this order.
     pub rules_of_all: Option<Arc<Vec<Arc<VirtualService>>>>,
 }
 
@@ -187,7 +187,8 @@ impl AskedFacts {
         asked.listed.extend(services().filter(|s| s.selector.is_empty()).map(|s| s.namespace.clone()));
         let of_mesh = |vs: &&Arc<VirtualService>| vs.gateways.iter().any(|g| g == MESH_GATEWAY);
         let rules = || snapshot.virtual_services.iter().filter(of_mesh);
-        if rules().all(|vs| vs.export_to == ExportTo::All) {
+        // Those of the Gateway API come first where they are, so that each namespace has an order of its own.
+        if rules().all(|vs| vs.export_to == ExportTo::All && !vs.whole_path_elements) {
             asked.rules_of_all = Some(Arc::new(rules().cloned().collect()));
         }
         asked
@@ -242,13 +243,8 @@ impl Scope {
         if self.sidecar.is_some() {
             return None;
         }
-        let seen_here = |vs: &&Arc<VirtualService>| {
-            vs.gateways.iter().any(|g| g == MESH_GATEWAY) && vs.export_to.visible_in(&self.key.namespace)
-        };
-        let virtual_services = asked
-            .rules_of_all
-            .clone()
-            .unwrap_or_else(|| Arc::new(snapshot.virtual_services.iter().filter(seen_here).cloned().collect()));
+        let seen_here = || Arc::new(snapshot.mesh_virtual_services(&self.key.namespace));
+        let virtual_services = asked.rules_of_all.clone().unwrap_or_else(seen_here);
         let egress = Egress { listener: None, services: egress.services.clone(), virtual_services };
         Some(Self {
             key: self.key.clone(),

@@ -1,7 +1,7 @@
 //! Which of several objects for one host a client goes by.
 
-use super::mesh;
-use crate::{DestinationRule, Labels, MeshSnapshot};
+use super::{labels, mesh};
+use crate::{DestinationRule, Labels, MeshSnapshot, VirtualService};
 use std::sync::Arc;
 
 /// A destination rule; of two, the one with the later minute is younger.
@@ -9,6 +9,15 @@ fn rule(minute: u8, namespace: &str, name: &str, host: &str, more: &str) -> Stri
     format!(
         "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: {name}, namespace: {namespace}, \
          creationTimestamp: \"2026-01-01T00:{minute:02}:00Z\"}}\nspec: {{host: \"{host}\"{more}}}\n---\n"
+    )
+}
+
+/// A virtual service without rules of interest.
+fn virtual_service(minute: u8, namespace: &str, name: &str, more: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}, namespace: {namespace}, \
+         creationTimestamp: \"2026-01-01T00:{minute:02}:00Z\"}}\nspec: {{hosts: [x.example.com]{more}, \
+         http: [{{route: [{{destination: {{host: x.example.com}}}}]}}]}}\n---\n"
     )
 }
 
@@ -23,6 +32,10 @@ fn service(namespace: &str) -> String {
 fn found<'a>(mesh: &'a MeshSnapshot, host: &str, namespace: &str, labels: &Labels) -> Option<&'a Arc<DestinationRule>> {
     let service = mesh.service_for(host, namespace).map(|s| &**s);
     mesh.destination_rule_for_workload(host, namespace, labels, service)
+}
+
+fn names(list: &[Arc<VirtualService>]) -> Vec<&str> {
+    list.iter().map(|vs| vs.name.as_str()).collect()
 }
 
 /// A rule of the root namespace for `*.local` is meant as a default for the mesh. Gateways often run in that namespace: they go
@@ -56,4 +69,43 @@ fn clients_in_the_root_namespace_see_a_services_own_rule() {
         let rule = found(&mesh, host, client, &Labels::new());
         assert_eq!(rule.map(|r| r.name.as_str()), Some(want), "{host} from {client}");
     }
+}
+
+#[test]
+fn a_clients_own_virtual_services_come_before_older_ones_of_all() {
+    let gateway = ", gateways: [mesh, edge/gw]";
+    let mesh = mesh(
+        &[
+            virtual_service(0, "a", "of-all", gateway),
+            virtual_service(1, "c", "for-some", &format!("{gateway}, exportTo: [b, d]")),
+            virtual_service(2, "b", "own-of-all", gateway),
+            virtual_service(3, "b", "own", &format!("{gateway}, exportTo: [\".\", d]")),
+            virtual_service(4, "b", "younger-own", &format!("{gateway}, exportTo: [\".\"]")),
+        ]
+        .concat(),
+    );
+    for (client, want) in [
+        ("a", vec!["of-all", "own-of-all"]),
+        ("b", vec!["own", "younger-own", "for-some", "of-all", "own-of-all"]),
+        ("d", vec!["for-some", "own", "of-all", "own-of-all"]),
+    ] {
+        assert_eq!(names(&mesh.mesh_virtual_services(client)), want, "sidecars in {client}");
+        assert_eq!(names(&mesh.virtual_services_for("edge/gw", client)), want, "gateways in {client}");
+        assert_eq!(names(&mesh.sidecar_scope(client, &labels(&[])).egress[0].virtual_services), want, "{client}");
+    }
+    let told: Vec<&str> = mesh.warnings.iter().filter(|w| w.code == "IST0109").map(|w| w.message.as_str()).collect();
+    let of_all = "host x.example.com already belongs to VirtualService a/of-all for sidecars, whose rules are used";
+    assert!(told.iter().any(|message| message.starts_with(of_all)), "{told:?}");
+    let apart = "host x.example.com also belongs to VirtualService a/of-all for sidecars; where both are seen";
+    assert!(told.iter().any(|message| message.starts_with(apart)), "{told:?}");
+}
+
+/// A route of the Gateway API that a namespace's owner wrote for its own clients.
+#[test]
+fn gateway_routes_of_the_clients_namespace_come_before_others_of_all() {
+    let mut mesh = mesh(&[virtual_service(0, "a", "older", ""), virtual_service(1, "b", "route", "")].concat());
+    let route = Arc::make_mut(&mut mesh.virtual_services[1]);
+    route.whole_path_elements = true;
+    assert_eq!(names(&mesh.mesh_virtual_services("b")), ["route", "older"]);
+    assert_eq!(names(&mesh.mesh_virtual_services("c")), ["older", "route"]);
 }

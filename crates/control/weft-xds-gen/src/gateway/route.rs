@@ -87,11 +87,11 @@ pub(crate) fn routes(view: View<'_>, merged: &Merged, old: &KeptHosts) -> (Route
     (routes, kept)
 }
 
-/// Virtual services that the gateway sees, by the gateways they are bound to, oldest first.
+/// Virtual services that the gateway sees, by the gateways they are bound to, in the order of
+/// [`weft_model::MeshSnapshot::virtual_services_seen`].
 fn by_gateway<'a>(view: View<'a>) -> HashMap<&'a str, Vec<&'a Arc<VirtualService>>> {
     let mut bound: HashMap<&str, Vec<&Arc<VirtualService>>> = HashMap::new();
-    let namespace = &view.scope.key.namespace;
-    for vs in view.snapshot.virtual_services.iter().filter(|vs| vs.export_to.visible_in(namespace)) {
+    for vs in view.snapshot.virtual_services_seen(&view.scope.key.namespace) {
         for gateway in &vs.gateways {
             let list = bound.entry(gateway).or_default();
             if list.last().is_none_or(|last| !Arc::ptr_eq(last, vs)) {
@@ -150,7 +150,7 @@ fn virtual_host(view: View<'_>, servers: &[&GatewayServer], host: &str, shares: 
     out
 }
 
-/// Routes of several virtual services for one host: the older's first, those that match everything last of all. `again`
+/// Routes of several virtual services for one host: the first one's first, those that match everything last of all. `again`
 /// when the virtual service was met before, by another Gateway of the same proxy: what is the same is not repeated.
 fn add_routes(host: &mut VirtualHost, more: &[Route], again: bool) {
     let known = std::mem::take(&mut host.routes);

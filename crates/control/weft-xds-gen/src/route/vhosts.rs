@@ -96,7 +96,7 @@ pub(super) fn routes(view: View<'_>, vs: &Arc<VirtualService>, port: u16) -> Vec
     Conversion { view, vs, port, gateway: MESH_GATEWAY, tls: false }.routes()
 }
 
-/// Which rule each service goes by: the oldest that names it, else the oldest of the most specific wildcard.
+/// Which rule each service goes by: the first that names it, else the first of the most specific wildcard.
 fn claims<'a>(rules: &[Rule<'_>], services: &BTreeMap<&'a str, Arc<Service>>) -> BTreeMap<&'a str, usize> {
     // Names are looked up and only wildcards tried: there are thousands of the ones and few of the others.
     let (mut names, mut wildcards) = (HashMap::new(), BTreeMap::new());
