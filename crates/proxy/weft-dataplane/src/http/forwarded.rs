@@ -176,9 +176,10 @@ fn from_right(headers: &HeaderMap, skip: usize) -> Option<IpAddr> {
     let lines: smallvec::SmallVec<[&HeaderValue; 2]> = headers.get_all(X_FORWARDED_FOR).iter().collect();
     let mut left = skip;
     for line in lines.iter().rev() {
-        for entry in line.to_str().ok()?.rsplit(',') {
+        // What stands left of the entry may be anything: the client wrote it.
+        for entry in line.as_bytes().rsplit(|byte| *byte == b',') {
             if left == 0 {
-                return entry.trim().parse().ok();
+                return std::str::from_utf8(entry).ok()?.trim().parse().ok();
             }
             left -= 1;
         }
@@ -187,22 +188,13 @@ fn from_right(headers: &HeaderMap, skip: usize) -> Option<IpAddr> {
 }
 
 fn append_address(headers: &mut HeaderMap, address: IpAddr) {
-    let own = address.to_string();
-    let mut lines = headers.get_all(X_FORWARDED_FOR).iter().filter_map(|v| v.to_str().ok());
-    let joined = match lines.next() {
-        None => own,
-        Some(first) => {
-            let mut all = first.to_string();
-            for line in lines {
-                all.push(',');
-                all.push_str(line);
-            }
-            all.push(',');
-            all.push_str(&own);
-            all
-        }
-    };
-    if let Ok(value) = HeaderValue::from_str(&joined) {
+    let mut joined = Vec::new();
+    for line in headers.get_all(X_FORWARDED_FOR) {
+        joined.extend_from_slice(line.as_bytes());
+        joined.push(b',');
+    }
+    joined.extend_from_slice(address.to_string().as_bytes());
+    if let Ok(value) = HeaderValue::from_bytes(&joined) {
         headers.insert(X_FORWARDED_FOR, value);
     }
 }
@@ -305,6 +297,24 @@ mod tests {
         assert_eq!(headers[X_FORWARDED_FOR], "1.1.1.1, 2.2.2.2,3.3.3.3,4.4.4.4");
         let nonsense: HeaderMap = [(X_FORWARDED_FOR, HeaderValue::from_static("unknown"))].into_iter().collect();
         assert_eq!(from_right(&nonsense, 0), None);
+    }
+
+    /// A byte that is no text takes nothing from what a trusted proxy says after it: else the client were taken for that proxy.
+    #[test]
+    fn class_trusted_internal_headers_a_client_cannot_hide_its_address() {
+        for (written, skip, want) in [
+            (&b"\xff, 203.0.113.9"[..], 0, Some("203.0.113.9")),
+            (b"\xff", 0, None),
+            (b"203.0.113.9, \xff", 0, None),
+            (b"203.0.113.9, \xff", 1, Some("203.0.113.9")),
+        ] {
+            let line = HeaderValue::from_bytes(written).unwrap();
+            let mut headers: HeaderMap = [(X_FORWARDED_FOR, line)].into_iter().collect();
+            assert_eq!(from_right(&headers, skip), want.map(|ip| ip.parse().unwrap()), "{written:?}");
+            append_address(&mut headers, "4.4.4.4".parse().unwrap());
+            assert_eq!(headers[X_FORWARDED_FOR].as_bytes(), [written, b",4.4.4.4"].concat());
+            assert_eq!(from_right(&headers, skip + 1), want.map(|ip| ip.parse().unwrap()), "the next hop: {written:?}");
+        }
     }
 
     #[test]
