@@ -54,7 +54,7 @@ pub(crate) fn http_filter_for(
                 path_specifier: Some(route::route_match::PathSpecifier::Prefix("/".into())),
                 ..Default::default()
             }),
-            requirement_type: Some(jwt::requirement_rule::RequirementType::Requires(requirement(&named))),
+            requirement_type: Some(jwt::requirement_rule::RequirementType::Requires(requirement(&named, weft))),
         }],
         providers,
         bypass_cors_preflight: true,
@@ -70,10 +70,15 @@ pub(crate) fn claims_route(snapshot: &MeshSnapshot) -> bool {
     matches.into_iter().any(|m| m.headers.keys().chain(m.without_headers.keys()).any(is_claim))
 }
 
-/// Any issuer's token; or, where issuers share a place, whatever there is must be valid for each that it claims to be from.
-fn requirement(named: &[(String, &JwtRule)]) -> jwt::JwtRequirement {
+/// Any issuer's token; or, where issuers share a place, whatever there is must be valid for each that it claims to be from. That is
+/// Istio's form. An Envoy is content with the first issuer whose token is valid, and passes a forged one in another place on; ours is
+/// asked to judge all that there are.
+fn requirement(named: &[(String, &JwtRule)], weft: bool) -> jwt::JwtRequirement {
     use jwt::jwt_requirement::RequiresType as Requires;
     let requires = |kind| jwt::JwtRequirement { requires_type: Some(kind) };
+    if weft {
+        return requires(Requires::AllowMissing(()));
+    }
     let any = |requirements| requires(Requires::RequiresAny(jwt::JwtRequirementOrList { requirements }));
     let of = |name: &String| requires(Requires::ProviderName(name.clone()));
     let or_none = |name: &String| any(vec![of(name), requires(Requires::AllowMissing(()))]);

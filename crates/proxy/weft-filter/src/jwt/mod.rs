@@ -128,13 +128,29 @@ impl Check<'_> {
     fn any_issuer(&mut self, places: &[usize]) -> Result<(), JwtFailure> {
         for found in places::find(self.filter, places, self.request) {
             let token = Token::parse(&found.token)?;
-            let named = found.providers.iter().copied().find(|place| {
-                let issuer = self.filter.providers.get(*place).map(|p| p.issuer.as_deref());
-                issuer.is_some_and(|issuer| issuer.is_none() || issuer == token.claim("iss"))
-            });
-            self.judge(named.ok_or(JwtFailure::UnknownIssuer)?, &found, None)?;
+            let mut outcome = Err(JwtFailure::UnknownIssuer);
+            // Several may say how tokens of one issuer are judged: for other audiences, with other keys.
+            for &place in &found.providers {
+                if !self.is_of(place, &token) {
+                    continue;
+                }
+                match self.judge(place, &found, None) {
+                    Ok(()) => {
+                        outcome = Ok(());
+                        break;
+                    }
+                    Err(new) if outcome.as_ref().is_err_and(JwtFailure::says_little) => outcome = Err(new),
+                    Err(_) => {}
+                }
+            }
+            outcome?;
         }
         Ok(())
+    }
+
+    fn is_of(&self, place: usize, token: &Token) -> bool {
+        let issuer = self.filter.providers.get(place).map(|provider| provider.issuer.as_deref());
+        issuer.is_some_and(|issuer| issuer.is_none() || issuer == token.claim("iss"))
     }
 
     /// Judges a token once, and takes over what it says when it is valid.
@@ -171,7 +187,8 @@ impl Check<'_> {
         }
         for (name, path) in &provider.claim_headers {
             let claim = path.iter().try_fold(&token.payload, |value, key| value.field(key));
-            let value = claim.and_then(claims::header_text).and_then(|text| HeaderValue::from_str(&text).ok());
+            let value =
+                claim.and_then(claims::header_text).and_then(|text| HeaderValue::from_bytes(text.as_bytes()).ok());
             passed.set.extend(value.map(|value| (name.clone(), value)));
         }
         if let Some(key) = &provider.header_key {

@@ -90,10 +90,14 @@ fn in_header(value: &HeaderValue, prefix: &str) -> Option<String> {
     Some(start[..end].to_string())
 }
 
+/// The values of all cookies of that name, whatever the others hold. One that is not text is there, and no token.
 fn in_cookies(value: &HeaderValue, name: &str) -> Vec<String> {
-    let Ok(text) = value.to_str() else { return Vec::new() };
-    let pairs = text.split(';').filter_map(|pair| pair.trim().split_once('='));
-    pairs.filter(|(key, _)| key.trim() == name).map(|(_, value)| value.trim().trim_matches('"').to_string()).collect()
+    let pairs = value.as_bytes().split(|byte| *byte == b';').filter_map(|pair| {
+        let at = pair.iter().position(|byte| *byte == b'=')?;
+        Some((pair[..at].trim_ascii(), pair[at + 1..].trim_ascii()))
+    });
+    let text = |value| std::str::from_utf8(value).unwrap_or("not text").trim_matches('"').to_string();
+    pairs.filter(|(key, _)| *key == name.as_bytes()).map(|(_, value)| text(value)).collect()
 }
 
 /// Name of a `name=value` pair, decoded: the endpoint decodes it too.

@@ -231,6 +231,60 @@ fn tokens_are_where_the_issuer_has_them() {
 }
 
 #[test]
+fn class_repeated_headers_a_cookie_that_is_no_text_hides_no_token() {
+    let (fine, f) = (token(&good()), one(json!({"fromCookies": ["s"]})));
+    let bad = token(&with(json!({"exp": 1})));
+    let cookie = |line: &[u8]| {
+        let mut ask = Ask::new();
+        ask.headers.append(http::header::COOKIE, HeaderValue::from_bytes(line).unwrap());
+        ask.check(&f).err().map(|reply| reply.status.as_u16())
+    };
+    assert_eq!(cookie(format!("s={fine}").as_bytes()), None);
+    assert_eq!(cookie(&[b"a=\xff; s=", fine.as_bytes()].concat()), None);
+    for forged in [&[b"a=\xff; s=", bad.as_bytes()].concat()[..], b"s=\xff", &[b"\xff;s=", bad.as_bytes()].concat()] {
+        assert_eq!(cookie(forged), Some(401));
+    }
+}
+
+/// As our proxies are told: whatever there is must be valid, wherever it is.
+#[test]
+fn class_repeated_headers_every_token_of_several_issuers_must_be_valid() {
+    let provider = |issuer: &str, header: &str, audience: &str| {
+        json!({"issuer": issuer, "audiences": [audience], "fromHeaders": [{"name": header}],
+               "payloadInMetadata": "payload", "localJwks": {"inlineString": jwks()}})
+    };
+    let f = filter(json!({
+        "providers": {
+            "a": provider("a", "x-a", "one"), "b": provider("b", "x-b", "one"), "c": provider("b", "x-b", "two"),
+        },
+        "rules": [{"match": {"prefix": "/"}, "requires": {"allowMissing": {}}}],
+    }));
+    let of = |issuer: &str, audience: &str| token(&with(json!({"iss": issuer, "aud": audience})));
+    let forged =
+        signed(&OTHER_KEY, &json!({"alg": "ES256", "kid": "k1"}), &with(json!({"iss": "b", "aud": "one"})).to_string());
+    for (a, b, want) in [
+        (None, None, None),
+        (Some(of("a", "one")), None, None),
+        (Some(of("a", "one")), Some(of("b", "one")), None),
+        (Some(of("a", "one")), Some(of("b", "two")), None),
+        (Some(of("a", "one")), Some(of("b", "three")), Some("Audiences in Jwt are not allowed")),
+        (Some(of("a", "one")), Some(forged), Some("Jwt verification fails")),
+        (Some(of("a", "one")), Some(of("a", "one")), Some("Jwt issuer is not configured")),
+        (
+            Some(of("a", "one")),
+            Some("x".into()),
+            Some("Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections"),
+        ),
+    ] {
+        let with =
+            |ask: Ask, name, token: &Option<String>| token.iter().fold(ask, |ask, token| ask.header(name, token));
+        let ask = with(with(Ask::new(), "x-a", &a), "x-b", &b);
+        let said = ask.check(&f).err().map(|reply| String::from_utf8(reply.body.to_vec()).unwrap());
+        assert_eq!(said.as_deref(), want, "{a:?} {b:?}");
+    }
+}
+
+#[test]
 fn class_repeated_headers_every_token_must_be_valid() {
     let (fine, f) = (token(&good()), one(json!({})));
     let bad = token(&with(json!({"exp": 1})));
@@ -285,7 +339,7 @@ fn several_issuers_and_rotated_keys() {
 
 #[test]
 fn what_becomes_of_a_valid_token() {
-    let claims = with(json!({"scope": "a  b", "n": {"deep": {"er": 7}}, "list": ["x"], "yes": true}));
+    let claims = with(json!({"scope": "a  b", "n": {"deep": {"er": 7}}, "list": ["x"], "yes": true, "name": "José"}));
     let f = one(json!({
         "normalizePayloadInMetadata": {"spaceDelimitedClaims": ["scope"]},
         "forwardPayloadHeader": "x-payload",
@@ -296,6 +350,7 @@ fn what_becomes_of_a_valid_token() {
             {"headerName": "x-deep", "claimName": "n.deep.er"},
             {"headerName": "x-list", "claimName": "list"},
             {"headerName": "x-yes", "claimName": "yes"},
+            {"headerName": "x-name", "claimName": "name"},
             {"headerName": "x-none", "claimName": "nothing"},
         ],
     }));
@@ -306,9 +361,11 @@ fn what_becomes_of_a_valid_token() {
     let mut removed: Vec<&str> = passed.remove.iter().map(HeaderName::as_str).collect();
     removed.sort_unstable();
     assert_eq!(removed, ["authorization", "x-none", "x-sub"]);
-    let set: Vec<(&str, &str)> = passed.set.iter().map(|(n, v)| (n.as_str(), v.to_str().unwrap())).collect();
+    let shown = |value: &HeaderValue| String::from_utf8(value.as_bytes().to_vec()).unwrap();
+    let set: Vec<(&str, String)> = passed.set.iter().map(|(n, v)| (n.as_str(), shown(v))).collect();
     assert!(set[0].0 == "x-payload" && set[0].1.len().is_multiple_of(4));
-    assert_eq!(&set[1..], [("x-sub", "you"), ("x-deep", "7"), ("x-list", "WyJ4Il0="), ("x-yes", "true")]);
+    let claims = [("x-sub", "you"), ("x-deep", "7"), ("x-list", "WyJ4Il0="), ("x-yes", "true"), ("x-name", "José")];
+    assert_eq!(&set[1..], claims.map(|(name, value)| (name, value.to_string())));
     let payload = &passed.metadata[0].1;
     let words = ["a", "b"].map(|w| MetadataValue::String(w.into())).to_vec();
     assert_eq!(payload.field("scope"), Some(&MetadataValue::List(words)));
