@@ -53,13 +53,13 @@ fn strip_named(headers: &mut HeaderMap) {
         if [b"keep-alive".as_slice(), b"close"].iter().any(|usual| value.as_bytes().eq_ignore_ascii_case(usual)) {
             continue;
         }
-        let Ok(text) = value.to_str() else { continue };
-        for option in text.split(',').map(str::trim).take(MAX_OPTIONS) {
-            let usual = ["keep-alive", "close", ""].iter().any(|usual| option.eq_ignore_ascii_case(usual));
+        // An option that is no name hides none beside it.
+        for option in value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii).take(MAX_OPTIONS) {
+            let usual = ["keep-alive", "close", ""].iter().any(|usual| option.eq_ignore_ascii_case(usual.as_bytes()));
             if usual {
                 continue;
             }
-            if let Ok(name) = HeaderName::from_bytes(option.as_bytes())
+            if let Ok(name) = HeaderName::from_bytes(option)
                 && !is_protected(&name)
                 && name != TE
                 && name != TRAILER
@@ -86,9 +86,11 @@ fn is_protected(name: &HeaderName) -> bool {
 
 /// True when the comma-separated `value` holds `token`, ignoring case and parameters.
 pub fn has_token(value: &HeaderValue, token: &str) -> bool {
-    value.to_str().is_ok_and(|text| {
-        text.split(',').any(|t| t.split(';').next().is_some_and(|t| t.trim().eq_ignore_ascii_case(token)))
-    })
+    let is_token = |part: &[u8]| {
+        let name = part.split(|byte| *byte == b';').next().unwrap_or_default();
+        name.trim_ascii().eq_ignore_ascii_case(token.as_bytes())
+    };
+    value.as_bytes().split(|byte| *byte == b',').any(is_token)
 }
 
 #[cfg(test)]
@@ -119,5 +121,16 @@ mod tests {
         left.sort_unstable();
         assert_eq!(left, ["authorization", "te", "trailer", "x-bar", "x-forwarded-for"]);
         assert_eq!(headers["te"], "trailers");
+    }
+
+    #[test]
+    fn class_header_whitespace_an_option_that_is_no_name_hides_none() {
+        let mut headers: HeaderMap =
+            [(HeaderName::from_static("x-foo"), HeaderValue::from_static("1"))].into_iter().collect();
+        headers.insert(CONNECTION, HeaderValue::from_bytes(b"\xff, x-foo").unwrap());
+        let marks = HeaderMarks::of(&headers);
+        strip(&mut headers, marks);
+        assert!(headers.is_empty(), "{headers:?}");
+        assert!(has_token(&HeaderValue::from_bytes(b"\xff, Trailers;q=1").unwrap(), "trailers"));
     }
 }
