@@ -3,9 +3,7 @@
 use crate::caller::bearer;
 use crate::rate::RateLimiter;
 use crate::transport::{peer_of, remote_of};
-use crate::{
-    AuthFailure, Caller, CallerAuthenticator, Evidence, LiveTrust, SignError, Signing, Token, Wish, authenticate,
-};
+use crate::{AuthFailure, Caller, CallerAuthenticator, Evidence, SignError, Signing, Token, Wish, authenticate};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -15,7 +13,7 @@ use weft_proto::istio::v1::auth::istio_certificate_service_server::{
     IstioCertificateService, IstioCertificateServiceServer,
 };
 use weft_proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse};
-use weft_tls::{CertificateRequest, Zeroizing};
+use weft_tls::Zeroizing;
 
 /// Largest message: a request with some metadata.
 const MAX_MESSAGE_BYTES: usize = 64 * 1024;
@@ -51,7 +49,6 @@ pub struct CertificateService {
 
 struct Inner {
     signing: RwLock<Signing>,
-    trust: Option<LiveTrust>,
     authenticators: Vec<Arc<dyn CallerAuthenticator>>,
     limiter: Mutex<RateLimiter<SpiffeId>>,
     stats: Arc<ServiceStats>,
@@ -61,23 +58,10 @@ struct Inner {
 impl CertificateService {
     /// Signs with `signing` for those whom one of `authenticators` knows.
     pub fn new(signing: impl Into<Signing>, authenticators: Vec<Arc<dyn CallerAuthenticator>>) -> Self {
-        Self::build(signing.into(), None, authenticators)
-    }
-
-    /// As [`new`](Self::new); a caller may also have its identity under another name of the mesh.
-    pub fn with_trust(
-        signing: impl Into<Signing>,
-        trust: LiveTrust,
-        authenticators: Vec<Arc<dyn CallerAuthenticator>>,
-    ) -> Self {
-        Self::build(signing.into(), Some(trust), authenticators)
-    }
-
-    fn build(signing: Signing, trust: Option<LiveTrust>, authenticators: Vec<Arc<dyn CallerAuthenticator>>) -> Self {
         let limiter = Mutex::new(RateLimiter::new(BURST, PER_SECOND));
-        let signing = RwLock::new(signing);
+        let signing = RwLock::new(signing.into());
         let (stats, source_missing) = Default::default();
-        Self { inner: Arc::new(Inner { signing, trust, authenticators, limiter, stats, source_missing }) }
+        Self { inner: Arc::new(Inner { signing, authenticators, limiter, stats, source_missing }) }
     }
 
     /// The service for a tonic server, with its bounds set.
@@ -120,8 +104,9 @@ impl CertificateService {
         let seconds = u64::try_from(request.validity_duration)
             .map_err(|_| refused("validity_duration is negative; give seconds, or 0 for the default".into()))?;
         let wish = Wish { ttl: Duration::from_secs(seconds), signer: signer(request)?, token };
-        let identity = self.identity_for(caller, request)?;
-        let signed = self.signing().sign(&identity, request.csr.as_bytes(), wish).await?;
+        // Under the name that was proven and no other: an alias of our trust domain may be a partner's name.
+        let identity = &caller.identity;
+        let signed = self.signing().sign(identity, request.csr.as_bytes(), wish).await?;
         tracing::debug!(
             %identity,
             by = caller.method,
@@ -130,14 +115,6 @@ impl CertificateService {
             "certificate signed"
         );
         Ok(signed.chain)
-    }
-
-    /// The caller's own identity, under the name of the mesh that the request asks for.
-    fn identity_for(&self, caller: &Caller, request: &IstioCertificateRequest) -> Result<SpiffeId, SignError> {
-        let Some(trust) = &self.inner.trust else { return Ok(caller.identity.clone()) };
-        let asked = CertificateRequest::from_pem(request.csr.as_bytes())
-            .map_err(|error| SignError::BadRequest(error.to_string()))?;
-        Ok(trust.named(&caller.identity, asked.uris.iter().map(String::as_str)))
     }
 
     fn allowed(&self, caller: &Caller) -> bool {

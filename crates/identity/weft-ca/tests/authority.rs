@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tonic::{Code, Request};
 use weft_ca::{
-    AuthFailure, Authority, CaMaterial, CaPolicy, CertificateService, SignError, TokenAuthenticator, TokenIdentity,
-    TokenReview,
+    AuthFailure, Authority, CaMaterial, CaPolicy, CertificateService, LiveTrust, SignError, TokenAuthenticator,
+    TokenIdentity, TokenReview,
 };
 use weft_identity::{SpiffeId, TrustDomain};
 use weft_proto::istio::v1::auth::IstioCertificateRequest;
@@ -326,6 +326,24 @@ async fn class_impersonation_no_metadata_gives_another_identity() {
         let answer = service.create_certificate(request).await;
         let answer = answer.map(|answer| answer.into_inner().cert_chain.len()).map_err(|status| status.code());
         assert_eq!(answer, expected, "{name}");
+    }
+}
+
+/// An alias of the trust domain may be the name of a partner under a shared root, whose accounts are not ours to hand out.
+#[tokio::test]
+async fn class_impersonation_nobody_gets_his_account_under_another_trust_domain() {
+    let review: TokenReview = Arc::new(|_| {
+        let who = TokenIdentity { namespace: "default".into(), service_account: "reviews".into() };
+        Box::pin(async move { Ok(who) })
+    });
+    let names = LiveTrust::new(domain(), [TrustDomain::new("alias").unwrap()]);
+    let tokens = TokenAuthenticator::new(names, review);
+    let service = CertificateService::new(Arc::new(authority()), vec![Arc::new(tokens)]);
+    for (name, expected) in
+        [(REVIEWS.to_string(), Ok(2)), (REVIEWS.replacen("cluster.local", "alias", 1), Err(Code::PermissionDenied))]
+    {
+        let answer = ask(&service, Some("token"), csr(KeyKind::EcdsaP256, &[uri(&name)]), 0).await;
+        assert_eq!(answer.map(|chain| chain.len()), expected, "{name}");
     }
 }
 
