@@ -76,8 +76,10 @@ impl TrustDomains {
         if rest.split('/').count() != 4 || domain == "*" {
             return None;
         }
-        let known = domain == weft_core::well_known::DEFAULT_TRUST_DOMAIN
-            || self.own.iter().any(|mine| mine == domain || wildcard_match(mine, domain));
+        // Unless a partner is called so.
+        let default = weft_core::well_known::DEFAULT_TRUST_DOMAIN;
+        let is_default = domain == default && !self.others.iter().any(|other| other == default);
+        let known = is_default || self.own.iter().any(|mine| mine == domain || wildcard_match(mine, domain));
         known.then_some((domain, rest))
     }
 }
@@ -111,6 +113,17 @@ mod tests {
             assert_eq!(expand(as_it_is), [as_it_is]);
         }
         assert_eq!(domains.expand_domains(&["td2".into(), "x".into()]), ["td1", "td2", "x"]);
+    }
+
+    #[test]
+    fn class_impersonation_a_partner_called_cluster_local_is_not_taken_for_us() {
+        let partner = ["cluster.local".to_string()];
+        let principal = "cluster.local/ns/x/sa/y".to_string();
+        let joined = TrustDomains::new("own", &[], &partner);
+        assert_eq!(joined.expand_principals(&[principal.clone()]), [principal.clone()]);
+        // Called so ourselves, we are meant.
+        let ours = TrustDomains::new("own", &partner, &partner);
+        assert_eq!(ours.expand_principals(&[principal.clone()]), ["own/ns/x/sa/y", &principal]);
     }
 
     #[test]
