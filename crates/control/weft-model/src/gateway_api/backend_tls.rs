@@ -16,6 +16,8 @@ use weft_k8s_api::istio::{self, ClientTlsMode, ClientTlsSettings, PortSelector, 
 
 /// The field that names the authorities.
 const CA_FIELD: &str = "caCertificateRefs";
+/// Beginning of the name of authorities of a kind that is not read: nothing is served under it.
+const UNSERVED: &str = "unserved://";
 /// Most entries of a policy's status (the API's bound of `status.ancestors`).
 const MAX_ANCESTORS: usize = 16;
 
@@ -44,14 +46,8 @@ pub(crate) fn rules(
     let mut out = BackendTls::default();
     let mut taken: BTreeSet<(Strng, Option<u16>)> = BTreeSet::new();
     for policy in policies {
-        let settings = match settings(policy, authorities, secrets) {
-            Ok(settings) => settings,
-            Err(problem) => {
-                out.statuses.push(status(policy, &vec![Err(problem.clone()); policy.spec.target_refs.len()]));
-                out.problems.push((policy.meta.provenance.clone(), problem));
-                continue;
-            }
-        };
+        let (settings, missing) = settings(policy, authorities, secrets);
+        out.problems.extend(missing.iter().map(|problem| (policy.meta.provenance.clone(), problem.clone())));
         let mut outcomes: Vec<Result<(), Problem>> = Vec::new();
         for (i, to) in policy.spec.target_refs.iter().enumerate() {
             let at = policy.meta.provenance.at(format!("spec.targetRefs[{i}]"));
@@ -67,7 +63,7 @@ pub(crate) fn rules(
                 Err(problem) => Err(problem),
             };
             out.problems.extend(outcome.as_ref().err().map(|problem| (at, problem.clone())));
-            outcomes.push(outcome);
+            outcomes.push(missing.clone().map_or(outcome, Err));
         }
         out.statuses.push(status(policy, &outcomes));
     }
@@ -81,7 +77,7 @@ fn status(policy: &Policy, outcomes: &[Result<(), Problem>]) -> StatusUpdate {
     let one = |(to, outcome): (&api::PolicyTarget, &Result<(), Problem>)| {
         let problem = outcome.as_ref().err();
         let unresolved = problem.filter(|p| of_authorities.contains(&p.reason) && p.message.starts_with(CA_FIELD));
-        // A policy whose authorities are missing is not in force: nothing would be verified by it.
+        // A policy whose authorities are missing lets nothing through.
         let refused = problem.map(|p| match unresolved {
             Some(p) => Problem::new("NoValidCACertificate", p.message.clone()),
             None => p.clone(),
@@ -136,11 +132,13 @@ fn target(
     }
 }
 
+/// TLS as the policy asks for it. With authorities that are not to be had it names what no proxy is served, so that no
+/// connection comes about: what asked for TLS never goes out in the clear, nor to a server that nobody vouched for.
 fn settings(
     policy: &Policy,
     authorities: &BTreeMap<(String, String), Arc<Credential>>,
     secrets: &BTreeMap<(String, String), Arc<Credential>>,
-) -> Result<ClientTlsSettings, Problem> {
+) -> (ClientTlsSettings, Option<Problem>) {
     let validation = &policy.spec.validation;
     let mut out = ClientTlsSettings {
         mode: ClientTlsMode::Simple,
@@ -154,23 +152,27 @@ fn settings(
     }
     let Some(to) = validation.ca_certificate_refs.first() else {
         out.ca_certificates = "system".into();
-        return Ok(out);
+        return (out, None);
     };
     let key = (policy.meta.namespace.clone(), to.name.clone());
     let (scheme, found) = match to.kind.as_str() {
         "ConfigMap" => ("configmap", authorities.get(&key)),
         "Secret" => ("kubernetes-gateway", secrets.get(&key)),
         other => {
+            out.credential_name = format!("{UNSERVED}{}/{}", key.0, key.1);
             let message = format!("{CA_FIELD}: kind {other:?} is not supported; use a ConfigMap");
-            return Err(Problem::new("InvalidKind", message));
+            return (out, Some(Problem::new("InvalidKind", message)));
         }
     };
-    if found.is_none_or(|c| c.ca.is_none()) {
-        let message = format!("{CA_FIELD}: {} {}/{} does not exist, or has no ca.crt", to.kind, key.0, key.1);
-        return Err(Problem::new("InvalidCACertificateRef", message));
-    }
     out.credential_name = format!("{scheme}://{}/{}", key.0, key.1);
-    Ok(out)
+    let missing = found.is_none_or(|c| c.ca.is_none()).then(|| {
+        let message = format!(
+            "{CA_FIELD}: {} {}/{} does not exist, or has no ca.crt; connections fail until it is there",
+            to.kind, key.0, key.1
+        );
+        Problem::new("InvalidCACertificateRef", message)
+    });
+    (out, missing)
 }
 
 fn rule(policy: &Policy, host: &str, port: Option<u16>, tls: ClientTlsSettings) -> Parsed<istio::DestinationRule> {

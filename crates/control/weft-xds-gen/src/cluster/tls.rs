@@ -25,8 +25,6 @@ pub(crate) const TLS_SOCKET: &str = "envoy.transport_sockets.tls";
 pub(crate) const TLS_MODE_KEY: &str = "tlsMode";
 /// Value of [`TLS_MODE_KEY`] on endpoints that take the mesh's mutual TLS.
 pub(crate) const TLS_MODE_ISTIO: &str = "istio";
-/// Beginning of the names of CA certificates that config maps hold.
-pub(crate) const CONFIG_MAP_SCHEME: &str = "configmap://";
 /// Files of the system's own CA certificates are served under this name.
 const SYSTEM_ROOTS: &str = "file-root:system";
 
@@ -272,10 +270,12 @@ fn origination(
     Some(tls::UpstreamTlsContext { common_tls_context: Some(common), sni: settings.sni.clone(), ..Default::default() })
 }
 
-/// Whether the proxies of the view get the secret that a rule names. CA certificates of config maps are no secret.
+/// Whether the proxies of the view get what a rule names. Names with another scheme than that of Secrets beside the proxy
+/// are of generated rules alone (validation keeps users from writing them), and mean CA certificates, which are no secret.
 fn may_name(view: View<'_>, rule: Option<&Arc<DestinationRule>>, credential: &str) -> bool {
     let selected = rule.is_some_and(|rule| rule.spec.workload_selector.is_some());
-    view.scope.key.gateway || selected || credential.starts_with(CONFIG_MAP_SCHEME)
+    let generated = credential.split_once("://").is_some_and(|(scheme, _)| scheme != "kubernetes");
+    view.scope.key.gateway || selected || generated
 }
 
 /// SDS names, served by the control plane, that clusters towards the services of a rule refer to.
