@@ -91,3 +91,63 @@ fn a_backend_that_is_to_have_tls_never_gets_plain_text() {
         assert_eq!((&accepted["type"], &accepted["status"]), (&json!("Accepted"), &json!(whole)), "{kind} {name}");
     }
 }
+
+#[test]
+fn each_port_of_a_backend_has_the_tls_that_is_asked_for_it() {
+    let roots = || "configmap://default/ca-cacert".to_string();
+    let authority = "caCertificateRefs: [{group: \"\", kind: ConfigMap, name: ca}]";
+    let section = |name: &str| format!(r#"{{group: "", kind: Service, name: web, sectionName: {name}}}"#);
+    let one = policy("one", &format!("[{}, {}]", section("https"), section("grpc")), authority);
+    let two = policy("one", &format!("[{}]", section("https")), authority)
+        + &policy("two", &format!("[{}]", section("grpc")), authority);
+    for (policies, second) in [(one, "one.example"), (two, "two.example")] {
+        let resources = of(&mesh(&policies), "client-0");
+        assert_eq!(tls_of(&resources, 443, ""), Some(("one.example".into(), roots())));
+        assert_eq!(tls_of(&resources, 9443, ""), Some((second.into(), roots())));
+        assert_eq!(tls_of(&resources, 80, ""), None, "a port that no policy is for");
+    }
+}
+
+#[test]
+fn a_destination_rule_leaves_the_tls_of_a_policy_alone() {
+    let authority = "caCertificateRefs: [{group: \"\", kind: ConfigMap, name: ca}]";
+    let whole = policy("whole", r#"[{group: "", kind: Service, name: web}]"#, authority);
+    let section = policy("port", r#"[{group: "", kind: Service, name: web, sectionName: https}]"#, authority);
+    let rule = |more: &str| {
+        let pool = "connectionPool: {tcp: {maxConnections: 7}}";
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: web}}\nspec:\n  host: web\n  \
+             trafficPolicy: {{{pool}{more}}}\n  subsets:\n  - {{name: v1, labels: {{version: v1}}}}\n  - {{name: v2, labels: \
+             {{version: v2}}, trafficPolicy: {{portLevelSettings: [{{port: {{number: 443}}, {pool}}}]}}}}\n---\n"
+        )
+    };
+    let of_port = ", portLevelSettings: [{port: {number: 443}, loadBalancer: {simple: RANDOM}}]";
+    let plain = ", tls: {mode: DISABLE}";
+    let plain_port = ", portLevelSettings: [{port: {number: 443}, tls: {mode: DISABLE}}]";
+    for (policy, more, of_443, of_80) in [
+        (&whole, "", Some("whole.example"), Some("whole.example")),
+        (&section, "", Some("port.example"), None),
+        (&whole, of_port, Some("whole.example"), Some("whole.example")),
+        (&section, of_port, Some("port.example"), None),
+        (&whole, plain, None, None),
+        (&section, plain, Some("port.example"), None),
+        (&whole, plain_port, None, Some("whole.example")),
+    ] {
+        let snapshot = mesh(&format!("{policy}{}", rule(more)));
+        let resources = of(&snapshot, "client-0");
+        for subset in ["", "v1", "v2"] {
+            let found = |port| tls_of(&resources, port, subset).map(|(sni, _)| sni);
+            // What a subset says of the port for itself is filled too, where the rule has no TLS of its own there.
+            if subset != "v2" || !more.contains("DISABLE") {
+                assert_eq!(found(443).as_deref(), of_443, "443 {subset} {more} {policy}");
+            }
+            assert_eq!(found(80).as_deref(), of_80, "80 {subset} {more} {policy}");
+        }
+        let pool = |port: u16| cluster(&resources, &format!("outbound|{port}||web.default.svc.cluster.local"));
+        let limit = |port| pool(port)["circuit_breakers"]["thresholds"][0]["max_connections"].clone();
+        assert_eq!(limit(80), 7, "{more}");
+        assert_eq!(limit(443) == 7, !more.contains("portLevelSettings"), "port settings replace the rule's: {more}");
+        let told = snapshot.warnings.iter().any(|w| w.at.kind == "BackendTLSPolicy" && w.message.contains("tls"));
+        assert_eq!(told, more.contains("DISABLE") && !(policy == &section && more == plain), "{:?}", snapshot.warnings);
+    }
+}

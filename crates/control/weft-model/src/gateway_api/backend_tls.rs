@@ -12,12 +12,14 @@ use std::sync::Arc;
 use weft_core::{Provenance, Strng};
 use weft_k8s_api::ObjectKey;
 use weft_k8s_api::gateway_api as api;
-use weft_k8s_api::istio::{self, ClientTlsMode, ClientTlsSettings, PortSelector, PortTrafficPolicy, TrafficPolicy};
+use weft_k8s_api::istio::{self, ClientTlsMode, ClientTlsSettings, PortSelector, PortTrafficPolicy};
 
 /// The field that names the authorities.
 const CA_FIELD: &str = "caCertificateRefs";
 /// Beginning of the name of authorities of a kind that is not read: nothing is served under it.
 const UNSERVED: &str = "unserved://";
+/// Ending of the names of destination rules that stand for policies; no object's name can have it.
+const GENERATED: &str = "~backend-tls";
 /// Most entries of a policy's status (the API's bound of `status.ancestors`).
 const MAX_ANCESTORS: usize = 16;
 
@@ -45,6 +47,7 @@ pub(crate) fn rules(
 ) -> BackendTls {
     let mut out = BackendTls::default();
     let mut taken: BTreeSet<(Strng, Option<u16>)> = BTreeSet::new();
+    let mut rules = Rules::default();
     for policy in policies {
         let (settings, missing) = settings(policy, authorities, secrets);
         out.problems.extend(missing.iter().map(|problem| (policy.meta.provenance.clone(), problem.clone())));
@@ -53,7 +56,7 @@ pub(crate) fn rules(
             let at = policy.meta.provenance.at(format!("spec.targetRefs[{i}]"));
             let outcome = match target(policy, to, kubernetes, services, domain) {
                 Ok((host, port)) if taken.insert((host.clone(), port)) => {
-                    out.rules.push(Arc::new(rule(policy, &host, port, settings.clone())));
+                    rules.add(policy, &host, port, settings.clone());
                     Ok(())
                 }
                 Ok((host, _)) => {
@@ -67,7 +70,44 @@ pub(crate) fn rules(
         }
         out.statuses.push(status(policy, &outcomes));
     }
+    out.rules = rules.list.into_iter().map(Arc::new).collect();
     out
+}
+
+/// Whether a destination rule of this name stands for policies.
+pub(crate) fn is_policy(name: &str) -> bool {
+    name.ends_with(GENERATED)
+}
+
+/// One destination rule for each host, while policies are added.
+#[derive(Default)]
+struct Rules {
+    /// Places in the list.
+    by_host: BTreeMap<Strng, usize>,
+    list: Vec<Parsed<istio::DestinationRule>>,
+}
+
+impl Rules {
+    /// Adds TLS of a whole host, or of a port of it. The rule has the name of the oldest policy.
+    fn add(&mut self, policy: &Policy, host: &Strng, port: Option<u16>, tls: ClientTlsSettings) {
+        let index = *self.by_host.entry(host.clone()).or_insert(self.list.len());
+        if index == self.list.len() {
+            let meta = Meta { name: format!("{}{GENERATED}", policy.meta.name), ..policy.meta.clone() };
+            self.list.push(Parsed {
+                meta,
+                spec: Arc::new(istio::DestinationRule { host: host.to_string(), ..Default::default() }),
+            });
+        }
+        let traffic = Arc::make_mut(&mut self.list[index].spec).traffic_policy.get_or_insert_default();
+        match port {
+            None => traffic.tls = Some(tls),
+            Some(number) => traffic.port_level_settings.push(PortTrafficPolicy {
+                port: Some(PortSelector { number: number.into() }),
+                tls: Some(tls),
+                ..Default::default()
+            }),
+        }
+    }
 }
 
 /// For each target whether the policy is in force there, and whether its authorities were found.
@@ -173,26 +213,4 @@ fn settings(
         Problem::new("InvalidCACertificateRef", message)
     });
     (out, missing)
-}
-
-fn rule(policy: &Policy, host: &str, port: Option<u16>, tls: ClientTlsSettings) -> Parsed<istio::DestinationRule> {
-    let traffic = match port {
-        None => TrafficPolicy { tls: Some(tls), ..Default::default() },
-        Some(number) => TrafficPolicy {
-            port_level_settings: vec![PortTrafficPolicy {
-                port: Some(PortSelector { number: number.into() }),
-                tls: Some(tls),
-                ..Default::default()
-            }],
-            ..Default::default()
-        },
-    };
-    Parsed {
-        meta: Meta { name: format!("{}~backend-tls", policy.meta.name), ..policy.meta.clone() },
-        spec: Arc::new(istio::DestinationRule {
-            host: host.to_string(),
-            traffic_policy: Some(traffic),
-            ..Default::default()
-        }),
-    }
 }
