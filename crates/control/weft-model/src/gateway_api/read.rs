@@ -63,6 +63,11 @@ impl RouteKind {
             RouteKind::Tcp => "TCPRoute",
         }
     }
+
+    /// Rules for requests; the others are for connections.
+    pub fn is_of_requests(self) -> bool {
+        matches!(self, RouteKind::Http | RouteKind::Grpc)
+    }
 }
 
 /// A route of any kind.

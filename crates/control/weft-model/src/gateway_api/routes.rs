@@ -65,7 +65,7 @@ pub(crate) fn convert(references: &References<'_>, route: &Parsed<RouteSpec>) ->
         out.http.extend(rules.into_iter().map(|r| (r, origin.clone())));
     }
     // Without rules everything matches, and there is nowhere to send it to.
-    if route.spec.http.is_empty() && matches!(route.spec.kind, RouteKind::Http | RouteKind::Grpc) {
+    if route.spec.http.is_empty() && route.spec.kind.is_of_requests() {
         let all = http::refused(String::new(), &HttpRule::default());
         out.http.extend(all.into_iter().map(|r| (r, route.meta.provenance.clone())));
     }
@@ -133,9 +133,11 @@ pub(crate) fn virtual_services(
         let same = |known: &[Arc<Converted>]| {
             known.len() == made_of.len() && known.iter().zip(&made_of).all(|(a, b)| Arc::ptr_eq(a, b))
         };
+        // Rules for connections depend on the names of their routes and listeners too.
+        let reusable = group.members.iter().all(|(route, _)| route.spec.kind.is_of_requests());
         let built = group.build(&slot);
         let service = match before {
-            Some((known, service)) if same(known) && service.created == built.created => service.clone(),
+            Some((known, service)) if reusable && same(known) && service.created == built.created => service.clone(),
             _ => reuse(before.map(|(_, service)| service), built.finish()),
         };
         (slot, (made_of, service))
@@ -193,7 +195,7 @@ fn add<'a>(
     passes: bool,
 ) {
     let route = &attached.route;
-    if matches!(route.spec.kind, RouteKind::Http | RouteKind::Grpc) {
+    if route.spec.kind.is_of_requests() {
         for host in hosts {
             let slot = (place.gateway.to_string(), host.clone());
             let group = collected.entry(slot).or_insert_with(|| Group::new(place, vec![host.clone()], ExportTo::All));

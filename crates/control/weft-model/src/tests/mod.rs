@@ -1,6 +1,7 @@
 //! Tables: objects in, facts of the snapshot out.
 
 mod bad_input;
+mod gateway_api;
 mod incremental;
 mod policies;
 mod precedence;

@@ -1,0 +1,79 @@
+//! Objects of the Gateway API: what their routes, listeners and policies come to, and what their statuses say.
+
+use super::{inputs, mesh};
+use crate::{MeshSnapshot, VirtualService, build};
+use serde_json::Value;
+use std::sync::Arc;
+
+fn gateway(listeners: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: edge, namespace: default, generation: \
+         1}}\nspec: {{gatewayClassName: istio, listeners: {listeners}}}\n---\n"
+    )
+}
+
+fn route(kind: &str, name: &str, spec: &str) -> String {
+    let version = if kind == "TCPRoute" { "v1alpha2" } else { "v1" };
+    format!(
+        "apiVersion: gateway.networking.k8s.io/{version}\nkind: {kind}\nmetadata: {{name: {name}, namespace: default, \
+         generation: 1}}\nspec: {spec}\n---\n"
+    )
+}
+
+const DB: &str = r#"
+apiVersion: v1
+kind: Service
+metadata: {name: db, namespace: default}
+spec: {clusterIP: 10.96.0.9, ports: [{name: tcp, port: 3306}, {name: tcp-admin, port: 3307}, {name: tls, port: 443}, {name: http, port: 80}]}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: far, namespace: default}
+spec:
+  hosts: [a.far.example, b.far.example]
+  ports: [{number: 80, name: http, protocol: HTTP}, {number: 443, name: tls, protocol: TLS}]
+  resolution: DNS
+---
+"#;
+
+/// The virtual services of a gateway, or of sidecars, that the routes of `mesh` came to.
+fn rules<'a>(mesh: &'a MeshSnapshot, host: &str) -> Vec<&'a Arc<VirtualService>> {
+    mesh.virtual_services.iter().filter(|vs| vs.hosts.iter().any(|h| **h == *host)).collect()
+}
+
+fn status<'a>(mesh: &'a MeshSnapshot, kind: &str, name: &str) -> &'a Value {
+    &mesh.statuses.iter().find(|s| s.object.kind == kind && s.object.name == name).unwrap().status
+}
+
+/// `Type=Status Reason` of each condition.
+fn told(conditions: &Value) -> Vec<String> {
+    let one = |c: &Value| format!("{}={} {}", c["type"], c["status"], c["reason"]).replace('"', "");
+    conditions.as_array().unwrap().iter().map(one).collect()
+}
+
+/// Server names of the TLS rules.
+fn server_names(mesh: &MeshSnapshot) -> Vec<String> {
+    let rules = mesh.virtual_services.iter().flat_map(|vs| &vs.spec.tls).flat_map(|r| &r.matches);
+    rules.flat_map(|m| m.sni_hosts.clone()).collect()
+}
+
+#[test]
+fn an_edited_tls_route_takes_effect() {
+    let world = |listener: &str, names: &str| {
+        let backend = "rules: [{backendRefs: [{name: db, port: 443}]}]";
+        let listener = format!(
+            "[{{name: pass, port: 443, protocol: TLS, hostname: {listener}, tls: {{mode: Passthrough}}, allowedRoutes: {{kinds: [{{kind: TLSRoute}}]}}}}]"
+        );
+        let spec = format!("{{parentRefs: [{{name: edge}}], hostnames: {names}, {backend}}}");
+        inputs(&format!("{DB}{}{}", gateway(&listener), route("TLSRoute", "sealed", &spec)))
+    };
+    let any = r#""*.example""#;
+    let first = build(&world(any, "[a.example]"), None);
+    assert_eq!(server_names(&first), ["a.example"]);
+    let other = build(&world(any, "[b.example, c.example]"), Some(&first));
+    assert_eq!(server_names(&other), ["b.example", "c.example"], "the route's names");
+    let narrow = build(&world("c.example", "[b.example, c.example]"), Some(&other));
+    assert_eq!(server_names(&narrow), ["c.example"], "the listener's name");
+    let same = build(&world("c.example", "[b.example, c.example]"), Some(&narrow));
+    assert!(Arc::ptr_eq(&same.virtual_services[0], &narrow.virtual_services[0]), "what is equal is kept");
+}
