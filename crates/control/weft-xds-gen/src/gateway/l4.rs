@@ -7,7 +7,6 @@ use crate::listener::chain::{Chain, MESH_ANY};
 use crate::listener::l4::origin;
 use crate::pb::value;
 use crate::route::convert::names_gateway;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use weft_core::names::ClusterName;
 use weft_k8s_api::istio::ServerTlsMode;
@@ -56,21 +55,17 @@ fn opened(maker: Maker<'_>, server: &GatewayServer) -> Vec<Chain> {
     Vec::new()
 }
 
-/// TLS passed on unopened, by the TLS rules. Of two rules for one server name the first holds.
+/// TLS passed on unopened, by the TLS rules, in order: of two for one server name the first holds.
 fn by_server_name(maker: Maker<'_>, server: &GatewayServer) -> Vec<Chain> {
     let mut chains = Vec::new();
-    let mut taken: BTreeSet<String> = BTreeSet::new();
     for vs in bound(maker, server) {
         for (index, route) in vs.spec.tls.iter().enumerate() {
             for condition in &route.matches {
-                if !is_for(&condition.gateways, condition.port, server, &vs.namespace)
-                    || condition.sni_hosts.iter().any(|host| taken.contains(host))
-                {
+                if !is_for(&condition.gateways, condition.port, server, &vs.namespace) {
                     continue;
                 }
                 let rule = (vs.name.as_str(), vs.namespace.as_str());
                 let Some(filters) = maker.tls_rule_filters(&route.route, server.declared_port, rule) else { continue };
-                taken.extend(condition.sni_hosts.iter().cloned());
                 chains.push(Chain {
                     sni: condition.sni_hosts.clone(),
                     filters,

@@ -41,19 +41,30 @@ impl Chain {
             && self.destinations.iter().all(|net| net.prefix_len() == 0)
     }
 
-    /// True when the two match the same connections: a listener with both would be refused.
-    pub fn collides_with(&self, other: &Self) -> bool {
-        let set = |names: &[String]| {
-            let mut kept: Vec<String> = names.iter().filter(|n| *n != "*").cloned().collect();
-            kept.sort();
-            kept.dedup();
-            kept
-        };
-        self.port == other.port
-            && self.transport == other.transport
-            && self.protocols == other.protocols
-            && set(&self.sni) == set(&other.sni)
-            && self.ranges() == other.ranges()
+    /// Takes from the chain what `older` matches already; false when nothing is left. A listener with two chains for one
+    /// combination of conditions is refused whole, by Envoy and by us.
+    fn gives_way_to(&mut self, older: &Self) -> bool {
+        if self.port != older.port || self.transport != older.transport {
+            return true;
+        }
+        let (names, ranges, protocols) = (self.names(), self.ranges(), self.protocols.clone());
+        let (of_names, of_ranges, of_protocols) = (older.names(), older.ranges(), older.protocols.clone());
+        if !meet(&names, &of_names) || !meet(&ranges, &of_ranges) || !meet(&protocols, &of_protocols) {
+            return true;
+        }
+        // The names go first: they are what clients ask for. Where all of them are taken, the ranges that are not stay.
+        let rest: Vec<String> = names.iter().filter(|name| !of_names.contains(name)).cloned().collect();
+        if !rest.is_empty() {
+            self.sni = rest;
+            return true;
+        }
+        self.destinations = ranges.into_iter().filter(|range| !of_ranges.contains(range)).collect();
+        !self.destinations.is_empty()
+    }
+
+    /// Server names; none stands for all.
+    fn names(&self) -> Vec<String> {
+        if self.sni.iter().any(|name| name == "*") { Vec::new() } else { self.sni.clone() }
     }
 
     /// Destination ranges, sorted, without those that hold everything.
@@ -68,7 +79,7 @@ impl Chain {
         if self.matches_all() {
             return None;
         }
-        let mut server_names = if self.sni.iter().any(|s| s == "*") { Vec::new() } else { self.sni.clone() };
+        let mut server_names = self.names();
         server_names.sort();
         server_names.dedup();
         Some(listener::FilterChainMatch {
@@ -94,10 +105,15 @@ impl Chain {
     }
 }
 
-/// Adds chains to a list, leaving out those that match what one of the list does already.
+/// Whether two lists of conditions have one in common. An empty list is one condition: anything.
+fn meet<T: PartialEq>(a: &[T], b: &[T]) -> bool {
+    if a.is_empty() || b.is_empty() { a.len() == b.len() } else { a.iter().any(|condition| b.contains(condition)) }
+}
+
+/// Adds chains to a list, each without what one of the list matches already; those of which nothing is left stay out.
 pub(crate) fn add_without_collision(chains: &mut Vec<Chain>, more: Vec<Chain>) {
-    for chain in more {
-        if !chains.iter().any(|known| known.collides_with(&chain)) {
+    for mut chain in more {
+        if chains.iter().all(|older| chain.gives_way_to(older)) {
             chains.push(chain);
         }
     }
@@ -108,17 +124,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn collisions() {
-        let base = Chain { sni: vec!["a".into(), "b".into()], transport: TLS, ..Chain::default() };
-        let turned = Chain { sni: vec!["b".into(), "a".into()], ..base.clone() };
-        let other = Chain { sni: vec!["a".into()], ..base.clone() };
-        let ranged = Chain { destinations: vec!["10.0.0.0/8".parse().unwrap()], ..base.clone() };
-        let whole = Chain { destinations: vec!["0.0.0.0/0".parse().unwrap()], ..base.clone() };
-        assert!(base.collides_with(&turned) && base.collides_with(&whole));
-        assert!(!base.collides_with(&other) && !base.collides_with(&ranged));
-        let mut chains = vec![base];
-        add_without_collision(&mut chains, vec![turned, other]);
-        assert_eq!(chains.len(), 2);
+    fn no_connection_has_two_chains() {
+        let names = |list: &[&str]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let nets = |list: &[&str]| list.iter().map(|n| n.parse().unwrap()).collect::<Vec<IpNet>>();
+        let chain =
+            |sni: &[&str], ranges: &[&str]| Chain { sni: names(sni), destinations: nets(ranges), ..Chain::default() };
+        // What is there, what comes, what is left of it.
+        for (old, new, left) in [
+            (chain(&["a", "b"], &[]), chain(&["b", "c"], &[]), Some(chain(&["c"], &[]))),
+            (chain(&["a", "b"], &[]), chain(&["b"], &[]), None),
+            (chain(&["a", "b"], &[]), chain(&["b", "a"], &["0.0.0.0/0"]), None),
+            (chain(&["b"], &[]), chain(&["*"], &[]), Some(chain(&["*"], &[]))),
+            (chain(&["*"], &[]), chain(&[], &[]), None),
+            (chain(&["*.b"], &[]), chain(&["a.b"], &[]), Some(chain(&["a.b"], &[]))),
+            (chain(&["a"], &["10.0.0.0/8"]), chain(&["a"], &["11.0.0.0/8"]), Some(chain(&["a"], &["11.0.0.0/8"]))),
+            (
+                chain(&["a"], &["10.0.0.0/8", "12.0.0.0/8"]),
+                chain(&["a"], &["10.0.0.0/8", "11.0.0.0/8"]),
+                Some(chain(&["a"], &["11.0.0.0/8"])),
+            ),
+            (chain(&[], &["10.0.0.0/8"]), chain(&[], &[]), Some(chain(&[], &[]))),
+        ] {
+            let mut chains = vec![old.clone()];
+            add_without_collision(&mut chains, vec![new.clone()]);
+            let found = chains.get(1).map(|c| (c.sni.clone(), c.destinations.clone()));
+            assert_eq!(found, left.map(|c| (c.sni, c.destinations)), "{:?} after {:?}", new.sni, old.sni);
+        }
+        let http = Chain { protocols: PLAIN_HTTP.to_vec(), transport: RAW_BUFFER, ..Chain::default() };
+        let mut chains = vec![http.clone()];
+        add_without_collision(&mut chains, vec![http, Chain::default(), Chain { transport: TLS, ..Chain::default() }]);
+        assert_eq!(chains.len(), 3);
     }
 
     #[test]
