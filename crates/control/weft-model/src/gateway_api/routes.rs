@@ -118,12 +118,14 @@ pub(crate) fn virtual_services(
         for (host, port, export_to) in mesh_parents(&attached.route, references) {
             let namespace = attached.route.meta.namespace.as_str();
             let place = Place { gateway: MESH_GATEWAY, namespace, hostname: "", port };
+            let kind = attached.route.spec.kind;
             let slot_host = match &export_to {
                 ExportTo::All => host.to_string(),
                 _ => format!("{host} {namespace}"),
             };
-            let slot = (format!("{MESH_GATEWAY} {}", port.unwrap_or_default()), slot_host);
+            let slot = (mesh_slot(kind, port), slot_host);
             let group = collected.entry(slot).or_insert_with(|| Group::new(place, vec![host.to_string()], export_to));
+            group.passes = kind == RouteKind::Tls;
             group.members.push((&attached.route, rules));
         }
     }
@@ -143,6 +145,16 @@ pub(crate) fn virtual_services(
         (slot, (made_of, service))
     };
     collected.into_iter().map(finish).collect()
+}
+
+/// Rules for requests and each kind of rules for connections of a service stand by themselves.
+fn mesh_slot(kind: RouteKind, port: Option<u32>) -> String {
+    let port = port.unwrap_or_default();
+    if kind.is_of_requests() {
+        format!("{MESH_GATEWAY} {port}")
+    } else {
+        format!("{MESH_GATEWAY} {} {port}", kind.name())
+    }
 }
 
 /// Where virtual services apply.
@@ -169,6 +181,23 @@ struct Group<'a> {
 impl<'a> Group<'a> {
     fn new(place: Place<'a>, hosts: Vec<String>, export_to: ExportTo) -> Self {
         Self { place, hosts, export_to, passes: false, members: Vec::new() }
+    }
+
+    /// Rules for connections that lead somewhere: of which route, with which server names.
+    fn connections(&self) -> impl Iterator<Item = (&RouteSpec, &[String], &[istio::RouteDestination])> {
+        let rules = self.members.iter().flat_map(|(route, rules)| rules.l4.iter().map(|rule| (&*route.spec, rule)));
+        rules.map(|(route, (names, to))| (route, names.as_slice(), to.as_slice())).filter(|(_, _, to)| !to.is_empty())
+    }
+
+    /// The server names of a rule: its own; else at a gateway the hosts that route and listener share, and in the mesh the
+    /// route's, as clients need not call the service by its host.
+    fn server_names(&self, route: &RouteSpec, names: &[String]) -> Vec<String> {
+        let in_mesh = self.place.gateway == MESH_GATEWAY;
+        match names {
+            [] if in_mesh && !route.hostnames.is_empty() => route.hostnames.clone(),
+            [] => self.hosts.clone(),
+            names => within(names, self.place.hostname),
+        }
     }
 
     fn build(mut self, slot: &Slot) -> Pending<'a> {
@@ -221,17 +250,19 @@ impl Pending<'_> {
         http.sort_by_key(|(route, _)| std::cmp::Reverse(http::rank(route)));
         let http_origin = http.iter().map(|(_, origin)| (*origin).clone()).collect();
         spec.http = http.into_iter().map(|(route, _)| with_port(route, group.place.port)).collect();
-        for (names, destinations) in group.members.iter().flat_map(|(_, rules)| &rules.l4) {
-            if destinations.is_empty() {
-                continue;
-            }
+        for (route, names, destinations) in group.connections() {
+            let port = group.place.port.unwrap_or_default();
             if group.passes {
-                let sni_hosts =
-                    if names.is_empty() { group.hosts.clone() } else { within(names, group.place.hostname) };
-                let condition = istio::TlsMatchAttributes { sni_hosts, ..Default::default() };
-                spec.tls.push(istio::TlsRoute { matches: vec![condition], route: destinations.clone() });
+                let condition = istio::TlsMatchAttributes {
+                    sni_hosts: group.server_names(route, names),
+                    port,
+                    ..Default::default()
+                };
+                spec.tls.push(istio::TlsRoute { matches: vec![condition], route: destinations.to_vec() });
             } else {
-                spec.tcp.push(istio::TcpRoute { matches: Vec::new(), route: destinations.clone() });
+                let of_port = istio::L4MatchAttributes { port, ..Default::default() };
+                let matches = if port == 0 { Vec::new() } else { vec![of_port] };
+                spec.tcp.push(istio::TcpRoute { matches, route: destinations.to_vec() });
             }
         }
         let provenance = match group.members.as_slice() {

@@ -77,3 +77,34 @@ fn an_edited_tls_route_takes_effect() {
     let same = build(&world("c.example", "[b.example, c.example]"), Some(&narrow));
     assert!(Arc::ptr_eq(&same.virtual_services[0], &narrow.virtual_services[0]), "what is equal is kept");
 }
+
+#[test]
+fn connections_to_services_of_the_mesh() {
+    let parent = |port: &str| format!(r#"parentRefs: [{{group: "", kind: Service, name: db{port}}}]"#);
+    let to = |port: u16| format!("rules: [{{backendRefs: [{{name: db, port: {port}}}]}}]");
+    let mesh = mesh(&format!(
+        "{DB}{}{}{}{}",
+        route("TCPRoute", "one", &format!("{{{}, {}}}", parent(", port: 3306"), to(3307))),
+        route(
+            "TLSRoute",
+            "named",
+            &format!("{{{}, hostnames: [a.example, b.example], {}}}", parent(", port: 443"), to(443))
+        ),
+        route("TLSRoute", "own", &format!("{{{}, {}}}", parent(""), to(443))),
+        route("HTTPRoute", "web", &format!("{{{}, {}}}", parent(", port: 80"), to(80))),
+    ));
+    let rules = rules(&mesh, "db.default.svc.cluster.local");
+    let of_tcp: Vec<_> = rules.iter().flat_map(|vs| &vs.spec.tcp).collect();
+    assert_eq!(of_tcp.len(), 1, "a TLS route is no TCP rule");
+    let ports: Vec<u32> = of_tcp[0].matches.iter().map(|m| m.port).collect();
+    assert_eq!(ports, [3306], "the other ports are not its");
+    let of_tls: Vec<_> = rules.iter().flat_map(|vs| &vs.spec.tls).flat_map(|r| &r.matches).collect();
+    let mut found: Vec<(Vec<String>, u32)> = of_tls.iter().map(|m| (m.sni_hosts.clone(), m.port)).collect();
+    found.sort();
+    let own = "db.default.svc.cluster.local";
+    let want = [(vec!["a.example".to_string(), "b.example".into()], 443), (vec![own.to_string()], 0)];
+    assert_eq!(found, want);
+    assert!(rules.iter().all(|vs| {
+        [&vs.spec.http.len(), &vs.spec.tls.len(), &vs.spec.tcp.len()].iter().filter(|n| ***n > 0).count() == 1
+    }));
+}
