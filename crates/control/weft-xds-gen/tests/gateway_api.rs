@@ -8,6 +8,7 @@ use common::World;
 use serde_json::{Value, json};
 use weft_model::MeshSnapshot;
 use weft_proto::envoy::config::cluster::v3::Cluster;
+use weft_proto::envoy::config::route::v3::RouteConfiguration;
 use weft_proto::{json::to_json, unpack};
 use weft_xds_gen::{ProxyResources, generate};
 
@@ -150,4 +151,45 @@ fn a_destination_rule_leaves_the_tls_of_a_policy_alone() {
         let told = snapshot.warnings.iter().any(|w| w.at.kind == "BackendTLSPolicy" && w.message.contains("tls"));
         assert_eq!(told, more.contains("DISABLE") && !(policy == &section && more == plain), "{:?}", snapshot.warnings);
     }
+}
+
+#[test]
+fn a_host_of_a_server_without_rules_is_not_found() {
+    let snapshot = mesh(
+        r#"
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: edge}
+spec:
+  selector: {istio: ingressgateway}
+  servers:
+  - {port: {number: 443, name: wide, protocol: HTTPS}, hosts: ["*.example.com"], tls: {mode: SIMPLE, credentialName: c}}
+  - {port: {number: 443, name: other, protocol: HTTPS}, hosts: [other.example.com], tls: {mode: SIMPLE, credentialName: c}}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: bin}
+spec: {hosts: [bin.example.com], gateways: [edge], http: [{route: [{destination: {host: web, port: {number: 80}}}]}]}
+"#,
+    );
+    let resources = of(&snapshot, "istio-system/istio-ingressgateway-0");
+    let name = "https.443.wide.edge.default";
+    let config = resources.routes.get(name).unwrap();
+    let config = to_json(&unpack::<RouteConfiguration>(&config.any).unwrap(), true).unwrap();
+    let hosts = config["virtual_hosts"].as_array().unwrap();
+    // Domain, and the status that it answers without asking anyone.
+    let answer = |host: &Value| host["routes"][0]["direct_response"]["status"].as_u64();
+    let mut found: Vec<(String, usize, Option<u64>)> = hosts
+        .iter()
+        .flat_map(|h| h["domains"].as_array().unwrap().iter().map(move |d| (d.as_str().unwrap().to_string(), h)))
+        .map(|(domain, h)| (domain, h["routes"].as_array().map_or(0, Vec::len), answer(h)))
+        .collect();
+    found.sort();
+    let want = [
+        ("*".to_string(), 1, Some(421)),
+        ("*.example.com".into(), 0, None),
+        ("bin.example.com".into(), 1, None),
+        ("other.example.com".into(), 1, Some(421)),
+    ];
+    assert_eq!(found, want);
 }

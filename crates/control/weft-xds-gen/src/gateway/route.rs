@@ -76,11 +76,11 @@ pub(crate) fn routes(view: View<'_>, merged: &Merged, old: &KeptHosts) -> (Route
             taken.insert(key.1.clone());
             kept.insert(key, host);
         }
-        let other = match hosts.is_empty() {
-            true => Some(black_hole(&servers)),
+        let others = match hosts.is_empty() {
+            true => vec![black_hole(&servers)],
             false => misdirected(&servers, merged, &taken),
         };
-        hosts.extend(other.map(|host| routes.name_host(name, &host)));
+        hosts.extend(others.iter().map(|host| routes.name_host(name, host)));
         hosts.sort_by(|a, b| a.name.cmp(&b.name));
         routes.add_packed(shell(name.to_string(), Vec::new()), &hosts, view.scope.key.weft);
     }
@@ -173,12 +173,13 @@ fn empty(host: &str, port: u16, origin: &Provenance) -> VirtualHost {
 
 /// Requests that came over a connection whose server name is not that of their host: it was opened to another server of
 /// the port, and is used for this host because the certificate has its name too. The client is told to open one of its
-/// own (421, RFC 9110 §15.5.20).
-fn misdirected(servers: &[&GatewayServer], merged: &Merged, taken: &BTreeSet<String>) -> Option<VirtualHost> {
+/// own (421, RFC 9110 §15.5.20). Hosts of the servers themselves that no rule is for are not among them: they are answered
+/// 404, as is every host without any rule.
+fn misdirected(servers: &[&GatewayServer], merged: &Merged, taken: &BTreeSet<String>) -> Vec<VirtualHost> {
     let own: Vec<String> = servers.iter().flat_map(|s| s.names()).collect();
     let opens = servers.iter().all(|s| s.tls_mode().is_some());
     if !opens || own.iter().any(|name| name == "*") {
-        return None;
+        return Vec::new();
     }
     let mut domains = BTreeSet::from(["*".to_string()]);
     let wide: Vec<&String> = own.iter().filter(|name| is_wildcard(name)).collect();
@@ -195,12 +196,16 @@ fn misdirected(servers: &[&GatewayServer], merged: &Merged, taken: &BTreeSet<Str
         action: Some(Action::DirectResponse(answer)),
         ..Default::default()
     };
-    Some(VirtualHost {
-        name: host_port("misdirected", port),
-        domains: domains.iter().map(|host| bracketed(host)).collect(),
-        routes: vec![route],
+    let without_rules: BTreeSet<&String> = own.iter().filter(|name| !taken.contains(*name)).collect();
+    let host = |name: &str, domains: Vec<String>, routes| VirtualHost {
+        name: host_port(name, port),
+        domains,
+        routes,
         ..Default::default()
-    })
+    };
+    let misdirected = host("misdirected", domains.iter().map(|host| bracketed(host)).collect(), vec![route]);
+    let unrouted = host("unrouted", without_rules.into_iter().map(|host| bracketed(host)).collect(), Vec::new());
+    std::iter::once(misdirected).chain(Some(unrouted).filter(|host| !host.domains.is_empty())).collect()
 }
 
 /// Without any host, every request is answered 404.
