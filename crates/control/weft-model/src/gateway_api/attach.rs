@@ -15,7 +15,7 @@ use weft_k8s_api::istio::LabelSelector;
 pub(crate) struct Attachment {
     /// Place of the Gateway, and of the listener in it.
     pub listener: (usize, usize),
-    /// Hosts that both serve; `*` for all.
+    /// Hosts that both serve; `*` for all. None when other listeners of the Gateway have all of them.
     pub hosts: Vec<String>,
 }
 
@@ -137,10 +137,36 @@ fn attach(
                 );
                 problem = Problem::new("NoMatchingListenerHostname", message);
             }
-            hosts => attached.push(Attachment { listener: (index, at), hosts }),
+            mut hosts => {
+                hosts.retain(|host| match narrower(gateway, listener, host) {
+                    None => true,
+                    Some(other) => {
+                        let (own, other) = (&listener.spec.name, &other.spec.name);
+                        let message =
+                            format!("host {host} is not listener {own}'s, but that of the narrower one {other}");
+                        problem = Problem::new("NoMatchingListenerHostname", message);
+                        false
+                    }
+                });
+                attached.push(Attachment { listener: (index, at), hosts });
+            }
         }
     }
-    if attached.is_empty() { Err(problem) } else { Ok(attached) }
+    if attached.iter().all(|to| to.hosts.is_empty()) { Err(problem) } else { Ok(attached) }
+}
+
+/// Another listener of the Gateway that `host` belongs to: of those of one port and protocol the one with the narrowest
+/// hostname has it, whatever is attached there (listener isolation, `spec.listeners`).
+fn narrower<'a>(gateway: &'a GatewayState, own: &ListenerState, host: &str) -> Option<&'a ListenerState> {
+    fn pattern(listener: &ListenerState) -> &str {
+        if listener.spec.hostname.is_empty() { "*" } else { &listener.spec.hostname }
+    }
+    gateway.listeners.iter().find(|other| {
+        (other.spec.port, &other.spec.protocol) == (own.spec.port, &own.spec.protocol)
+            && other.usable()
+            && hosts::covers(pattern(other), host)
+            && hosts::by_specificity(pattern(other), pattern(own)).is_lt()
+    })
 }
 
 fn admits(

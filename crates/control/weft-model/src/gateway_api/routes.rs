@@ -106,7 +106,8 @@ pub(crate) fn virtual_services(
     let mut collected: BTreeMap<Slot, Group<'_>> = BTreeMap::new();
     for attached in routes {
         let Some(rules) = converted.get(&key(&attached.route)) else { continue };
-        for to in attached.outcomes.iter().filter_map(|o| o.attached.as_ref().ok()).flatten() {
+        let to = attached.outcomes.iter().filter_map(|o| o.attached.as_ref().ok()).flatten();
+        for to in to.filter(|to| !to.hosts.is_empty()) {
             let gateway = &gateways[to.listener.0];
             let listener = &gateway.listeners[to.listener.1];
             let namespace = gateway.object.meta.namespace.as_str();

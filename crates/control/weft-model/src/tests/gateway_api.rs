@@ -108,3 +108,43 @@ fn connections_to_services_of_the_mesh() {
         [&vs.spec.http.len(), &vs.spec.tls.len(), &vs.spec.tcp.len()].iter().filter(|n| ***n > 0).count() == 1
     }));
 }
+
+#[test]
+fn a_host_of_a_narrower_listener_is_that_listeners() {
+    let listeners = r#"[
+        {name: wide, port: 80, protocol: HTTP, hostname: "*.example"},
+        {name: mid, port: 80, protocol: HTTP, hostname: "*.a.example"},
+        {name: exact, port: 80, protocol: HTTP, hostname: x.a.example},
+        {name: any, port: 80, protocol: HTTP},
+        {name: elsewhere, port: 8080, protocol: HTTP, hostname: "*.example"}]"#;
+    let to = "rules: [{backendRefs: [{name: db, port: 80}]}]";
+    for (section, hostnames, want) in [
+        (
+            "wide",
+            r#"[x.a.example, y.a.example, z.example, "*.a.example", "*.example"]"#,
+            Some(vec!["*.example", "z.example"]),
+        ),
+        ("mid", "[x.a.example, y.a.example]", Some(vec!["y.a.example"])),
+        ("exact", "[x.a.example]", Some(vec!["x.a.example"])),
+        ("any", "[x.a.example, other.org]", Some(vec!["other.org"])),
+        ("elsewhere", "[x.a.example]", Some(vec!["x.a.example"])),
+        ("wide", "[x.a.example]", None),
+    ] {
+        let spec = format!("{{parentRefs: [{{name: edge, sectionName: {section}}}], hostnames: {hostnames}, {to}}}");
+        let mesh = mesh(&format!("{DB}{}{}", gateway(listeners), route("HTTPRoute", "web", &spec)));
+        let mut hosts: Vec<String> =
+            mesh.virtual_services.iter().flat_map(|vs| &vs.hosts).map(ToString::to_string).collect();
+        hosts.sort();
+        assert_eq!(hosts, want.clone().unwrap_or_default(), "{section} {hostnames}");
+        let accepted = told(&status(&mesh, "HTTPRoute", "web")["parents"][0]["conditions"])[0].clone();
+        let told = if want.is_some() { "Accepted=True Accepted" } else { "Accepted=False NoMatchingListenerHostname" };
+        assert_eq!(accepted, told, "{section} {hostnames}");
+    }
+    // Without a section it is attached to each listener, and each host is served by one alone.
+    let spec = format!("{{parentRefs: [{{name: edge}}], hostnames: [x.a.example], {to}}}");
+    let mesh = mesh(&format!("{DB}{}{}", gateway(listeners), route("HTTPRoute", "web", &spec)));
+    let mut bound: Vec<&str> =
+        mesh.virtual_services.iter().flat_map(|vs| &vs.gateways).map(|g| g.rsplit('-').next().unwrap()).collect();
+    bound.sort_unstable();
+    assert_eq!(bound.len(), 2, "one for each port: {bound:?}");
+}
