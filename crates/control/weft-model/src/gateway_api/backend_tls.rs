@@ -1,11 +1,12 @@
 //! TLS from clients to services (`BackendTLSPolicy`), as destination rules.
 
 use super::Problem;
+use super::backends::{ISTIO, References};
 use super::listeners::CONTROLLERS;
 use super::status::{StatusUpdate, conditions, finding};
+use crate::Credential;
 use crate::kubernetes::ServiceSpec;
 use crate::parsed::{Meta, Parsed};
-use crate::{Credential, Service};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -36,35 +37,37 @@ pub(crate) struct BackendTls {
     pub statuses: Vec<StatusUpdate>,
 }
 
-/// Reads all policies. Of two for one port of a service the older counts.
-pub(crate) fn rules(
-    policies: &[Policy],
-    kubernetes: &[Arc<Parsed<ServiceSpec>>],
-    services: &BTreeMap<Strng, Vec<Service>>,
-    domain: &str,
-    authorities: &BTreeMap<(String, String), Arc<Credential>>,
-    secrets: &BTreeMap<(String, String), Arc<Credential>>,
-) -> BackendTls {
+/// What policies are about, and what they refer to.
+pub(crate) struct Targets<'a> {
+    pub references: &'a References<'a>,
+    pub services: &'a [Arc<Parsed<ServiceSpec>>],
+    pub entries: &'a [Arc<Parsed<istio::ServiceEntry>>],
+    pub authorities: &'a BTreeMap<(String, String), Arc<Credential>>,
+    pub secrets: &'a BTreeMap<(String, String), Arc<Credential>>,
+}
+
+/// Reads all policies. Of two for one port of a host the older counts.
+pub(crate) fn rules(policies: &[Policy], targets: &Targets<'_>) -> BackendTls {
     let mut out = BackendTls::default();
     let mut taken: BTreeSet<(Strng, Option<u16>)> = BTreeSet::new();
     let mut rules = Rules::default();
     for policy in policies {
-        let (settings, missing) = settings(policy, authorities, secrets);
+        let (settings, missing) = targets.settings(policy);
         out.problems.extend(missing.iter().map(|problem| (policy.meta.provenance.clone(), problem.clone())));
         let mut outcomes: Vec<Result<(), Problem>> = Vec::new();
         for (i, to) in policy.spec.target_refs.iter().enumerate() {
             let at = policy.meta.provenance.at(format!("spec.targetRefs[{i}]"));
-            let outcome = match target(policy, to, kubernetes, services, domain) {
-                Ok((host, port)) if taken.insert((host.clone(), port)) => {
-                    rules.add(policy, &host, port, settings.clone());
-                    Ok(())
+            let outcome = targets.find(policy, to).and_then(|(hosts, port)| {
+                let mut conflict = None;
+                for host in hosts {
+                    if taken.insert((host.clone(), port)) {
+                        rules.add(policy, &host, port, settings.clone());
+                    } else {
+                        conflict = Some(format!("an older BackendTLSPolicy is already for {host}"));
+                    }
                 }
-                Ok((host, _)) => {
-                    let message = format!("an older BackendTLSPolicy is already for {host}");
-                    Err(Problem::new("Conflicted", message))
-                }
-                Err(problem) => Err(problem),
-            };
+                conflict.map_or(Ok(()), |message| Err(Problem::new("Conflicted", message)))
+            });
             out.problems.extend(outcome.as_ref().err().map(|problem| (at, problem.clone())));
             outcomes.push(missing.clone().map_or(outcome, Err));
         }
@@ -148,69 +151,75 @@ fn status(policy: &Policy, outcomes: &[Result<(), Problem>]) -> StatusUpdate {
     }
 }
 
-fn target(
-    policy: &Policy,
-    to: &api::PolicyTarget,
-    kubernetes: &[Arc<Parsed<ServiceSpec>>],
-    services: &BTreeMap<Strng, Vec<Service>>,
-    domain: &str,
-) -> Result<(Strng, Option<u16>), Problem> {
-    if to.kind != "Service" || !matches!(to.group.as_str(), "" | "core") {
-        let message = format!("kind {} of group {:?} is not supported; use a Service", to.kind, to.group);
-        return Err(Problem::new("InvalidKind", message));
-    }
-    let namespace = &policy.meta.namespace;
-    let host = Strng::from(format!("{}.{namespace}.svc.{domain}", to.name));
-    let known = kubernetes.iter().find(|s| s.meta.namespace == *namespace && s.meta.name == to.name);
-    let Some(service) = known.filter(|_| services.contains_key(&host)) else {
-        return Err(Problem::new("TargetNotFound", format!("Service {namespace}/{} does not exist", to.name)));
-    };
-    let Some(section) = &to.section_name else { return Ok((host, None)) };
-    match service.spec.ports.iter().find(|p| p.name == *section) {
-        Some(port) => Ok((host, Some(port.port))),
-        None => Err(Problem::new("TargetNotFound", format!("Service {namespace}/{} has no port {section}", to.name))),
-    }
-}
-
-/// TLS as the policy asks for it. With authorities that are not to be had it names what no proxy is served, so that no
-/// connection comes about: what asked for TLS never goes out in the clear, nor to a server that nobody vouched for.
-fn settings(
-    policy: &Policy,
-    authorities: &BTreeMap<(String, String), Arc<Credential>>,
-    secrets: &BTreeMap<(String, String), Arc<Credential>>,
-) -> (ClientTlsSettings, Option<Problem>) {
-    let validation = &policy.spec.validation;
-    let mut out = ClientTlsSettings {
-        mode: ClientTlsMode::Simple,
-        sni: validation.hostname.clone(),
-        subject_alt_names: vec![validation.hostname.clone()],
-        ..Default::default()
-    };
-    if !validation.subject_alt_names.is_empty() {
-        let name = |n: &api::SubjectAltName| if n.kind == "URI" { n.uri.clone() } else { n.hostname.clone() };
-        out.subject_alt_names = validation.subject_alt_names.iter().map(name).collect();
-    }
-    let Some(to) = validation.ca_certificate_refs.first() else {
-        out.ca_certificates = "system".into();
-        return (out, None);
-    };
-    let key = (policy.meta.namespace.clone(), to.name.clone());
-    let (scheme, found) = match to.kind.as_str() {
-        "ConfigMap" => ("configmap", authorities.get(&key)),
-        "Secret" => ("kubernetes-gateway", secrets.get(&key)),
-        other => {
-            out.credential_name = format!("{UNSERVED}{}/{}", key.0, key.1);
-            let message = format!("{CA_FIELD}: kind {other:?} is not supported; use a ConfigMap");
-            return (out, Some(Problem::new("InvalidKind", message)));
+impl Targets<'_> {
+    /// The hosts of a target, and the port that it names.
+    fn find(&self, policy: &Policy, to: &api::PolicyTarget) -> Result<(Vec<Strng>, Option<u16>), Problem> {
+        if !matches!((to.group.as_str(), to.kind.as_str()), ("" | "core", "Service") | (ISTIO, "ServiceEntry")) {
+            let message =
+                format!("kind {} of group {:?} is not supported; use a Service or a ServiceEntry", to.kind, to.group);
+            return Err(Problem::new("InvalidKind", message));
         }
-    };
-    out.credential_name = format!("{scheme}://{}/{}", key.0, key.1);
-    let missing = found.is_none_or(|c| c.ca.is_none()).then(|| {
-        let message = format!(
-            "{CA_FIELD}: {} {}/{} does not exist, or has no ca.crt; connections fail until it is there",
-            to.kind, key.0, key.1
-        );
-        Problem::new("InvalidCACertificateRef", message)
-    });
-    (out, missing)
+        let namespace = &policy.meta.namespace;
+        let named = format!("{} {namespace}/{}", to.kind, to.name);
+        let hosts = self.references.hosts_of(&to.group, &to.kind, namespace, &to.name);
+        if hosts.is_empty() {
+            return Err(Problem::new("TargetNotFound", format!("{named} does not exist")));
+        }
+        let Some(section) = &to.section_name else { return Ok((hosts, None)) };
+        match self.port(to, namespace, section) {
+            Some(port) => Ok((hosts, Some(port))),
+            None => Err(Problem::new("TargetNotFound", format!("{named} has no port {section}"))),
+        }
+    }
+
+    /// The port of that name.
+    fn port(&self, to: &api::PolicyTarget, namespace: &str, section: &str) -> Option<u16> {
+        let is = |meta: &Meta| meta.namespace == namespace && meta.name == to.name;
+        if to.kind == "ServiceEntry" {
+            let entry = self.entries.iter().find(|e| is(&e.meta))?;
+            let port = entry.spec.ports.iter().find(|p| p.name == section)?;
+            return u16::try_from(port.number).ok();
+        }
+        let service = self.services.iter().find(|s| is(&s.meta))?;
+        service.spec.ports.iter().find(|p| p.name == section).map(|p| p.port)
+    }
+
+    /// TLS as the policy asks for it. With authorities that are not to be had it names what no proxy is served, so that no
+    /// connection comes about: what asked for TLS never goes out in the clear, nor to a server that nobody vouched for.
+    fn settings(&self, policy: &Policy) -> (ClientTlsSettings, Option<Problem>) {
+        let validation = &policy.spec.validation;
+        let mut out = ClientTlsSettings {
+            mode: ClientTlsMode::Simple,
+            sni: validation.hostname.clone(),
+            subject_alt_names: vec![validation.hostname.clone()],
+            ..Default::default()
+        };
+        if !validation.subject_alt_names.is_empty() {
+            let name = |n: &api::SubjectAltName| if n.kind == "URI" { n.uri.clone() } else { n.hostname.clone() };
+            out.subject_alt_names = validation.subject_alt_names.iter().map(name).collect();
+        }
+        let Some(to) = validation.ca_certificate_refs.first() else {
+            out.ca_certificates = "system".into();
+            return (out, None);
+        };
+        let key = (policy.meta.namespace.clone(), to.name.clone());
+        let (scheme, found) = match to.kind.as_str() {
+            "ConfigMap" => ("configmap", self.authorities.get(&key)),
+            "Secret" => ("kubernetes-gateway", self.secrets.get(&key)),
+            other => {
+                out.credential_name = format!("{UNSERVED}{}/{}", key.0, key.1);
+                let message = format!("{CA_FIELD}: kind {other:?} is not supported; use a ConfigMap");
+                return (out, Some(Problem::new("InvalidKind", message)));
+            }
+        };
+        out.credential_name = format!("{scheme}://{}/{}", key.0, key.1);
+        let missing = found.is_none_or(|c| c.ca.is_none()).then(|| {
+            let message = format!(
+                "{CA_FIELD}: {} {}/{} does not exist, or has no ca.crt; connections fail until it is there",
+                to.kind, key.0, key.1
+            );
+            Problem::new("InvalidCACertificateRef", message)
+        });
+        (out, missing)
+    }
 }

@@ -13,6 +13,9 @@ use weft_k8s_api::istio::{Destination, PortSelector};
 /// answered 500.
 pub(crate) const INVALID_HOST: &str = "invalid-backend.weft.dev";
 
+/// Group of service entries and hostnames.
+pub(crate) const ISTIO: &str = "networking.istio.io";
+
 /// Who refers: group, kind and namespace of the object.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Referrer<'a> {
@@ -25,12 +28,27 @@ pub(crate) struct Referrer<'a> {
 pub(crate) struct References<'a> {
     pub services: &'a BTreeMap<Strng, Vec<Service>>,
     pub grants: &'a [Arc<Parsed<api::ReferenceGrant>>],
-    /// Services that service entries declare: namespace and name of the entry.
-    pub entries: BTreeMap<(String, String), Strng>,
+    /// Hosts that service entries declare: by namespace and name of the entry.
+    pub entries: BTreeMap<(String, String), Vec<Strng>>,
     pub settings: &'a Settings,
 }
 
 impl References<'_> {
+    /// Hosts of a service, or of a service entry, that an object of `namespace` is for; none when there is no such thing, or
+    /// when it is of another kind.
+    pub fn hosts_of(&self, group: &str, kind: &str, namespace: &str, name: &str) -> Vec<Strng> {
+        match (group, kind) {
+            ("" | "core", "Service") => {
+                let host = Strng::from(format!("{name}.{namespace}.svc.{}", self.settings.domain));
+                if self.services.contains_key(&host) { vec![host] } else { Vec::new() }
+            }
+            (ISTIO, "ServiceEntry") => {
+                self.entries.get(&(namespace.to_string(), name.to_string())).cloned().unwrap_or_default()
+            }
+            _ => Vec::new(),
+        }
+    }
+
     /// Whether `from` may refer to the object of another namespace.
     pub fn allows(&self, from: Referrer<'_>, group: &str, kind: &str, namespace: &str, name: &str) -> bool {
         if from.namespace == namespace {
@@ -63,10 +81,10 @@ impl References<'_> {
         let kind = if to.kind.is_empty() { "Service" } else { to.kind.as_str() };
         let host = match (to.group.as_str(), kind) {
             ("" | "core", "Service") => Strng::from(format!("{}.{namespace}.svc.{}", to.name, self.settings.domain)),
-            ("networking.istio.io", "Hostname") => Strng::from(to.name.to_ascii_lowercase()),
-            ("networking.istio.io", "ServiceEntry") => {
+            (ISTIO, "Hostname") => Strng::from(to.name.to_ascii_lowercase()),
+            (ISTIO, "ServiceEntry") => {
                 let known = self.entries.get(&(namespace.to_string(), to.name.clone()));
-                known.cloned().ok_or_else(|| {
+                known.and_then(|hosts| hosts.first()).cloned().ok_or_else(|| {
                     Problem::new("BackendNotFound", format!("ServiceEntry {namespace}/{} does not exist", to.name))
                 })?
             }

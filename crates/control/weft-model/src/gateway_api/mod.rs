@@ -28,6 +28,7 @@ use crate::memo::Kinds;
 use crate::parsed::{Parsed, age_order};
 use crate::{Credential, Gateway, Labels, Service, Settings, VirtualService, Warning, Workload};
 use attach::Attached;
+use backend_tls::Targets;
 use backends::References;
 use listeners::{GatewayState, Surroundings};
 use read::{GatewaySpec, RouteSpec};
@@ -131,10 +132,9 @@ impl Source<'_> {
     }
 
     fn references(&self) -> References<'_> {
-        let entries = self.kinds.service_entries.items.iter().filter_map(|e| {
-            let host = e.spec.hosts.first()?;
-            let host = crate::hosts::complete(host, &e.meta.namespace, &self.settings.domain);
-            Some(((e.meta.namespace.clone(), e.meta.name.clone()), host))
+        let entries = self.kinds.service_entries.items.iter().map(|e| {
+            let host = |host: &String| crate::hosts::complete(host, &e.meta.namespace, &self.settings.domain);
+            ((e.meta.namespace.clone(), e.meta.name.clone()), e.spec.hosts.iter().map(host).collect())
         });
         References {
             services: self.services,
@@ -184,9 +184,9 @@ impl Source<'_> {
         out.by_slot = routes::virtual_services(&attached, &found, &gateways, &references, &old.by_slot);
         out.gateways = gateways.iter().flat_map(|g| &g.listeners).filter_map(|l| l.gateway.clone()).collect();
         out.virtual_services = out.by_slot.values().map(|(_, service)| service.clone()).collect();
-        self.add_backend_tls(&mut out);
+        self.add_backend_tls(&references, &mut out);
         ingress::add(self, &mut out, &old.ingress);
-        report::add(self, &gateways, &attached, found, old, &mut out);
+        report::add(self, &references, (&gateways, &attached), found, old, &mut out);
         out.virtual_services
             .sort_by(|a, b| (a.created, &a.namespace, &a.name).cmp(&(b.created, &b.namespace, &b.name)));
         out.gateways.sort_by(|a, b| (a.created, &a.namespace, &a.name).cmp(&(b.created, &b.namespace, &b.name)));
@@ -202,15 +202,15 @@ impl Source<'_> {
         self.routes().into_iter().map(one).collect()
     }
 
-    fn add_backend_tls(&self, out: &mut Translated) {
-        let tls = backend_tls::rules(
-            &self.kinds.backend_tls.items,
-            &self.kinds.services.items,
-            self.services,
-            &self.settings.domain,
-            self.authorities,
-            self.secrets,
-        );
+    fn add_backend_tls(&self, references: &References<'_>, out: &mut Translated) {
+        let targets = Targets {
+            references,
+            services: &self.kinds.services.items,
+            entries: &self.kinds.service_entries.items,
+            authorities: self.authorities,
+            secrets: self.secrets,
+        };
+        let tls = backend_tls::rules(&self.kinds.backend_tls.items, &targets);
         out.destination_rules = tls.rules;
         out.statuses.extend(tls.statuses.into_iter().map(Arc::new));
         out.warnings.extend(tls.problems.iter().map(|(at, problem)| status::warning(at, "", problem)));

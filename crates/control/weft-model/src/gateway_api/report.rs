@@ -1,9 +1,10 @@
 //! What the statuses of the Gateway API's objects and of Ingresses say.
 
 use super::attach::Attached;
+use super::backends::References;
 use super::listeners::{CONTROLLERS, GatewayState};
 use super::read::{Parents, RouteSpec};
-use super::routes::{Converted, RouteKey, is_mesh, key};
+use super::routes::{Converted, RouteKey, is_mesh, key, mesh_hosts};
 use super::status::{Finding, StatusUpdate, conditions, finding, warning};
 use super::{KnownRoute, Problem, Source, Translated};
 use crate::Warning;
@@ -25,8 +26,8 @@ pub(super) struct Report {
 /// Adds the statuses of all objects, and warnings for what they say no to. Routes of which nothing changed keep theirs.
 pub(super) fn add(
     source: &Source<'_>,
-    gateways: &[GatewayState],
-    routes: &[Attached],
+    references: &References<'_>,
+    (gateways, routes): (&[GatewayState], &[Attached]),
     mut converted: HashMap<RouteKey, Arc<Converted>>,
     old: &Translated,
     out: &mut Translated,
@@ -53,7 +54,7 @@ pub(super) fn add(
         };
         let report = match old.routes.get(&key).filter(same) {
             Some(known) => known.report.clone(),
-            None => Arc::new(of_route(source, route, &rules, gateways, &out.controllers)),
+            None => Arc::new(of_route(references, route, &rules, gateways, &out.controllers)),
         };
         out.statuses.push(report.status.clone());
         out.warnings.extend(report.warnings.iter().cloned());
@@ -156,7 +157,7 @@ fn name_of(old: bool, name: &'static str) -> &'static str {
 }
 
 fn of_route(
-    source: &Source<'_>,
+    references: &References<'_>,
     attached: &Attached,
     rules: &Converted,
     gateways: &[GatewayState],
@@ -191,7 +192,7 @@ fn of_route(
             json!({"controllerName": controller(outcome, gateways, controllers), "parentRef": parent, "conditions": shown})
         });
     }
-    parents.extend(mesh_parents(source, route, rules, meta.generation));
+    parents.extend(mesh_parents(references, route, rules, meta.generation));
     let list = if old { "gateways" } else { "parents" };
     let status = StatusUpdate {
         object: object(group(old), route.spec.kind.name(), meta),
@@ -217,14 +218,20 @@ fn controller(
     class.and_then(|class| controllers.get(class)).cloned().unwrap_or_else(|| CONTROLLERS[0].to_string())
 }
 
-/// Services in the mesh whose callers the route is for.
-fn mesh_parents(source: &Source<'_>, route: &Parsed<RouteSpec>, rules: &Converted, generation: i64) -> Vec<Value> {
+/// Services and service entries in the mesh whose callers the route is for.
+fn mesh_parents(
+    references: &References<'_>,
+    route: &Parsed<RouteSpec>,
+    rules: &Converted,
+    generation: i64,
+) -> Vec<Value> {
     let Parents::Named(parents) = &route.spec.parents else { return Vec::new() };
     let one = |parent: &api::ParentReference| {
-        let namespace = parent.namespace.as_deref().unwrap_or(&route.meta.namespace);
-        let host = format!("{}.{namespace}.svc.{}", parent.name, source.settings.domain);
-        let missing = || Problem::new("NoMatchingParent", format!("service {host} does not exist"));
-        let missing = (!source.services.contains_key(host.as_str())).then(missing);
+        let missing = mesh_hosts(parent, &route.meta.namespace, references).is_empty().then(|| {
+            let kind = parent.kind.as_deref().unwrap_or_default();
+            let namespace = parent.namespace.as_deref().unwrap_or(&route.meta.namespace);
+            Problem::new("NoMatchingParent", format!("{kind} {namespace}/{} does not exist", parent.name))
+        });
         let accepted =
             finding("Accepted", ("Accepted", "route is accepted"), missing.as_ref().or(rules.refused.as_ref()));
         let good = ("ResolvedRefs", "all references are resolved");

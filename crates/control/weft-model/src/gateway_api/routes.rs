@@ -2,8 +2,8 @@
 //! the API says.
 
 use super::Problem;
-use super::attach::{Attached, is_gateway};
-use super::backends::{References, Referrer};
+use super::attach::Attached;
+use super::backends::{ISTIO, References, Referrer};
 use super::http;
 use super::listeners::GatewayState;
 use super::read::{HttpRule, Parents, RouteKind, RouteSpec};
@@ -302,27 +302,29 @@ fn with_port(route: &HttpRoute, port: Option<u32>) -> HttpRoute {
     route
 }
 
-/// Services whose callers in the mesh the route is for, with the port that it names: all callers when the route stands
-/// beside the service, else those of its own namespace.
+/// Hosts whose callers in the mesh the route is for, with the port that it names: all callers when the route stands beside
+/// the service, else those of its own namespace.
 fn mesh_parents(route: &Parsed<RouteSpec>, references: &References<'_>) -> Vec<(Strng, Option<u32>, ExportTo)> {
     let Parents::Named(parents) = &route.spec.parents else { return Vec::new() };
     let mut found = Vec::new();
     for parent in parents.iter().filter(|p| is_mesh(p)) {
-        let namespace = parent.namespace.as_deref().unwrap_or(&route.meta.namespace);
-        let host = Strng::from(format!("{}.{namespace}.svc.{}", parent.name, references.settings.domain));
-        if !references.services.contains_key(&host) {
-            continue;
-        }
+        let beside = parent.namespace.as_ref().is_none_or(|namespace| *namespace == route.meta.namespace);
         let own = ExportTo::Namespaces([route.meta.namespace.clone()].into());
-        let export_to = if namespace == route.meta.namespace { ExportTo::All } else { own };
-        found.push((host, parent.port, export_to));
+        let export_to = if beside { ExportTo::All } else { own };
+        let hosts = mesh_hosts(parent, &route.meta.namespace, references);
+        found.extend(hosts.into_iter().map(|host| (host, parent.port, export_to.clone())));
     }
     found
 }
 
-/// True for a reference to a service: the route is for its callers in the mesh.
+/// Hosts of the service, or the service entry, that a route of `namespace` names as a parent.
+pub(crate) fn mesh_hosts(parent: &api::ParentReference, namespace: &str, references: &References<'_>) -> Vec<Strng> {
+    let (group, kind) = (parent.group.as_deref().unwrap_or_default(), parent.kind.as_deref().unwrap_or_default());
+    references.hosts_of(group, kind, parent.namespace.as_deref().unwrap_or(namespace), &parent.name)
+}
+
+/// True for a reference to a service or a service entry: the route is for its callers in the mesh.
 pub(crate) fn is_mesh(parent: &api::ParentReference) -> bool {
-    !is_gateway(parent)
-        && parent.kind.as_deref() == Some("Service")
-        && matches!(parent.group.as_deref(), Some("" | "core"))
+    let of = (parent.group.as_deref(), parent.kind.as_deref());
+    matches!(of, (Some("" | "core"), Some("Service")) | (Some(ISTIO), Some("ServiceEntry")))
 }

@@ -148,3 +148,38 @@ fn a_host_of_a_narrower_listener_is_that_listeners() {
     bound.sort_unstable();
     assert_eq!(bound.len(), 2, "one for each port: {bound:?}");
 }
+
+#[test]
+fn service_entries_are_parents_and_targets() {
+    let parent = r#"parentRefs: [{group: networking.istio.io, kind: ServiceEntry, name: far, port: 80}, {group: networking.istio.io, kind: ServiceEntry, name: none}]"#;
+    let policy = r#"
+apiVersion: gateway.networking.k8s.io/v1
+kind: BackendTLSPolicy
+metadata: {name: far, namespace: default, generation: 1}
+spec:
+  targetRefs:
+  - {group: networking.istio.io, kind: ServiceEntry, name: far, sectionName: tls}
+  - {group: networking.istio.io, kind: ServiceEntry, name: far, sectionName: nothing}
+  - {group: networking.istio.io, kind: ServiceEntry, name: none}
+  validation: {hostname: far.example, wellKnownCACertificates: System}
+"#;
+    let spec = format!("{{{parent}, rules: [{{backendRefs: [{{name: db, port: 80}}]}}]}}");
+    let mesh = mesh(&format!("{DB}{}{policy}", route("HTTPRoute", "web", &spec)));
+    for host in ["a.far.example", "b.far.example"] {
+        let found = rules(&mesh, host);
+        assert_eq!(found.len(), 1, "{host}");
+        assert_eq!(found[0].gateways, ["mesh"]);
+        assert_eq!(found[0].spec.http[0].matches[0].port, 80);
+        let rule = &mesh.destination_rule_for(host, "default", None).unwrap().spec;
+        let ports = &rule.traffic_policy.as_ref().unwrap().port_level_settings;
+        assert_eq!((ports.len(), ports[0].port.as_ref().unwrap().number), (1, 443), "{host}");
+        assert_eq!(ports[0].tls.as_ref().unwrap().sni, "far.example");
+    }
+    let parents = &status(&mesh, "HTTPRoute", "web")["parents"];
+    assert_eq!(told(&parents[0]["conditions"])[0], "Accepted=True Accepted");
+    assert_eq!(told(&parents[1]["conditions"])[0], "Accepted=False NoMatchingParent");
+    let ancestors = &status(&mesh, "BackendTLSPolicy", "far")["ancestors"];
+    let first = |i: usize| told(&ancestors[i]["conditions"])[0].clone();
+    let want = ["Accepted=True Accepted", "Accepted=False TargetNotFound", "Accepted=False TargetNotFound"];
+    assert_eq!([first(0), first(1), first(2)], want);
+}
