@@ -10,7 +10,7 @@ use super::{KnownRoute, Problem, Source, Translated};
 use crate::Warning;
 use crate::parsed::{Meta, Parsed};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use weft_k8s_api::ObjectKey;
@@ -34,8 +34,12 @@ pub(super) fn add(
 ) {
     classes(source, out);
     let mut attached: HashMap<(usize, usize), usize> = HashMap::new();
-    for to in routes.iter().flat_map(|r| r.outcomes.iter()).filter_map(|o| o.attached.as_ref().ok()).flatten() {
-        *attached.entry(to.listener).or_default() += 1;
+    for route in routes {
+        // Several parents of a route may lead to one listener.
+        let to = route.outcomes.iter().filter_map(|o| o.attached.as_ref().ok()).flatten();
+        for listener in to.map(|to| to.listener).collect::<BTreeSet<_>>() {
+            *attached.entry(listener).or_default() += 1;
+        }
     }
     for (index, gateway) in gateways.iter().enumerate() {
         of_gateway(index, gateway, &attached, out);

@@ -183,3 +183,14 @@ spec:
     let want = ["Accepted=True Accepted", "Accepted=False TargetNotFound", "Accepted=False TargetNotFound"];
     assert_eq!([first(0), first(1), first(2)], want);
 }
+
+#[test]
+fn a_route_is_counted_once_at_a_listener() {
+    let spec =
+        "{parentRefs: [{name: edge}, {name: edge, sectionName: http}], rules: [{backendRefs: [{name: db, port: 80}]}]}";
+    let listeners = "[{name: http, port: 80, protocol: HTTP}, {name: more, port: 81, protocol: HTTP}]";
+    let mesh =
+        mesh(&format!("{DB}{}{}{}", gateway(listeners), route("HTTPRoute", "a", spec), route("HTTPRoute", "b", spec)));
+    let listeners = &status(&mesh, "Gateway", "edge")["listeners"];
+    assert_eq!((&listeners[0]["attachedRoutes"], &listeners[1]["attachedRoutes"]), (&2.into(), &2.into()));
+}
