@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use weft_core::Provenance;
-use weft_core::well_known::ROOT_NAMESPACE;
+use weft_core::well_known::{ROOT_NAMESPACE, label::REVISION};
 use weft_k8s_api::yaml::{Document, Location};
 use weft_k8s_api::{Object, ObjectKey, validate};
 use weft_model::codes::{Level, about};
@@ -68,6 +68,7 @@ pub fn messages(mut inputs: Inputs, documents: &[Document], of_cluster: bool) ->
             found.push(message);
         }
     }
+    of_other_revisions(&inputs, &files, &mut found);
     if of_cluster {
         injection(&inputs, &mut found);
     }
@@ -96,9 +97,24 @@ fn of_file(document: &Document, found: &mut Vec<Message>) {
 
 /// Puts an object over the one of its name.
 pub fn put(inputs: &mut Inputs, object: &Object) {
-    let others = inputs.of(object.group(), &object.kind).iter().filter(|other| other.key() != object.key());
+    let others = inputs.of_all_revisions(object.group(), &object.kind).filter(|other| other.key() != object.key());
     let all: Vec<Arc<Object>> = others.cloned().chain([Arc::new(object.clone())]).collect();
     inputs.set(object.group(), &object.kind, all);
+}
+
+/// Objects that this control plane leaves to another one.
+fn of_other_revisions(inputs: &Inputs, files: &BTreeMap<ObjectKey, &Document>, found: &mut Vec<Message>) {
+    for object in inputs.of_other_revisions() {
+        let own = &inputs.settings.revision;
+        let text = format!(
+            "{REVISION} gives it to the control plane of revision {:?} alone; that of {own:?} does not look at it: remove the \
+             label to have all control planes read it",
+            object.label(REVISION).unwrap_or_default()
+        );
+        let location = files.get(&object.key()).map(|document| document.locate("metadata.labels"));
+        let at = Provenance::object(&object.kind, object.namespace(), object.name()).at("metadata.labels");
+        found.push(Message { code: "OtherRevision".into(), level: about("OtherRevision").1, at, location, text });
+    }
 }
 
 fn is_about(object: &Object, at: &Provenance) -> bool {
@@ -146,7 +162,7 @@ fn wants_proxy(pod: &Object) -> bool {
 
 fn is_suppressed(inputs: &Inputs, message: &Message) -> bool {
     let of_kind = weft_model::KINDS.iter().filter(|(_, kind)| *kind == message.at.kind);
-    let mut objects = of_kind.flat_map(|(group, kind)| inputs.of(group, kind));
+    let mut objects = of_kind.flat_map(|(group, kind)| inputs.of_all_revisions(group, kind));
     let Some(object) = objects.find(|object| is_about(object, &message.at)) else { return false };
     let codes = object.metadata.annotations.as_ref().and_then(|all| all.get(SUPPRESSED));
     codes.is_some_and(|codes| codes.split(',').map(str::trim).any(|code| code == "*" || code == message.code))
@@ -182,7 +198,7 @@ impl Suppression {
 }
 
 /// Whether a text fits a pattern with `*`.
-fn matches(pattern: &str, text: &str) -> bool {
+pub fn matches(pattern: &str, text: &str) -> bool {
     let mut parts = pattern.split('*');
     let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else { return false };
     let mut parts: Vec<&str> = parts.collect();
@@ -231,6 +247,23 @@ mod tests {
             "namespace: default, annotations: {galley.istio.io/analyze-suppress: 'IST0106, IST0101'}",
         );
         assert_eq!(found(&format!("{NAMESPACE}---\n{hushed}"), ""), Vec::<String>::new());
+    }
+
+    #[test]
+    fn objects_of_another_revision_are_nobodys() {
+        let labelled =
+            |revision: &str| ROUTE.replace("name: v,", &format!("name: v, labels: {{istio.io/rev: {revision}}},"));
+        let told = "Info [OtherRevision] (VirtualService default/v) metadata.labels: istio.io/rev gives it to the control plane of \
+                    revision \"canary\" alone";
+        let said = found(&format!("{NAMESPACE}---\n{}", labelled("canary")), "");
+        assert!(said.len() == 1 && said[0].starts_with(told), "{said:?}");
+        let said = found(&format!("{NAMESPACE}---\n{ROUTE}"), &labelled("canary"));
+        assert!(said.len() == 1 && said[0].starts_with(&told.replace("v)", "v a.yaml:3)")), "{said:?}");
+        assert_eq!(
+            found(&format!("{NAMESPACE}---\n{}", labelled("default")), "").len(),
+            1,
+            "its own: the gateway is missing"
+        );
     }
 
     #[test]

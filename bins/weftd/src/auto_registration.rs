@@ -59,6 +59,7 @@ type Report = (ObjectKey, Option<String>);
 pub(crate) struct Registrar {
     client: ApiClient,
     cache: Arc<Cache>,
+    revision: String,
     instance: String,
     grace: Duration,
     /// Age at which an entry that nobody renewed has no proxy any more.
@@ -74,7 +75,11 @@ impl Registrar {
         let (instance, grace) = (settings.pod_name.clone(), settings.workload_entry_grace);
         // Each new stream of a proxy renews its entry, and streams last no longer than that age (and a tenth).
         let forgotten = settings.max_connection_age.saturating_mul(2).saturating_add(RETURN).saturating_add(grace);
-        (Arc::new(Self { client, cache, instance, grace, forgotten, known: Mutex::default(), reports }), receiver)
+        let revision = settings.revision().to_string();
+        (
+            Arc::new(Self { client, cache, revision, instance, grace, forgotten, known: Mutex::default(), reports }),
+            receiver,
+        )
     }
 
     /// Writes reports, and removes entries whose proxies are gone, for as long as the process lives.
@@ -147,7 +152,8 @@ impl Registrar {
         };
         let missing =
             || format!("WorkloadGroup {namespace}/{name} does not exist: create it, or correct AUTO_REGISTER_GROUP");
-        self.cache.get(&key).ok_or_else(|| Status::failed_precondition(missing()))
+        let own = self.cache.get(&key).filter(|group| weft_model::is_for_revision(group, &self.revision));
+        own.ok_or_else(|| Status::failed_precondition(missing()))
     }
 
     async fn write_entry(&self, object: Object) -> Result<(), ClientError> {

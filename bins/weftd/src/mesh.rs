@@ -109,5 +109,6 @@ pub(crate) fn model_settings(settings: &Settings, mesh: &MeshConfig) -> weft_mod
         cluster_id: settings.cluster_id.clone(),
         network: settings.network.clone(),
         scope_gateways: settings.scope_gateways,
+        revision: settings.revision().into(),
     }
 }

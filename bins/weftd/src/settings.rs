@@ -218,6 +218,16 @@ impl Settings {
         }
     }
 
+    /// The revision's name, also of the one that was given none.
+    pub fn revision(&self) -> &str {
+        if self.revision.is_empty() { weft_model::DEFAULT_REVISION } else { &self.revision }
+    }
+
+    /// Whether an object is for this control plane ([`weft_model::is_for_revision`]).
+    pub fn reads(&self, object: &weft_k8s_api::Object) -> bool {
+        weft_model::is_for_revision(object, self.revision())
+    }
+
     /// Names of the Services that may lead to this control plane.
     pub fn service_names(&self) -> Vec<String> {
         let mut services = vec!["istiod".to_string(), "weftd".to_string()];

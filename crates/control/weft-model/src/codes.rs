@@ -36,6 +36,7 @@ pub fn about(code: &str) -> (&'static str, Level) {
         "IST0111" => ("MultipleSidecarsWithoutWorkloadSelectors", Level::Error),
         "IST0112" => ("VirtualServiceDestinationPortSelectorRequired", Level::Error),
         "IST0145" => ("ConflictingGateways", Level::Error),
+        "OtherRevision" => ("OtherRevision", Level::Info),
         "InvalidCertificate" => ("InvalidCertificate", Level::Warning),
         "CertificateHostMismatch" => ("CertificateHostMismatch", Level::Warning),
         _ => ("Warning", Level::Warning),

@@ -50,6 +50,8 @@ pub const KINDS: &[(&str, &str)] = &[
 pub struct Inputs {
     /// Objects by group and kind, for the kinds of [`KINDS`].
     objects: BTreeMap<(&'static str, &'static str), Vec<Arc<Object>>>,
+    /// Those that another revision of the control plane reads.
+    elsewhere: BTreeMap<(&'static str, &'static str), Vec<Arc<Object>>>,
     /// Mesh-wide settings, defaults filled in.
     pub mesh: Arc<istio::MeshConfig>,
     /// Settings of the control plane.
@@ -63,21 +65,36 @@ pub struct Inputs {
 impl Inputs {
     /// Inputs with these settings and no objects.
     pub fn new(mesh: Arc<istio::MeshConfig>, settings: Arc<Settings>) -> Self {
-        Self { objects: BTreeMap::new(), mesh, settings, jwks: crate::FetchedKeys::default(), now: None }
+        Self { mesh, settings, ..Self::default() }
     }
 
-    /// Sets the whole list of one kind; kinds that a build does not read are left out.
+    /// Sets the whole list of one kind; kinds that a build does not read are left out, and so are objects of other revisions
+    /// ([`Settings::reads`]).
     pub fn set(&mut self, group: &str, kind: &str, objects: Vec<Arc<Object>>) {
         if let Some(known) = known_kind(group, kind) {
-            self.objects.insert(known, objects);
+            let (own, others) = objects.into_iter().partition(|object| self.settings.reads(object));
+            self.objects.insert(known, own);
+            self.elsewhere.insert(known, others);
         }
     }
 
     /// Adds one object to the list of its kind.
     pub fn push(&mut self, object: Arc<Object>) {
         if let Some(known) = known_kind(object.group(), &object.kind) {
-            self.objects.entry(known).or_default().push(object);
+            let list = if self.settings.reads(&object) { &mut self.objects } else { &mut self.elsewhere };
+            list.entry(known).or_default().push(object);
         }
+    }
+
+    /// Objects that no build reads: they are labelled with another revision of the control plane.
+    pub fn of_other_revisions(&self) -> impl Iterator<Item = &Arc<Object>> {
+        self.elsewhere.values().flatten()
+    }
+
+    /// The objects of a kind, those of other revisions too.
+    pub fn of_all_revisions(&self, group: &str, kind: &str) -> impl Iterator<Item = &Arc<Object>> {
+        let others = known_kind(group, kind).and_then(|known| self.elsewhere.get(&known));
+        self.of(group, kind).iter().chain(others.into_iter().flatten())
     }
 
     /// The objects of a kind.

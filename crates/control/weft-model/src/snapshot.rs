@@ -96,6 +96,26 @@ pub struct Settings {
     pub network: String,
     /// A Gateway chooses workloads of its own namespace alone; default: of all, as Istio's `selector` means it.
     pub scope_gateways: bool,
+    /// Revision of the control plane; default `default`. Istio's objects that are labelled with another are not its own.
+    pub revision: String,
+}
+
+impl Settings {
+    /// Whether an object is for this control plane.
+    pub fn reads(&self, object: &weft_k8s_api::Object) -> bool {
+        is_for_revision(object, &self.revision)
+    }
+}
+
+/// Revision of a control plane that was given none.
+pub const DEFAULT_REVISION: &str = "default";
+
+/// Whether the control plane of a revision reads an object. Those of Istio's API may be labelled `istio.io/rev` with the revision that
+/// is to read them; without the label all do. The name must be the revision's own, as in Istio (`config.LabelsInRevision`): tags
+/// choose injectors, and nobody validates what is labelled with one.
+pub fn is_for_revision(object: &weft_k8s_api::Object, revision: &str) -> bool {
+    let of_istio = object.group().ends_with(".istio.io");
+    !of_istio || object.label(well_known::label::REVISION).is_none_or(|named| named == revision)
 }
 
 impl Default for Settings {
@@ -107,6 +127,7 @@ impl Default for Settings {
             cluster_id: well_known::DEFAULT_CLUSTER_ID.into(),
             network: String::new(),
             scope_gateways: false,
+            revision: DEFAULT_REVISION.into(),
         }
     }
 }

@@ -168,3 +168,96 @@ spec: {hosts: [bank.evil.example], gateways: [hijack], http: [{redirect: {author
     assert!(!is_named(&generated(true), "evil"));
     assert!(is_named(&generated(true), "http.8080"), "the gateway of its own namespace is served");
 }
+
+/// A name that only the translation of the Gateway API may make, once the owner of the secret has allowed it: written by a user it
+/// leads to no secret, also when his object was never admitted.
+#[test]
+fn class_sds_leak_a_user_written_scheme_names_no_other_namespace() {
+    let gateway = |tls: Value| {
+        let server = json!({"port": {"number": 443, "name": "https", "protocol": "HTTPS"}, "hosts": ["*"], "tls": tls});
+        json!({"apiVersion": "networking.istio.io/v1", "kind": "Gateway", "metadata": {"name": "x", "namespace": "istio-system"},
+            "spec": {"selector": {"istio": "ingressgateway"}, "servers": [server]}})
+    };
+    let rule = |spec: Value| {
+        let mut spec = spec;
+        spec["host"] = HOST.into();
+        json!({"apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
+            "metadata": {"name": "x", "namespace": "istio-system"}, "spec": spec})
+    };
+    let client = |name: &str| json!({"mode": "MUTUAL", "credentialName": name});
+    let named = |object: Value| {
+        let mut world = World::new();
+        world.add(TENANTS).add(common::INGRESS).add_object(object);
+        let snapshot = world.snapshot();
+        let proxy = common::proxy(&snapshot, "istio-system/istio-ingressgateway-0", false, &Value::Null);
+        let resources = generate(&snapshot, &proxy);
+        let listed = resources.credentials.iter().any(|name| name.contains("wanted"));
+        listed || is_named(&resources, "wanted")
+    };
+    for (name, is_own) in [
+        ("wanted", true),
+        ("kubernetes://wanted", true),
+        ("kubernetes-gateway://shop/wanted", false),
+        ("kubernetes-gateway://istio-system/wanted", false),
+        ("kubernetes://shop/wanted", false),
+        ("configmap://shop/wanted", false),
+        ("shop/wanted", false),
+    ] {
+        for object in [
+            gateway(json!({"mode": "SIMPLE", "credentialName": name})),
+            gateway(json!({"mode": "SIMPLE", "credentialNames": [name]})),
+            gateway(json!({"mode": "MUTUAL", "credentialName": "own", "caCertCredentialName": name})),
+            rule(json!({"trafficPolicy": {"tls": client(name)}})),
+            rule(json!({"trafficPolicy": {"portLevelSettings": [{"port": {"number": 9080}, "tls": client(name)}]}})),
+            rule(
+                json!({"subsets": [{"name": "v", "labels": {"app": "reviews"}, "trafficPolicy": {"tls": client(name)}}]}),
+            ),
+        ] {
+            assert_eq!(named(object.clone()), is_own, "{object}");
+        }
+    }
+}
+
+/// Who labels an object for another control plane has it validated by nobody here: it must do nothing here either.
+#[test]
+fn class_revisions_what_is_labelled_for_another_control_plane_is_nobodys_here() {
+    let effect = |object: &Value, revision: &str| {
+        let mut world = World::new();
+        world.add(TENANTS);
+        let mut inputs = world.inputs();
+        let settings = weft_model::Settings { revision: revision.into(), ..(*inputs.settings).clone() };
+        inputs.settings = Arc::new(settings);
+        inputs.push(Arc::new(serde_json::from_value(object.clone()).unwrap()));
+        let snapshot = weft_model::build(&inputs, None);
+        let proxy = common::proxy(&snapshot, "default/reviews-0", false, &Value::Null);
+        let said = snapshot.warnings.iter().any(|warning| warning.at.name == "marked");
+        is_named(&generate(&snapshot, &proxy), "marked") || said
+    };
+    let object = |group: &str, kind: &str, labels: &Value, spec: Value| {
+        let metadata = json!({"name": "marked", "namespace": "default", "labels": labels});
+        json!({"apiVersion": format!("{group}/v1"), "kind": kind, "metadata": metadata, "spec": spec})
+    };
+    for (labels, own, of_canary) in [
+        (json!({}), true, true),
+        (json!({"istio.io/rev": "default"}), true, false),
+        (json!({"istio.io/rev": "canary"}), false, true),
+        (json!({"istio.io/rev": "nosuch"}), false, false),
+        (json!({"istio.io/rev": ""}), false, false),
+    ] {
+        let from = json!([{"source": {"principals": ["marked"]}}]);
+        let route = json!([{"name": "marked", "redirect": {"authority": "marked.example"}}]);
+        for object in [
+            object(
+                "security.istio.io",
+                "AuthorizationPolicy",
+                &labels,
+                json!({"action": "DENY", "rules": [{"from": from}]}),
+            ),
+            object("networking.istio.io", "VirtualService", &labels, json!({"hosts": [HOST], "http": route})),
+            // Not even what is wrong with it is said here: its status is another's.
+            object("networking.istio.io", "VirtualService", &labels, json!({"hosts": []})),
+        ] {
+            assert_eq!((effect(&object, "default"), effect(&object, "canary")), (own, of_canary), "{object}");
+        }
+    }
+}
