@@ -2,10 +2,12 @@
 //! asked is the generator's business.
 
 use crate::{MeshSnapshot, Service, hosts};
-use weft_k8s_api::istio::{ExtAuthzGrpcProvider, ExtAuthzHttpProvider};
+use weft_k8s_api::istio::{ExtAuthzGrpcProvider, ExtAuthzHttpProvider, ExtAuthzRequestBody};
 
 /// Longest name of a provider: it becomes part of the names of rules.
 const MAX_NAME: usize = 63;
+/// Largest body that requests are shown with, in bytes: our proxies keep no more.
+const MAX_BODY: u32 = 16 << 20;
 
 /// Whether requests can be shown to the authorizer of that name.
 ///
@@ -51,6 +53,7 @@ pub(crate) fn warning(snapshot: &MeshSnapshot, name: &str) -> Option<String> {
 
 fn by_grpc(snapshot: &MeshSnapshot, config: &ExtAuthzGrpcProvider) -> Result<(), String> {
     reachable(snapshot, &config.service, config.port)?;
+    body(config.include_request_body_in_check.as_ref())?;
     status(&config.status_on_error)
 }
 
@@ -71,7 +74,31 @@ fn by_http(snapshot: &MeshSnapshot, config: &ExtAuthzHttpProvider) -> Result<(),
             return Err(format!("has a lone * in {field}; name headers, or a beginning or end of their names"));
         }
     }
+    if let Some((name, _)) = config.include_additional_headers_in_check.iter().find(|(n, v)| !is_header(n, v)) {
+        let why = "a name has letters, digits and !#$%&'*+-.^_`|~, a value printable characters";
+        return Err(format!(
+            "has in includeAdditionalHeadersInCheck {name:?}, which is no header with its value; {why}"
+        ));
+    }
+    body(config.include_request_body_in_check.as_ref())?;
     status(&config.status_on_error)
+}
+
+/// Proxies refuse a listener whose authorizer is shown no bytes or too many, and go on with the rules they had.
+fn body(body: Option<&ExtAuthzRequestBody>) -> Result<(), String> {
+    match body.map(|body| body.max_request_bytes) {
+        None | Some(1..=MAX_BODY) => Ok(()),
+        Some(bytes) => {
+            Err(format!("has includeRequestBodyInCheck.maxRequestBytes {bytes}; give 1 to {MAX_BODY}, or no body"))
+        }
+    }
+}
+
+/// RFC 9110, 5.1 and 5.5.
+fn is_header(name: &str, value: &str) -> bool {
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let is_text = |byte: u8| byte == b'\t' || (b' '..=b'~').contains(&byte);
+    !name.is_empty() && name.bytes().all(is_token) && value.bytes().all(is_text)
 }
 
 fn reachable(snapshot: &MeshSnapshot, service: &str, port: u32) -> Result<(), String> {

@@ -191,26 +191,54 @@ mod tests {
     use weft_k8s_api::istio::{ExtensionProvider, MeshConfig};
     use weft_model::{MeshSnapshot, Service};
 
-    /// Users are warned of exactly the statuses that cannot be generated.
-    #[test]
-    fn statuses_are_those_that_the_model_takes() {
+    fn usable(grpc: bool, settings: serde_json::Value) -> bool {
         let host: weft_core::Strng = "authz.example".into();
         let mut snapshot = MeshSnapshot::default();
         let service = Service { host: host.clone(), ..Service::default() };
         snapshot.services.insert(host, vec![Arc::new(service)]);
+        let mut provider = ExtensionProvider { name: "a".into(), ..Default::default() };
+        let mut settings = settings;
+        settings["service"] = "authz.example".into();
+        settings["port"] = 80.into();
+        if grpc {
+            provider.envoy_ext_authz_grpc = Some(serde_json::from_value(settings).unwrap());
+        } else {
+            provider.envoy_ext_authz_http = Some(serde_json::from_value(settings).unwrap());
+        }
+        snapshot.mesh = MeshConfig { extension_providers: vec![provider], ..MeshConfig::default() }.into();
+        weft_model::authorizers::usable(&snapshot, "a").is_ok()
+    }
+
+    /// What a proxy would refuse makes the provider unusable, which is told, and what its rules match is denied; a listener that is
+    /// refused leaves a workload on the rules it had.
+    #[test]
+    fn class_ext_authz_settings_that_proxies_refuse_make_a_provider_unusable() {
+        for grpc in [true, false] {
+            for (bytes, good) in [(0, false), (1, true), (16 << 20, true), ((16 << 20) + 1, false)] {
+                let settings = serde_json::json!({"includeRequestBodyInCheck": {"maxRequestBytes": bytes}});
+                assert_eq!(usable(grpc, settings), good, "{grpc} {bytes}");
+            }
+        }
+        for (name, value, good) in [
+            ("x-from", "mesh 1", true),
+            ("x from", "mesh", false),
+            ("", "mesh", false),
+            ("x-from", "me\nsh", false),
+            ("x-from", "é", false),
+        ] {
+            let mut settings = serde_json::json!({"includeAdditionalHeadersInCheck": {}});
+            settings["includeAdditionalHeadersInCheck"][name] = value.into();
+            assert_eq!(usable(false, settings), good, "{name:?}: {value:?}");
+        }
+    }
+
+    /// Users are warned of exactly the statuses that cannot be generated.
+    #[test]
+    fn statuses_are_those_that_the_model_takes() {
         for code in 0..1000 {
             let text = code.to_string();
-            let http = ExtAuthzHttpProvider {
-                service: "authz.example".into(),
-                port: 80,
-                status_on_error: text.clone(),
-                ..Default::default()
-            };
-            let provider =
-                ExtensionProvider { name: "a".into(), envoy_ext_authz_http: Some(http), ..Default::default() };
-            let mesh = MeshConfig { extension_providers: vec![provider], ..MeshConfig::default() };
-            snapshot.mesh = mesh.into();
-            assert_eq!(weft_model::authorizers::usable(&snapshot, "a").is_ok(), status(&text).is_some(), "{text}");
+            let good = usable(false, serde_json::json!({"statusOnError": text}));
+            assert_eq!(good, status(&text).is_some(), "{text}");
         }
     }
 }
