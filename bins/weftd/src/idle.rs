@@ -1,18 +1,23 @@
 //! Connections on which nothing is asked: counted by their open requests, and ended when there has been none for a while.
 //! Pings keep a connection open at the level of HTTP/2, so bytes alone do not tell; an attacker could hold all places.
+//!
+//! Nor does a request tell: one that is never finished, or refused, costs a stranger nothing. A request counts from the head of an
+//! answer that is no refusal.
 
+use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
 use tower::{Layer, Service};
 use weft_ca::ConnectionInfo;
 use weft_xds_server::RemoteAddr;
 
 /// Longest time without an open request.
-pub(crate) const IDLE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 60 });
+pub(crate) const IDLE: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 60 });
 
 /// The open requests of one connection.
 #[derive(Debug)]
@@ -52,6 +57,77 @@ impl Drop for Open {
     fn drop(&mut self) {
         *self.0.ended.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         self.0.open.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A connection that ends when nothing is asked on it.
+#[derive(Debug)]
+pub(crate) struct Quiet<S> {
+    stream: S,
+    requests: Arc<Requests>,
+    /// When to look whether anything is asked.
+    look: Pin<Box<Sleep>>,
+}
+
+impl<S> Quiet<S> {
+    pub fn new(stream: S) -> Self {
+        Self { stream, requests: Arc::default(), look: Box::pin(tokio::time::sleep(IDLE)) }
+    }
+
+    pub fn get_ref(&self) -> &S {
+        &self.stream
+    }
+
+    /// What is asked on it.
+    pub fn requests(&self) -> &Arc<Requests> {
+        &self.requests
+    }
+
+    /// Ready when nothing has been asked for too long.
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        while self.look.as_mut().poll(cx).is_ready() {
+            match self.requests.time_left() {
+                Some(left) => self.look.as_mut().reset(Instant::now() + left),
+                None => {
+                    let text = "nothing was asked on the connection";
+                    return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, text));
+                }
+            }
+        }
+        Poll::Pending
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Quiet<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        match Pin::new(&mut this.stream).poll_read(cx, buf) {
+            Poll::Pending => this.poll_idle(cx).map(Err),
+            ready => ready,
+        }
+    }
+}
+
+/// Who takes no bytes of an answer holds a connection as well as who sends none.
+impl<S: AsyncWrite + Unpin> AsyncWrite for Quiet<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        match Pin::new(&mut this.stream).poll_write(cx, buf) {
+            Poll::Pending => this.poll_idle(cx).map(Err),
+            ready => ready,
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        match Pin::new(&mut this.stream).poll_flush(cx) {
+            Poll::Pending => this.poll_idle(cx).map(Err),
+            ready => ready,
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
     }
 }
 
@@ -97,14 +173,24 @@ where
 
     fn call(&mut self, mut request: http::Request<A>) -> Self::Future {
         let guest = request.extensions_mut().remove::<Guest>();
-        let open = guest.as_ref().map(|guest| guest.requests.begin());
-        if let Some(Guest { info, .. }) = guest {
+        let requests = guest.map(|Guest { info, requests }| {
             request.extensions_mut().insert(RemoteAddr(info.remote));
             request.extensions_mut().insert(info);
-        }
+            requests
+        });
         let answer = self.inner.call(request);
-        Box::pin(async move { answer.await.map(|answer| answer.map(|body| Counted { body, open })) })
+        Box::pin(async move {
+            let answer = answer.await?;
+            let open = requests.filter(|_| !is_refusal(&answer)).map(|requests| requests.begin());
+            Ok(answer.map(|body| Counted { body, open }))
+        })
     }
+}
+
+/// Whether an answer says no. What fails later, in the trailers, had been let in.
+fn is_refusal<B>(answer: &http::Response<B>) -> bool {
+    let failed = |status: &http::HeaderValue| status != "0";
+    !answer.status().is_success() || answer.headers().get("grpc-status").is_some_and(failed)
 }
 
 /// A body with which its request ends.
@@ -141,6 +227,38 @@ impl<B: http_body::Body + Unpin> http_body::Body for Counted<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A service whose requests have each a connection of their own.
+    async fn left_after<F, A>(answer: F) -> Option<Duration>
+    where
+        F: FnMut(http::Request<()>) -> A + Send + 'static,
+        A: Future<Output = Result<http::Response<http_body_util::Empty<bytes::Bytes>>, io::Error>> + Send + 'static,
+    {
+        let requests = Arc::<Requests>::default();
+        let info = ConnectionInfo { remote: ([10, 0, 0, 1], 1).into(), peer: None };
+        let mut request = http::Request::new(());
+        request.extensions_mut().insert(Guest { info, requests: requests.clone() });
+        let mut service = CountRequests.layer(tower::service_fn(answer));
+        let answered = tokio::spawn(service.call(request));
+        tokio::time::sleep(IDLE).await;
+        let left = requests.time_left();
+        answered.abort();
+        left
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn class_idle_connections_are_those_of_strangers_too() {
+        let with = |status: &'static str| {
+            move |_| async move {
+                Ok(http::Response::builder().header("grpc-status", status).body(Default::default()).unwrap())
+            }
+        };
+        let plain = |_| async { Ok(http::Response::new(Default::default())) };
+        assert_eq!(left_after(|_| std::future::pending()).await, None, "a request that is never finished");
+        assert_eq!(left_after(with("16")).await, None, "one that is refused");
+        assert_eq!(left_after(with("0")).await, Some(IDLE), "one that is answered");
+        assert_eq!(left_after(plain).await, Some(IDLE), "a stream");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn time_runs_only_while_nothing_is_asked() {

@@ -1,10 +1,10 @@
 //! The TLS port: accepts connections, takes them through the handshake within bounds, and hands them to the gRPC server.
 
-use crate::idle::{Guest, IDLE, Requests};
+use crate::idle::{Guest, Quiet};
 use crate::settings::CompliancePolicy;
 use arc_swap::ArcSwap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -12,15 +12,15 @@ use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::time::{Instant, Sleep};
 use tonic::transport::server::Connected;
 use weft_ca::{Signing, TlsConnection};
 use weft_tls::{ClientAuth, ServerContext, ServerParams, TlsSettings, TlsVersion};
+use weft_xds_server::places::{Place, Places};
 
 /// Time for a handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections at once, handshakes included.
-const MAX_CONNECTIONS: usize = 20_000;
+const MAX_CONNECTIONS: usize = if cfg!(test) { 16 } else { 20_000 };
 /// Accepted connections that wait for the gRPC server.
 const QUEUE: usize = 64;
 /// Lifetime of the server's certificate; a new one is made at half of it.
@@ -99,18 +99,19 @@ pub(crate) async fn renew(
 
 /// A connection that counts against the bound until it ends.
 pub(crate) struct Guarded {
-    stream: TlsConnection<TcpStream>,
-    requests: Arc<Requests>,
-    /// When to look whether anything is asked.
-    look: Pin<Box<Sleep>>,
-    _slot: OwnedSemaphorePermit,
+    stream: Quiet<TlsConnection<TcpStream>>,
+    _slot: Slot,
 }
+
+/// A place of the port, and one of the address.
+type Slot = (OwnedSemaphorePermit, Place<IpAddr>);
 
 /// Accepts on `listener` until the receiver is dropped.
 pub(crate) fn accept(listener: TcpListener, context: ServerTls) -> mpsc::Receiver<io::Result<Guarded>> {
     let (sender, receiver) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let places = Places::new(MAX_CONNECTIONS);
         loop {
             let Ok(slot) = slots.clone().acquire_owned().await else { return };
             let accepted = tokio::select! {
@@ -119,7 +120,8 @@ pub(crate) fn accept(listener: TcpListener, context: ServerTls) -> mpsc::Receive
             };
             match accepted {
                 Ok((stream, remote)) => {
-                    tokio::spawn(handshake(stream, remote, context.load_full(), slot, sender.clone()));
+                    let Ok(place) = places.take_for(remote.ip().to_canonical()) else { continue };
+                    tokio::spawn(handshake(stream, remote, context.load_full(), (slot, place), sender.clone()));
                 }
                 Err(error) => {
                     // Out of file descriptors, mostly: others must end first.
@@ -136,16 +138,14 @@ async fn handshake(
     stream: TcpStream,
     remote: SocketAddr,
     context: Arc<ServerContext>,
-    slot: OwnedSemaphorePermit,
+    slot: Slot,
     sender: mpsc::Sender<io::Result<Guarded>>,
 ) {
     // Responses are small and latency counts.
     let _ = stream.set_nodelay(true);
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, context.accept(stream)).await {
         Ok(Ok(accepted)) => {
-            let stream = TlsConnection::new(accepted, remote);
-            let guarded =
-                Guarded { stream, requests: Arc::default(), look: Box::pin(tokio::time::sleep(IDLE)), _slot: slot };
+            let guarded = Guarded { stream: Quiet::new(TlsConnection::new(accepted, remote)), _slot: slot };
             // The server is going away: so does the connection.
             let _ = sender.send(Ok(guarded)).await;
         }
@@ -154,37 +154,17 @@ async fn handshake(
     }
 }
 
-impl Guarded {
-    /// Ready when nothing has been asked for too long.
-    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        while self.look.as_mut().poll(cx).is_ready() {
-            match self.requests.time_left() {
-                Some(left) => self.look.as_mut().reset(Instant::now() + left),
-                None => {
-                    let text = "nothing was asked on the connection";
-                    return Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, text));
-                }
-            }
-        }
-        Poll::Pending
-    }
-}
-
 impl Connected for Guarded {
     type ConnectInfo = Guest;
 
     fn connect_info(&self) -> Guest {
-        Guest { info: self.stream.connect_info(), requests: self.requests.clone() }
+        Guest { info: self.stream.get_ref().connect_info(), requests: self.stream.requests().clone() }
     }
 }
 
 impl AsyncRead for Guarded {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        match Pin::new(&mut this.stream).poll_read(cx, buf) {
-            Poll::Pending => this.poll_idle(cx).map(Err),
-            ready => ready,
-        }
+        Pin::new(&mut self.get_mut().stream).poll_read(cx, buf)
     }
 }
 
@@ -205,13 +185,14 @@ impl AsyncWrite for Guarded {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::idle::IDLE;
     use tokio::io::AsyncReadExt;
     use weft_ca::{Authority, CaPolicy};
     use weft_identity::TrustDomain;
     use weft_tls::{ClientContext, ClientParams, ServerVerification};
 
-    #[tokio::test]
-    async fn class_idle_connections_are_closed_and_busy_ones_are_not() {
+    /// A port, and a client that trusts it.
+    async fn served() -> (SocketAddr, mpsc::Receiver<io::Result<Guarded>>, ClientContext) {
         weft_tls::install_provider();
         let domain = TrustDomain::new("td").unwrap();
         let authority = Arc::new(Authority::self_signed(domain, CaPolicy::default(), SystemTime::now()).unwrap());
@@ -219,18 +200,22 @@ mod tests {
         let served = context(&Signing::Own(authority), &["istiod".into()], TlsSettings::default()).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let mut connections = accept(listener, Arc::new(ArcSwap::from_pointee(served)));
         let client = ClientContext::build(ClientParams {
             sni: Some("istiod".into()),
             alpn: vec![b"h2".to_vec()],
             ..ClientParams::new(ServerVerification::WebPki { anchors: roots, san: None })
-        })
-        .unwrap();
+        });
+        (address, accept(listener, Arc::new(ArcSwap::from_pointee(served))), client.unwrap())
+    }
+
+    #[tokio::test]
+    async fn class_idle_connections_are_closed_and_busy_ones_are_not() {
+        let (address, mut connections, client) = served().await;
         let mut kept = Vec::new();
         for busy in [false, true] {
             kept.push(client.connect(TcpStream::connect(address).await.unwrap()).await.unwrap());
             let mut guarded = connections.recv().await.unwrap().unwrap();
-            let open = busy.then(|| guarded.requests.begin());
+            let open = busy.then(|| guarded.stream.requests().begin());
             let read = tokio::time::timeout(IDLE * 3, guarded.read_u8()).await;
             match (busy, read) {
                 (false, Ok(Err(error))) => assert_eq!(error.kind(), io::ErrorKind::TimedOut),
@@ -239,5 +224,21 @@ mod tests {
             }
             drop(open);
         }
+    }
+
+    #[tokio::test]
+    async fn class_idle_connections_of_one_address_do_not_take_all_places() {
+        let (address, _connections, client) = served().await;
+        // They say nothing, and are as many as there are places.
+        let mut silent = Vec::new();
+        for _ in 0..MAX_CONNECTIONS {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let last = silent.last_mut().unwrap();
+        let ended = tokio::time::timeout(HANDSHAKE_TIMEOUT / 2, last.read_u8()).await;
+        assert!(ended.expect("half of all places are for others").is_err());
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        client.connect(socket.connect(address).await.unwrap()).await.unwrap();
     }
 }

@@ -14,7 +14,7 @@ mod dump;
 pub mod kind;
 pub mod metrics;
 mod offer;
-mod places;
+pub mod places;
 pub mod presence;
 mod sent;
 pub mod server;

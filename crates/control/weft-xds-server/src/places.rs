@@ -1,45 +1,55 @@
-//! Places for streams: so many at once, and none of them may all go to one identity.
+//! Places: so many at once, and none of them may all go to one who asks. For streams that is an identity.
 
 use crate::auth::Caller;
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Streams that an identity may always have, when there is a place at all.
+/// Places that anyone may always have, when there is one at all.
 const ALWAYS: usize = 64;
 
-/// The places, and who has how many.
+/// The places, and who has how many. Without `K`: places of identities (namespace, service account).
 #[derive(Debug)]
-pub(crate) struct Places {
+pub struct Places<K: Eq + Hash = (String, String)> {
     all: usize,
-    taken: Mutex<Taken>,
+    taken: Mutex<Taken<K>>,
 }
 
-#[derive(Debug, Default)]
-struct Taken {
+#[derive(Debug)]
+struct Taken<K> {
     all: usize,
-    by: HashMap<(String, String), usize>,
+    by: HashMap<K, usize>,
 }
 
-impl Places {
+/// Why there is no place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Full {
+    /// All are taken.
+    All,
+    /// Who asks has as many as one may have.
+    Own,
+}
+
+impl<K: Eq + Hash + Clone> Places<K> {
+    /// So many, all free.
     pub fn new(all: usize) -> Arc<Self> {
-        Arc::new(Self { all, taken: Mutex::default() })
+        Arc::new(Self { all, taken: Mutex::new(Taken { all: 0, by: HashMap::new() }) })
     }
 
-    /// A place for a stream of `caller`; given back on drop. One identity may have half of all places, and once three
-    /// quarters of all are taken no more than a few: a large workload finds its place, and a runaway one leaves room.
-    pub fn take(self: &Arc<Self>, caller: &Caller) -> Result<Place, &'static str> {
-        let who = match caller {
-            Caller::Account { namespace, service_account } => (namespace.clone(), service_account.clone()),
-            Caller::Unproven => Default::default(),
-        };
+    /// A place for `who`; given back on drop. One may have half of all places, and once three quarters of all are taken no more than
+    /// a few: a large workload finds its place, and a runaway one leaves room.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn take_for(self: &Arc<Self>, who: K) -> Result<Place<K>, Full> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let own = taken.by.get(&who).copied().unwrap_or_default();
         if taken.all >= self.all {
-            return Err("too many proxies are connected to this instance");
+            return Err(Full::All);
         }
         let scarce = taken.all >= self.all - self.all / 4;
         if own >= ALWAYS.min(self.all.div_ceil(2)) && (scarce || own >= self.all / 2) {
-            return Err("this identity has as many streams to this instance as one may have");
+            return Err(Full::Own);
         }
         taken.all += 1;
         *taken.by.entry(who.clone()).or_default() += 1;
@@ -47,14 +57,28 @@ impl Places {
     }
 }
 
-/// A place that is taken.
-#[derive(Debug)]
-pub(crate) struct Place {
-    places: Arc<Places>,
-    who: (String, String),
+impl Places {
+    /// A place for a stream of `caller`.
+    pub(crate) fn take(self: &Arc<Self>, caller: &Caller) -> Result<Place, &'static str> {
+        let who = match caller {
+            Caller::Account { namespace, service_account } => (namespace.clone(), service_account.clone()),
+            Caller::Unproven => Default::default(),
+        };
+        self.take_for(who).map_err(|full| match full {
+            Full::All => "too many proxies are connected to this instance",
+            Full::Own => "this identity has as many streams to this instance as one may have",
+        })
+    }
 }
 
-impl Drop for Place {
+/// A place that is taken.
+#[derive(Debug)]
+pub struct Place<K: Eq + Hash = (String, String)> {
+    places: Arc<Places<K>>,
+    who: K,
+}
+
+impl<K: Eq + Hash> Drop for Place<K> {
     fn drop(&mut self) {
         let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
         taken.all -= 1;
