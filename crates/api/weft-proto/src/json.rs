@@ -349,6 +349,22 @@ mod tests {
                 typed(csrf, "filter_enabled: {default_value: {denominator: HUNDREDS}}"),
                 "listener_filters[1].typed_config.filter_enabled.default_value.denominator: unrecognized enum value 'HUNDREDS'",
             ),
+            // What stands in free data is nobody's type; a message in a map or a list in a packed message is.
+            (
+                "name: 7\nmetadata: {filter_metadata: {of.mine: {'@type': mine/no.such.Type, deeper: [{'@type': 7}]}}}\n".into(),
+                "name: invalid type: integer `7`",
+            ),
+            (
+                "metadata: {typed_filter_metadata: {a: {'@type': type.googleapis.com/no.such.Type}}}\n".into(),
+                "metadata.typed_filter_metadata.a.@type: no.such.Type is no message of Envoy's API v3",
+            ),
+            (
+                typed(
+                    "envoy.extensions.filters.http.composite.v3.ExecuteFilterAction",
+                    "typed_config: {name: x, typed_config: {\"@type\": type.googleapis.com/no.such.Type}}",
+                ),
+                "listener_filters[1].typed_config.typed_config.typed_config.@type: no.such.Type is no message",
+            ),
         ];
         for (yaml, wanted) in table {
             let error = from_yaml::<Listener>(&yaml).unwrap_err().to_string();

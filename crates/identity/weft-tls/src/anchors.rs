@@ -45,13 +45,9 @@ struct Roots {
 /// Reads revocation lists without using them.
 ///
 /// # Errors
-/// When there is no list, or one cannot be read.
+/// As [`TrustAnchors::with_crls`]: who is given what passes here can use it.
 pub fn check_crls(crls: &[u8]) -> Result<(), TlsError> {
-    for der in pem::revocation_lists(crls)? {
-        webpki::OwnedCertRevocationList::from_der(&der)
-            .map_err(|e| TlsError::Pem { what: "certificate revocation list", reason: e.to_string() })?;
-    }
-    Ok(())
+    TrustAnchors::default().with_crls(crls).map(drop)
 }
 
 /// When the first of some revocation lists (PEM) ends (`nextUpdate`); `None` when there is no list, or none that can be read.

@@ -481,6 +481,9 @@ fn every_list_of_an_issuer_is_looked_at() {
     many.push(&empty);
     let error = roots[0].anchors().with_crls(many.concat().as_bytes()).unwrap_err();
     assert!(error.to_string().contains("more than 16 lists"), "{error}");
+    // Nobody is given lists that pass and cannot be used.
+    assert_eq!(crate::check_crls(many.concat().as_bytes()).unwrap_err().to_string(), error.to_string());
+    crate::check_crls(many[..16].concat().as_bytes()).unwrap();
 }
 
 #[tokio::test]

@@ -6,22 +6,38 @@ use serde_json::Value;
 
 /// What is wrong with `value` as a message of that type; `None` when nothing is.
 pub(super) fn why(schema: &MessageDescriptor, value: &Value, options: &DeserializeOptions) -> Option<JsonError> {
-    let inside = inside(schema.parent_pool(), value, "", options);
-    inside.or_else(|| message(schema, value, "", options))
+    inside(schema, value, "", options).or_else(|| message(schema, value, "", options))
 }
 
-/// The first packed message below `value` that is wrong by itself, innermost first. The depth is that of the text, which its
-/// parser has bounded.
-fn inside(pool: &DescriptorPool, value: &Value, path: &str, options: &DeserializeOptions) -> Option<JsonError> {
-    match value {
-        Value::Array(items) => {
-            items.iter().enumerate().find_map(|(i, item)| inside(pool, item, &format!("{path}[{i}]"), options))
+/// The first packed message in the fields of `value` that is wrong by itself, innermost first. Only fields that the schema has
+/// for packed messages are looked into: in free data (`Struct`) an `@type` is a word like others. The depth is that of the text,
+/// which its parser has bounded.
+fn inside(schema: &MessageDescriptor, value: &Value, path: &str, options: &DeserializeOptions) -> Option<JsonError> {
+    value.as_object()?.iter().find_map(|(name, value)| {
+        let field = schema.get_field_by_json_name(name).or_else(|| schema.get_field_by_name(name))?;
+        let path = join(path, name);
+        match (field.kind(), value) {
+            (Kind::Message(entry), Value::Object(map)) if field.is_map() => {
+                let Kind::Message(schema) = entry.map_entry_value_field().kind() else { return None };
+                map.iter().find_map(|(key, value)| one(&schema, value, &join(&path, key), options))
+            }
+            (Kind::Message(schema), Value::Array(items)) if field.is_list() => {
+                let mut items = items.iter().enumerate();
+                items.find_map(|(i, item)| one(&schema, item, &format!("{path}[{i}]"), options))
+            }
+            (Kind::Message(schema), value) => one(&schema, value, &path, options),
+            _ => None,
         }
-        Value::Object(map) => {
-            let nested = map.iter().find_map(|(name, value)| inside(pool, value, &join(path, name), options));
-            nested.or_else(|| packed(pool, map.get("@type")?, value, path, options))
-        }
-        _ => None,
+    })
+}
+
+/// A message of a field, which may be a packed one.
+fn one(schema: &MessageDescriptor, value: &Value, path: &str, options: &DeserializeOptions) -> Option<JsonError> {
+    match schema.full_name() {
+        "google.protobuf.Any" => packed(schema.parent_pool(), value.get("@type")?, value, path, options),
+        // They have a JSON form of their own.
+        name if name.starts_with("google.protobuf.") => None,
+        _ => inside(schema, value, path, options),
     }
 }
 
@@ -51,7 +67,7 @@ fn packed(
     }
     let mut fields = value.clone();
     fields.as_object_mut()?.shift_remove("@type");
-    message(&schema, &fields, path, options)
+    inside(&schema, &fields, path, options).or_else(|| message(&schema, &fields, path, options))
 }
 
 fn message(schema: &MessageDescriptor, value: &Value, path: &str, options: &DeserializeOptions) -> Option<JsonError> {
