@@ -140,14 +140,36 @@ impl Place {
                 Err(error) => tracing::warn!("{}: {error:#}; it is left as it is", path.display()),
             }
         }
-        for path in [self.kubeconfig(), self.bin_dir.join(conflist::TYPE)] {
-            match std::fs::remove_file(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => bail!("{}: {error}", path.display()),
-                _ => {}
-            }
+        for path in self.written()? {
+            remove(&path)?;
         }
         Ok(())
     }
+
+    /// What the agent has written beside networks' configurations; and what was left of any of its files, whose writing was
+    /// interrupted: of a kubeconfig that is a token.
+    fn written(&self) -> Result<Vec<PathBuf>> {
+        let mut lists = conflist::all(&self.conf_dir)?;
+        lists.extend(self.conf_name.iter().map(|name| self.conf_dir.join(name)));
+        lists.push(self.conf_dir.join(OWN_FILE));
+        let own = [self.kubeconfig(), self.bin_dir.join(conflist::TYPE)];
+        let lists = lists.iter().flat_map(|path| [path.clone(), path.with_extension("conflist")]);
+        let unfinished = lists.chain(own.clone()).filter_map(|path| beside(&path).ok()).collect::<Vec<_>>();
+        Ok(unfinished.into_iter().chain(own).collect())
+    }
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => bail!("{}: {error}", path.display()),
+        _ => Ok(()),
+    }
+}
+
+/// Where a file is written until it is whole; not a name that runtimes read.
+fn beside(path: &Path) -> Result<PathBuf> {
+    let name = path.file_name().context("a file name")?.to_string_lossy().into_owned();
+    Ok(path.with_file_name(format!(".{name}.new")))
 }
 
 /// Succeeds when the plugin is in place.
@@ -259,9 +281,7 @@ fn kubeconfig(args: &InstallArgs) -> Result<String> {
 
 /// Writes a file whole or not at all.
 fn write(path: &Path, content: &[u8], mode: u32) -> Result<()> {
-    let name = path.file_name().context("a file name")?.to_string_lossy().into_owned();
-    // Not a name that runtimes read.
-    let beside = path.with_file_name(format!(".{name}.new"));
+    let beside = beside(path)?;
     let written = || {
         // What was left of one that was interrupted may have other rights.
         match std::fs::remove_file(&beside) {
@@ -273,6 +293,10 @@ fn write(path: &Path, content: &[u8], mode: u32) -> Result<()> {
         // The process may mask rights that are meant.
         file.set_permissions(std::fs::Permissions::from_mode(mode))?;
         file.write_all(content)?;
+        // Whole on the disk before it has the name: a node that loses its power keeps the old file or has the new one. And
+        // closed: a program that somebody has open to write it cannot be started.
+        file.sync_all()?;
+        drop(file);
         std::fs::rename(&beside, path)
     };
     written().with_context(|| path.display().to_string())
@@ -352,6 +376,22 @@ mod tests {
         std::fs::create_dir(place.conf_dir.join(".50-net.conflist.new")).unwrap();
         assert!(place.clean().is_err());
         assert!(place.bin_dir.join(conflist::TYPE).exists());
+    }
+
+    #[test]
+    fn nothing_is_left_of_what_was_interrupted() {
+        let (_folder, place) = node("50-net.conf", None);
+        place.enable().unwrap();
+        let left = [
+            place.conf_dir.join(".k.new"),
+            place.conf_dir.join(".50-net.conflist.new"),
+            place.bin_dir.join(format!(".{}.new", conflist::TYPE)),
+        ];
+        left.iter().for_each(|path| std::fs::write(path, "token").unwrap());
+        std::fs::write(place.conf_dir.join(".other.new"), "another's").unwrap();
+        place.clean().unwrap();
+        assert!(left.iter().all(|path| !path.exists()), "{left:?}");
+        assert!(place.conf_dir.join(".other.new").exists());
     }
 
     #[test]
