@@ -159,6 +159,10 @@ impl LabAdmission {
         if ips.is_empty() {
             ips.clone_from(&before);
         }
+        if ips.len() > 1 && ips.iter().any(|ip| ip == NO_ADDRESS) {
+            let message = format!("{NO_ADDRESS} stands for no address at all; it must be the only one");
+            return Err(Denial::field("spec.clusterIPs", message));
+        }
         if let (Some(given), Some(before)) = (ips.first(), before.first())
             && given != before
         {
@@ -199,8 +203,9 @@ impl LabAdmission {
 
     /// Whether a service other than `own` has the address.
     fn is_used(&self, address: IpAddr, own: &ObjectKey) -> bool {
-        let text = address.to_string();
-        let has = |service: &Arc<Object>| cluster_ips(service.spec()).contains(&text);
+        // One address of IPv6 can be written in several ways.
+        let is_it = |text: &String| text.parse() == Ok(address);
+        let has = |service: &Arc<Object>| cluster_ips(service.spec()).iter().any(is_it);
         list(&self.store, "", "Service").iter().any(|service| has(service) && service.key() != *own)
     }
 
@@ -418,8 +423,26 @@ mod tests {
             json!({"ipFamilies": ["IPv4"], "clusterIP": "fd00:10:96::98"}),
             json!({"clusterIP": "fd00:10:97::98"}),
             json!({"clusterIP": first}),
+            json!({"clusterIPs": ["None", "10.96.0.77"], "ipFamilyPolicy": "RequireDualStack"}),
+            json!({"clusterIPs": ["None", "None"], "ipFamilyPolicy": "RequireDualStack"}),
+            json!({"clusterIPs": ["10.96.0.77", "None"], "ipFamilyPolicy": "RequireDualStack"}),
         ] {
             assert!(admit("c", spec.clone(), None).is_err(), "{spec}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_the_same_however_it_is_written() {
+        let lab = admission().with_ipv6(true);
+        let kind = by_kind("", "Service").unwrap();
+        let admit = |name: &str, address: &str| {
+            let request = AdmissionRequest { operation: Operation::Create, kind, user: "u", dry_run: false, old: None };
+            let mut new = service(name, json!({"clusterIPs": [address]}));
+            lab.admit_now(&request, &mut new).map(|()| new)
+        };
+        lab.store.create(admit("a", "fd00:10:96:0::99").unwrap()).unwrap();
+        for (address, free) in [("fd00:10:96::99", false), ("FD00:10:96:0:0:0:0:99", false), ("fd00:10:96::9a", true)] {
+            assert_eq!(admit("b", address).is_ok(), free, "{address}");
         }
     }
 

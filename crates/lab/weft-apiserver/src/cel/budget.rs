@@ -20,6 +20,8 @@ pub(super) const MAX_TIME: Duration = Duration::from_secs(5);
 const MAX_AT_ONCE: usize = 4;
 /// Longest URL in bytes: what it is taken apart into is not seen.
 const MAX_URL: usize = 8 << 10;
+/// Most digits behind the point of one number.
+const MAX_PRECISION: u64 = 1000;
 /// About what a value takes beside its text or items, in bytes.
 const BASE: u64 = 64;
 
@@ -133,6 +135,7 @@ fn beforehand(name: &str, given: &[&Value]) -> Result<(u64, u64), ExecutionError
         "join" => of_size(0).saturating_mul(length(text(1))),
         "split" => pieces(text(0), text(1)).saturating_mul(BASE * 2),
         "findAll" => length(text(0)).saturating_add(1).saturating_mul(BASE * 2),
+        "format" => precisions(text(0)),
         "url" | "isURL" if length(text(0)) > MAX_URL as u64 => {
             return Err(ExecutionError::function_error(name, format!("a URL has at most {MAX_URL} bytes")));
         }
@@ -145,6 +148,25 @@ fn beforehand(name: &str, given: &[&Value]) -> Result<(u64, u64), ExecutionError
         _ => 0,
     };
     Ok(((all >> 10).saturating_add(pairs / 64), bytes.saturating_add(all)))
+}
+
+/// Digits that a format asks for: `%.3f` makes a number of three, `%.3e` too, however small what it is given. More than
+/// [`MAX_PRECISION`] for one number is more than there is.
+fn precisions(format: &str) -> u64 {
+    let mut sum = 0_u64;
+    let mut parts = format.split('%').skip(1);
+    while let Some(part) = parts.next() {
+        if part.is_empty() {
+            // `%%` is a sign of percent; what follows it is text.
+            parts.next();
+            continue;
+        }
+        let digits: &str = part.strip_prefix('.').unwrap_or_default();
+        let digits = &digits[..digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len())];
+        let digits = if digits.is_empty() { 0 } else { digits.parse().unwrap_or(u64::MAX) };
+        sum = if digits > MAX_PRECISION { u64::MAX } else { sum.saturating_add(digits) };
+    }
+    sum
 }
 
 /// Does something that takes its time and memory: not on a thread that others wait for, and not with too many others.
@@ -193,6 +215,24 @@ mod tests {
                 });
             }
         });
+    }
+
+    #[test]
+    fn digits_that_a_format_asks_for() {
+        for (format, digits) in [
+            ("", 0),
+            ("%s and %d", 0),
+            ("%.3f %.20e, %.f", 23),
+            ("100%%.5000", 0),
+            ("%%%.5f", 5),
+            ("%.1000f", 1000),
+            ("%.1001f", u64::MAX),
+            ("%.99999999999999999999999f%.1f", u64::MAX),
+            ("%.1001f%.1f", u64::MAX),
+            ("%", 0),
+        ] {
+            assert_eq!(precisions(format), digits, "{format}");
+        }
     }
 
     #[test]

@@ -429,6 +429,8 @@ mod tests {
             "(self.s + self.s + self.s).split('').size() > 0".into(),
             "(self.s + self.s + self.s).findAll('a').size() > 0".into(),
             "self.l.distinct().size() > 0 && sets.contains(self.l, self.l)".into(),
+            "'%.1000000000f'.format([1.0]).size() > 0".into(),
+            "lists.range(500).all(a, '%.60000e'.format([1.5]).size() > 0)".into(),
             // An error that is swallowed does not let the rest go on.
             "lists.range(100000000000).size() > 0 || self.s.replace('a', 'b').size() == 0".into(),
         ] {
@@ -442,6 +444,7 @@ mod tests {
             "lists.range(1000).size() == 1000",
             "self.s.replace('a', 'bb').size() == 200000",
             "self.l.all(a, string(a) != '')",
+            "'%.3f of 100%%'.format([1.5]) == '1.500 of 100%'",
         ] {
             assert_eq!(on(&schema, &value, text), Ok("Bool(true)".into()), "{text}");
         }

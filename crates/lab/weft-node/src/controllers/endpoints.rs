@@ -182,18 +182,23 @@ fn write_endpoints(store: &MemoryStore, service: &Object, members: &[&Object]) {
         let (ready, not_ready): (Vec<_>, Vec<_>) = pods.into_iter().partition(|pod| is_ready(service, pod));
         let addresses = |pods: Vec<&Object>| -> Vec<Value> {
             let address = |pod: &&Object| {
+                let ip = address(pod, family)?;
                 let target = json!({"kind": "Pod", "name": pod.name(), "namespace": pod.namespace(), "uid": uid(pod)});
-                json!({"ip": address(pod, family), "nodeName": node_of(pod), "targetRef": target})
+                Some(json!({"ip": ip, "nodeName": node_of(pod), "targetRef": target}))
             };
-            pods.iter().map(address).collect()
+            pods.iter().filter_map(address).collect()
         };
         let mut subset = json!({"ports": ports});
         for (field, pods) in [("addresses", ready), ("notReadyAddresses", not_ready)] {
-            if !pods.is_empty() {
-                subset[field] = addresses(pods).into();
+            let found = addresses(pods);
+            if !found.is_empty() {
+                subset[field] = found.into();
             }
         }
-        subsets.push(subset);
+        // Pods may have no address of the service's family.
+        if subset.as_object().is_some_and(|subset| subset.len() > 1) {
+            subsets.push(subset);
+        }
     }
     let mut object = owned("v1", "Endpoints", service, service.metadata.labels.clone().unwrap_or_default());
     object.metadata.name = Some(service.name().into());

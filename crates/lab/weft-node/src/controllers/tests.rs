@@ -161,6 +161,27 @@ fn scaling_and_endpoints() {
 }
 
 #[test]
+fn a_pod_without_an_address_of_the_family_is_no_endpoint() {
+    let store = store();
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "default"},
+        "spec": {"selector": {"app": "web"}, "ipFamilies": ["IPv6"], "clusterIP": "fd00:10:96::9", "ports": [{"port": 80}]}});
+    store.create(object(service)).unwrap();
+    store.create(deployment("v1", 2)).unwrap();
+    settle(&store);
+    node_step(&store, 2);
+    settle(&store);
+    let subsets = || store.find("", "Endpoints", "default", "web").unwrap().body["subsets"].clone();
+    assert_eq!(subsets(), json!([]), "both have addresses of IPv4 alone");
+    let pod = list(&store, "", "Pod")[0].clone();
+    let status = json!({"phase": "Running", "podIP": "10.244.0.9", "podIPs": [{"ip": "10.244.0.9"}, {"ip": "fd00:10:244::9"}],
+        "conditions": [{"type": "Ready", "status": "True"}]});
+    set_status(&store, &pod, status);
+    settle(&store);
+    let addresses = subsets()[0]["addresses"].clone();
+    assert_eq!((addresses.as_array().unwrap().len(), &addresses[0]["ip"]), (1, &json!("fd00:10:244::9")));
+}
+
+#[test]
 fn stateful_pods_come_in_order_and_keep_their_names() {
     let store = store();
     let set = |image: &str| {
