@@ -312,7 +312,7 @@ impl<V: Variant> Connection<V> {
         self.asks = false;
         self.offer = Arc::new(match self.whole.is_on_demand() {
             true => {
-                let permit = self.shared.generating.acquire().await;
+                let permit = self.shared.selecting.acquire().await;
                 let _permit = permit.map_err(|_| Status::unavailable("the control plane is shutting down"))?;
                 let start = Instant::now();
                 let part = self.whole.part(&mut self.selection, self.session.questions());

@@ -96,7 +96,10 @@ pub(crate) struct Shared {
     pub closing: watch::Sender<bool>,
     pub registry: Registry,
     pub metrics: Metrics,
+    /// Turns of those for whom everything is made.
     pub generating: Semaphore,
+    /// Turns of those who take what they asked for of it: short, and never behind the long ones.
+    pub selecting: Semaphore,
     pub pools: Arc<Pools>,
     places: Arc<Places>,
     pub secret_access: OnceLock<SecretAccess>,
@@ -113,14 +116,16 @@ impl AdsServer {
     /// A server that makes resources with `generator`.
     pub fn new(generator: impl Generate, options: Options) -> Self {
         let processors = std::thread::available_parallelism().map_or(2, usize::from);
+        // One processor stays free for webhooks, leases and probes.
+        let turns = processors.saturating_sub(1).max(1);
         let shared = Shared {
             generator: Box::new(generator),
             snapshots: watch::Sender::new(None),
             closing: watch::Sender::new(false),
             registry: Registry::default(),
             metrics: Metrics::default(),
-            // One processor stays free for webhooks, leases and probes.
-            generating: Semaphore::new(processors.saturating_sub(1).max(1)),
+            generating: Semaphore::new(turns),
+            selecting: Semaphore::new(turns),
             pools: Arc::default(),
             places: Places::new(options.max_streams),
             secret_access: OnceLock::new(),
@@ -350,17 +355,54 @@ mod tests {
         }
     }
 
+    fn question(number: usize) -> DeltaDiscoveryRequest {
+        let node = Node { id: "sidecar~10.0.0.1~p.default~default.svc.x".into(), ..Default::default() };
+        DeltaDiscoveryRequest {
+            node: (number == 0).then_some(node),
+            type_url: type_url::DEMAND.into(),
+            resource_names_subscribe: vec![format!("http/80/{number}")],
+            ..Default::default()
+        }
+    }
+
+    /// Returns when a proxy has the answers to so many questions.
+    async fn answered(server: &AdsServer, count: usize) {
+        let all = |offer: Arc<crate::Offer>| offer.answered() == Some(count);
+        while !server.shared.registry.list().iter().any(|proxy| proxy.offer().is_some_and(all)) {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// In a storm everybody's configuration is made anew: who has asked a question waits for its answer alone.
+    #[tokio::test]
+    async fn questions_do_not_queue_behind_generations() {
+        let server = AdsServer::new(Asked, Options::default());
+        server.publish(Arc::default());
+        let (ask, asked) = mpsc::channel(QUEUE);
+        let (sink, mut responses) = mpsc::channel(QUEUE);
+        let serving = serve::<Delta>(server.shared.clone(), Caller::Unproven, None, ReceiverStream::new(asked), sink);
+        let questions = async {
+            ask.send(Ok(question(0))).await.unwrap();
+            answered(&server, 1).await;
+            let turns = &server.shared.generating;
+            let others = turns.acquire_many(u32::try_from(turns.available_permits()).unwrap()).await.unwrap();
+            ask.send(Ok(question(1))).await.unwrap();
+            answered(&server, 2).await;
+            drop(others);
+        };
+        let in_time = tokio::time::timeout(Duration::from_secs(30), async {
+            tokio::select! {
+                () = serving => panic!("the stream ended: {:?}", responses.recv().await),
+                () = questions => {}
+            }
+        });
+        in_time.await.expect("in time");
+    }
+
     #[tokio::test]
     async fn questions_that_come_together_are_looked_into_together() {
         let server = AdsServer::new(Asked, Options::default());
         server.publish(Arc::default());
-        let node = Node { id: "sidecar~10.0.0.1~p.default~default.svc.x".into(), ..Default::default() };
-        let question = |number: usize| DeltaDiscoveryRequest {
-            node: (number == 0).then(|| node.clone()),
-            type_url: type_url::DEMAND.into(),
-            resource_names_subscribe: vec![format!("http/80/{number}")],
-            ..Default::default()
-        };
         let requests = stream::iter((0..60).map(question).map(Ok)).chain(stream::pending());
         let (sink, mut responses) = mpsc::channel(QUEUE);
         let serving = serve::<Delta>(server.shared.clone(), Caller::Unproven, None, requests, sink);
@@ -369,11 +411,7 @@ mod tests {
                 let count = metrics.lines().find_map(|line| line.strip_prefix("weft_xds_on_demand_time_count "));
                 count.and_then(|count| count.parse::<usize>().ok()).unwrap_or_default()
             };
-            let all = |offer: Arc<crate::Offer>| offer.answered() == Some(60);
-            let asked = || server.shared.registry.list().iter().any(|proxy| proxy.offer().is_some_and(all));
-            while !asked() {
-                tokio::task::yield_now().await;
-            }
+            answered(&server, 60).await;
             wanted(&server.shared.metrics.render(&[]))
         };
         let times = tokio::time::timeout(Duration::from_secs(30), async {

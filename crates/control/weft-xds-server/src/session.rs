@@ -600,8 +600,11 @@ impl TypeState {
 
 /// True when both hold the same: the same shared part, and equal own parts.
 fn same(a: &ResourceMap, b: &ResourceMap) -> bool {
-    Arc::ptr_eq(a.shared(), b.shared())
-        && a.own().len() == b.own().len()
+    Arc::ptr_eq(a.shared(), b.shared()) && (std::ptr::eq(a.own(), b.own()) || same_own(a, b))
+}
+
+fn same_own(a: &ResourceMap, b: &ResourceMap) -> bool {
+    a.own().len() == b.own().len()
         && a.own().iter().zip(b.own()).all(|((n, x), (m, y))| n == m && (Arc::ptr_eq(x, y) || x.hash == y.hash))
 }
 
