@@ -78,6 +78,7 @@ pub(crate) async fn follow(
                 ads.publish(next.clone());
                 latest.send_replace(next.clone());
             }
+            ads.built(Arc::new(inputs.clone()));
             current = Some(next);
         }
         let rested = Instant::now() + rest(begun.elapsed());

@@ -369,6 +369,7 @@ impl<V: Variant> Connection<V> {
                 }
             }
         }
+        self.status.pushed(self.offer.version);
         Ok(())
     }
 }

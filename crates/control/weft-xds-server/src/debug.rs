@@ -61,6 +61,7 @@ pub fn router(monitoring: Monitoring) -> Router {
     let debug = Router::new()
         .route("/debug/syncz", get(syncz))
         .route("/debug/config_dump", get(dump))
+        .route("/debug/config_distribution", get(distribution))
         .route("/debug/registryz", get(registryz))
         .route("/debug/endpointz", get(endpointz))
         .route("/debug/push_status", get(push_status))
@@ -160,6 +161,41 @@ async fn dump(
         Ok(value) => Json(value).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
+}
+
+/// An object.
+#[derive(Deserialize)]
+struct ObjectQuery {
+    #[serde(default)]
+    group: String,
+    kind: String,
+    #[serde(default)]
+    namespace: String,
+    name: String,
+}
+
+/// Which version of an object the configuration is made from, and which proxies have that configuration.
+async fn distribution(
+    State(monitoring): State<Monitoring>,
+    Extension(scope): Extension<Scope>,
+    Query(query): Query<ObjectQuery>,
+) -> Json<Value> {
+    let server = &monitoring.server;
+    // In this order: what follows from the object is then in the snapshot, or in a later one.
+    let inputs = server.inputs();
+    let version = server.snapshot().map_or(0, |snapshot| snapshot.version);
+    let mut objects = inputs.of(&query.group, &query.kind).iter();
+    let found = objects.find(|o| o.namespace() == query.namespace && o.name() == query.name);
+    let object = found.filter(|_| scope.covers(&query.namespace)).map(|object| {
+        let metadata = &object.metadata;
+        json!({
+            "generation": metadata.generation.unwrap_or(0),
+            "resourceVersion": metadata.resource_version.clone().unwrap_or_default(),
+        })
+    });
+    let proxies = server.proxies().list();
+    let shown = proxies.iter().filter(|p| scope.covers(namespace_of(&p.name)));
+    Json(json!({"object": object, "version": version, "proxies": shown.map(|p| p.distribution()).collect::<Vec<_>>()}))
 }
 
 async fn registryz(State(monitoring): State<Monitoring>, Extension(scope): Extension<Scope>) -> Json<Value> {

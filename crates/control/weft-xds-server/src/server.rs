@@ -23,7 +23,7 @@ use tonic::codegen::Service;
 use tonic::metadata::MetadataMap;
 use tonic::server::NamedService;
 use tonic::{Request, Response, Status, Streaming};
-use weft_model::MeshSnapshot;
+use weft_model::{Inputs, MeshSnapshot};
 use weft_proto::envoy::service::discovery::v3::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
@@ -104,6 +104,8 @@ pub(crate) struct Shared {
     places: Arc<Places>,
     pub secret_access: OnceLock<SecretAccess>,
     pub observer: OnceLock<Arc<dyn Observer>>,
+    /// What the newest build read.
+    built: watch::Sender<Arc<Inputs>>,
 }
 
 /// The server of all proxies. A clone shares all state.
@@ -130,6 +132,7 @@ impl AdsServer {
             places: Places::new(options.max_streams),
             secret_access: OnceLock::new(),
             observer: OnceLock::new(),
+            built: watch::Sender::new(Arc::default()),
             options,
         };
         Self { shared: Arc::new(shared) }
@@ -157,6 +160,17 @@ impl AdsServer {
     /// The snapshot being served.
     pub fn snapshot(&self) -> Option<Arc<MeshSnapshot>> {
         self.shared.snapshots.borrow().as_ref().map(|p| p.snapshot.clone())
+    }
+
+    /// Says what the newest build read. Call it after the snapshot was published, where that was necessary: who reads an object
+    /// here finds what follows from it in [`Self::snapshot`].
+    pub fn built(&self, inputs: Arc<Inputs>) {
+        self.shared.built.send_replace(inputs);
+    }
+
+    /// What the newest build read.
+    pub fn inputs(&self) -> Arc<Inputs> {
+        self.shared.built.borrow().clone()
     }
 
     /// Connected proxies.

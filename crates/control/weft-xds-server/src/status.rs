@@ -41,6 +41,8 @@ pub struct ProxyStatus {
 struct Inner {
     types: BTreeMap<Kind, TypeStatus>,
     offer: Option<Arc<Offer>>,
+    /// Build of which everything was sent that can be sent now; `None` while it is not known what there is to send.
+    pushed: Option<u64>,
     subscribed: BTreeMap<Kind, bool>,
 }
 
@@ -107,7 +109,13 @@ impl Registry {
 
 impl ProxyStatus {
     pub(crate) fn offered(&self, offer: Arc<Offer>) {
-        self.lock().offer = Some(offer);
+        let mut inner = self.lock();
+        (inner.offer, inner.pushed) = (Some(offer), None);
+    }
+
+    /// Nothing of this build is left to be sent before the proxy says something.
+    pub(crate) fn pushed(&self, version: u64) {
+        self.lock().pushed = Some(version);
     }
 
     pub(crate) fn subscribed(&self, kind: Kind) {
@@ -125,6 +133,8 @@ impl ProxyStatus {
     /// Records an answer; gives the time since the push.
     pub(crate) fn answered(&self, answer: &Answer) -> Option<std::time::Duration> {
         let mut inner = self.lock();
+        // What was held back until now may follow.
+        inner.pushed = None;
         let (kind, nonce, error) = match answer {
             Answer::Ack { kind, nonce } => (kind, nonce, None),
             Answer::Nack { kind, nonce, message } => (kind, nonce, Some(message.clone())),
@@ -140,6 +150,22 @@ impl ProxyStatus {
     /// What it may have at the moment.
     pub fn offer(&self) -> Option<Arc<Offer>> {
         self.lock().offer.clone()
+    }
+
+    /// The form of `/debug/config_distribution`: the build that the proxy was sent, types that it has not answered, and those
+    /// that it refused. One that has acknowledged nothing yet has nothing yet.
+    pub fn distribution(&self) -> Value {
+        let inner = self.lock();
+        let each = || inner.types.iter().map(|(kind, state)| (kind.short(), state));
+        let some = each().any(|(_, state)| !state.acked.is_empty());
+        let late = each().filter(|(_, state)| state.error.is_none() && state.sent != state.acked);
+        let refused = each().filter_map(|(kind, state)| Some((kind.to_string(), Value::from(state.error.clone()?))));
+        json!({
+            "proxy": self.name,
+            "version": inner.pushed.filter(|_| some).unwrap_or(0),
+            "waiting": late.map(|(kind, _)| kind).collect::<Vec<_>>(),
+            "refused": refused.collect::<serde_json::Map<_, _>>(),
+        })
     }
 
     /// The form of `/debug/syncz`.

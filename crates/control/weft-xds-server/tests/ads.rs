@@ -298,6 +298,69 @@ impl Sotw {
     }
 }
 
+/// What `/debug/config_distribution` says of one object.
+async fn distribution(server: &Server, who: &str) -> serde_json::Value {
+    let path = "/debug/config_distribution?group=networking.istio.io&kind=Sidecar&namespace=default&name=s";
+    let (status, body) = server.debug(path, "127.0.0.1", Some(who)).await;
+    assert_eq!(status, 200, "{body}");
+    serde_json::from_str(&body).unwrap()
+}
+
+#[tokio::test]
+async fn which_proxies_have_an_object_is_told() {
+    let server = Server::with(&[(Kind::Cluster, &[("a", "1")]), (Kind::Listener, &[("l", "1")])]).await;
+    let mut inputs = server.inputs.clone();
+    let object = |generation: i64| {
+        let value = serde_json::json!({"apiVersion": "networking.istio.io/v1", "kind": "Sidecar",
+            "metadata": {"name": "s", "namespace": "default", "generation": generation, "resourceVersion": "9"}, "spec": {}});
+        Arc::new(serde_json::from_value(value).unwrap())
+    };
+    inputs.set("networking.istio.io", "Sidecar", vec![object(2)]);
+    server.ads.built(Arc::new(inputs));
+    let told = distribution(&server, "Bearer root").await;
+    assert_eq!(told["object"], serde_json::json!({"generation": 2, "resourceVersion": "9"}));
+    let hidden = distribution(&server, "Bearer other").await;
+    assert!(hidden["object"].is_null() && hidden["proxies"].as_array().unwrap().is_empty(), "{hidden}");
+
+    // The state of the one proxy, once it is as wanted.
+    let until = async |wanted: &dyn Fn(&serde_json::Value, u64) -> bool| {
+        let end = Instant::now() + Duration::from_secs(30);
+        loop {
+            let told = distribution(&server, "Bearer root").await;
+            let version = told["version"].as_u64().unwrap();
+            let proxy = told["proxies"][0].clone();
+            if wanted(&proxy, version) {
+                return;
+            }
+            assert!(Instant::now() < end, "{told}");
+            tokio::task::yield_now().await;
+        }
+    };
+    let has = |proxy: &serde_json::Value, version: u64| {
+        proxy["version"] == version
+            && proxy["waiting"] == serde_json::json!([])
+            && proxy["refused"] == serde_json::json!({})
+    };
+    let mut client = server.delta("default/reviews").await;
+    client.subscribe(Kind::Cluster, &[]).await;
+    let first = client.receive().await;
+    until(&|proxy, _| proxy["waiting"] == serde_json::json!(["CDS"])).await;
+    client.answer(&first, None).await;
+    until(&has).await;
+    // A push that is not answered, then refused; the next one is taken.
+    server.offer(&[(Kind::Cluster, &[("a", "2")])]);
+    let second = client.receive().await;
+    until(&|proxy, _| proxy["waiting"] == serde_json::json!(["CDS"])).await;
+    client.answer(&second, Some("cluster a: no")).await;
+    until(&|proxy, _| proxy["refused"]["CDS"] == "cluster a: no").await;
+    server.offer(&[(Kind::Cluster, &[("a", "3")])]);
+    client.take().await;
+    until(&has).await;
+    // What does not concern the proxy is distributed as soon as it is published.
+    server.offer(&[(Kind::Cluster, &[("a", "3")]), (Kind::Listener, &[("l", "2")])]);
+    until(&has).await;
+}
+
 #[tokio::test]
 async fn delta_sends_only_what_changed() {
     let all: Sample = &[
