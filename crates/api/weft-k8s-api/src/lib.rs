@@ -20,4 +20,4 @@ pub use k8s_openapi;
 pub use kept::Kept;
 pub use kinds::KindInfo;
 pub use object::{Object, ObjectKey};
-pub use validate::{Problem, Validation, parse_spec, validate};
+pub use validate::{Problem, Validation, parse_spec, patch_problems, validate, validate_shape};

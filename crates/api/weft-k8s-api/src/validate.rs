@@ -75,7 +75,32 @@ impl Validation {
 
 /// Checks an object. Objects of kinds that Weft does not know are checked for their names only.
 pub fn validate(object: &Object) -> Validation {
+    checked(object, Report::new(object))
+}
+
+/// As [`validate`], but without a look into the values of an EnvoyFilter's patches: for whoever applies the object, where a patch
+/// that is no configuration of Envoy's must not take its siblings along. Those are told by [`patch_problems`].
+pub fn validate_shape(object: &Object) -> Validation {
+    checked(object, Report { shape_only: true, ..Report::new(object) })
+}
+
+/// Which patches of an EnvoyFilter have a value that is no configuration of Envoy's; none when the object cannot be read.
+pub fn patch_problems(object: &Object) -> Vec<Problem> {
+    let Ok(spec) = parse_spec::<istio::EnvoyFilter>(object) else { return Vec::new() };
+    if !validate_shape(object).is_valid() {
+        return Vec::new();
+    }
     let mut report = Report::new(object);
+    extensions::patch_values(&spec, &mut report);
+    report.into_validation().errors
+}
+
+/// Envoy's schema. Whoever looks into many EnvoyFilters holds it meanwhile: to decode it takes some 10 ms.
+pub fn envoy_schema() -> impl Sized {
+    weft_proto::json::pool()
+}
+
+fn checked(object: &Object, mut report: Report) -> Validation {
     kubernetes::metadata(object, &mut report);
     match (object.group(), object.kind.as_str()) {
         ("networking.istio.io" | "security.istio.io" | "telemetry.istio.io" | "extensions.istio.io", kind) => {
@@ -157,11 +182,13 @@ pub fn parse_spec<T: DeserializeOwned + Default>(object: &Object) -> Result<T, B
 pub(crate) struct Report {
     object: ObjectKey,
     found: Validation,
+    /// The values of patches are not looked into.
+    shape_only: bool,
 }
 
 impl Report {
     fn new(object: &Object) -> Self {
-        Report { object: object.key(), found: Validation::default() }
+        Report { object: object.key(), found: Validation::default(), shape_only: false }
     }
 
     fn into_validation(self) -> Validation {
@@ -213,7 +240,7 @@ impl Report {
 
 /// A mesh config is not an object; its problems are those of the config map that holds it.
 pub fn validate_mesh_config(object: &ObjectKey, path: &str, config: &istio::MeshConfig) -> Validation {
-    let mut report = Report { object: object.clone(), found: Validation::default() };
+    let mut report = Report { object: object.clone(), found: Validation::default(), shape_only: false };
     mesh_config::check(config, path, &mut report);
     report.into_validation()
 }

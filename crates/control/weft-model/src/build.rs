@@ -2,6 +2,7 @@
 //! changed.
 
 use crate::gateway_api::{Source, Translated};
+use crate::jwks::KeySets;
 use crate::memo::{Memo, State};
 use crate::services::{export_to, kubernetes_services};
 use crate::{
@@ -70,6 +71,9 @@ impl<'a> Build<'a> {
             destination_rule: default(&inputs.mesh.default_destination_rule_export_to),
         };
         let mut state = (*old.memo.0).clone();
+        // Read with one schema, however many there are.
+        let patches_known = state.kinds.patch_problems.is_of(inputs.of("networking.istio.io", "EnvoyFilter"));
+        let _schema = (!patches_known).then(weft_k8s_api::validate::envoy_schema);
         state.kinds = state.kinds.refresh(inputs, version);
         // Everything starts as it was; the steps replace what changed.
         let mut new = old.clone();
@@ -305,7 +309,11 @@ impl<'a> Build<'a> {
             self.new.request_auth = policies::index(&kinds.request_authentication.items, ignore);
             self.new.sections.security = self.version;
         }
-        let all = [kinds.sidecars.changed, kinds.telemetry.changed, kinds.envoy_filters.changed];
+        if self.any(&[self.new.sections.security]) {
+            self.new.key_sets = KeySets::of(&self.new, &self.old.key_sets);
+        }
+        let [filters, patches] = [kinds.envoy_filters.changed, kinds.patch_problems.changed];
+        let all = [kinds.sidecars.changed, kinds.telemetry.changed, filters, patches];
         if policies_changed || self.mesh_changed || self.any(&all) {
             let mut found = Vec::new();
             policies::sidecars(&kinds.sidecars.items, &mut found);
@@ -315,6 +323,7 @@ impl<'a> Build<'a> {
             policies::index(&kinds.telemetry.items, &mut found);
             policies::envoy_filters(&kinds.envoy_filters.items, &mut found);
             self.state.policy_warnings = Arc::new(found);
+            policies::patch_problems(&kinds.patch_problems.items, &mut found);
         }
     }
 
@@ -356,6 +365,9 @@ impl<'a> Build<'a> {
             self.state.route_warnings = Arc::new(warnings::of_routes(&self.new));
         }
         if self.any(&[s.mesh, s.gateways, s.workloads, s.secrets]) {
+        if self.any(&[s.mesh, s.services, s.security]) {
+            self.state.security_warnings = Arc::new(warnings::of_security(&self.new));
+        }
             self.state.gateway_warnings = Arc::new(warnings::of_gateways(&self.new));
         }
     }
@@ -371,9 +383,9 @@ impl<'a> Build<'a> {
         if !same_list(&statuses, &self.old.statuses) {
             self.new.statuses = Arc::new(statuses);
         }
-        found.extend(warnings::of_security(&self.new));
         self.references();
-        found.extend(self.state.route_warnings.iter().chain(self.state.gateway_warnings.iter()).cloned());
+        let referring = [&self.state.security_warnings, &self.state.route_warnings, &self.state.gateway_warnings];
+        found.extend(referring.into_iter().flat_map(|list| list.iter().cloned()));
         found.sort();
         found.dedup();
         self.new.warnings = found;

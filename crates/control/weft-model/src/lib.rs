@@ -45,13 +45,13 @@ pub use snapshot::*;
 pub use trim::{kept, trim};
 pub use virtual_services::MESH_GATEWAY;
 
-/// Reads the spec of an Istio object that passes validation. (Unknown fields were reported when it was accepted; they do
-/// not stop it here.)
+/// Reads the spec of an Istio object whose shape passes validation. (Unknown fields were reported when it was accepted; they do
+/// not stop it here. Neither do patches whose values are wrong: each is left out by itself, `memo::PATCHES`.)
 fn istio_spec<T>(object: &weft_k8s_api::Object) -> Result<T, parsed::Unreadable>
 where
     T: serde::de::DeserializeOwned + Default,
 {
-    if let Some(problem) = weft_k8s_api::validate(object).errors.into_iter().next() {
+    if let Some(problem) = weft_k8s_api::validate_shape(object).errors.into_iter().next() {
         return Err(parsed::Unreadable { path: problem.path, message: problem.message });
     }
     weft_k8s_api::parse_spec(object).map_err(|p| parsed::Unreadable { path: p.path, message: p.message })

@@ -29,6 +29,7 @@ pub(crate) struct State {
     pub virtual_services: HashMap<(String, String), Arc<Resolved>>,
     pub rule_warnings: Arc<Vec<Warning>>,
     pub policy_warnings: Arc<Vec<Warning>>,
+    pub security_warnings: Arc<Vec<Warning>>,
     pub route_warnings: Arc<Vec<Warning>>,
     pub gateway_warnings: Arc<Vec<Warning>>,
     /// What the Gateway API's objects and Ingresses stand for.
@@ -74,6 +75,7 @@ kinds! {
     gateways: "networking.istio.io", "Gateway" => istio::Gateway = spec_reader();
     sidecars: "networking.istio.io", "Sidecar" => istio::Sidecar = spec_reader();
     envoy_filters: "networking.istio.io", "EnvoyFilter" => istio::EnvoyFilter = spec_reader();
+    patch_problems: "networking.istio.io", "EnvoyFilter" => Vec<(String, String)> = PATCHES;
     peer_authentication: "security.istio.io", "PeerAuthentication" => istio::PeerAuthentication = spec_reader();
     authorization: "security.istio.io", "AuthorizationPolicy" => istio::AuthorizationPolicy = spec_reader();
     request_authentication: "security.istio.io", "RequestAuthentication" => istio::RequestAuthentication = spec_reader();
@@ -117,6 +119,13 @@ impl Kinds {
         ]
     }
 }
+
+/// The patches of an EnvoyFilter that are left out, each with its place and the reason: what Envoy's schema does not know, or
+/// reads otherwise. The siblings of such a patch may be what keeps strangers out, and stay.
+const PATCHES: Reader<Vec<(String, String)>> = |object: &Object| {
+    let problems = weft_k8s_api::patch_problems(object).into_iter();
+    Ok(problems.map(|problem| (problem.path, problem.message)).collect())
+};
 
 /// Reads the spec of an Istio kind. An object that does not pass validation is not read: it slipped past admission, and
 /// half of a rule may be worse than none.

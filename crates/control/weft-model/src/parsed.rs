@@ -81,10 +81,15 @@ pub(crate) type Reader<T> = fn(&Object) -> Result<T, Unreadable>;
 
 impl<T: PartialEq> Kind<T> {
     /// This kind after build `version`, whose list is `objects`.
+impl<T> Kind<T> {
+    /// Whether these objects were read already.
+    pub fn is_of(&self, objects: &[Arc<Object>]) -> bool {
+        self.objects.len() == objects.len() && self.objects.iter().zip(objects).all(|(a, b)| same_revision(a, b))
+    }
+}
+
     pub fn refresh(self: &Arc<Self>, objects: &[Arc<Object>], version: u64, reader: Reader<T>) -> Arc<Self> {
-        let unchanged =
-            self.objects.len() == objects.len() && self.objects.iter().zip(objects).all(|(a, b)| same_revision(a, b));
-        if unchanged {
+        if self.is_of(objects) {
             return self.clone();
         }
         let before: HashMap<(&str, &str), usize> =

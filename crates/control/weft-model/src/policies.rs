@@ -184,6 +184,16 @@ pub(crate) fn envoy_filters(
     out
 }
 
+/// Says of patches that are left out why.
+pub(crate) fn patch_problems(objects: &Objects<Vec<(String, String)>>, warnings: &mut Vec<Warning>) {
+    for object in objects {
+        for (path, why) in object.spec.iter() {
+            let message = format!("{why}; this patch is left out, the object's others are applied");
+            warnings.push(Warning { at: object.meta.provenance.at(path), code: "IST0106", message });
+        }
+    }
+}
+
 /// Why patches of a kind do nothing; `None` when they are applied.
 fn not_applied(to: istio::ApplyTo) -> Option<&'static str> {
     match to {

@@ -1,13 +1,15 @@
 //! What is wrong with objects that are accepted: references to what is not there. (Conflicts are found where things are
 //! merged.)
 
+use crate::jwks::KeySet;
 use crate::parsed::selects;
 use crate::virtual_services::MESH_GATEWAY;
 use crate::{
     DestinationRule, ExportTo, Gateway, KeySource, Labels, MeshSnapshot, VirtualService, Warning, authorizers,
-    certificates, gateway_conflicts, hosts, jwks, services,
+    certificates, gateway_conflicts, hosts, services,
 };
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use weft_core::Provenance;
 use weft_k8s_api::istio;
 
@@ -49,13 +51,11 @@ pub(crate) fn of_security(snapshot: &MeshSnapshot) -> Vec<Warning> {
     }
     for policy in snapshot.request_auth.values().flatten() {
         for (i, rule) in policy.spec.jwt_rules.iter().enumerate() {
-            let (field, why) = match KeySource::of(rule) {
-                None => ("jwks", unreadable(&rule.jwks)),
-                Some(source) => match snapshot.jwks.get(&source) {
-                    Some(Ok(text)) => ("jwksUri", unreadable(text)),
-                    Some(Err(why)) => ("jwksUri", Some((why.to_string(), ""))),
-                    None => continue,
-                },
+            let field = if KeySource::of(rule).is_none() { "jwks" } else { "jwksUri" };
+            let why = match snapshot.key_text(rule) {
+                Some(Ok((text, fetched))) => unreadable(&snapshot.key_set(text, fetched)),
+                Some(Err(why)) => Some((why.clone(), "")),
+                None => None,
             };
             let Some((why, by)) = why else { continue };
             let at = policy.provenance.at(format!("spec.jwtRules[{i}].{field}"));
@@ -66,10 +66,11 @@ pub(crate) fn of_security(snapshot: &MeshSnapshot) -> Vec<Warning> {
 }
 
 /// Why a key set checks no tokens, and where.
-fn unreadable(text: &str) -> Option<(String, &'static str)> {
-    match jwks::for_envoy(text) {
-        Err(why) => Some((why.to_string(), "")),
-        Ok(text) => jwks::only_usable(&text).err().map(|why| (why.to_string(), " by all proxies but Envoys")),
+fn unreadable(keys: &KeySet) -> Option<(Arc<str>, &'static str)> {
+    let by_us = |why: &Arc<str>| (why.clone(), " by all proxies but Envoys");
+    match &keys.envoy {
+        Err(why) => Some((why.clone(), "")),
+        Ok(_) => keys.weft.as_ref().err().map(by_us),
     }
 }
 

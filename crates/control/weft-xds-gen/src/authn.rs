@@ -9,19 +9,14 @@ use crate::pb::{core, hcm, http_filter, route};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use weft_k8s_api::istio::{self, JwtRule};
-use weft_model::{KeySource, MeshSnapshot, Policy, jwks};
+use weft_model::jwks::NO_KEYS;
+use weft_model::{MeshSnapshot, Policy};
 use weft_proto::envoy::extensions::filters::http::jwt_authn::v3 as jwt;
 
 /// Name of the filter.
 pub(crate) const FILTER: &str = "envoy.filters.http.jwt_authn";
 /// Key of the claims in the filter's metadata.
 const PAYLOAD: &str = "payload";
-/// A set by which no token is valid, but a set: Envoy refuses a listener whose set has no key. The point's x is the SHA-256 of
-/// `weft: the keys of this issuer are not known 0`, so that nobody has chosen it with the private key at hand.
-const NO_KEYS: &str = concat!(
-    r#"{"keys":[{"kty":"EC","crv":"P-256","alg":"ES256","kid":"none","x":"qyz2pEhQCNijrrbdhzPKw5C62V3lCOprtuZgT-dSqrI","#,
-    r#""y":"_jyQpz4sWkZ5Oao5Cy-YQ9wzicgxARq8ExFUk6H1hn0"}]}"#
-);
 /// Claims that are lists of words whatever the rule says.
 const SPACE_DELIMITED: [&str; 2] = ["permission", "scope"];
 /// Beginning of the header names of VirtualServices that stand for claims.
@@ -128,19 +123,14 @@ fn provider(rule: &JwtRule, reroute: bool, keys: String) -> jwt::JwtProvider {
 }
 
 fn keys(snapshot: &MeshSnapshot, rule: &JwtRule, weft: bool) -> String {
-    let text = match KeySource::of(rule) {
-        None => Some(rule.jwks.as_str()),
-        Some(source) => snapshot.jwks.get(&source).and_then(|keys| keys.as_deref().ok()),
-    };
     // An Envoy refuses the whole listener for a set without a key that it can use, and goes on with the old one.
-    let readable = text.and_then(|text| jwks::for_envoy(text).ok());
-    let readable = if weft { readable.and_then(|text| jwks::only_usable(&text).ok()) } else { readable };
-    readable.unwrap_or_else(|| NO_KEYS.into())
+    snapshot.keys_of(rule, weft).map_or_else(|| NO_KEYS.into(), |keys| keys.to_string())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use weft_model::jwks;
 
     #[test]
     fn nobodys_keys_are_keys() {

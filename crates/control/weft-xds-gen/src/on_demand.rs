@@ -114,11 +114,12 @@ impl<'a> Ask<'a> {
 }
 
 /// What one stream asked for, and the part of everything that this led to. Kept with the stream: as long as everything is
-/// the same, a further question costs its own answer.
+/// the same, a further question costs the look for its own answer, and one pass over the names of the questions and of the kinds
+/// of resources that it adds to; what it adds nothing to is handed out as it was, the packed table of names too.
 #[derive(Debug, Default)]
 pub struct Selection {
     full: Option<Arc<ProxyResources>>,
-    answers: Resources,
+    answers: Arc<Resources>,
     picked: Picked,
     /// Counts questions looked into.
     answered: u64,
@@ -150,18 +151,21 @@ impl Selection {
             let Some(ask) = Ask::parse(name).filter(|_| !self.answers.contains_key(name)) else { continue };
             let answer = picking.answer(&ask);
             self.answered += 1;
-            self.answers.insert(name.into(), Resource::new(name, &answer));
+            Arc::make_mut(&mut self.answers).insert(name.into(), Resource::new(name, &answer));
         }
         self.picked = picking.out;
-        let Picked { listeners, routes, virtual_hosts, clusters, endpoints, names } = &self.picked;
-        let own = |resources: &Resources| ResourceMap::new(NOTHING.clone(), resources.clone());
+        let Picked { listeners, routes, virtual_hosts, clusters, endpoints, names, packed } = &mut self.picked;
+        let own = |resources: &Arc<Resources>| ResourceMap::new(NOTHING.clone(), resources.clone());
         let part = ProxyResources {
             listeners: own(listeners),
             routes: own(routes),
             virtual_hosts: own(virtual_hosts),
             clusters: own(clusters),
             endpoints: own(endpoints),
-            name_table: directory.names.is_some().then(|| name_table::packed(names)),
+            name_table: directory
+                .names
+                .is_some()
+                .then(|| packed.get_or_insert_with(|| name_table::packed(names)).clone()),
             ..(**full).clone()
         };
         Some((part, own(&self.answers)))
@@ -183,14 +187,26 @@ struct Picking<'a> {
     out: Picked,
 }
 
+/// The maps are shared with what was handed out: one that is added to is copied first.
 #[derive(Debug, Default)]
 struct Picked {
-    listeners: Resources,
-    routes: Resources,
-    virtual_hosts: Resources,
-    clusters: Resources,
-    endpoints: Resources,
+    listeners: Arc<Resources>,
+    routes: Arc<Resources>,
+    virtual_hosts: Arc<Resources>,
+    clusters: Arc<Resources>,
+    endpoints: Arc<Resources>,
     names: NameTable,
+    /// `names`, packed; `None` since something was added to them.
+    packed: Option<Arc<Resource>>,
+}
+
+/// Adds a resource; false when it was there already.
+fn add(to: &mut Arc<Resources>, resource: &Arc<Resource>) -> bool {
+    let new = !to.contains_key(&resource.name);
+    if new {
+        Arc::make_mut(to).insert(resource.name.clone(), resource.clone());
+    }
+    new
 }
 
 impl Picking<'_> {
@@ -232,14 +248,19 @@ impl Picking<'_> {
     fn names(&mut self, name: &str) -> Vec<String> {
         let Some(known) = &self.directory.names else { return Vec::new() };
         let found = known.of(&self.directory.dns_domain, name);
-        let entries = found.iter().filter_map(|name| Some((name.clone(), known.table.table.get(name)?.clone())));
-        self.out.names.table.extend(entries);
+        let new = found.iter().filter(|name| !self.out.names.table.contains_key(*name));
+        let entries: Vec<_> =
+            new.filter_map(|name| Some((name.clone(), known.table.table.get(name)?.clone()))).collect();
+        if !entries.is_empty() {
+            self.out.names.table.extend(entries);
+            self.out.packed = None;
+        }
         found.into_iter().collect()
     }
 
     fn listener(&mut self, name: &str) -> bool {
         let Some(listener) = self.full.listeners.get(name) else { return false };
-        if self.out.listeners.insert(listener.name.clone(), listener.clone()).is_none() {
+        if add(&mut self.out.listeners, listener) {
             for name in references(listener) {
                 self.route(name);
                 self.cluster(name);
@@ -250,7 +271,7 @@ impl Picking<'_> {
 
     fn route(&mut self, name: &str) {
         let Some(route) = self.full.routes.get(name) else { return };
-        if self.out.routes.insert(route.name.clone(), route.clone()).is_some() {
+        if !add(&mut self.out.routes, route) {
             return;
         }
         references(route).into_iter().for_each(|name| self.cluster(name));
@@ -272,7 +293,7 @@ impl Picking<'_> {
 
     fn virtual_host(&mut self, name: &str) -> bool {
         let Some(host) = self.full.virtual_hosts.get(name) else { return false };
-        if self.out.virtual_hosts.insert(host.name.clone(), host.clone()).is_none() {
+        if add(&mut self.out.virtual_hosts, host) {
             references(host).into_iter().for_each(|name| self.cluster(name));
         }
         true
@@ -280,12 +301,12 @@ impl Picking<'_> {
 
     fn cluster(&mut self, name: &str) {
         let Some(cluster) = self.full.clusters.get(name) else { return };
-        if self.out.clusters.insert(cluster.name.clone(), cluster.clone()).is_some() {
+        if !add(&mut self.out.clusters, cluster) {
             return;
         }
         for name in references(cluster) {
             if let Some(endpoints) = self.full.endpoints.get(name) {
-                self.out.endpoints.insert(endpoints.name.clone(), endpoints.clone());
+                add(&mut self.out.endpoints, endpoints);
             }
             self.cluster(name);
         }
@@ -574,6 +595,17 @@ mod tests {
             let answer: Demand = weft_proto::unpack(&answers.get(&question).unwrap().any).unwrap();
             assert_eq!(answer.names, want, "{name}");
         }
+        // The table is packed anew when a question adds to it.
+        let (whole, mut kept) = (Arc::new(full.clone()), Selection::default());
+        let mut table = |asked: &[&str]| kept.select(&whole, asked.iter().copied()).unwrap().0;
+        let first = table(&["dns/a"]);
+        let second = table(&["dns/a", "http/80/b", "dns/a.default.svc.x"]);
+        assert!(Arc::ptr_eq(first.name_table.as_ref().unwrap(), second.name_table.as_ref().unwrap()));
+        assert!(std::ptr::eq(first.listeners.own(), second.listeners.own()), "nothing was added to the listeners");
+        assert!(first.clusters.len() < second.clusters.len());
+        let third = table(&["dns/a", "http/80/b", "dns/a.default.svc.x", "dns/pod-0.db"]);
+        let names: NameTable = weft_proto::unpack(&third.name_table.unwrap().any).unwrap();
+        assert_eq!(names.table.keys().collect::<Vec<_>>(), ["a.default.svc.x", "pod-0.db.default.svc.x"]);
         let none = select(&full, []).unwrap().0.name_table.unwrap();
         assert!(weft_proto::unpack::<NameTable>(&none.any).unwrap().table.is_empty(), "what nobody asked for");
     }

@@ -63,16 +63,17 @@ pub type Resources = BTreeMap<Strng, Arc<Resource>>;
 
 /// Resources of one type as one proxy sees them: a part that all proxies of equal view share, and its own.
 /// A name of its own hides the shared one.
+/// A clone is two reference counts.
 #[derive(Debug, Clone, Default)]
 pub struct ResourceMap {
     shared: Arc<Resources>,
-    own: Resources,
+    own: Arc<Resources>,
 }
 
 impl ResourceMap {
     /// The shared part as it is, and `own` over it.
-    pub fn new(shared: Arc<Resources>, own: Resources) -> Self {
-        Self { shared, own }
+    pub fn new(shared: Arc<Resources>, own: impl Into<Arc<Resources>>) -> Self {
+        Self { shared, own: own.into() }
     }
 
     /// The resource of that name.
@@ -120,7 +121,7 @@ impl ResourceMap {
 
 impl FromIterator<Arc<Resource>> for ResourceMap {
     fn from_iter<I: IntoIterator<Item = Arc<Resource>>>(resources: I) -> Self {
-        Self { shared: Arc::default(), own: by_name(resources) }
+        Self { shared: Arc::default(), own: Arc::new(by_name(resources)) }
     }
 }
 

@@ -14,14 +14,12 @@ use weft_proto::envoy::config::{
     route::v3::{Route, RouteConfiguration, VirtualHost},
 };
 use weft_proto::envoy::extensions::filters::network::http_connection_manager::v3::HttpFilter;
-use weft_proto::json::{JsonError, UnknownFields, from_json_with, pool};
+use weft_proto::json::{JsonError, UnknownFields, from_json_with};
 
-/// Says what is wrong with the value of a patch at `path`.
+/// Says what is wrong with the value of a patch at `path`. The caller holds the schema.
 pub(super) fn check(patch: &EnvoyConfigObjectPatch, path: &str, report: &mut Report) {
     let Some(change) = patch.patch.as_ref().filter(|change| !change.value.is_empty()) else { return };
     let value = Value::Object(change.value.clone());
-    // Both readings share one decoded schema.
-    let _schema = pool();
     let read = |unknown| fits(patch.apply_to, &value, unknown);
     if let Err(error) = read(UnknownFields::LeftOut) {
         let (at, reason) = place(path, error);

@@ -23,6 +23,21 @@ pub(super) fn envoy_filter(spec: &EnvoyFilter, report: &mut Report) {
     for (i, patch) in spec.config_patches.iter().enumerate() {
         config_patch(patch, &format!("spec.configPatches[{i}]"), report);
     }
+    if !report.shape_only {
+        patch_values(spec, report);
+    }
+}
+
+/// Whether the values of the patches are configuration of Envoy's.
+pub(super) fn patch_values(spec: &EnvoyFilter, report: &mut Report) {
+    if spec.config_patches.is_empty() {
+        return;
+    }
+    // All of them share one decoded schema.
+    let _schema = super::envoy_schema();
+    for (i, patch) in spec.config_patches.iter().enumerate() {
+        envoy_patch::check(patch, &format!("spec.configPatches[{i}]"), report);
+    }
 }
 
 fn config_patch(patch: &EnvoyConfigObjectPatch, path: &str, report: &mut Report) {
@@ -57,7 +72,6 @@ fn config_patch(patch: &EnvoyConfigObjectPatch, path: &str, report: &mut Report)
     if operation == PatchOperation::Add && patch.apply_to == ApplyTo::RouteConfiguration {
         report.error(format_args!("{path}.patch.operation"), "ADD is not supported for ROUTE_CONFIGURATION; use MERGE");
     }
-    envoy_patch::check(patch, path, report);
     if let Some(matches) = &patch.matches {
         config_match(patch.apply_to, matches, &format!("{path}.match"), report);
     }

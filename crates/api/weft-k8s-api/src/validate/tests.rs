@@ -1,7 +1,7 @@
 //! Tables of good and bad objects, one per kind. A bad line is the change that spoils a good object, the path of the
 //! problem and a part of its message.
 
-use super::{Problem, Validation, validate};
+use super::{Problem, Validation, patch_problems, validate, validate_shape};
 use crate::yaml;
 
 fn check(text: &str) -> Validation {
@@ -710,6 +710,22 @@ fn extensions() {
         &["selector: {matchLabels: {app: a}}\nconcurrency: 0\nenvironmentVariables: {A: b}\nimage: {imageType: debug}"],
     );
     bad("networking.istio.io/v1beta1", "ProxyConfig", &[("concurrency: -1", "spec.concurrency", "0 means")]);
+}
+
+/// Who applies an EnvoyFilter is told of the patches that are wrong, one by one.
+#[test]
+fn a_bad_value_is_no_bad_shape() {
+    let patches = "configPatches: [{applyTo: CLUSTER, patch: {operation: MERGE, value: {connect_timeout: fast}}}, {applyTo: CLUSTER, patch: {operation: MERGE, value: {connect_timeout: 1s}}}]";
+    let read = |spec: &str| {
+        let text = object("networking.istio.io/v1alpha3", "EnvoyFilter", spec);
+        yaml::documents(&text, "test.yaml").unwrap().remove(0).object
+    };
+    let filter = read(patches);
+    assert!(!validate(&filter).is_valid() && validate_shape(&filter).is_valid());
+    let told: Vec<String> = patch_problems(&filter).into_iter().map(|problem| problem.path).collect();
+    assert_eq!(told, ["spec.configPatches[0].patch.value.connect_timeout"]);
+    let shapeless = read("configPatches: [{applyTo: CLUSTER, patch: {value: {connect_timeout: fast}}}]");
+    assert!(!validate_shape(&shapeless).is_valid());
 }
 
 #[test]

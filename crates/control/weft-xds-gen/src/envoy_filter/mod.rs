@@ -19,7 +19,7 @@ use prost::{Message, Name};
 use select::Facts;
 use serde_json::Value;
 use std::any::Any;
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use weft_core::{Provenance, Strng};
@@ -37,6 +37,8 @@ pub fn bound(snapshot: &MeshSnapshot, proxy: &ProxyView) -> Vec<Arc<Policy<istio
 struct Item<'a> {
     patch: &'a EnvoyConfigObjectPatch,
     origin: Provenance,
+    /// Its value as the message that it is, once it was needed; `None` when it is none.
+    written: OnceCell<Option<Value>>,
     outcome: RefCell<Outcome>,
 }
 
@@ -93,25 +95,21 @@ impl Item<'_> {
 
     /// The value as a message of that type writes it: names and words as the schema spells them.
     fn value_of<M: Message + Name + Default>(&self) -> Option<Value> {
-        self.as_written::<M>(self.value())
+        self.once(|| as_written::<M>(&self.value()))
     }
 
     /// As [`Self::value_of`] for a network filter, said in the words of the proxy.
     fn network_filter(&self, facts: &Facts) -> Option<Value> {
-        let value = retired::network_filter_for(facts.weft, self.value());
+        self.once(|| as_written::<Filter>(&retired::network_filter_for(facts.weft, self.value())?))
+    }
+
+    /// What `written` gives, which is asked once: a patch may match thousands of messages.
+    fn once(&self, written: impl FnOnce() -> Option<Value>) -> Option<Value> {
+        let value = self.written.get_or_init(written).clone();
         if value.is_none() {
             self.failed();
         }
-        self.as_written::<Filter>(value?)
-    }
-
-    fn as_written<M: Message + Name + Default>(&self, value: Value) -> Option<Value> {
-        let read = json::from_json_with::<M>(&value, UnknownFields::LeftOut);
-        let read = read.and_then(|message| json::to_json(&message, true));
-        if read.is_err() {
-            self.failed();
-        }
-        read.ok()
+        value
     }
 
     fn applied(&self) {
@@ -132,6 +130,11 @@ impl Item<'_> {
             Outcome::Failed => self.failed(),
         }
     }
+}
+
+fn as_written<M: Message + Name + Default>(value: &Value) -> Option<Value> {
+    let read = json::from_json_with::<M>(value, UnknownFields::LeftOut);
+    read.and_then(|message| json::to_json(&message, true)).ok()
 }
 
 /// The patches of some kinds, and what they made before.
@@ -161,7 +164,7 @@ pub(crate) fn apply(
         for (i, patch) in filter.spec.config_patches.iter().enumerate() {
             let origin = filter.provenance.at(format!("spec.configPatches[{i}]"));
             if facts.concerns(patch) {
-                items.push(Item { patch, origin, outcome: RefCell::new(Outcome::Idle) });
+                items.push(Item { patch, origin, written: OnceCell::new(), outcome: RefCell::new(Outcome::Idle) });
             }
         }
     }
