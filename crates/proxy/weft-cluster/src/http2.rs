@@ -17,12 +17,14 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
+use tokio::task::AbortHandle;
 use weft_codec::h2::{Outgoing, PumpError, StreamBody, head};
 use weft_codec::{Io, ProxyBody, Reason};
 
-/// HTTP/2 windows: enough for 1 Gbit/s at 8 ms, and no more, since an endpoint may fill them all.
+/// HTTP/2 window of a stream: enough for 1 Gbit/s at 8 ms, and no more, since an endpoint may fill them all.
 const STREAM_WINDOW: u32 = 1024 * 1024;
-const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// That of a connection: so many clients that read nothing of their answers leave room for the others'.
+const CONNECTION_WINDOW: u32 = 16 * STREAM_WINDOW;
 /// Longest head of a response.
 const MAX_HEAD: u32 = 64 * 1024;
 /// Bytes of one stream that wait to be written, beside the frame that its body has in hand.
@@ -31,6 +33,26 @@ const MAX_SEND_BUFFER: usize = 400 * 1024;
 const MAX_LOCAL_RESETS: usize = 1024;
 /// Streams until the endpoint's SETTINGS say how many.
 const FIRST_STREAMS: usize = 100;
+
+/// What of a request goes on when its response's head is there. The stream ends when it is dropped before its end.
+#[derive(Debug)]
+pub(crate) enum Rest {
+    /// Nothing.
+    Nothing,
+    /// The way to the endpoint, which was asked to connect.
+    Way(SendStream<Bytes>),
+    /// The body.
+    Body { _upload: Upload },
+}
+
+/// A body that a task of its own sends. No more of it is sent when this is dropped, at once: with its response a request is over,
+/// for its client and for the place that it has among the connection's streams; and another try must not find another reader of
+/// the body.
+#[derive(Debug)]
+pub(crate) struct Upload {
+    outgoing: Rc<RefCell<Option<Outgoing>>>,
+    task: AbortHandle,
+}
 
 /// A connection; closed when it is dropped and its last stream has ended.
 pub(crate) struct Http2 {
@@ -123,16 +145,12 @@ impl Http2 {
         self.sender.borrow().as_ref().is_some_and(SendRequest::is_extended_connect_protocol_enabled)
     }
 
-    /// Sends a request; returns when the response's head is there, and for `CONNECT` with the way to the endpoint.
+    /// Sends a request; returns when the response's head is there, with what goes on of the request.
     ///
     /// # Errors
     /// With the request, when it was not touched.
-    pub async fn send(
-        &self,
-        request: Request<ProxyBody>,
-    ) -> Result<(Response<ProxyBody>, Option<SendStream<Bytes>>), SendFailure> {
+    pub async fn send(&self, request: Request<ProxyBody>) -> Result<(Response<ProxyBody>, Rest), SendFailure> {
         if let Err(error) = self.ready() {
-            self.state.closed.set(true);
             let error = UpstreamError::from_h2(&error, true);
             return Err(SendFailure { error, request: Some(Box::new(request)) });
         }
@@ -145,27 +163,32 @@ impl Http2 {
         let opened = self.open(Request::from_parts(parts, ()), ended);
         let failed = |error| SendFailure { error, request: None };
         let (answer, stream) = opened.map_err(|error| failed(UpstreamError::from_h2(&error, false)))?;
-        let (response, stream) = match (ended, is_connect) {
-            (false, false) => (with_body(answer, Outgoing::new(body, stream)).await.map_err(failed)?, None),
+        let (response, rest) = match (ended, is_connect) {
+            (false, false) => with_body(answer, Outgoing::new(body, stream)).await.map_err(failed)?,
             _ => {
                 let response = answer.await.map_err(|error| failed(UpstreamError::from_h2(&error, false)))?;
-                (response, is_connect.then_some(stream))
+                (response, if is_connect { Rest::Way(stream) } else { Rest::Nothing })
             }
         };
         let (parts, body) = response.into_parts();
         // Some servers send bytes where a message has none (RFC 9110 §6.4.1): they are not waited for.
         let is_empty = is_head || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         let body = if is_empty { ProxyBody::empty() } else { StreamBody::new(body, &parts.headers).into() };
-        Ok((Response::from_parts(parts, body), stream))
+        Ok((Response::from_parts(parts, body), rest))
     }
 
-    /// Whether a request can be sent now. The pool sees to it that there are no more streams than the endpoint wants: should
-    /// there be, in the moment in which it wants fewer, they wait in the connection.
+    /// It takes another request: its endpoint has not said that it goes, which may long be before its end.
+    pub fn takes_requests(&self) -> bool {
+        self.ready().is_ok()
+    }
+
+    /// Whether a request can be sent now; if not, none ever can again. The pool sees to it that there are no more streams than
+    /// the endpoint wants: should there be, in the moment in which it wants fewer, they wait in the connection.
     fn ready(&self) -> Result<(), h2::Error> {
         let mut sender = self.sender.borrow_mut();
         let Some(sender) = sender.as_mut() else { return Err(h2::Reason::NO_ERROR.into()) };
         match sender.poll_ready(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(outcome) => outcome,
+            Poll::Ready(outcome) => outcome.inspect_err(|_| self.state.closed.set(true)),
             Poll::Pending => {
                 // It waits for its last stream to open; a copy does not.
                 *sender = sender.clone();
@@ -204,9 +227,11 @@ async fn run(mut connection: Connection<Io, Bytes>, state: Rc<State>, guard: Opt
     }
 }
 
-/// Sends the body and waits for the response's head, which may come before the body's end; the rest of it is then sent by a task
-/// of its own.
-async fn with_body(mut answer: ResponseFuture, outgoing: Outgoing) -> Result<Response<RecvStream>, UpstreamError> {
+/// Sends the body and waits for the response's head, which may come before the body's end.
+async fn with_body(
+    mut answer: ResponseFuture,
+    outgoing: Outgoing,
+) -> Result<(Response<RecvStream>, Rest), UpstreamError> {
     let mut outgoing = Some(outgoing);
     let response = poll_fn(|cx| {
         if let Some(sending) = &mut outgoing {
@@ -220,12 +245,32 @@ async fn with_body(mut answer: ResponseFuture, outgoing: Outgoing) -> Result<Res
         Pin::new(&mut answer).poll(cx).map_err(|error| UpstreamError::from_h2(&error, false))
     })
     .await?;
-    if let Some(mut outgoing) = outgoing {
-        tokio::task::spawn_local(async move {
-            if let Err(error) = poll_fn(|cx| outgoing.poll(cx)).await {
+    Ok((response, outgoing.map_or(Rest::Nothing, |outgoing| Rest::Body { _upload: Upload::start(outgoing) })))
+}
+
+impl Upload {
+    fn start(outgoing: Outgoing) -> Self {
+        let outgoing = Rc::new(RefCell::new(Some(outgoing)));
+        let sending = outgoing.clone();
+        let task = tokio::task::spawn_local(async move {
+            let sent = poll_fn(|cx| match &mut *sending.borrow_mut() {
+                Some(outgoing) => outgoing.poll(cx),
+                None => Poll::Ready(Ok(())),
+            });
+            if let Err(error) = sent.await {
                 tracing::debug!(%error, "the rest of a request was not sent");
             }
+            sending.take();
         });
+        Self { outgoing, task: task.abort_handle() }
     }
-    Ok(response)
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        self.task.abort();
+        // Not while it is being polled, which may be what drops this: then it goes with its task.
+        let outgoing = self.outgoing.try_borrow_mut().ok().and_then(|mut outgoing| outgoing.take());
+        drop(outgoing);
+    }
 }

@@ -7,11 +7,9 @@ use crate::connect::{self, Alpn, ConnectionFacts, Plan, Source};
 use crate::error::UpstreamError;
 use crate::hosts::Host;
 use crate::http1::Http1;
-use crate::http2::Http2;
+use crate::http2::{Http2, Rest};
 use crate::limits::{Limit, Permit};
 use crate::stats::ClusterStats;
-use bytes::Bytes;
-use h2::SendStream;
 use http::{Request, Response};
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
@@ -104,8 +102,8 @@ pub struct Lease {
 #[derive(Debug)]
 enum Kind {
     Http1(Option<Box<Http1>>),
-    /// With the way to the endpoint, once it was asked to connect.
-    Http2(Rc<Http2>, Option<SendStream<Bytes>>),
+    /// With what goes on of the request.
+    Http2(Rc<Http2>, Rest),
 }
 
 /// A request that got no response.
@@ -302,8 +300,10 @@ pub fn take(cluster: &LiveCluster, host: &Rc<Host>, want: &Want<'_>) -> Option<L
 pub async fn acquire(cluster: &Rc<LiveCluster>, host: &Rc<Host>, want: Want<'_>) -> Result<Lease, UpstreamError> {
     let (pool, one_connection) = serving(cluster, host, &want);
     let limits = &cluster.config.limits;
-    if let Some(lease) = pool.take(host, want, limits) {
-        return Ok(lease);
+    while let Some(lease) = pool.take(host, want, limits) {
+        if lease.takes_requests() {
+            return Ok(lease);
+        }
     }
     let _waiting = Waiting::start(cluster, want.priority)?;
     let mut failures = pool.failures.get();
@@ -328,8 +328,10 @@ pub async fn acquire(cluster: &Rc<LiveCluster>, host: &Rc<Host>, want: Want<'_>)
             cluster.stats.cx_overflow.inc();
             pool.freed.notified().await;
         }
-        if let Some(lease) = pool.take(host, Want { fresh: false, ..want }, limits) {
-            return Ok(lease);
+        while let Some(lease) = pool.take(host, Want { fresh: false, ..want }, limits) {
+            if lease.takes_requests() {
+                return Ok(lease);
+            }
         }
     }
 }
@@ -540,7 +542,7 @@ impl Lease {
         conn.active.set(conn.active.get() + 1);
         conn.served.set(conn.served.get().saturating_add(1));
         host.active.set(host.active.get() + 1);
-        Self { host: host.clone(), facts, reused, pool: pool.clone(), kind: Kind::Http2(conn, None) }
+        Self { host: host.clone(), facts, reused, pool: pool.clone(), kind: Kind::Http2(conn, Rest::Nothing) }
     }
 
     /// The connection speaks HTTP/2.
@@ -553,6 +555,15 @@ impl Lease {
         match &self.kind {
             Kind::Http2(conn, _) => conn.takes_extended_connect(),
             Kind::Http1(_) => false,
+        }
+    }
+
+    /// The connection is not one whose endpoint has said that it goes (GOAWAY) while requests are still under way on it. Such a
+    /// one is not found again.
+    fn takes_requests(&self) -> bool {
+        match &self.kind {
+            Kind::Http2(conn, _) => conn.takes_requests(),
+            Kind::Http1(_) => true,
         }
     }
 
@@ -573,9 +584,9 @@ impl Lease {
                 let error = UpstreamError::unsent(Reason::ConnectionTermination);
                 Err(SendFailure { error, request: Some(Box::new(request)) })
             }
-            Kind::Http2(conn, way) => {
-                let (response, stream) = conn.send(request).await?;
-                *way = stream;
+            Kind::Http2(conn, rest) => {
+                let (response, goes_on) = conn.send(request).await?;
+                *rest = goes_on;
                 Ok(response)
             }
         }
@@ -609,9 +620,10 @@ impl Lease {
     pub fn upgrade(&mut self, response: &mut Response<ProxyBody>) -> Option<Upgrading> {
         match &mut self.kind {
             Kind::Http1(conn) => Some(Upgrading::Ready(Box::new(conn.as_ref()?.take_stream()?))),
-            Kind::Http2(_, way) => {
+            Kind::Http2(_, rest) => {
                 let receive = std::mem::take(response.body_mut()).into_stream()?;
-                Some(Upgrading::Stream(Box::new(Tunnel::new(way.take()?, receive))))
+                let Rest::Way(send) = std::mem::replace(rest, Rest::Nothing) else { return None };
+                Some(Upgrading::Stream(Box::new(Tunnel::new(send, receive))))
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::connect::ConnectionFacts;
 use crate::hosts::Host;
-use crate::http2::Http2;
+use crate::http2::{Http2, Rest};
 use http::header::{CONTENT_TYPE, HOST, TE, USER_AGENT};
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
 use http::{HeaderValue, Method, Request, StatusCode};
@@ -155,18 +155,21 @@ async fn exchange(
         None if http2 => Kept::Http2(start_http2(connect().await?).await?),
         None => Kept::Http1(Wire::client(connect().await?).shared()),
     };
-    let (head, mut body) = match &connection {
+    // What goes on of the question must, until the answer has been read.
+    let (head, mut body, _rest) = match &connection {
         Kept::Http1(wire) => {
             let (parts, _) = request.into_parts();
             encode::request(wire.borrow_mut().out_buffer(), encode::Asking::from(&parts), Some(0));
             poll_fn(|cx| wire.borrow_mut().poll_flush(cx)).await.map_err(|e| text(&e))?;
             let answer = poll_fn(|cx| wire.borrow_mut().poll_response(cx, &parts.method)).await;
             let head = answer.map_err(|e| text(&e))?;
-            (head.response.into_parts().0, ProxyBody::from(WireBody::new(wire)))
+            (head.response.into_parts().0, ProxyBody::from(WireBody::new(wire)), Rest::Nothing)
         }
         Kept::Http2(connection) => {
             let sent = connection.send(request).await;
-            sent.map_err(|failure| text(&failure.error))?.0.into_parts()
+            let (response, rest) = sent.map_err(|failure| text(&failure.error))?;
+            let (head, body) = response.into_parts();
+            (head, body, rest)
         }
     };
     let mut grpc_status = grpc::status(&head.headers);

@@ -5,12 +5,16 @@
 mod common;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
 use common::*;
+use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 use weft_proto::envoy::service::auth::v3 as auth;
@@ -410,4 +414,58 @@ async fn an_authorizer_decides_about_connections() {
     }
     assert!(try_send(proxy.address("broken"), request("GET", "/", &[], "")).await.is_err(), "nobody to ask denies");
     assert_eq!(get(proxy.address("open"), "/").await.status, 200);
+}
+
+/// An authorizer over HTTP/2. On its first connection it says, as soon as it is asked, that it will go (it tells when that has
+/// been read), and answers when it is let; on the next it answers at once.
+async fn going() -> (SocketAddr, mpsc::UnboundedReceiver<()>, Arc<Notify>) {
+    async fn answer(mut respond: h2::server::SendResponse<Bytes>) {
+        let (head, body) = assent().into_parts();
+        let mut sending = respond.send_response(http::Response::from_parts(head, ()), false).unwrap();
+        sending.send_data(body.collect().await.unwrap().to_bytes(), true).unwrap();
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let (told, goes) = mpsc::unbounded_channel();
+    let go = Arc::new(Notify::new());
+    let gate = go.clone();
+    tokio::spawn(async move {
+        let mut first = h2::server::handshake(listener.accept().await.unwrap().0).await.unwrap();
+        let (_, held) = first.accept().await.unwrap().unwrap();
+        let mut pings = first.ping_pong().unwrap();
+        first.graceful_shutdown();
+        tokio::spawn(async move { while first.accept().await.is_some() {} });
+        // Frames are read in their order.
+        pings.ping(h2::Ping::opaque()).await.unwrap();
+        told.send(()).unwrap();
+        let mut second = h2::server::handshake(listener.accept().await.unwrap().0).await.unwrap();
+        tokio::spawn(async move {
+            while let Some(Ok((_, respond))) = second.accept().await {
+                answer(respond).await;
+            }
+        });
+        gate.notified().await;
+        answer(held).await;
+    });
+    (addr, goes, go)
+}
+
+/// What an endpoint that goes has under way ends there; what comes meanwhile goes on another connection, a filter's question too.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authorizer_that_goes_is_asked_on_another_connection() {
+    let app = Backend::echo("a").await;
+    let (authorizer, mut goes, go) = going().await;
+    let ask = typed(
+        "ext_authz.v3.ExtAuthz",
+        json!({"transport_api_version": "V3", "grpc_service": {"envoy_grpc": {"cluster_name": "authz"}, "timeout": "60s"}}),
+    );
+    let clusters = [("a", app.addr, ""), ("authz", authorizer, HTTP2)];
+    let set = |options: &mut weft_dataplane::Options| options.concurrency = std::num::NonZeroUsize::MIN;
+    let proxy = Proxy::start_with(&bootstrap("", &[ask], TO_A, &clusters), set).await;
+    let addr = proxy.addr();
+    let first = tokio::spawn(async move { get(addr, "/").await.status });
+    goes.recv().await.unwrap();
+    assert_eq!(get(addr, "/").await.status, 200);
+    go.notify_one();
+    assert_eq!(first.await.unwrap(), 200);
 }

@@ -3,12 +3,16 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+use bytes::Bytes;
 use common::*;
+use http_body_util::BodyExt as _;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 
 /// A server that fails with `status` the first `times` times.
 async fn flaky(status: u16, times: usize) -> Backend {
@@ -252,4 +256,132 @@ async fn connections_are_kept_and_counted() {
     let clusters = proxy.handle.clusters().await;
     assert_eq!((clusters[0].hosts[0].rq_total, clusters[0].hosts[0].rq_success), (10, 10));
     eventually("no request is under way", || proxy.metric("envoy_http_downstream_rq_active", &[]) == 0.0).await;
+}
+
+/// A request as the `h2` crate gives it to a server.
+type Stream = (http::Request<h2::RecvStream>, h2::server::SendResponse<Bytes>);
+
+/// A server of HTTP/2 that wants `streams` at once, and hands them over.
+async fn streams(streams: u32) -> (SocketAddr, mpsc::UnboundedReceiver<Stream>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let (hand_over, come) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let hand_over = hand_over.clone();
+            tokio::spawn(async move {
+                let mut builder = h2::server::Builder::new();
+                // Whatever is not read of one stream leaves room for the others.
+                builder.max_concurrent_streams(streams).initial_connection_window_size(16 << 20);
+                let mut connection = builder.handshake(stream).await.unwrap();
+                while let Some(Ok(stream)) = connection.accept().await {
+                    let _ = hand_over.send(stream);
+                }
+            });
+        }
+    });
+    (addr, come)
+}
+
+fn answer(respond: &mut h2::server::SendResponse<Bytes>, status: u16, body: &str) {
+    let head = http::Response::builder().status(status).body(()).unwrap();
+    let mut sending = respond.send_response(head, body.is_empty()).unwrap();
+    if !body.is_empty() {
+        sending.send_data(Bytes::from(body.to_string()), true).unwrap();
+    }
+}
+
+/// Reads until so many bytes have come; false when the stream ends before.
+async fn read(body: &mut h2::RecvStream, bytes: usize) -> bool {
+    let mut left = bytes;
+    while left > 0 {
+        let Some(Ok(data)) = body.data().await else { return false };
+        // Of a stream that was reset there is none.
+        let _ = body.flow_control().release_capacity(data.len());
+        left = left.saturating_sub(data.len());
+    }
+    true
+}
+
+async fn one_worker(routes: &str, clusters: &[(&str, SocketAddr, &str)]) -> Proxy {
+    let set = |options: &mut weft_dataplane::Options| options.concurrency = std::num::NonZeroUsize::MIN;
+    Proxy::start_with(&http_bootstrap("", routes, clusters), set).await
+}
+
+/// With its answer a request is over, however much of it has been sent: a client that goes on for ever must not keep others
+/// from the endpoint's streams.
+#[tokio::test(flavor = "multi_thread")]
+async fn class_http2_streams_of_answered_requests_are_free() {
+    let (addr, mut come) = streams(1).await;
+    let routes = all(r#"[{match: {prefix: "/"}, route: {cluster: a, timeout: 0s}}]"#);
+    let proxy = one_worker(&routes, &[("a", addr, HTTP2)]).await;
+    let (frames, answered) = upload(proxy.addr(), &[]).await;
+    frames.send(Bytes::from_static(b"hello")).await.unwrap();
+    // Held, and not read: the endpoint does not end it.
+    let (_request, mut respond) = come.recv().await.unwrap();
+    answer(&mut respond, 200, "");
+    let response = tokio::time::timeout(PATIENCE, answered).await.unwrap().unwrap().unwrap();
+    assert_eq!(response.status(), 200);
+    tokio::time::timeout(PATIENCE, frames.closed()).await.expect("the client hears that nobody reads on");
+    let others = tokio::spawn(async move {
+        let (_, mut respond) = come.recv().await.unwrap();
+        answer(&mut respond, 200, "ok");
+    });
+    assert_eq!(get(proxy.addr(), "/").await.body, "ok");
+    others.await.unwrap();
+}
+
+/// A body goes to one try at a time: what an earlier one would still read, a later one would miss.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_try_that_is_over_reads_no_more_of_the_body() {
+    const FIRST: usize = 100_000;
+    let (addr, mut come) = streams(100).await;
+    let proxy = one_worker(&with_retry("retry_on: 5xx, num_retries: 1"), &[("a", addr, HTTP2)]).await;
+    let (frames, answered) = upload(proxy.addr(), &[]).await;
+    let more = async |bytes: usize| frames.send(Bytes::from(vec![b'x'; bytes])).await.unwrap();
+    for _ in 0..10 {
+        more(FIRST / 10).await;
+    }
+    let (request, mut respond) = come.recv().await.unwrap();
+    // More has come than the stream's window has room for.
+    answer(&mut respond, 503, "");
+    let (again, mut respond) = tokio::time::timeout(PATIENCE, come.recv()).await.expect("another try").unwrap();
+    let (mut first, mut second) = (request.into_body(), again.into_body());
+    assert!(read(&mut second, FIRST).await, "what had come before");
+    assert!(!tokio::time::timeout(PATIENCE, read(&mut first, FIRST)).await.unwrap(), "the first try is over");
+    more(1).await;
+    drop(frames);
+    assert!(tokio::time::timeout(PATIENCE, read(&mut second, 1)).await.expect("the rest in time"));
+    answer(&mut respond, 200, "all of it");
+    let response = tokio::time::timeout(PATIENCE, answered).await.unwrap().unwrap().unwrap();
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "all of it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn class_http2_answers_that_nobody_reads_hold_up_nobody() {
+    const UNREAD: usize = 8;
+    let (addr, mut come) = streams(100).await;
+    let routes = all(r#"[{match: {prefix: "/"}, route: {cluster: a, timeout: 0s}}]"#);
+    let proxy = one_worker(&routes, &[("a", addr, HTTP2)]).await;
+    let endpoint = tokio::spawn(async move {
+        // More than a stream has room for.
+        let large = "x".repeat(2 * 1024 * 1024);
+        for body in [large.as_str(); UNREAD].into_iter().chain(["ok"]) {
+            let (_, mut respond) = come.recv().await.unwrap();
+            answer(&mut respond, 200, body);
+        }
+    });
+    let stream = tokio::net::TcpStream::connect(proxy.addr()).await.unwrap();
+    let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let mut unread = Vec::new();
+    for _ in 0..UNREAD {
+        client = client.ready().await.unwrap();
+        let request = http::Request::get("http://a.example/").body(()).unwrap();
+        let (answered, _) = client.send_request(request, true).unwrap();
+        unread.push(tokio::time::timeout(PATIENCE, answered).await.expect("in time").unwrap());
+    }
+    assert_eq!(get(proxy.addr(), "/").await.body, "ok");
+    endpoint.await.unwrap();
+    assert_eq!(unread.len(), UNREAD);
 }

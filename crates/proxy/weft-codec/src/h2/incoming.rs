@@ -32,8 +32,9 @@ impl StreamBody {
     /// The next frame.
     ///
     /// # Errors
-    /// When the stream was reset, or its connection failed. A reset without an error (RFC 9113 §8.1) is an end: a server needs
-    /// no more of a request that it has answered.
+    /// When the stream was reset, or its connection failed, before its end. A reset without an error is the end of a body of
+    /// which every byte has come; of one whose length nobody said, what came may be a part (RFC 9113 §8.1 has it only after
+    /// the end of the message).
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
         if !self.data_done {
             match ready!(self.stream.poll_data(cx)) {
@@ -54,7 +55,7 @@ impl StreamBody {
     }
 
     fn ended(&self, error: h2::Error) -> Option<Result<Frame<Bytes>, h2::Error>> {
-        let whole = self.left.is_none_or(|left| left == 0);
+        let whole = self.left == Some(0);
         if error.reason() == Some(Reason::NO_ERROR) && whole { None } else { Some(Err(error)) }
     }
 

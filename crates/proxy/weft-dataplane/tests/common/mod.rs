@@ -6,7 +6,8 @@
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -19,7 +20,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio_stream::wrappers::ReceiverStream;
 use weft_dataplane::{DataPlane, Handle, ListenerStatus, Options};
 use weft_proto::any::TypeUrl;
 use weft_proxy_config::bootstrap::{apply_static, load_bootstrap};
@@ -335,6 +337,48 @@ pub async fn http2(addr: SocketAddr) -> hyper::client::conn::http2::SendRequest<
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
     sender
+}
+
+/// Frames of a request's body, and the answer to the request.
+pub type Upload = (mpsc::Sender<Bytes>, tokio::task::JoinHandle<hyper::Result<Response<Incoming>>>);
+
+/// A POST to `http://a/chat` over HTTP/2, on a connection of its own, whose body goes on as long as its frames are sent.
+pub async fn upload(addr: SocketAddr, lines: &[(&str, &str)]) -> Upload {
+    let (frames, body) = mpsc::channel(1);
+    let body = tokio_stream::StreamExt::map(ReceiverStream::new(body), |data| Ok::<_, Infallible>(Frame::data(data)));
+    let stream = TokioIo::new(TcpStream::connect(addr).await.unwrap());
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    tokio::spawn(connection);
+    let mut request = Request::post("http://a/chat");
+    for (name, value) in lines {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(StreamBody::new(body)).unwrap();
+    (frames, tokio::spawn(async move { sender.send_request(request).await }))
+}
+
+/// A server, for authorizers, that tells of each request and answers when it is let.
+pub async fn slow(answer: fn() -> Response<Full<Bytes>>) -> (Backend, mpsc::UnboundedReceiver<()>, Arc<Notify>) {
+    let (told, asked) = mpsc::unbounded_channel();
+    let go = Arc::new(Notify::new());
+    let gate = go.clone();
+    let server = Backend::start(move |_| {
+        let (told, gate) = (told.clone(), gate.clone());
+        async move {
+            let _ = told.send(());
+            gate.notified().await;
+            answer()
+        }
+    });
+    (server.await, asked, go)
+}
+
+/// The answer of an authorizer by gRPC that assents: a CheckResponse whose status is OK.
+pub fn assent() -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from_static(&[0, 0, 0, 0, 2, 0x0a, 0])));
+    response.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+    response.headers_mut().insert("grpc-status", "0".parse().unwrap());
+    response
 }
 
 /// Sends bytes and reads one whole answer, or until the other side closes.
