@@ -77,8 +77,11 @@ fn apply(path: &Path, bootstrap: &Bootstrap, plane: &Plane) -> anyhow::Result<()
 
 async fn serve(bootstrap: Bootstrap, plane: Plane, args: &BootstrapArgs, path: &Path) -> anyhow::Result<()> {
     let state = ProxyState::default();
-    let registry = Registry::default();
     let block = |reason| state.readiness.block(reason);
+    let starting = block("listeners");
+    // First of all: it looks at what is mapped before anything else is.
+    tokio::spawn(memory::keep_giving_back(state.readiness.clone()));
+    let registry = Registry::default();
     let (node_id, node_cluster) = (bootstrap.node.id.clone(), bootstrap.node.cluster.clone());
     let local = LocalWorkload { node_id, node_cluster, ..LocalWorkload::default() };
     let drain = Duration::from_secs(args.drain_time_s);
@@ -102,7 +105,7 @@ async fn serve(bootstrap: Bootstrap, plane: Plane, args: &BootstrapArgs, path: &
         let watch = weft::watch_listeners(handle.clone(), plane.clone(), state.clone(), block("listeners"), Needs::Any);
         tokio::spawn(watch);
     }
-    tokio::spawn(memory::keep_giving_back(state.readiness.clone()));
+    drop(starting);
     let _servers = admin(&bootstrap, &plane, &state, registry, &handle, args, path).await?;
     tracing::info!(
         listeners = handle.listeners().len(),

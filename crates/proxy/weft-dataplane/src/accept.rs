@@ -95,7 +95,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, address: ListenAddress, accepted: 
     drop(counted);
 }
 
-fn new_downstream(
+pub(crate) fn new_downstream(
     worker: &Worker,
     listener: &LiveListener,
     peer: SocketAddr,
@@ -157,6 +157,12 @@ pub(crate) struct Way {
 }
 
 impl Way {
+    /// Straight to an address.
+    #[cfg(test)]
+    pub fn to(destination: SocketAddr) -> Self {
+        Self { address: ListenAddress::Tcp(destination), destination, local: destination }
+    }
+
     /// The listener that the configuration in force has for it. One that only redirects hands the connection to the listener
     /// of its original destination, when there is one.
     pub fn listener(&self, worker: &Worker) -> Option<Rc<LiveListener>> {

@@ -76,9 +76,15 @@ impl Seat {
         Rc::new(Self { slot, met, listener: RefCell::new(listener), unwanted: Cell::new(None) })
     }
 
-    /// When it ends in any case; `None` while there is no reason for it.
+    /// What its filter chain was chosen by.
+    pub fn facts(&self) -> ConnectionFacts<'_> {
+        self.met.facts()
+    }
+
+    /// When it ends in any case; `None` while there is no reason for it. The first reason counts: its connection is not looked
+    /// at again when that time has passed.
     pub fn ends_at(&self) -> Option<Instant> {
-        self.slot.ends_at().or(self.unwanted.get())
+        self.unwanted.get().or(self.slot.ends_at())
     }
 
     /// Looks at what the listener has become: the connection has its time to go when no chain would take it now. (That another
@@ -126,7 +132,8 @@ impl Standing {
         {
             return Some(End::Removed);
         }
-        if self.seat.slot.is_retired() || !self.is_in_question() {
+        // Also of a chain that is gone: its last rules may have come just before.
+        if !self.is_in_question() {
             return None;
         }
         let current = self.seat.slot.current();
@@ -154,5 +161,77 @@ impl Standing {
                 None => changed.await,
             }
         }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::listener::Listeners;
+    use std::sync::Arc;
+    use std::time::Duration;
+    use weft_proxy_config::bootstrap::{apply_static, load_bootstrap};
+    use weft_proxy_config::{ConfigBuilder, NetworkFilter, ProxySnapshot};
+
+    const TCP: &str = r#"{name: t, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy, stat_prefix: t, cluster: a}}"#;
+
+    /// A listener `l` whose chain has these network filters; none without them.
+    pub(crate) fn config(filters: &str) -> Arc<ProxySnapshot> {
+        let listener = match filters {
+            "" => String::new(),
+            _ => format!(
+                "{{name: l, address: {{socket_address: {{address: 127.0.0.1, port_value: 1}}}}, filter_chains: [{{filters: [{filters}]}}]}}"
+            ),
+        };
+        let bootstrap = load_bootstrap(&format!("static_resources: {{listeners: [{listener}]}}")).unwrap();
+        let mut builder = ConfigBuilder::default();
+        assert_eq!(apply_static(&bootstrap, &mut builder), Vec::<String>::new());
+        builder.snapshot()
+    }
+
+    /// The place of a connection under `config`, its listener, and all listeners.
+    pub(crate) fn seat(worker: &Worker, config: &ProxySnapshot) -> (Rc<Seat>, Rc<LiveListener>, Listeners) {
+        let listeners = Listeners::default().follow(worker, config);
+        let listener = listeners.named(&"l".into()).unwrap().clone();
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        let met = Met {
+            way: Way::to(address),
+            destination: address,
+            source: address,
+            peer: address.ip(),
+            server_name: None,
+            transport: Transport::RawBuffer,
+            protocols: Vec::new(),
+        };
+        let slot = listener.slot(worker, &met.facts()).unwrap();
+        (Seat::new(slot, met, listener.clone()), listener, listeners)
+    }
+
+    #[tokio::test]
+    async fn the_last_rules_of_a_chain_that_is_gone_hold() {
+        let worker = Worker::idle(Duration::from_secs(60));
+        let (seat, _, listeners) = seat(&worker, &config(TCP));
+        let standing = Standing::new(&seat, Some(seat.slot.current()));
+        let denied = |chain: &ChainRuntime| {
+            let is_rule = |filter: &NetworkFilter| matches!(filter, NetworkFilter::Rbac(_));
+            chain.chain.filters.iter().any(is_rule).then(|| "by a rule".to_string())
+        };
+        let rule = r#"{name: r, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC, stat_prefix: t, rules: {action: DENY}}}"#;
+        // Both before the connection is looked at.
+        let listeners = listeners.follow(&worker, &config(&format!("{rule}, {TCP}")));
+        listeners.follow(&worker, &config(""));
+        assert!(seat.slot.is_retired());
+        assert_eq!(standing.now(denied), Some(End::Denied("by a rule".into())));
+    }
+
+    #[tokio::test]
+    async fn the_first_reason_to_end_counts() {
+        let worker = Worker::idle(Duration::from_secs(60));
+        let (seat, _, listeners) = seat(&worker, &config(TCP));
+        let soon = Instant::now() + Duration::from_secs(1);
+        seat.unwanted.set(Some(soon));
+        listeners.follow(&worker, &config(""));
+        assert!(seat.slot.is_retired());
+        assert_eq!(seat.ends_at(), Some(soon));
     }
 }

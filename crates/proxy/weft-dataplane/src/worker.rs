@@ -510,6 +510,17 @@ impl Worker {
 }
 
 #[cfg(test)]
+impl Worker {
+    /// One that accepts nothing.
+    pub(crate) fn idle(retired_time: Duration) -> Rc<Self> {
+        let clusters = ClusterShared::new(weft_cluster::Resolver::new(tokio::runtime::Handle::current()));
+        let local = LocalWorkload::default();
+        let shared = Shared::new(clusters, Registry::default(), local, u64::MAX, retired_time, None);
+        Worker::new(0, shared, Arc::default())
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -4,9 +4,13 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+use bytes::Bytes;
 use common::*;
 use http::HeaderName;
 use std::net::SocketAddr;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 
 const NOBODY: &str = "127.0.0.1:1";
 
@@ -162,4 +166,59 @@ async fn mirrors_get_a_copy() {
     let got = send(proxy.addr(), request("POST", "/x", &[], "hello")).await;
     assert_eq!((got.backend(), got.body.contains("body=5")), ("a", true));
     eventually("the mirror was called", || b.count() == 1).await;
+}
+
+/// A body of which an endpoint takes a part is no whole one for a mirror.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_gets_no_torn_request_for_a_whole_one() {
+    let (endpoint, mirror) =
+        (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let clusters = [("a", endpoint.local_addr().unwrap(), ""), ("b", mirror.local_addr().unwrap(), "")];
+    let routes = all(
+        r#"[{match: {prefix: "/"}, route: {cluster: a, timeout: 60s, request_mirror_policies: [{cluster: b, runtime_fraction: {default_value: {numerator: 100}}}]}}]"#,
+    );
+    let proxy = Proxy::start(&http_bootstrap("", &routes, &clusters)).await;
+    let (begun, seen) = oneshot::channel();
+    let copy = tokio::spawn(async move {
+        let (mut stream, _) = mirror.accept().await.unwrap();
+        let (mut all, mut begun) = (Vec::new(), Some(begun));
+        // To the end of the request, or of the connection.
+        while !all.ends_with(b"0\r\n\r\n") && stream.read_buf(&mut all).await.is_ok_and(|n| n > 0) {
+            if all.ends_with(b"hello\r\n") {
+                let _ = begun.take().map(|begun| begun.send(()));
+            }
+        }
+        String::from_utf8(all).unwrap()
+    });
+    let (frames, answered) = upload(proxy.addr(), &[]).await;
+    frames.send(Bytes::from_static(b"hello")).await.unwrap();
+    let (stream, _) = endpoint.accept().await.unwrap();
+    tokio::time::timeout(PATIENCE, seen).await.expect("the mirror has a part").unwrap();
+    drop(stream);
+    assert_eq!(answered.await.unwrap().unwrap().status(), 503);
+    let copy = tokio::time::timeout(PATIENCE, copy).await.expect("the copy ends").unwrap();
+    assert!(copy.ends_with("5\r\nhello\r\n"), "{copy}");
+}
+
+/// Filters have their say about every answer, also where no route has one.
+#[tokio::test(flavor = "multi_thread")]
+async fn filters_see_the_answers_of_the_proxy_itself() {
+    let backend = Backend::echo("a").await;
+    let hosts = r#"[
+        {name: s, domains: [s.example], require_tls: ALL, routes: [{match: {prefix: "/"}, route: {cluster: a}}]},
+        {name: v, domains: [a.example], routes: [{match: {prefix: "/a"}, route: {cluster: a}}, {match: {prefix: "/direct"}, direct_response: {status: 204}}, {match: {prefix: "/none"}, route: {cluster: none}}]}]"#;
+    let filter = r#"http_filters: [{name: m, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutation, mutations: {response_mutations: [{append: {header: {key: x-of-all, value: "1"}}}]}}}, "#;
+    let bootstrap = http_bootstrap("", hosts, &[("a", backend.addr, "")]).replace("http_filters: [", filter);
+    let proxy = Proxy::start(&bootstrap).await;
+    for (host, path, status) in [
+        ("a.example", "/a", 200),
+        ("a.example", "/direct", 204),
+        ("a.example", "/none", 503),
+        ("a.example", "/nowhere", 404),
+        ("other.example", "/", 404),
+        ("s.example", "/", 301),
+    ] {
+        let got = get_with(proxy.addr(), path, &[("host", host)]).await;
+        assert_eq!((got.status, got.header("x-of-all")), (status, "1"), "{host}{path}");
+    }
 }

@@ -10,11 +10,10 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use weft_dataplane::Options;
 use weft_proto::envoy::config::listener::v3::Listener;
 
@@ -59,7 +58,7 @@ async fn until_end(stream: &mut TcpStream) -> Vec<u8> {
 }
 
 /// Reads until this is among the bytes.
-async fn read_to(stream: &mut TcpStream, end: &[u8]) -> Vec<u8> {
+async fn read_to(stream: &mut (impl AsyncReadExt + Unpin), end: &[u8]) -> Vec<u8> {
     let mut all = Vec::new();
     while !all.windows(end.len()).any(|part| part == end) {
         let n = tokio::time::timeout(PATIENCE, stream.read_buf(&mut all)).await.expect("in time").unwrap();
@@ -97,26 +96,10 @@ async fn serve(answer: &'static [u8]) -> SocketAddr {
     addr
 }
 
-/// An authorizer by HTTP that tells of each question and assents when it is let.
-async fn slow_authorizer() -> (Backend, mpsc::UnboundedReceiver<()>, Arc<Notify>) {
-    let (told, asked) = mpsc::unbounded_channel();
-    let go = Arc::new(Notify::new());
-    let answer = go.clone();
-    let authorizer = Backend::start(move |_| {
-        let (told, answer) = (told.clone(), answer.clone());
-        async move {
-            let _ = told.send(());
-            answer.notified().await;
-            reply(200, "")
-        }
-    });
-    (authorizer.await, asked, go)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_that_comes_while_a_request_waits_at_a_filter() {
     let app = Backend::echo("a").await;
-    let (authorizer, mut asked, go) = slow_authorizer().await;
+    let (authorizer, mut asked, go) = slow(|| reply(200, "")).await;
     let ask = format!(
         r#"{{name: e, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz, transport_api_version: V3, http_service: {{server_uri: {{uri: "http://{}", cluster: authz, timeout: 60s}}}}}}}},"#,
         authorizer.addr
@@ -138,19 +121,8 @@ async fn open_stream(
     addr: SocketAddr,
     lines: &[(&str, &str)],
 ) -> (mpsc::Sender<Bytes>, http::Response<hyper::body::Incoming>) {
-    let (send, frames) = mpsc::channel::<Bytes>(1);
-    let body = tokio_stream::StreamExt::map(tokio_stream::wrappers::ReceiverStream::new(frames), |data| {
-        Ok::<_, std::convert::Infallible>(http_body::Frame::data(data))
-    });
-    let stream = TokioIo::new(TcpStream::connect(addr).await.unwrap());
-    let (mut h2, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
-    tokio::spawn(connection);
-    let mut request = http::Request::post("http://a/chat");
-    for (name, value) in lines {
-        request = request.header(*name, *value);
-    }
-    let request = request.body(http_body_util::StreamBody::new(body)).unwrap();
-    let mut response = tokio::time::timeout(PATIENCE, h2.send_request(request)).await.unwrap().unwrap();
+    let (send, answer) = upload(addr, lines).await;
+    let mut response = tokio::time::timeout(PATIENCE, answer).await.unwrap().unwrap().unwrap();
     assert_eq!(response.body_mut().frame().await.unwrap().unwrap().into_data().unwrap(), "hello");
     (send, response)
 }
@@ -274,6 +246,21 @@ async fn secured(pki: &Pki, addr: SocketAddr, name: Option<&str>, alpn: &[u8]) -
     weft_tls::ClientContext::build(params).unwrap().connect(stream).await.unwrap().stream
 }
 
+type Http2 = hyper::client::conn::http2::SendRequest<Full<Bytes>>;
+
+async fn over_http2(pki: &Pki, addr: SocketAddr, name: Option<&str>) -> Http2 {
+    let io = TokioIo::new(secured(pki, addr, name, b"h2").await);
+    let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+/// The status of the answer to a request for that host.
+async fn status(open: &mut Http2, host: &str) -> u16 {
+    let request = http::Request::get(format!("https://{host}/")).body(Full::default()).unwrap();
+    tokio::time::timeout(PATIENCE, open.send_request(request)).await.unwrap().unwrap().status().as_u16()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn class_http2_coalescing_to_a_host_that_gets_a_chain_of_its_own() {
     let pki = Pki::new();
@@ -282,16 +269,63 @@ async fn class_http2_coalescing_to_a_host_that_gets_a_chain_of_its_own() {
     // The certificates stay the same: only the name of the other chain changes.
     let after = before.replace("b.example", "c.example");
     let mut proxy = Proxy::start(&tls_bootstrap(&before)).await;
-    let io = TokioIo::new(secured(&pki, proxy.addr(), Some("a.example"), b"h2").await);
-    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
-    tokio::spawn(connection);
-    let mut ask = async |host: &str| {
-        let request = http::Request::get(format!("https://{host}/")).body(Full::<Bytes>::default()).unwrap();
-        tokio::time::timeout(PATIENCE, sender.send_request(request)).await.unwrap().unwrap().status().as_u16()
-    };
+    let mut open = over_http2(&pki, proxy.addr(), Some("a.example")).await;
+    let mut ask = async |host: &str| status(&mut open, host).await;
     assert_eq!((ask("a.example").await, ask("b.example").await, ask("c.example").await), (200, 421, 200));
     proxy.change::<Listener>(&[("l", &after)], &[]).await;
     assert_eq!((ask("a.example").await, ask("b.example").await, ask("c.example").await), (200, 200, 421));
+}
+
+/// A connection stays on the chain that it came by: what the listener has for its host by now is another's.
+#[tokio::test(flavor = "multi_thread")]
+async fn class_http2_coalescing_on_a_chain_that_is_gone() {
+    let pki = Pki::new();
+    let wild = chain(&pki, "wild", r#"server_names: ["*.example"]"#);
+    let other = chain(&pki, "other", r#"server_names: ["other.test"]"#);
+    let mut proxy = Proxy::start(&tls_bootstrap(&tls_listener(&[wild, other.clone()]))).await;
+    let ask = |host: &str| format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    let mut connections = Vec::new();
+    for host in ["x.example", "y.example"] {
+        let mut stream = secured(&pki, proxy.addr(), Some("x.example"), b"http/1.1").await;
+        stream.write_all(ask(host).as_bytes()).await.unwrap();
+        assert!(read_to(&mut stream, b"wild").await.starts_with(b"HTTP/1.1 200"), "{host}");
+        connections.push((host, stream));
+    }
+    // The other chain, with rules of its own, has its hosts now.
+    let takes_all = other.replace(r#""other.test""#, r#""other.test", "*.example""#);
+    proxy.change::<Listener>(&[("l", &tls_listener(&[takes_all]))], &[]).await;
+    for (host, mut stream) in connections {
+        stream.write_all(ask(host).as_bytes()).await.unwrap();
+        let head = read_to(&mut stream, b"\r\n\r\n").await;
+        // For the host that it was made for it has the time that is left to it.
+        let want: &[u8] = if host == "x.example" { b"HTTP/1.1 200" } else { b"HTTP/1.1 421" };
+        assert!(head.starts_with(want), "{host}: {}", String::from_utf8_lossy(&head));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn class_http2_coalescing_with_a_host_that_leaves_a_wildcard() {
+    let pki = Pki::new();
+    let wild = chain(&pki, "wild", r#"server_names: ["*.example"]"#);
+    let mut proxy = Proxy::start(&tls_bootstrap(&tls_listener(std::slice::from_ref(&wild)))).await;
+    let mut open = over_http2(&pki, proxy.addr(), Some("a.example")).await;
+    assert_eq!((status(&mut open, "a.example").await, status(&mut open, "b.example").await), (200, 200));
+    let own = chain(&pki, "a", r#"server_names: ["a.example"]"#);
+    proxy.change::<Listener>(&[("l", &tls_listener(&[wild, own]))], &[]).await;
+    assert_eq!((status(&mut open, "a.example").await, status(&mut open, "b.example").await), (421, 200));
+}
+
+/// One that comes for a port or an address says nothing of hosts: who is connected stays (and goes on under its own rules).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chain_that_comes_for_the_port_takes_no_open_connection() {
+    let pki = Pki::new();
+    let rest = chain(&pki, "rest", "");
+    let mut proxy = Proxy::start(&tls_bootstrap(&tls_listener(std::slice::from_ref(&rest)))).await;
+    let mut open = over_http2(&pki, proxy.addr(), Some("a.example")).await;
+    assert_eq!(status(&mut open, "a.example").await, 200);
+    let of_port = chain(&pki, "port", &format!("destination_port: {}", proxy.addr().port()));
+    proxy.change::<Listener>(&[("l", &tls_listener(&[rest, of_port]))], &[]).await;
+    assert_eq!((status(&mut open, "a.example").await, status(&mut open, "b.example").await), (200, 200));
 }
 
 /// Who says no server name must not get past the rules of those that have a chain of their own.

@@ -4,7 +4,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
-use bytes::Bytes;
 use common::*;
 use http_body_util::{BodyExt, Full};
 use std::net::SocketAddr;
@@ -186,22 +185,7 @@ async fn an_endpoint_that_never_answers_and_a_client_that_leaves() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_that_comes_while_an_authorizer_is_asked() {
     let (app, mut seen) = echo().await;
-    let (told, mut asked) = mpsc::unbounded_channel();
-    let go = Arc::new(Notify::new());
-    let answer = go.clone();
-    let authorizer = Backend::start(move |_| {
-        let (told, answer) = (told.clone(), answer.clone());
-        async move {
-            let _ = told.send(());
-            answer.notified().await;
-            // A CheckResponse whose status is OK.
-            let mut response = http::Response::new(Full::new(Bytes::from_static(&[0, 0, 0, 0, 2, 0x0a, 0])));
-            response.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
-            response.headers_mut().insert("grpc-status", "0".parse().unwrap());
-            response
-        }
-    })
-    .await;
+    let (authorizer, mut asked, go) = slow(assent).await;
     let ask = r#"{name: e, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.network.ext_authz.v3.ExtAuthz, stat_prefix: e, transport_api_version: V3, grpc_service: {envoy_grpc: {cluster_name: authz}, timeout: 60s}}},"#;
     let clusters = cluster("a", &[app], "") + &cluster("authz", &[authorizer.addr], HTTP2);
     let mut proxy = start(&tcp_listener("", ask, ""), &clusters).await;

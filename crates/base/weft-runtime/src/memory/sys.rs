@@ -15,7 +15,8 @@ pub fn collect() {
 /// `/proc/self/smaps`.
 pub fn unmap_until_used(start: usize, end: usize) {
     let Some(address) = NonNull::new(start as *mut c_void) else { return };
-    // SAFETY: pages of a private file mapping that cannot be written hold nothing but the file: the kernel reads them again
-    // at the next use, so no memory changes for anyone.
+    // SAFETY: pages of a private file mapping that the process cannot write hold nothing but the file: the kernel reads them
+    // again at the next use, so no memory of the program changes. Who writes into its code from outside meanwhile, as a debugger
+    // does for a breakpoint and the kernel for a uprobe, loses what was written: a trap that is no longer met, nothing else.
     let _ = unsafe { madvise(address, end.saturating_sub(start), MmapAdvise::MADV_DONTNEED) };
 }

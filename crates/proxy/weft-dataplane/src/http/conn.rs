@@ -23,7 +23,7 @@ use tokio::io::AsyncReadExt;
 use weft_codec::h1::{HeadLimits, WireError};
 use weft_codec::http_sniff::H2_PREFACE;
 use weft_codec::{Io, Reason};
-use weft_proxy_config::{Codec, ConnectionFacts, HttpLimits, Transport};
+use weft_proxy_config::{Codec, ConnectionFacts, FilterChain, HttpLimits};
 
 /// How long a client may take to send its first bytes when nothing else bounds it.
 const FIRST_BYTES: Duration = Duration::from_secs(3600);
@@ -33,6 +33,10 @@ const SLOWEST_TICK: Duration = Duration::from_secs(300);
 const FASTEST_TICK: Duration = Duration::from_millis(1);
 /// Time left to a client that was told to go, when nothing of it is under way, before it is cut.
 const LEAVING: Duration = Duration::from_secs(5);
+
+/// Requests of a connection from which on it counts how many of them its client gives up; Envoy's
+/// `overload.premature_reset_total_stream_count`.
+const MANY_REQUESTS: u32 = 500;
 
 /// A client's connection.
 #[derive(Debug)]
@@ -47,6 +51,8 @@ pub(crate) struct HttpConnection {
     pub cert_element: OnceCell<Option<HeaderValue>>,
     created: Instant,
     requests: Cell<u32>,
+    /// Those that its client gave up before they had an answer.
+    given_up: Cell<u32>,
     active: Cell<u32>,
     /// When the last request ended.
     quiet_since: Cell<Instant>,
@@ -94,29 +100,8 @@ pub(crate) async fn serve_connection(
     };
     (if is_http2 { &stats.cx_http2_total } else { &stats.cx_http1_total }).inc();
     let meter = downstream.meter.clone();
-    let now = Instant::now();
-    let connection = Rc::new(HttpConnection {
-        worker,
-        listener,
-        slot,
-        downstream,
-        registered,
-        is_http2,
-        cert_element: OnceCell::new(),
-        created: now,
-        requests: Cell::new(0),
-        active: Cell::new(0),
-        quiet_since: Cell::new(now),
-        partial_since: Cell::new(None),
-        exchanges: RefCell::default(),
-        directed: RefCell::default(),
-        tick: Cell::new(tick(&http.hcm.limits)),
-        rearm: Cell::new(false),
-        ending: Cell::new(false),
-        cut: Cell::new(false),
-        leaving_since: Cell::new(None),
-    });
     let limits = &http.hcm.limits;
+    let connection = HttpConnection::new(worker, listener, slot, registered, downstream, is_http2, limits);
     let outcome = if is_http2 {
         drive(&connection, Http2::new(connection.clone(), io, limits, !http.hcm.upgrades.is_empty())).await
     } else {
@@ -276,35 +261,61 @@ fn tick(limits: &HttpLimits) -> Duration {
 }
 
 impl HttpConnection {
-    /// The host of a request belongs to another filter chain than the server name that this connection was made for, or than
-    /// none: its client reuses the connection where the host has rules, and maybe certificates, of its own (RFC 9110 §7.4).
+    /// One that begins now.
+    pub fn new(
+        worker: Rc<Worker>,
+        listener: Rc<LiveListener>,
+        slot: Rc<ChainSlot>,
+        registered: Registered,
+        downstream: Downstream,
+        is_http2: bool,
+        limits: &HttpLimits,
+    ) -> Rc<Self> {
+        let now = Instant::now();
+        Rc::new(Self {
+            worker,
+            listener,
+            slot,
+            downstream,
+            registered,
+            is_http2,
+            cert_element: OnceCell::new(),
+            created: now,
+            requests: Cell::new(0),
+            given_up: Cell::new(0),
+            active: Cell::new(0),
+            quiet_since: Cell::new(now),
+            partial_since: Cell::new(None),
+            exchanges: RefCell::default(),
+            directed: RefCell::default(),
+            tick: Cell::new(tick(limits)),
+            rearm: Cell::new(false),
+            ending: Cell::new(false),
+            cut: Cell::new(false),
+            leaving_since: Cell::new(None),
+        })
+    }
+
+    /// The host of a request belongs to another filter chain than the one that this connection is on: its client reuses the
+    /// connection where the host has rules, and maybe certificates, of its own (RFC 9110 §7.4).
     fn is_misdirected(&self, authority: &str) -> bool {
-        if self.downstream.tls.is_none() {
-            return false;
-        }
-        let name = self.downstream.server_name.as_deref();
         let host = weft_route::normalize::without_port(authority);
         let host = host.strip_suffix('.').unwrap_or(host);
-        if name == Some(host) {
+        // Its chain is gone: for the host that it was made for it serves as long as it lasts.
+        if self.slot.is_retired() && self.downstream.server_name.as_deref() == Some(host) {
             return false;
         }
         // As it is now: a host may have got a chain of its own since the connection was made.
         let snapshot = self.worker.snapshot();
         let listener = snapshot.listeners.named(&self.listener.config.name).unwrap_or(&self.listener);
-        let chain_for = |server_name| {
-            listener.config.find_chain(&ConnectionFacts {
-                destination: self.downstream.destination,
-                source: self.downstream.source,
-                server_name,
-                transport: Transport::Tls,
-                application_protocols: &[],
-                direct_source: self.downstream.peer.ip(),
-            })
-        };
-        match (chain_for(name), chain_for(Some(host))) {
-            (Some(own), Some(other)) => !Arc::ptr_eq(own, other),
-            _ => false,
-        }
+        let facts = ConnectionFacts { server_name: Some(host), ..self.entry().standing.seat.facts() };
+        let own = self.slot.current();
+        // A chain that came for the same connections, and not for names, says nothing of the host.
+        let by_name = |chain: &FilterChain| !chain.matcher.server_names.is_empty();
+        listener
+            .config
+            .find_chain(&facts)
+            .is_some_and(|chain| !Arc::ptr_eq(chain, &own.chain) && (by_name(chain) || by_name(&own.chain)))
     }
 
     /// The same, asked anew only for another host than the last, or after a change of the configuration.
@@ -417,6 +428,15 @@ impl HttpConnection {
         self.exchanges.borrow_mut().push(Rc::downgrade(exchange));
         let limits = &exchange.http.hcm.limits;
         if limits.max_requests_per_connection.is_some_and(|most| most > 0 && self.requests.get() >= most) {
+            self.entry().drain();
+        }
+    }
+
+    /// The client gave up a request that had no answer. Who does so with most of many is asked to go: giving up costs a client
+    /// less than it costs the proxy, and endpoints end connections, with others' requests on them, for what is passed on.
+    pub fn gave_up(&self) {
+        self.given_up.set(self.given_up.get().saturating_add(1));
+        if self.requests.get() >= MANY_REQUESTS && self.given_up.get() > self.requests.get() / 2 {
             self.entry().drain();
         }
     }

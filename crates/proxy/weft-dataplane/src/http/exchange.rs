@@ -237,6 +237,8 @@ impl Exchange {
         let Some(admitted) = &facts.admitted else { return };
         if let Some(details) = admitted.denied(&self.conn.downstream, http) {
             facts.denied = Some(details);
+            // Once is enough, however often rules change before it has ended.
+            facts.admitted = None;
             drop(facts);
             self.cancel(Reason::AccessDenied);
         }
@@ -461,17 +463,34 @@ impl BodyObserver for RequestObserver {
 
     fn end(&mut self, error: Option<&BodyError>) {
         match error {
-            None => self.exchange.complete_request(),
+            None => {
+                self.copies.clear();
+                self.exchange.complete_request();
+            }
             Some(_) => {
-                for copy in &self.copies {
-                    let _ = copy.try_send(Err(BodyError::Aborted("the mirrored request broke off")));
-                }
+                self.tear_copies();
                 // Whoever answers already will not get the rest, and must not be waited for.
                 if self.exchange.facts.borrow().response_at.is_some() {
                     self.exchange.cancel(Reason::DownstreamDisconnect);
                 }
             }
         }
+    }
+}
+
+impl RequestObserver {
+    /// The copies get no more, and must not look whole: a queue that merely ends would make them.
+    fn tear_copies(&mut self) {
+        for copy in self.copies.drain(..) {
+            let _ = copy.try_send(Err(BodyError::Aborted("the mirrored request broke off")));
+        }
+    }
+}
+
+impl Drop for RequestObserver {
+    fn drop(&mut self) {
+        // Nobody read the body to its end: it has no endpoint, or that has answered already.
+        self.tear_copies();
     }
 }
 

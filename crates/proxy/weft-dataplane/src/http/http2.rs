@@ -31,6 +31,8 @@ const MAX_LOCAL_RESETS: usize = 1024;
 pub(crate) struct Http2 {
     connection: Rc<HttpConnection>,
     state: State,
+    /// Headers that a request may have. (Their bytes are bounded where they are decoded.)
+    max_headers: usize,
     /// It is to end as soon as it has begun.
     ending: bool,
 }
@@ -54,7 +56,8 @@ impl Http2 {
         if extended {
             builder.enable_connect_protocol();
         }
-        Self { connection, state: State::Beginning(Box::new(builder.handshake(io))), ending: false }
+        let (state, max_headers) = (State::Beginning(Box::new(builder.handshake(io))), limits.max_headers);
+        Self { connection, state, max_headers, ending: false }
     }
 
     /// Ends it as soon as no stream is open.
@@ -80,6 +83,9 @@ impl Http2 {
                     self.state = State::Serving(Box::new(frames));
                 }
                 State::Serving(frames) => match ready!(frames.poll_accept(cx)) {
+                    Some(Ok((request, respond))) if request.headers().len() > self.max_headers => {
+                        too_large(respond);
+                    }
                     Some(Ok((request, respond))) => {
                         // In a box: the runtime would move the whole of it several times.
                         tokio::task::spawn_local(Box::pin(stream(self.connection.clone(), request, respond)));
@@ -90,6 +96,14 @@ impl Http2 {
             }
         }
     }
+}
+
+/// The answer to a request with too many headers, as the codec gives it to one with too many bytes of them.
+fn too_large(mut respond: SendResponse<Bytes>) {
+    let mut answer = Response::new(());
+    *answer.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+    // Fails when the stream is gone.
+    let _ = respond.send_response(answer, true);
 }
 
 /// One stream from its request's head to the end of its answer.
@@ -105,7 +119,9 @@ async fn stream(connection: Rc<HttpConnection>, request: Request<RecvStream>, mu
     let marks = HeaderMarks::of(&parts.headers);
     let is_head = parts.method == Method::HEAD;
     let request = Request::from_parts(parts, body);
-    let Some(response) = answer(connection, request, marks, client, &mut respond).await else { return };
+    let Some(response) = answer(connection.clone(), request, marks, client, &mut respond).await else {
+        return connection.gave_up();
+    };
     let (mut parts, mut body) = response.into_parts();
     let is_tunnel = tunnel.is_some() && parts.status.is_success();
     // RFC 9110 §6.4.1; what this proxy says by itself has its text all the same.

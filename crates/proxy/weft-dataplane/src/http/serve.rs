@@ -90,7 +90,7 @@ async fn handle(
         return Ok(refused(exchange, *reply, table, destination, marks));
     }
     if wants_tls {
-        return Err(to_https(&head));
+        return Ok(refused(exchange, to_https(&head), table, destination, marks));
     }
     if exchange.facts.borrow().admitted.is_none() && Admitted::is_wanted(exchange, &head, &body) {
         exchange.facts.borrow_mut().admitted = Some(Box::new(Admitted::new(&head, destination)));
@@ -99,7 +99,7 @@ async fn handle(
     let cluster = destination.cluster.map(Cow::Borrowed).or_else(|| cluster_by_header(destination.route, &head));
     let (Some(table), Some(host), Some(route)) = (table, destination.host, destination.route) else {
         exchange.http.stats.no_route.inc();
-        return Err(Box::new(LocalReply::new(Reason::NoRoute)));
+        return Ok(refused(exchange, LocalReply::new(Reason::NoRoute), table, destination, marks));
     };
     match &route.action {
         Action::Forward(forward) => {
@@ -123,7 +123,8 @@ async fn handle(
         Action::Direct(direct) => Ok(answer(exchange, directly(direct), table, host, route, marks)),
         Action::Unusable(why) => {
             tracing::debug!(route = %route.name, %why, "route cannot be carried out");
-            Err(Box::new(LocalReply::new(Reason::UnusableRoute)))
+            let reply = LocalReply::new(Reason::UnusableRoute);
+            Ok(refused(exchange, reply, Some(table), destination, marks))
         }
     }
 }
@@ -153,6 +154,8 @@ fn refused(
     marks: Marks,
 ) -> Response<ProxyBody> {
     let preflight = reply.details == weft_filter::cors::DETAILS;
+    // It has its answer, whatever rules come.
+    exchange.facts.borrow_mut().admitted = None;
     let mut response = respond::local(exchange, reply);
     if let (Some(table), Some(host), Some(route)) = (table, to.host, to.route)
         && matches!(route.action, Action::Forward(_))
@@ -248,14 +251,14 @@ fn plain_reply(status: StatusCode, details: &'static str) -> LocalReply {
 }
 
 /// The same place by TLS. The host stands as it was written, its port too.
-fn to_https(head: &Head) -> Box<LocalReply> {
+fn to_https(head: &Head) -> LocalReply {
     let authority = head.host.to_str().unwrap_or_default();
     let path = head.uri.path_and_query().map_or("/", |p| p.as_str());
     let mut reply = plain_reply(StatusCode::MOVED_PERMANENTLY, "direct_response");
     if let Ok(value) = HeaderValue::from_str(&format!("https://{authority}{path}")) {
         reply.headers.insert(LOCATION, value);
     }
-    Box::new(reply)
+    reply
 }
 
 /// An answer of the route itself: the route's operations on responses apply to it.
@@ -272,4 +275,71 @@ fn answer(
     respond::filters(exchange, response.headers_mut());
     respond::mark(response.headers_mut(), marks);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::accept::new_downstream;
+    use crate::standing::Standing;
+    use crate::standing::tests::{config, seat};
+    use crate::worker::{ConnectionEntry, Worker};
+    use http::{HeaderMap, Method, Uri, Version};
+    use std::net::SocketAddr;
+    use std::time::Duration;
+    use weft_route::DynamicMetadata;
+
+    /// A connection manager with these HTTP filters.
+    fn manager(filters: &str) -> String {
+        format!(
+            r#"{{name: h, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: t, route_config: {{name: r}}, http_filters: [{filters} {{name: router, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}}}]}}}}"#
+        )
+    }
+
+    fn head(client: SocketAddr) -> Head {
+        Head {
+            method: Method::GET,
+            version: Version::HTTP_11,
+            uri: Uri::from_static("/"),
+            headers: HeaderMap::new(),
+            host: HeaderValue::from_static("a"),
+            authority: HeaderValue::from_static("a"),
+            scheme: "http",
+            client,
+            internal: false,
+            metadata: DynamicMetadata::new(),
+            upgrade: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_is_denied_once_and_not_when_it_has_its_answer() {
+        const DENY: &str = r#"{name: r, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC, rules: {action: DENY, policies: {p: {permissions: [{any: true}], principals: [{any: true}]}}}}},"#;
+        let worker = Worker::idle(Duration::from_secs(60));
+        let (seat, listener, listeners) = seat(&worker, &config(&manager("")));
+        let slot = seat.slot.clone();
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        let downstream = new_downstream(&worker, &listener, address, address, address);
+        let standing = Standing::new(&seat, Some(slot.current()));
+        let entry = ConnectionEntry::register(&worker, standing, downstream.direction);
+        let http = slot.current().http.clone().unwrap();
+        let limits = &http.hcm.limits;
+        let conn = HttpConnection::new(worker.clone(), listener, slot.clone(), entry, downstream, false, limits);
+        let begun = || {
+            let exchange = Exchange::begin(&conn, http.clone());
+            let admitted = Admitted::new(&head(address), Destination::default());
+            exchange.facts.borrow_mut().admitted = Some(Box::new(admitted));
+            exchange
+        };
+        let (open, answered) = (begun(), begun());
+        let reply = LocalReply::new(Reason::NoHealthyUpstream);
+        let _response = refused(&answered, reply, None, Destination::default(), Marks::default());
+        listeners.follow(&worker, &config(&manager(DENY)));
+        let denying = slot.current().http.clone().unwrap();
+        for _ in 0..2 {
+            [&open, &answered].into_iter().for_each(|exchange| exchange.judge_again(&denying));
+        }
+        assert_eq!(denying.stats.rbac_denied.get(), 1);
+        assert_eq!((open.facts.borrow().denied.is_some(), answered.facts.borrow().denied.is_some()), (true, false));
+    }
 }
