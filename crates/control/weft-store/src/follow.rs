@@ -1,9 +1,10 @@
 //! Follows one kind: a list, then watch after watch from where the last one ended; a new list when the server has forgotten
-//! that place, when objects are read in another version, and from time to time.
+//! that place, when objects are read in another version, and from time to time. Lists are costly: a server that lists and then
+//! gives no watch is asked less and less often.
 
 use crate::cache::Cache;
 use crate::client::{ApiClient, ClientError, EventStream, ListOptions, WatchOptions};
-use crate::definitions::{Defined, Definitions};
+use crate::definitions::{Defined, Definitions, is_built_in};
 use crate::source::{KindState, SourceOptions, SourceState, name};
 use crate::watch::{EventType, WatchEvent};
 use futures_util::StreamExt;
@@ -13,11 +14,14 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use weft_k8s_api::{KindInfo, Object};
 
-/// Objects per page of a list.
+/// Objects per page of a list, unless they are large.
 const PAGE: usize = 500;
 /// How often in a row a kind that was there must be denied before its objects go, while the definitions cannot be asked: a
 /// server that is just starting does not know of its custom kinds yet.
 const DENIALS: u32 = 5;
+/// The same for a kind of Kubernetes itself: a server that does not know it is none, or something answers in its place. Some of
+/// them end all the same, after years.
+const BUILT_IN_DENIALS: u32 = 100;
 
 /// What follows one kind.
 pub(crate) struct Follower {
@@ -63,15 +67,22 @@ impl Follower {
         }
         loop {
             let begun = Instant::now();
+            let watched = place.is_some();
             let result = match &place {
                 None => self.list().await.map(Some),
                 Some(from) => self.watch(from).await,
             };
+            // Only a watch that lasts shows that all is well.
+            if watched && begun.elapsed() >= self.options.backoff_max {
+                backoff = self.options.backoff_min;
+            }
             match result {
                 Ok(next) => {
-                    (backoff, denials) = (self.options.backoff_min, 0);
-                    // A server that ends every watch at once must not be asked without a pause.
-                    if place.is_some() && begun.elapsed() < self.options.backoff_min {
+                    denials = 0;
+                    if watched && next.is_none() {
+                        sleep(self.next_pause(&mut backoff)).await;
+                    } else if watched && begun.elapsed() < self.options.backoff_min {
+                        // A server that ends every watch at once must not be asked without a pause.
                         sleep(self.options.backoff_min).await;
                     }
                     place = next;
@@ -121,16 +132,30 @@ impl Follower {
     async fn list_in(&self, version: &'static str) -> Result<Place, ClientError> {
         let mut objects: Vec<Arc<Object>> = Vec::new();
         let kept = Some((self.options.kept)(self.kind));
-        let mut options = ListOptions { limit: Some(PAGE), version: Some(version), kept, ..ListOptions::default() };
+        let most_bytes = Some(self.options.page_bytes);
+        let mut limit = PAGE;
+        let mut options = ListOptions { version: Some(version), kept, most_bytes, ..ListOptions::default() };
         let listed = Instant::now();
         loop {
-            let page = self.client.list(self.kind, None, &options).await?;
+            options.limit = Some(limit);
+            let page = match self.client.list(self.kind, None, &options).await {
+                // A token goes on from where the last page ended, whatever the size of the next.
+                Err(ClientError::TooLarge { .. }) if limit > 1 => {
+                    limit = (limit / 4).max(1);
+                    continue;
+                }
+                page => page?,
+            };
             objects.extend(page.items.into_iter().map(|object| self.trimmed(object)));
             match page.continue_token {
                 Some(token) => options.continue_token = Some(token),
                 None => {
                     self.cache.replace(self.kind.group, self.kind.kind, objects);
-                    self.set(KindState::Watching);
+                    // Whether a watch that was lost or refused is given again is to be seen.
+                    self.change(|now| match now {
+                        KindState::Disconnected(_) | KindState::Forbidden(_) => now.clone(),
+                        _ => KindState::Watching,
+                    });
                     return Ok(Place { revision: page.resource_version, version, listed });
                 }
             }
@@ -251,6 +276,11 @@ impl Follower {
             _ => tracing::debug!(kind = self.kind.kind, %error, "list or watch failed"),
         }
         self.set_failed(error.to_string());
+        self.next_pause(backoff)
+    }
+
+    /// The pause that it is time for; the next one is longer.
+    fn next_pause(&self, backoff: &mut Duration) -> Duration {
         let pause = *backoff;
         *backoff = (*backoff * 2).min(self.options.backoff_max);
         // Kinds that fail together do not all come back at once.
@@ -264,6 +294,10 @@ impl Follower {
         match definitions.of(self.kind) {
             Defined::In(_) => !was_there,
             Defined::Unknown(_) => true,
+            // No definition tells of those: that there is none means nothing.
+            Defined::No if is_built_in(self.kind.group) => {
+                !self.required && (!was_there || denials >= BUILT_IN_DENIALS)
+            }
             Defined::No => !was_there || definitions.reliable() || denials >= DENIALS,
         }
     }

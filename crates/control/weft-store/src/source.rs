@@ -33,6 +33,8 @@ pub struct SourceOptions {
     /// A watch that brings nothing for so long, not even a bookmark (Kubernetes sends one a minute), is begun anew.
     /// Default 150 s.
     pub watch_silence: Duration,
+    /// Largest page of a list, in bytes: of a kind whose objects are large, fewer are asked for at once. Default 64 MiB.
+    pub page_bytes: usize,
     /// Age of a list at which the next watch begins with a new one, whatever the watches have brought since. Default 30 min.
     pub resync: Duration,
     /// Whether nothing may be built without that kind: as long as the account may not read it, the source is not synced.
@@ -55,6 +57,7 @@ impl Default for SourceOptions {
             backoff_max: Duration::from_secs(5),
             watch_length: Duration::from_secs(300),
             watch_silence: Duration::from_secs(150),
+            page_bytes: 64 << 20,
             resync: Duration::from_secs(30 * 60),
             required: |_| false,
             kept: |_| Kept::All,

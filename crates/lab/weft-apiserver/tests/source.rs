@@ -3,10 +3,14 @@
 
 mod common;
 
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::{Response, StatusCode};
 use common::*;
 use serde_json::json;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -14,7 +18,7 @@ use weft_k8s_api::{KindInfo, Object};
 use weft_store::lease::{Leadership, LeaseOptions};
 use weft_store::memory::key;
 use weft_store::source::KindState;
-use weft_store::{DeleteOptions, KubeSource, MemoryStore, SourceOptions, StoreOptions};
+use weft_store::{ApiClient, DeleteOptions, KubeSource, MemoryStore, SourceOptions, StoreOptions};
 
 fn map(name: &str, data: &str) -> Object {
     object(json!({
@@ -155,9 +159,26 @@ async fn a_server_with_another_store_is_listed_again() {
 }
 
 #[tokio::test]
+async fn large_objects_come_in_small_pages() {
+    let lab = lab().await;
+    for number in 0..40 {
+        lab.server.store().create(map(&format!("m{number:02}"), &"x".repeat(2000))).unwrap();
+    }
+    for (page_bytes, all) in [(64 << 20, true), (20_000, true), (3000, true), (500, false)] {
+        let source = KubeSource::start(&lab.client, &[kind("cm")], &SourceOptions { page_bytes, ..quick() });
+        let mut state = source.state();
+        let settled = state.wait_for(|state| state.synced() || state.problem().is_some());
+        within(60, settled).await.unwrap();
+        assert_eq!(source.cache().list("", "ConfigMap").len(), if all { 40 } else { 0 }, "{page_bytes}");
+        let problem = source.state().borrow().problem();
+        assert!(all || problem.as_ref().is_some_and(|why| why.contains("longer than 500 bytes")), "{problem:?}");
+    }
+}
+
+#[tokio::test]
 async fn waits_for_a_server_that_is_not_there_yet() {
     let address = place();
-    let client = weft_store::ApiClient::connect(&format!("http://{address}"), Some(TOKEN)).unwrap();
+    let client = ApiClient::connect(&format!("http://{address}"), Some(TOKEN)).unwrap();
     let source = KubeSource::start(&client, &[kind("cm")], &quick());
     let mut state = source.state();
     within(60, state.wait_for(|s| s.problem().is_some())).await.unwrap();
@@ -199,7 +220,7 @@ async fn a_leader_that_could_not_renew_comes_back() {
     let lab = lab().await;
     let (mute, muted) = watch::channel(false);
     let address = relay(lab.address, muted).await;
-    let client = weft_store::ApiClient::connect(&format!("http://{address}"), Some(TOKEN)).unwrap();
+    let client = ApiClient::connect(&format!("http://{address}"), Some(TOKEN)).unwrap();
     let options = LeaseOptions {
         namespace: "default".into(),
         name: "lease".into(),
@@ -215,4 +236,114 @@ async fn a_leader_that_could_not_renew_comes_back() {
         mute.send_replace(false);
     }
     within(60, leader.wait_for(|is| *is)).await.unwrap();
+}
+
+/// How a server behaves that is not as it should be.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Mode {
+    /// Lists, and gives watches that end soon.
+    Good,
+    /// Lists, and refuses watches.
+    NoWatch(StatusCode),
+    /// Answers that there is nothing of the kind, as something may that stands before a server.
+    NotFound,
+}
+
+/// Lists of ConfigMaps, and requests for them of any sort.
+#[derive(Debug, Clone, Copy, Default)]
+struct Asked {
+    lists: usize,
+    all: usize,
+}
+
+/// A server of one ConfigMap and no definitions.
+struct Odd {
+    mode: watch::Sender<Mode>,
+    asked: watch::Sender<Asked>,
+}
+
+impl Odd {
+    async fn serve(mode: Mode) -> (Arc<Self>, ApiClient) {
+        let odd = Arc::new(Self { mode: watch::Sender::new(mode), asked: watch::Sender::default() });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = ApiClient::connect(&format!("http://{}", listener.local_addr().unwrap()), None).unwrap();
+        let app = axum::Router::new().fallback(Self::answer).with_state(odd.clone());
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        (odd, client)
+    }
+
+    async fn answer(State(odd): State<Arc<Self>>, request: Request) -> Response<Body> {
+        let of = |status: StatusCode, body: Body| {
+            Response::builder().status(status).header("content-type", "application/json").body(body).unwrap()
+        };
+        let list = |items: serde_json::Value| {
+            let list =
+                json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "7"}, "items": items});
+            of(StatusCode::OK, list.to_string().into())
+        };
+        let watches = request.uri().query().is_some_and(|query| query.contains("watch=true"));
+        if request.uri().path() != "/api/v1/configmaps" {
+            let open = futures_util::stream::pending::<Result<Bytes, std::io::Error>>();
+            return if watches { of(StatusCode::OK, Body::from_stream(open)) } else { list(json!([])) };
+        }
+        odd.asked.send_modify(|asked| {
+            asked.all += 1;
+            asked.lists += usize::from(!watches);
+        });
+        let mode = *odd.mode.borrow();
+        let refused = |status: StatusCode| {
+            let body =
+                json!({"kind": "Status", "apiVersion": "v1", "code": status.as_u16(), "message": "no", "reason": "No"});
+            of(status, body.to_string().into())
+        };
+        match (mode, watches) {
+            (Mode::NotFound, _) => of(StatusCode::NOT_FOUND, "page not found".into()),
+            (Mode::NoWatch(status), true) => refused(status),
+            (_, true) => of(StatusCode::OK, Body::empty()),
+            (_, false) => list(json!([{"metadata": {"name": "a", "namespace": "default", "resourceVersion": "3"}}])),
+        }
+    }
+
+    /// Returns when so many requests have come.
+    async fn asked(&self, enough: impl Fn(&Asked) -> bool) {
+        within(60, self.asked.subscribe().wait_for(enough)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_gives_no_watch_is_not_listed_without_end() {
+    for status in [StatusCode::FORBIDDEN, StatusCode::GONE, StatusCode::BAD_GATEWAY] {
+        let (odd, client) = Odd::serve(Mode::NoWatch(status)).await;
+        let options = SourceOptions { required: |_| true, backoff_max: Duration::from_millis(160), ..quick() };
+        let begun = Instant::now();
+        let source = KubeSource::start(&client, &[kind("cm")], &options);
+        odd.asked(|asked| asked.lists >= 10).await;
+        // Nine pauses: 10, 20, 40, 80 and five times 160 ms, each cut to the half at most; they begin anew after a watch of
+        // 160 ms, as long as it takes a busy machine to refuse one.
+        assert!(begun.elapsed() >= Duration::from_millis(380), "{status}: {:?}", begun.elapsed());
+        assert_eq!(source.cache().list("", "ConfigMap").len(), 1, "{status}: what is listed counts");
+        assert_eq!(source.connected(), status == StatusCode::GONE, "{status}: {:?}", source.state().borrow().problem());
+        odd.mode.send_replace(Mode::Good);
+        within(60, source.state().wait_for(|state| state.connected())).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn who_says_that_there_are_no_config_maps_is_not_believed() {
+    let (odd, client) = Odd::serve(Mode::Good).await;
+    let source = KubeSource::start(&client, &[kind("cm")], &quick());
+    within(60, source.synced()).await;
+    odd.mode.send_replace(Mode::NotFound);
+    let before = odd.asked.borrow().all;
+    odd.asked(|asked| asked.all >= before + 12).await;
+    assert_eq!(source.cache().list("", "ConfigMap").len(), 1, "the last state stays");
+    assert!(!source.connected());
+    odd.mode.send_replace(Mode::Good);
+    within(60, source.state().wait_for(|state| state.connected())).await.unwrap();
+    // Nor is a mesh begun without them, when it cannot be without.
+    let (odd, client) = Odd::serve(Mode::NotFound).await;
+    let required = SourceOptions { required: |_| true, ..quick() };
+    let source = KubeSource::start(&client, &[kind("cm")], &required);
+    odd.asked(|asked| asked.all >= 3).await;
+    assert!(!source.state().borrow().synced());
 }

@@ -57,6 +57,14 @@ pub enum ClientError {
         /// Why.
         cause: String,
     },
+    /// The answer is longer than is read.
+    #[error("{path}: the answer is longer than {most} bytes; ask for less at once")]
+    TooLarge {
+        /// What was asked for.
+        path: String,
+        /// Most bytes that are read.
+        most: usize,
+    },
     /// kubeconfig or in-cluster settings cannot be used.
     #[error("{0}")]
     Config(String),

@@ -23,7 +23,7 @@ use crate::memory::{DeleteOptions, Propagation};
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderMap};
 use http::{Method, Request};
-use http_body_util::{BodyExt, Limited};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use kube::client::Body;
 use kube::config::{Config, KubeConfigOptions, Kubeconfig};
 use serde_json::{Map, Value, json};
@@ -34,6 +34,8 @@ use weft_k8s_api::{Kept, Object, ObjectKey};
 
 /// Largest answer that is read into memory, in bytes.
 const MAX_ANSWER: usize = 256 << 20;
+/// Media type of answers.
+const ACCEPT_JSON: &str = "application/json";
 /// Longest wait for an answer that is not a stream.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -52,6 +54,8 @@ pub struct ListOptions {
     pub version: Option<&'static str>,
     /// What to read of their bodies, without managed fields; `None` for everything.
     pub kept: Option<Kept>,
+    /// Longest answer that is read, in bytes. Default: 256 MiB.
+    pub most_bytes: Option<usize>,
 }
 
 /// Objects as a server listed them.
@@ -217,7 +221,7 @@ impl ApiClient {
     /// Objects of a kind; `namespace` of `None` is all namespaces.
     ///
     /// # Errors
-    /// [`ClientError::NoSuchKind`], [`ClientError::Unreachable`] and their kin.
+    /// [`ClientError::NoSuchKind`], [`ClientError::TooLarge`], [`ClientError::Unreachable`] and their kin.
     pub async fn list(
         &self,
         kind: &KindInfo,
@@ -230,7 +234,8 @@ impl ApiClient {
         query.add("limit", options.limit.map(|l| l.to_string()).as_deref());
         query.add("continue", options.continue_token.as_deref());
         let path = query.on(&collection_path(kind, options.version, namespace));
-        let answer = self.call(Method::GET, &path, None).await?;
+        let most = options.most_bytes.unwrap_or(MAX_ANSWER);
+        let answer = self.call_accepting(ACCEPT_JSON, Method::GET, &path, None, most).await?;
         let page = page::Page::read(&answer.body, options.kept)
             .map_err(|e| ClientError::Protocol { url: self.url.clone(), message: format!("{path}: {e}") })?;
         Ok(page.listed(kind))
@@ -444,7 +449,7 @@ impl ApiClient {
 
     /// One request and its whole answer.
     async fn call(&self, method: Method, path: &str, body: Option<(&str, Vec<u8>)>) -> Result<Answer, ClientError> {
-        self.call_accepting("application/json", method, path, body).await
+        self.call_accepting(ACCEPT_JSON, method, path, body, MAX_ANSWER).await
     }
 
     async fn call_accepting(
@@ -453,12 +458,17 @@ impl ApiClient {
         method: Method,
         path: &str,
         body: Option<(&str, Vec<u8>)>,
+        most: usize,
     ) -> Result<Answer, ClientError> {
         let exchange = async {
             let response = self.start_accepting(accept, method, path, body).await?;
             let warnings = warnings(response.headers());
-            let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-            let body = body.map_err(|e| self.unreachable(&*e))?.to_bytes();
+            let body = Limited::new(response.into_body(), most).collect().await;
+            let failed = |e: Box<dyn std::error::Error + Send + Sync>| match e.is::<LengthLimitError>() {
+                true => ClientError::TooLarge { path: path.to_string(), most },
+                false => self.unreachable(&*e),
+            };
+            let body = body.map_err(failed)?.to_bytes();
             Ok(Answer { body, warnings })
         };
         tokio::time::timeout(CALL_TIMEOUT, exchange).await.map_err(|_| ClientError::Unreachable {
@@ -474,7 +484,7 @@ impl ApiClient {
         path: &str,
         body: Option<(&str, Vec<u8>)>,
     ) -> Result<http::Response<Body>, ClientError> {
-        self.start_accepting("application/json", method, path, body).await
+        self.start_accepting(ACCEPT_JSON, method, path, body).await
     }
 
     async fn start_accepting(
@@ -560,7 +570,8 @@ fn delete_body(options: &DeleteOptions) -> Value {
     body.insert("apiVersion".into(), "v1".into());
     body.insert("kind".into(), "DeleteOptions".into());
     let propagation = match options.propagation {
-        Propagation::Background => "Background",
+        // Said in any case: some old kinds leave what they own behind when nothing is asked for.
+        Propagation::Unspecified | Propagation::Background => "Background",
         Propagation::Foreground => "Foreground",
         Propagation::Orphan => "Orphan",
     };

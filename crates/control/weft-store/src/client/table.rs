@@ -1,6 +1,6 @@
 //! Lists as people read them: the server chooses the columns, as it does for kubectl.
 
-use super::{ApiClient, ClientError, ListOptions, Query, collection_path, object_path};
+use super::{ApiClient, ClientError, ListOptions, MAX_ANSWER, Query, collection_path, object_path};
 use http::Method;
 use serde::Deserialize;
 use serde_json::Value;
@@ -58,7 +58,7 @@ impl ApiClient {
             Some(name) => object_path(kind, None, namespace.unwrap_or_default(), name),
             None => query.on(&collection_path(kind, None, namespace)),
         };
-        let answer = self.call_accepting(ACCEPT_TABLE, Method::GET, &path, None).await?;
+        let answer = self.call_accepting(ACCEPT_TABLE, Method::GET, &path, None, MAX_ANSWER).await?;
         let value: Value = self.parse(&path, &answer.body)?;
         if value.get("kind").and_then(Value::as_str) != Some("Table") {
             let message = format!("{path}: the server does not make tables; use -o json or -o yaml");
