@@ -2,7 +2,8 @@
 //! filter and the time; what is to be done to the request comes back as a list.
 //!
 //! Every token that is found must be valid, also where one would do: the endpoint may take another than the one that was
-//! judged. Every value of a repeated header, parameter or cookie is a token.
+//! judged. Every value of a repeated header, parameter or cookie is a token. That is so for the places of the issuers that a
+//! requirement names; of requirements one of which is enough the first that is met is, as with Envoy.
 //!
 //! Reading order: [`places`] (where tokens are), [`token`] (what they say), [`claims`] (JSON with bounds), this file (who may
 //! issue them, until when, for whom).
