@@ -24,7 +24,7 @@ use weft_proto::type_url;
 use weft_proxy_config::{ConfigBuilder, ListenAddress, Listener, TrafficDirection, Update, Upsert};
 use weft_store::client::ListOptions;
 use weft_store::{ApiClient, ClientError};
-use weft_xds_gen::{GenCache, ProxyResources, ProxyView};
+use weft_xds_gen::{GenCache, ProxyResources, ProxyView, ResourceMap};
 
 /// The listener for everything that is redirected to a proxy from outside.
 const VIRTUAL_INBOUND: &str = "virtualInbound";
@@ -76,6 +76,8 @@ pub struct Destination {
     pub workload: Arc<Workload>,
     /// Host that clients dial, for HTTP's authority and SNI.
     pub host: String,
+    /// Subset that a route chose, with settings of its own in the destination rule; empty without one.
+    pub subset: String,
     /// Port that clients dial.
     pub port: u16,
     /// Port of the workload.
@@ -194,29 +196,41 @@ impl World {
         let Some(chosen) = chosen else {
             bail!("service {} has no such port; it has {}", service.host, ports.join(", "));
         };
-        let endpoints = self.snapshot.endpoints_of(service, chosen.number);
-        let found = endpoints.into_iter().flat_map(|all| all.iter()).find_map(|endpoint| {
-            let workload = endpoint.workload.clone()?;
-            match endpoint.address {
-                weft_model::EndpointAddress::Ip(_, target) => Some((workload, target)),
-                _ => None,
-            }
-        });
-        let Some((workload, target_port)) = found else {
+        let Some(found) = self.behind(service, chosen.number).into_iter().find_map(|(_, found)| found) else {
             bail!(
                 "service {} has no live workload behind port {}; nothing can be decided",
                 service.host,
                 chosen.number
             );
         };
-        Ok(Destination {
-            name: format!("{}/{}", service.namespace, service.name),
-            workload,
-            host: service.host.to_string(),
-            port: chosen.number,
-            target_port,
-            is_http: chosen.protocol.is_http() || chosen.protocol.is_unknown(),
-        })
+        Ok(Destination { name: format!("{}/{}", service.namespace, service.name), ..found })
+    }
+
+    /// The endpoints of a service's port: their workloads as destinations, or what is none by its address.
+    pub fn behind(&self, service: &Service, port: u16) -> Vec<(String, Option<Destination>)> {
+        let Some(chosen) = service.ports.iter().find(|p| p.number == port) else { return Vec::new() };
+        let endpoints = self.snapshot.endpoints_of(service, port).into_iter().flat_map(|all| all.iter());
+        let one = |endpoint: &weft_model::Endpoint| match (&endpoint.address, &endpoint.workload) {
+            (weft_model::EndpointAddress::Ip(_, target_port), Some(workload)) => {
+                let name = format!("{}/{}", workload.namespace, workload.workload_name);
+                let there = Destination {
+                    name: name.clone(),
+                    workload: workload.clone(),
+                    host: service.host.to_string(),
+                    subset: String::new(),
+                    port,
+                    target_port: *target_port,
+                    is_http: chosen.protocol.is_http() || chosen.protocol.is_unknown(),
+                };
+                (name, Some(there))
+            }
+            (weft_model::EndpointAddress::Ip(ip, port), None) => {
+                (std::net::SocketAddr::new(*ip, *port).to_string(), None)
+            }
+            (weft_model::EndpointAddress::Name(name, port), _) => (format!("{name}:{port}"), None),
+            (weft_model::EndpointAddress::Unix(path), _) => (format!("unix:{path}"), None),
+        };
+        endpoints.map(one).collect()
     }
 
     /// A workload's port: of the services that lead to it, else of its containers.
@@ -236,6 +250,7 @@ impl World {
             name: name.clone(),
             workload: workload.clone(),
             host: instance.service.host.to_string(),
+            subset: String::new(),
             port: instance.port.number,
             target_port: instance.target_port,
             is_http: instance.port.protocol.is_http() || instance.port.protocol.is_unknown(),
@@ -243,7 +258,8 @@ impl World {
         let bare = || {
             let port = port.or_else(|| workload.container_ports.first().map(|(number, _)| *number))?;
             let (host, workload) = (workload.name.clone(), workload.clone());
-            Some(Destination { name: name.clone(), workload, host, port, target_port: port, is_http: true })
+            let subset = String::new();
+            Some(Destination { name: name.clone(), workload, host, subset, port, target_port: port, is_http: true })
         };
         of_instance.or_else(bare).with_context(|| format!("no service leads to {name}; say which port: --port"))
     }
@@ -294,21 +310,9 @@ impl World {
     }
 
     fn listeners(&self, workload: &Workload) -> anyhow::Result<Vec<Arc<Listener>>> {
-        let resources = self.resources(workload)?;
-        let upsert = |r: &Arc<weft_xds_gen::Resource>| Upsert {
-            name: r.name.to_string(),
-            version: String::new(),
-            any: r.any.clone(),
-        };
-        let upserts = resources.listeners.iter().map(upsert).collect();
         let mut builder = ConfigBuilder::default();
-        let update = Update { type_url: type_url::LISTENER.into(), upserts, removals: Vec::new() };
-        let applied = builder.apply(&update);
-        if let Some((resource, reason)) = applied.refused.first() {
-            bail!("the proxy would refuse listener {resource}: {reason}");
-        }
-        let listeners = builder.snapshot();
-        Ok(listeners.listeners.values().chain(builder.warming_listeners()).cloned().collect())
+        apply(&mut builder, type_url::LISTENER, &self.resources(workload)?.listeners)?;
+        Ok(all_listeners(&builder))
     }
 
     /// How the caller's own proxy calls: with its identity over mutual TLS of the mesh where the other side takes it, unless a
@@ -322,7 +326,7 @@ impl World {
             return Ok(if caller.identity.is_some() { Offer::MutualTls } else { Offer::NoIdentity });
         };
         let resources = self.resources(workload)?;
-        let name = format!("outbound|{}||{}", destination.port, destination.host);
+        let name = format!("outbound|{}|{}|{}", destination.port, destination.subset, destination.host);
         let Some(found) = resources.clusters.iter().find(|cluster| *cluster.name == *name) else {
             return Ok(Offer::NotTold);
         };
@@ -351,6 +355,29 @@ impl World {
         .context("the node of the workload")?;
         Ok(ProxyView::new(&node).map_err(anyhow::Error::msg)?.with_workload(&self.snapshot))
     }
+}
+
+/// Puts resources of a type into a proxy's configuration.
+///
+/// # Errors
+/// The first one that the proxy would refuse, and why.
+pub fn apply(builder: &mut ConfigBuilder, type_url: &str, resources: &ResourceMap) -> anyhow::Result<()> {
+    let upsert = |r: &Arc<weft_xds_gen::Resource>| Upsert {
+        name: r.name.to_string(),
+        version: String::new(),
+        any: r.any.clone(),
+    };
+    let upserts = resources.iter().map(upsert).collect();
+    let applied = builder.apply(&Update { type_url: type_url.into(), upserts, removals: Vec::new() });
+    match applied.refused.first() {
+        Some((resource, reason)) => bail!("the proxy would refuse {resource}: {reason}"),
+        None => Ok(()),
+    }
+}
+
+/// The listeners of a configuration. Those that wait for something which objects alone do not have (a certificate, say) count too.
+pub fn all_listeners(builder: &ConfigBuilder) -> Vec<Arc<Listener>> {
+    builder.snapshot().listeners.values().chain(builder.warming_listeners()).cloned().collect()
 }
 
 fn listens_on(listener: &Listener, port: u16) -> bool {

@@ -10,12 +10,12 @@ pub mod request;
 pub mod show;
 pub mod stand_in;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use crate::authz::decide::{Answer, Ask, Verdict, decide};
-use crate::authz::{Caller, Destination, SOMEWHERE, World, is_gateway};
+use crate::authz::{Caller, Destination, SOMEWHERE, World, all_listeners, apply, is_gateway};
 use crate::dump;
-use anyhow::{Context, bail};
+use anyhow::Context;
 use http::StatusCode;
 use request::Request;
 use std::collections::BTreeMap;
@@ -28,12 +28,11 @@ use weft_proto::envoy::config::cluster::v3::Cluster as ClusterMessage;
 use weft_proto::type_url;
 use weft_proxy_config::{
     Cluster, ConfigBuilder, ConnectionFacts, Discovery, EndpointAddress, FilterChain, HttpConnectionManager,
-    ListenAddress, Listener, ProxySnapshot, RouteSource, TcpCluster, Terminal, TrafficDirection, Transport, Update,
-    Upsert,
+    ListenAddress, Listener, ProxySnapshot, RouteSource, TcpCluster, Terminal, TrafficDirection, Transport,
 };
 use weft_route::normalize::{HostNormalization, host as normal_host, path as normal_path};
 use weft_route::rewrite::{location, rewrite_host, rewrite_path};
-use weft_route::{Action, ClusterChoice, FaultAbort, Forward, RequestView, Route, RouteTable, Routed};
+use weft_route::{Action, ClusterChoice, Fault, FaultAbort, Forward, RequestView, Route, RouteTable, Routed};
 
 /// Port that callers are given.
 const SOURCE_PORT: u16 = 40_000;
@@ -124,7 +123,6 @@ impl Target {
 /// The configuration of the caller's proxy, and what makes up its clusters.
 struct Proxy {
     snapshot: Arc<ProxySnapshot>,
-    /// Listeners that wait for something the files do not have (a certificate, say) count too.
     listeners: Vec<Arc<Listener>>,
     clusters: BTreeMap<String, ClusterMessage>,
 }
@@ -190,18 +188,31 @@ pub fn explain(world: &World, caller: &Caller, request: &Request) -> anyhow::Res
 /// A caller without a proxy speaks to the service as it is.
 fn without_proxy(world: &World, caller: &Caller, request: &Request) -> anyhow::Result<Story> {
     let destination = world.destination(&request.host, &request.namespace, Some(request.port))?;
-    let answer = guarded(&destination.workload).then(|| decide(world, caller, &destination, &request.ask()));
-    let name = format!("{}/{}", destination.workload.namespace, destination.workload.workload_name);
-    let target = Target {
+    let all = match world.service(&request.host, &request.namespace) {
+        Some(service) => world.behind(&service, destination.port),
+        None => {
+            let name = format!("{}/{}", destination.workload.namespace, destination.workload.workload_name);
+            vec![(name, Some(destination.clone()))]
+        }
+    };
+    let mut target = Target {
         cluster: String::new(),
         host: destination.host.clone(),
         subset: String::new(),
         share: 100.0,
         rule: None,
         as_called: false,
-        endpoints: [(name.clone(), 1)].into(),
-        answers: answer.transpose()?.map(|answer| (name, answer)).into_iter().collect(),
+        endpoints: BTreeMap::new(),
+        answers: BTreeMap::new(),
     };
+    for (name, there) in all {
+        *target.endpoints.entry(name.clone()).or_default() += 1;
+        if let Some(there) = there.filter(|there| guarded(&there.workload))
+            && !target.answers.contains_key(&name)
+        {
+            target.answers.insert(name, decide(world, caller, &there, &request.ask())?);
+        }
+    }
     Ok(Story {
         caller: caller.name.clone(),
         listener: String::new(),
@@ -216,7 +227,6 @@ fn without_proxy(world: &World, caller: &Caller, request: &Request) -> anyhow::R
 fn proxy(world: &World, workload: &Workload) -> anyhow::Result<Proxy> {
     let resources = world.resources(workload)?;
     let mut builder = ConfigBuilder::default();
-    let mut clusters = BTreeMap::new();
     for (url, map) in [
         (type_url::CLUSTER, &resources.clusters),
         (type_url::ENDPOINT, &resources.endpoints),
@@ -224,25 +234,11 @@ fn proxy(world: &World, workload: &Workload) -> anyhow::Result<Proxy> {
         (type_url::ROUTE, &resources.routes),
         (type_url::VIRTUAL_HOST, &resources.virtual_hosts),
     ] {
-        let upsert = |r: &Arc<weft_xds_gen::Resource>| Upsert {
-            name: r.name.to_string(),
-            version: String::new(),
-            any: r.any.clone(),
-        };
-        let upserts = map.iter().map(upsert).collect();
-        let applied = builder.apply(&Update { type_url: url.into(), upserts, removals: Vec::new() });
-        if let Some((resource, reason)) = applied.refused.first() {
-            bail!("the proxy would refuse {resource}: {reason}");
-        }
-        if url == type_url::CLUSTER {
-            for resource in map.iter() {
-                clusters.insert(resource.name.to_string(), weft_proto::unpack(&resource.any)?);
-            }
-        }
+        apply(&mut builder, url, map)?;
     }
-    let snapshot = builder.snapshot();
-    let listeners = snapshot.listeners.values().chain(builder.warming_listeners()).cloned().collect();
-    Ok(Proxy { snapshot, listeners, clusters })
+    let unpacked = |r: &Arc<weft_xds_gen::Resource>| Ok((r.name.to_string(), weft_proto::unpack(&r.any)?));
+    let clusters = resources.clusters.iter().map(unpacked).collect::<anyhow::Result<_>>()?;
+    Ok(Proxy { snapshot: builder.snapshot(), listeners: all_listeners(&builder), clusters })
 }
 
 /// The address that the application's connection goes to: the service's own, one of its endpoints' where it has none.
@@ -311,8 +307,15 @@ fn chain_for<'l>(
 fn gate(world: &World, workload: &Arc<Workload>, port: u16, request: &Request) -> anyhow::Result<Option<Answer>> {
     let stranger = Caller { name: "a client".into(), identity: None, address: SOMEWHERE, workload: None };
     let name = format!("{}/{}", workload.namespace, workload.workload_name);
-    let (workload, host) = (workload.clone(), request.host.clone());
-    let gateway = Destination { name, workload, host, port: request.port, target_port: port, is_http: true };
+    let gateway = Destination {
+        name,
+        workload: workload.clone(),
+        host: request.host.clone(),
+        subset: String::new(),
+        port: request.port,
+        target_port: port,
+        is_http: true,
+    };
     decide(world, &stranger, &gateway, &request.ask()).map(Some)
 }
 
@@ -382,7 +385,12 @@ fn routed(
         story.end = End::Answered(301, format!("redirect to https://{}{}", view.authority, view.path));
         return Ok(());
     }
-    story.notes.extend(faults(route));
+    let fault = fault(route, view);
+    story.notes.extend(fault.iter().flat_map(|fault| faults(fault)));
+    if let Some(end) = fault.and_then(aborted) {
+        story.end = end;
+        return Ok(());
+    }
     story.end = match &route.action {
         Action::Redirect(redirect) => {
             End::Answered(redirect.status.as_u16(), format!("redirect to {}", location(redirect, &route.matcher, view)))
@@ -411,16 +419,37 @@ fn words(status: StatusCode, body: &[u8]) -> String {
     if text.is_empty() { status.canonical_reason().unwrap_or_default().to_string() } else { text }
 }
 
-/// What faults the route injects.
-fn faults(route: &Route) -> Vec<String> {
-    let Some(fault) = &route.filters.fault else { return Vec::new() };
+/// What the route injects into such a request.
+fn fault<'r>(route: &'r Route, view: &RequestView<'_>) -> Option<&'r Fault> {
+    route.filters.fault.as_deref().filter(|fault| is_for(fault, view))
+}
+
+fn is_for(fault: &Fault, view: &RequestView<'_>) -> bool {
+    fault.headers.iter().all(|header| header.matches(view))
+}
+
+/// A share of requests of which none is left.
+const ALL: u32 = 1_000_000;
+
+fn faults(fault: &Fault) -> Vec<String> {
     let share = |parts: u32| format!("{} %", f64::from(parts) / 10_000.0);
-    let delay = fault.delay.map(|(delay, parts)| format!("fault: delay of {delay:?} for {}", share(parts)));
+    let only = fault.upstream_cluster.as_ref().map(|cluster| format!(" of those to {cluster}")).unwrap_or_default();
+    let delay = fault.delay.map(|(delay, parts)| format!("fault: delay of {delay:?} for {}{only}", share(parts)));
     let abort = fault.abort.as_ref().map(|(abort, parts)| match abort {
-        FaultAbort::Http(status) => format!("fault: {} for {}", status.as_u16(), share(*parts)),
-        FaultAbort::Grpc(status) => format!("fault: gRPC status {status} for {}", share(*parts)),
+        FaultAbort::Http(status) => format!("fault: {} for {}{only}", status.as_u16(), share(*parts)),
+        FaultAbort::Grpc(status) => format!("fault: gRPC status {status} for {}{only}", share(*parts)),
     });
     delay.into_iter().chain(abort).collect()
+}
+
+/// The answer of a fault that no request gets past.
+fn aborted(fault: &Fault) -> Option<End> {
+    let (abort, _) = fault.abort.as_ref().filter(|(_, parts)| *parts >= ALL)?;
+    match abort {
+        _ if fault.upstream_cluster.is_some() => None,
+        FaultAbort::Http(status) => Some(End::Answered(status.as_u16(), "FI fault_filter_abort".into())),
+        FaultAbort::Grpc(status) => Some(End::Answered(200, format!("FI fault_filter_abort: gRPC status {status}"))),
+    }
 }
 
 fn notes(forward: &Forward) -> Vec<String> {
@@ -514,8 +543,15 @@ fn target(
         let owner = format!("{}/{}", workload.namespace, workload.workload_name);
         *target.endpoints.entry(owner.clone()).or_default() += 1;
         if guarded(workload) && !target.answers.contains_key(&owner) {
-            let (name, workload, host) = (owner.clone(), workload.clone(), host.clone());
-            let there = Destination { name, workload, host, port, target_port: at.port(), is_http };
+            let there = Destination {
+                name: owner.clone(),
+                workload: workload.clone(),
+                host: host.clone(),
+                subset: target.subset.clone(),
+                port,
+                target_port: at.port(),
+                is_http,
+            };
             target.answers.insert(owner, decide(world, caller, &there, ask)?);
         }
     }

@@ -12,6 +12,7 @@ use weft_proxy_config::{
     ConnectionFacts, FilterChain, HttpConnectionManager, HttpFilter, JwtAuthn, JwtProvider, NetworkFilter, Terminal,
     Transport,
 };
+use weft_route::normalize::without_port;
 
 /// Filter whose metadata holds the claims of a token.
 const JWT_FILTER: &str = "envoy.filters.http.jwt_authn";
@@ -29,6 +30,8 @@ pub struct Ask {
     pub path: String,
     /// Authority; the destination's host when empty.
     pub host: String,
+    /// Name that a client asks a gateway for by TLS; the authority without its port when empty.
+    pub server_name: String,
     /// Headers.
     pub headers: Vec<(String, String)>,
     /// Claims of a verified token; `None` = no token.
@@ -109,7 +112,7 @@ pub fn decide(world: &World, caller: &Caller, destination: &Destination, ask: &A
     let at = |ip| SocketAddr::new(ip, destination.target_port);
     let address = at(destination.workload.addresses.first().copied().unwrap_or(super::SOMEWHERE));
     let source = SocketAddr::new(caller.address, SOURCE_PORT);
-    let sni = format!("outbound_.{}_._.{}", destination.port, destination.host);
+    let sni = format!("outbound_.{}_.{}_.{}", destination.port, destination.subset, destination.host);
     let find = |transport, server_name, protocols: &[Strng]| {
         let facts = ConnectionFacts {
             destination: address,
@@ -128,13 +131,15 @@ pub fn decide(world: &World, caller: &Caller, destination: &Destination, ask: &A
     let sniffed: Vec<Strng> = if destination.is_http { vec!["http/1.1".into()] } else { Vec::new() };
     if super::is_gateway(&destination.workload) {
         // From outside: in plain text or by TLS, with the name that the client asks for.
-        let host = if ask.host.is_empty() { &destination.host } else { &ask.host };
+        let host = [&ask.server_name, &ask.host, &destination.host].into_iter().find(|name| !name.is_empty());
+        let host = host.map_or("", |name| without_port(name));
         let chain = find(Transport::RawBuffer, None, &sniffed)
             .or_else(|| find(Transport::Tls, Some(host), &["h2", "http/1.1"].map(Into::into)))
             .with_context(|| format!("the gateway serves no host {host} on port {}", destination.port))?;
-        let server_name = chain.tls.is_some().then_some(host.as_str());
+        let server_name = chain.tls.is_some().then_some(host);
         let facts = Facts { server_name, ..strangers(source, address) };
-        let mut walk = Walk { mutual_tls: false, dry_run: Vec::new(), allowed_by: None, notes: Vec::new() };
+        let mut walk =
+            Walk { mutual_tls: false, dry_run: Vec::new(), allowed_by: None, asked: None, notes: Vec::new() };
         return judge(&mut walk, &chain, &facts, destination, ask);
     }
     // A caller with a proxy uses mutual TLS where the other side takes it, unless it is told otherwise.
@@ -161,7 +166,7 @@ pub fn decide(world: &World, caller: &Caller, destination: &Destination, ask: &A
         certificate: mutual_tls.then_some(&certificate),
         ..strangers(source, address)
     };
-    let mut walk = Walk { mutual_tls, dry_run: Vec::new(), allowed_by: None, notes: Vec::new() };
+    let mut walk = Walk { mutual_tls, dry_run: Vec::new(), allowed_by: None, asked: None, notes: Vec::new() };
     if offer == Offer::NotTold {
         walk.notes.push(not_told(destination));
     }
@@ -270,6 +275,8 @@ struct Walk {
     mutual_tls: bool,
     dry_run: Vec<String>,
     allowed_by: Option<Strng>,
+    /// An authorizer is asked, and this is said when nothing else refuses.
+    asked: Option<Answer>,
     notes: Vec<String>,
 }
 
@@ -281,7 +288,9 @@ impl Walk {
             match (asks, allowed) {
                 (true, false) => {
                     let rule = by.as_deref().and_then(RuleName::parse);
-                    return Some(self.answer(Verdict::Asked, "an external authorizer decides (CUSTOM)".into(), rule));
+                    // Unless something after it refuses, whatever the authorizer says.
+                    let asked = self.answer(Verdict::Asked, "an external authorizer decides (CUSTOM)".into(), rule);
+                    self.asked.get_or_insert(asked);
                 }
                 (false, false) => self.dry_run.push(format!("would be denied by {}", named(by.as_deref()))),
                 _ => {}
@@ -314,6 +323,9 @@ impl Walk {
     }
 
     fn allowed(&mut self) -> Answer {
+        if let Some(asked) = self.asked.take() {
+            return asked;
+        }
         let rule = self.allowed_by.take().and_then(|name| RuleName::parse(&name));
         let reason = match &rule {
             Some(_) => "an ALLOW policy matches",

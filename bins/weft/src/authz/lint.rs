@@ -4,6 +4,7 @@
 use super::{World, is_gateway};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use weft_core::well_known::DEFAULT_TRUST_DOMAIN;
 use weft_k8s_api::istio::{self, AuthorizationPolicy, Condition, Operation, Source};
 use weft_model::{MtlsMode, Policy, Workload};
 
@@ -42,10 +43,14 @@ pub fn findings(world: &World, namespace: Option<&str>) -> Vec<Finding> {
 fn live(world: &World) -> Live {
     let snapshot = &world.snapshot;
     let workloads = || snapshot.workloads_by_name.values().filter(|w| w.in_mesh || is_gateway(w));
-    let mut domains = vec!["cluster.local".to_string(), snapshot.settings.trust_domain.clone()];
-    domains.extend(snapshot.mesh.trust_domain_aliases.iter().cloned());
-    let own = domains.clone();
-    domains.extend(snapshot.mesh.ca_certificates.iter().flat_map(|partner| partner.trust_domains.iter().cloned()));
+    let mut own = vec![snapshot.settings.trust_domain.clone()];
+    own.extend(snapshot.mesh.trust_domain_aliases.iter().cloned());
+    let partners = || snapshot.mesh.ca_certificates.iter().flat_map(|partner| &partner.trust_domains);
+    // It stands for the own domain whatever that is called, unless a partner is called so.
+    if !partners().any(|partner| partner == DEFAULT_TRUST_DOMAIN) {
+        own.push(DEFAULT_TRUST_DOMAIN.to_string());
+    }
+    let domains = own.iter().chain(partners()).cloned().collect();
     Live {
         accounts: workloads().map(|w| format!("{}/{}", w.namespace, w.service_account)).collect(),
         namespaces: snapshot.namespaces.keys().cloned().collect(),
@@ -118,7 +123,7 @@ impl Findings {
 
 fn bound(world: &World, policy: &Policy<AuthorizationPolicy>) -> Vec<Arc<Workload>> {
     let snapshot = &world.snapshot;
-    let everywhere = policy.namespace == snapshot.settings.root_namespace;
+    let everywhere = policy.namespace == snapshot.settings.root_namespace && !policy.own_namespace_only;
     let selects = |w: &&Arc<Workload>| {
         let place = everywhere || w.namespace == policy.namespace;
         place

@@ -248,6 +248,14 @@ fn external_authorizers_of_bytes_are_asked_too() {
         "{extensionProviders: [{name: asker, envoyExtAuthzGrpc: {service: httpbin.foo.svc.cluster.local, port: 80}}]}";
     let asked = answer(&world_with(provider, &custom), "sleep", "db", &Ask::default());
     assert_eq!(asked.verdict, Verdict::Asked, "{}", asked.reason);
+    // Whatever the authorizer says.
+    let deny = policy(
+        "deny",
+        "{selector: {matchLabels: {app: db}}, action: DENY, rules: [{to: [{operation: {ports: ['8000']}}]}]}",
+    );
+    let denied = answer(&world_with(provider, &[custom, deny].concat()), "sleep", "db", &Ask::default());
+    assert_eq!(denied.verdict, Verdict::Denied, "{}", denied.reason);
+    assert!(denied.reason.contains("a DENY policy matches"), "{}", denied.reason);
 }
 
 #[test]
@@ -285,6 +293,12 @@ fn dry_runs_are_told_and_not_enforced() {
     assert!(answer.dry_run[0].contains("foo/deny spec.rules[0]"), "{:?}", answer.dry_run);
 }
 
+/// A pod of the Gateway `g`.
+const GATEWAY_POD: &str = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: gw-2, namespace: NAMESPACE, \
+    labels: {istio: ingressgateway, gateway.networking.k8s.io/gateway-name: g}}\n\
+    spec: {serviceAccountName: gw, containers: [{name: istio-proxy, image: x}]}\n\
+    status: {phase: Running, podIP: 10.0.0.9, podIPs: [{ip: 10.0.0.9}]}\n";
+
 #[test]
 fn rules_that_can_never_match_are_named() {
     let bad = [
@@ -314,6 +328,16 @@ fn rules_that_can_never_match_are_named() {
         let of_policy: Vec<_> = found.iter().filter(|f| f.policy == format!("foo/{policy}")).collect();
         assert!(of_policy.iter().any(|f| f.path == path && f.message.contains(says)), "{policy}: {of_policy:?}");
     }
+    // Bound to a Gateway of its own namespace, the root namespace's policy is nothing to those of others.
+    let to_gateway =
+        policy("edge", "{targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: g}], rules: [{}]}")
+            .replace("namespace: foo", "namespace: istio-system");
+    let elsewhere = GATEWAY_POD.replace("NAMESPACE", "foo");
+    let unbound = lint::findings(&self::world(&[to_gateway.as_str(), &elsewhere].concat()), None);
+    assert!(
+        unbound.iter().any(|f| f.policy == "istio-system/edge" && f.message.contains("guards nothing")),
+        "{unbound:?}"
+    );
     let good = self::world(&[policy("deny", DENY_ADMIN), policy("fine", "{rules: [{from: [{source: {principals: ['*/sleep', td/ns/bar/sa/sleep, old/ns/foo/sa/sleep], namespaces: ['f*']}}]}]}")].concat());
     assert_eq!(lint::findings(&good, None), Vec::new());
 }

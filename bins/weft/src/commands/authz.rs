@@ -79,6 +79,7 @@ impl Request {
             method: self.options.method.clone(),
             path: self.path.clone(),
             host: self.options.host.clone(),
+            server_name: String::new(),
             headers: self.options.headers.iter().map(|text| header(text)).collect::<anyhow::Result<_>>()?,
             claims: claims(&self.options.claims)?,
         })

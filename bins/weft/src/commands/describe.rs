@@ -55,11 +55,28 @@ pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode>
         let pod = target::resolve(&client, &target).await?;
         let key = format!("{}/{}", pod.namespace(), pod.name());
         let workload = world.snapshot.workloads_by_name.get(&key);
-        describe::workload(&world, workload.with_context(|| format!("pod {key} has no address yet"))?)
+        describe::workload(&world, workload.with_context(|| unknown(&key, target::phase(&pod)))?)
     };
     match args.output {
         Format::Table => describe::lines(&described).iter().try_for_each(output::line)?,
         format => document(&described, format == Format::Yaml)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Why the mesh does not know a pod.
+fn unknown(key: &str, phase: &str) -> String {
+    match phase {
+        "Succeeded" | "Failed" => format!("pod {key} has ended ({phase}); nothing of the mesh concerns it any more"),
+        _ => format!("pod {key} has no address yet"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_pod_that_has_ended_is_not_waited_for() {
+        assert_eq!(super::unknown("a/b", "Pending"), "pod a/b has no address yet");
+        assert!(super::unknown("a/b", "Succeeded").contains("has ended (Succeeded)"));
+    }
 }

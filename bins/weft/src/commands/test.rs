@@ -1,11 +1,12 @@
 //! `weft test`: expectations about requests, tried against the objects of a cluster or of files, before they are applied.
 
 use crate::authz::World;
+use crate::authz::decide::Answer;
 use crate::cli::Connection;
 use crate::commands::explain::{From, Mesh};
 use crate::commands::get::document;
 use crate::explain::request::{Options, Request};
-use crate::explain::{End, Story, explain, show};
+use crate::explain::{End, Story, Target, explain, show};
 use crate::output::{self, Format};
 use anyhow::{Context, bail};
 use serde::Deserialize;
@@ -37,7 +38,8 @@ const SHARE_ERROR: f64 = 0.5;
       from: productpage-v1\n    \
       to: http://ratings:9080/\n    \
       expect: {verdict: DENIED}\n\n\
-    status: N stands for an answer of the proxy's own (404, 301, 503 …).")]
+    status: N stands for an answer of the proxy's own (404, 301, 503 …). verdict, rule and mutualTLS are of every workload that \
+    may get the request; one without a proxy is open: ALLOWED, without a rule, without mutual TLS.")]
 pub struct Args {
     /// Files of expectations
     #[arg(value_name = "TESTS", required = true)]
@@ -84,11 +86,11 @@ struct Expectation {
     route: Option<String>,
     /// Status of the proxy's own answer.
     status: Option<u16>,
-    /// `ALLOWED`, `DENIED`, `ASKED`: of every workload that may get it.
+    /// `ALLOWED`, `DENIED`, `ASKED`: of every workload that may get it; one without a proxy allows everything.
     verdict: Option<String>,
     /// Policy that decides, `NAMESPACE/NAME`.
     rule: Option<String>,
-    /// Mutual TLS is used to every workload.
+    /// Mutual TLS is used to every workload; to one without a proxy it is not.
     #[serde(rename = "mutualTLS")]
     mutual_tls: Option<bool>,
 }
@@ -163,80 +165,115 @@ fn attempt(mesh: &Mesh, case: &Case, place: &str) -> anyhow::Result<Tried> {
 
 /// What does not hold, one sentence each.
 fn compare(expect: &Expectation, story: &Story, service: impl Fn(&str) -> String) -> anyhow::Result<Vec<String>> {
-    let mut wrong = Vec::new();
-    let mut check = |field: &str, wanted: String, got: String| {
-        if wanted != got {
-            wrong.push(format!("{field}: expected {wanted}, got {got}"));
-        }
-    };
     let targets = match &story.end {
         End::Forwarded(targets) => targets.as_slice(),
         End::Answered(..) | End::Closed(_) => &[],
     };
-    let each = |of: &dyn Fn(&crate::explain::Target) -> String| {
-        let all: BTreeSet<String> = targets.iter().map(of).collect();
-        if all.is_empty() { ended(&story.end) } else { all.into_iter().collect::<Vec<_>>().join(", ") }
-    };
+    let mut wrong = Wrong::default();
+    of_way(expect, story, targets, service, &mut wrong);
+    of_answers(expect, story, targets, &mut wrong)?;
+    Ok(wrong.0)
+}
+
+/// What does not hold, one sentence each.
+#[derive(Default)]
+struct Wrong(Vec<String>);
+
+impl Wrong {
+    fn check(&mut self, field: &str, wanted: &str, got: &str) {
+        if wanted != got {
+            self.0.push(format!("{field}: expected {wanted}, got {got}"));
+        }
+    }
+}
+
+fn list(words: BTreeSet<String>, none: &str) -> String {
+    if words.is_empty() { none.to_string() } else { words.into_iter().collect::<Vec<_>>().join(", ") }
+}
+
+/// Which way the request goes: services, subsets, routes, the proxy's own answers.
+fn of_way(
+    expect: &Expectation,
+    story: &Story,
+    targets: &[Target],
+    service: impl Fn(&str) -> String,
+    wrong: &mut Wrong,
+) {
+    let each = |of: &dyn Fn(&Target) -> String| list(targets.iter().map(of).collect(), &ended(&story.end));
     if let Some(host) = &expect.service {
-        check("service", service(host), each(&|target| target.host.clone()));
+        wrong.check("service", &service(host), &each(&|target| target.host.clone()));
     }
     if let Some(subset) = &expect.subset {
-        check("subset", subset.clone(), each(&|target| target.subset.clone()));
+        wrong.check("subset", subset, &each(&|target| target.subset.clone()));
     }
     if let Some(shares) = &expect.subsets {
-        let got: BTreeMap<String, f64> = targets.iter().map(|target| (target.subset.clone(), target.share)).collect();
+        let mut got: BTreeMap<String, f64> = BTreeMap::new();
+        for target in targets {
+            // Routes may name a subset several times.
+            *got.entry(target.subset.clone()).or_default() += target.share;
+        }
         let near = |(name, share): (&String, &f64)| got.get(name).is_some_and(|got| (got - share).abs() <= SHARE_ERROR);
         if got.len() != shares.len() || !shares.iter().all(near) {
-            check(
-                "subsets",
-                format!("{shares:?}"),
-                if got.is_empty() { ended(&story.end) } else { format!("{got:?}") },
-            );
+            let got = if got.is_empty() { ended(&story.end) } else { format!("{got:?}") };
+            wrong.check("subsets", &format!("{shares:?}"), &got);
         }
     }
     if let Some(route) = &expect.route {
         let got = story.route.as_ref().map(|route| route.origin.clone()).unwrap_or_default();
         let same =
             got == *route || got.strip_prefix(route.as_str()).is_some_and(|rest| rest.starts_with([' ', '[', '.']));
-        check("route", route.clone(), if same { route.clone() } else { or_none(got) });
+        wrong.check("route", route, if same { route } else { or_none(&got) });
     }
     if let Some(status) = expect.status {
-        check("status", status.to_string(), ended(&story.end).split(' ').next().unwrap_or_default().to_string());
+        let got = ended(&story.end);
+        wrong.check("status", &status.to_string(), got.split(' ').next().unwrap_or_default());
     }
-    let mut answers: Vec<_> = story.gate.iter().filter(|gate| gate.verdict.as_str() != "ALLOWED").collect();
+}
+
+/// What the proxies at the other end say, or at the gateway; what nobody guards is open to everybody.
+fn of_answers(expect: &Expectation, story: &Story, targets: &[Target], wrong: &mut Wrong) -> anyhow::Result<()> {
+    let mut answers: Vec<&Answer> = story.gate.iter().filter(|gate| gate.verdict.as_str() != "ALLOWED").collect();
+    let mut open = false;
     if answers.is_empty() {
         answers = targets.iter().flat_map(|target| target.answers.values()).collect();
+        let is_open = |target: &Target| target.endpoints.keys().any(|name| !target.answers.contains_key(name));
+        open = targets.iter().any(is_open);
     }
-    let all = |of: &dyn Fn(&crate::authz::decide::Answer) -> String| {
-        let all: BTreeSet<String> = answers.iter().map(|answer| of(answer)).collect();
-        if all.is_empty() { "no proxy was asked".to_string() } else { all.into_iter().collect::<Vec<_>>().join(", ") }
+    let all = |of: &dyn Fn(&Answer) -> String, wanted: &str, when_open: &str| {
+        let mut all: BTreeSet<String> = answers.iter().map(|answer| of(answer)).collect();
+        if open {
+            all.insert(if wanted == when_open { when_open.into() } else { format!("{when_open} (no proxy)") });
+        }
+        list(all, "no proxy was asked")
     };
     if let Some(verdict) = &expect.verdict {
         if !["ALLOWED", "DENIED", "ASKED"].contains(&verdict.as_str()) {
             bail!("expect.verdict is {verdict:?}; it must be ALLOWED, DENIED or ASKED");
         }
-        check("verdict", verdict.clone(), all(&|answer| answer.verdict.as_str().to_string()));
+        wrong.check("verdict", verdict, &all(&|answer| answer.verdict.as_str().to_string(), verdict, "ALLOWED"));
     }
     if let Some(rule) = &expect.rule {
-        let named = |answer: &crate::authz::decide::Answer| {
-            or_none(answer.rule.as_ref().map(|rule| format!("{}/{}", rule.namespace, rule.policy)).unwrap_or_default())
+        let named = |answer: &Answer| {
+            let name = answer.rule.as_ref().map(|rule| format!("{}/{}", rule.namespace, rule.policy));
+            or_none(&name.unwrap_or_default()).to_string()
         };
-        check("rule", rule.clone(), all(&named));
+        wrong.check("rule", rule, &all(&named, rule, "none"));
     }
     if let Some(wanted) = expect.mutual_tls {
-        check("mutualTLS", wanted.to_string(), all(&|answer| answer.mutual_tls.to_string()));
+        let wanted = wanted.to_string();
+        wrong.check("mutualTLS", &wanted, &all(&|answer| answer.mutual_tls.to_string(), &wanted, "false"));
     }
-    Ok(wrong)
+    Ok(())
 }
 
-fn or_none(text: String) -> String {
-    if text.is_empty() { "none".into() } else { text }
+fn or_none(text: &str) -> &str {
+    if text.is_empty() { "none" } else { text }
 }
 
 /// The end of a story that reaches nobody, in words that begin with the status.
 fn ended(end: &End) -> String {
     match end {
-        End::Forwarded(targets) if targets.iter().any(|target| target.is_empty()) => "503 UH".into(),
+        End::Forwarded(targets) if targets.iter().all(Target::is_empty) => "503 UH".into(),
         End::Forwarded(_) => "an answer of the application".into(),
         End::Answered(status, why) => format!("{status} by the proxy ({why})"),
         End::Closed(why) => format!("a closed connection ({why})"),
@@ -297,4 +334,85 @@ fn value(tried: &[Tried], unused: &[String]) -> Value {
         .map(|case| json!({"name": case.name, "at": case.place, "passed": case.wrong.is_empty(), "wrong": case.wrong}))
         .collect();
     json!({"tests": cases, "unused": unused})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::explain::tests::{ask, bookinfo};
+
+    /// A workload of reviews that no proxy guards, and rules: nobody may call reviews, nor without mutual TLS.
+    const OPEN: &str = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: reviews-bare}
+spec:
+  template:
+    metadata: {labels: {app: reviews, version: v4}, annotations: {sidecar.istio.io/inject: 'false'}}
+    spec: {containers: [{name: app, image: x}]}
+---
+";
+    const CLOSED: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: nobody}
+spec: {selector: {matchLabels: {app: reviews}}}
+---
+";
+
+    fn wrong(world: &World, to: &str, expect: &str) -> Vec<String> {
+        let (story, _) = ask(world, "productpage-v1", to, &[]);
+        compare(&serde_saphyr::from_str(expect).unwrap(), &story, str::to_string).unwrap()
+    }
+
+    #[test]
+    fn what_nobody_guards_is_open() {
+        let (closed, both) = (bookinfo(CLOSED), bookinfo(&[OPEN, CLOSED].concat()));
+        for (world, expect, says) in [
+            (&closed, "{verdict: DENIED}", ""),
+            (&both, "{verdict: DENIED}", "verdict: expected DENIED, got ALLOWED (no proxy), DENIED"),
+            (&both, "{verdict: ALLOWED}", "verdict: expected ALLOWED, got ALLOWED, DENIED"),
+            (&bookinfo(OPEN), "{verdict: ALLOWED}", ""),
+            (&closed, "{mutualTLS: true}", ""),
+            (&both, "{mutualTLS: true}", "mutualTLS: expected true, got false (no proxy), true"),
+            (&both, "{rule: default/nobody}", "rule: expected default/nobody, got none, none (no proxy)"),
+        ] {
+            assert_eq!(wrong(world, "reviews", expect).join("; "), says, "{expect}");
+        }
+    }
+
+    #[test]
+    fn shares_add_up_and_one_empty_subset_is_not_all() {
+        let routes = "
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: reviews}
+spec: {host: reviews, subsets: [{name: v1, labels: {version: v1}}, {name: v3, labels: {version: v3}}, {name: none, labels: {version: none}}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: reviews}
+spec:
+  hosts: [reviews]
+  http:
+  - match: [{uri: {prefix: /half}}]
+    route: [{destination: {host: reviews, subset: v1}, weight: 50}, {destination: {host: reviews, subset: none}, weight: 50}]
+  - match: [{uri: {prefix: /none}}]
+    route: [{destination: {host: reviews, subset: none}}]
+  - route:
+    - {destination: {host: reviews, subset: v1}, weight: 40}
+    - {destination: {host: reviews, subset: v3}, weight: 20}
+    - {destination: {host: reviews, subset: v1}, weight: 40}
+";
+        let world = bookinfo(routes);
+        for (to, expect, says) in [
+            ("reviews/", "{subsets: {v1: 80, v3: 20}}", ""),
+            ("reviews/", "{subsets: {v1: 40, v3: 20}}", "expected"),
+            ("reviews/none", "{status: 503}", ""),
+            ("reviews/half", "{status: 503}", "status: expected 503, got an"),
+        ] {
+            let wrong = wrong(&world, to, expect).join("; ");
+            assert!(wrong.contains(says) && wrong.is_empty() == says.is_empty(), "{to} {expect}: {wrong}");
+        }
+    }
 }

@@ -2,7 +2,11 @@
 
 use crate::authz::World;
 use serde_json::{Value, json};
-use weft_model::{MtlsMode, Service, Workload};
+use std::sync::Arc;
+use weft_core::Strng;
+use weft_k8s_api::istio::{Destination, RouteDestination};
+use weft_model::hosts::{covers, is_wildcard};
+use weft_model::{MtlsMode, Service, VirtualService, Workload};
 
 /// A workload's place in the mesh.
 pub fn workload(world: &World, workload: &Workload) -> Value {
@@ -68,12 +72,7 @@ pub fn service(world: &World, service: &Service, workload: Option<&Workload>) ->
             "otherSubsets": names(others), "trafficPolicy": rule.spec.traffic_policy.is_some(),
         })
     });
-    let about = |vs: &&std::sync::Arc<weft_model::VirtualService>| {
-        let leads = |to: &weft_k8s_api::istio::HttpRouteDestination| {
-            to.destination.as_ref().is_some_and(|destination| *destination.host == *service.host)
-        };
-        vs.hosts.contains(&service.host) || vs.spec.http.iter().any(|http| http.route.iter().any(leads))
-    };
+    let about = |vs: &&Arc<VirtualService>| concerns(vs, &service.host);
     let routes: Vec<Value> = snapshot
         .virtual_services
         .iter()
@@ -92,6 +91,19 @@ pub fn service(world: &World, service: &Service, workload: Option<&Workload>) ->
         "service": service.name, "namespace": service.namespace, "host": service.host.to_string(), "ports": ports,
         "destinationRule": rule, "virtualServices": routes,
     })
+}
+
+/// Whether a virtual service routes what is sent to a host, or leads to it.
+fn concerns(vs: &VirtualService, service: &str) -> bool {
+    let to_it = |destination: &Option<Destination>| destination.as_ref().is_some_and(|to| to.host == service);
+    let of_bytes = |route: &[RouteDestination]| route.iter().any(|to| to_it(&to.destination));
+    let leads = vs.spec.http.iter().flat_map(|http| &http.route).any(|to| to_it(&to.destination))
+        || vs.spec.tcp.iter().any(|tcp| of_bytes(&tcp.route))
+        || vs.spec.tls.iter().any(|tls| of_bytes(&tls.route));
+    // At gateways alone, a wildcard is for what comes from outside.
+    let in_mesh = vs.gateways.iter().any(|gateway| gateway == "mesh");
+    let named = |host: &Strng| **host == *service || (in_mesh && is_wildcard(host) && covers(host, service));
+    leads || vs.hosts.iter().any(named)
 }
 
 /// The same in lines, in the order of `istioctl experimental describe`.
@@ -151,4 +163,41 @@ fn service_lines(service: &Value) -> Vec<String> {
         out.push(format!("   {} HTTP route(s){other}, for {}", vs["http"], words(&vs["gateways"])));
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::explain::tests::bookinfo;
+
+    #[test]
+    fn every_kind_of_route_is_told() {
+        let rule = |name: &str, spec: &str| {
+            format!(
+                "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}}}\nspec: {spec}\n---\n"
+            )
+        };
+        let to = |kind: &str, host: &str| {
+            let matches = if kind == "tls" { "match: [{port: 443, sniHosts: [a.example]}], " } else { "" };
+            format!("{{hosts: [a.example], {kind}: [{{{matches}route: [{{destination: {{host: {host}}}}}]}}]}}")
+        };
+        let all = [
+            rule("http", &to("http", "ratings")),
+            rule("tcp", &to("tcp", "ratings")),
+            rule("tls", &to("tls", "ratings")),
+            rule("other", &to("tcp", "details")),
+            rule(
+                "wild",
+                "{hosts: ['*.default.svc.cluster.local'], http: [{timeout: 1s, route: [{destination: {host: details}}]}]}",
+            ),
+            rule(
+                "outside",
+                "{hosts: ['*'], gateways: [bookinfo-gateway], http: [{route: [{destination: {host: details}}]}]}",
+            ),
+        ];
+        let world = bookinfo(&all.concat());
+        let found = service(&world, &world.service("ratings", "default").unwrap(), None);
+        let names: Vec<&str> = list(&found["virtualServices"]).iter().filter_map(|vs| vs["name"].as_str()).collect();
+        assert_eq!(names, ["http", "tcp", "tls", "wild"]);
+    }
 }

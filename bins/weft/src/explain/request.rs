@@ -132,6 +132,7 @@ impl Request {
             method: self.method.to_string(),
             path: self.path.clone(),
             host: self.authority.clone(),
+            server_name: self.host.clone(),
             headers: self.headers.iter().map(|(name, value)| (name.to_string(), text(value))).collect(),
             claims: self.claims.clone(),
         }

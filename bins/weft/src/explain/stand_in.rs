@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use weft_core::well_known::ROOT_NAMESPACE;
-use weft_inject::decide::chosen;
+use weft_inject::Config;
+use weft_inject::decide::{Decision, chosen, decide};
 use weft_k8s_api::Object;
 use weft_k8s_api::yaml::Document;
 use weft_model::Inputs;
@@ -132,7 +133,8 @@ fn running(address: &str) -> Value {
 fn injected(inputs: &Inputs, namespace: &str, pod: &Value) -> bool {
     let found = inputs.of("", "Namespace").iter().find(|object| object.name() == namespace);
     let labels = found.and_then(|object| object.metadata.labels.clone()).unwrap_or_default();
-    pod["spec"]["hostNetwork"] != true && chosen(&labels.into_iter().collect(), pod, false).is_some()
+    let comes = chosen(&labels.into_iter().collect(), pod, false).is_some();
+    comes && decide(&Config::default(), pod, namespace) == Decision::Inject
 }
 
 /// A pod and a service for each selector of Gateways that selects nothing: in the root namespace, as the profiles have it.

@@ -11,7 +11,7 @@ use weft_k8s_api::yaml;
 use weft_model::Inputs;
 
 /// Bookinfo with its destination rules and its gateway, and `more`.
-fn bookinfo(more: &str) -> World {
+pub(crate) fn bookinfo(more: &str) -> World {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../samples/bookinfo");
     let files =
         ["platform/kube/bookinfo.yaml", "networking/destination-rule-all.yaml", "networking/bookinfo-gateway.yaml"];
@@ -33,7 +33,7 @@ fn bookinfo(more: &str) -> World {
     World::of(&inputs)
 }
 
-fn ask(world: &World, from: &str, to: &str, headers: &[&str]) -> (Story, String) {
+pub(crate) fn ask(world: &World, from: &str, to: &str, headers: &[&str]) -> (Story, String) {
     let options = Options { headers: headers.iter().map(ToString::to_string).collect(), ..Options::default() };
     let caller = world.source(from, "default").unwrap();
     let request = Request::new(to, &options, world, &caller, "default").unwrap();
@@ -165,5 +165,139 @@ fn addresses_that_are_none() {
     ] {
         let error = Request::new(to, &Options::default(), &world, &caller, "default").unwrap_err();
         assert!(format!("{error:#}").contains(says), "{to}: {error:#}");
+    }
+}
+
+/// Without a proxy, in a namespace that gives its pods one.
+const LEGACY: &str = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: legacy}
+spec:
+  template:
+    metadata: {labels: {app: legacy}, annotations: {sidecar.istio.io/inject: 'false'}}
+    spec: {containers: [{name: app, image: x}]}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: strict}
+spec: {selector: {matchLabels: {version: v3}}, mtls: {mode: STRICT}}
+";
+
+#[test]
+fn a_caller_without_a_proxy_may_come_to_any_endpoint() {
+    let (story, text) = ask(&bookinfo(LEGACY), "legacy", "reviews", &[]);
+    for says in [
+        "default/reviews-v1: ALLOWED in plain text",
+        "default/reviews-v2: ALLOWED in plain text",
+        "default/reviews-v3: DENIED in plain text",
+    ] {
+        assert!(text.contains(says), "{says}: {text}");
+    }
+    assert!(!story.arrives(), "{text}");
+}
+
+#[test]
+fn a_subset_has_its_own_mutual_tls() {
+    let rules = "
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: reviews}
+spec:
+  host: reviews
+  subsets:
+  - {name: v1, labels: {version: v1}}
+  - {name: plain, labels: {version: v1}, trafficPolicy: {tls: {mode: DISABLE}}}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: reviews}
+spec:
+  hosts: [reviews]
+  http:
+  - match: [{uri: {prefix: /plain}}]
+    route: [{destination: {host: reviews, subset: plain}}]
+  - route: [{destination: {host: reviews, subset: v1}}]
+";
+    let world = bookinfo(rules);
+    for (to, says) in [
+        ("reviews/plain", "default/reviews-v1: ALLOWED in plain text"),
+        ("reviews/", "default/reviews-v1: ALLOWED over mutual TLS"),
+    ] {
+        let (_, text) = ask(&world, "productpage-v1", to, &[]);
+        assert!(text.contains(says), "{to}: {text}");
+    }
+}
+
+#[test]
+fn a_gateway_is_asked_for_a_name_without_a_port() {
+    let shop = "
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: shop}
+spec:
+  selector: {istio: ingressgateway}
+  servers:
+  - {port: {number: 443, name: https, protocol: HTTPS}, tls: {mode: SIMPLE, credentialName: shop}, hosts: [shop.example]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: shop}
+spec: {hosts: [shop.example], gateways: [shop], http: [{route: [{destination: {host: productpage}}]}]}
+";
+    let world = bookinfo(shop);
+    for to in ["https://shop.example/", "https://shop.example:443/"] {
+        let (story, text) = ask(&world, "istio-ingressgateway.istio-system", to, &[]);
+        assert!(story.arrives() && text.contains("entry      ALLOWED"), "{to}: {text}");
+    }
+}
+
+#[test]
+fn faults_that_nothing_gets_past_end_the_way() {
+    let rules = "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: ratings}
+spec:
+  hosts: [ratings]
+  http:
+  - match: [{uri: {prefix: /never}}]
+    fault: {abort: {httpStatus: 500, percentage: {value: 100}}}
+    route: [{destination: {host: ratings}}]
+  - match: [{uri: {prefix: /grpc}}]
+    fault: {abort: {grpcStatus: UNAVAILABLE, percentage: {value: 100}}}
+    route: [{destination: {host: ratings}}]
+  - fault: {abort: {httpStatus: 500, percentage: {value: 99}}}
+    route: [{destination: {host: ratings}}]
+";
+    let world = bookinfo(rules);
+    for (to, arrives, says) in [
+        ("ratings/never", false, "500 by the proxy: FI fault_filter_abort"),
+        ("ratings/grpc", false, "200 by the proxy: FI fault_filter_abort: gRPC status 14"),
+        ("ratings/", true, "fault: 500 for 99 %"),
+    ] {
+        let (story, text) = ask(&world, "reviews-v2", to, &[]);
+        assert!(story.arrives() == arrives && text.contains(says), "{to}: {text}");
+    }
+}
+
+#[test]
+fn faults_for_some_headers_are_for_them_alone() {
+    let test = weft_route::HeaderTest::Present(true);
+    let key = weft_route::HeaderKey::Name(http::HeaderName::from_static("end-user"));
+    let matcher = weft_route::HeaderMatcher { key, test, invert: false, missing_as_empty: false };
+    let fault = weft_route::Fault { headers: vec![matcher], ..weft_route::Fault::default() };
+    let with = http::HeaderMap::from_iter([(http::HeaderName::from_static("end-user"), "jason".parse().unwrap())]);
+    for (headers, injected) in [(&with, true), (&http::HeaderMap::new(), false)] {
+        let view = weft_route::RequestView {
+            method: &http::Method::GET,
+            authority: "ratings",
+            path: "/",
+            query: None,
+            scheme: "http",
+            headers,
+            metadata: &[],
+        };
+        assert_eq!(super::is_for(&fault, &view), injected);
     }
 }
