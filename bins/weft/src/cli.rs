@@ -77,6 +77,10 @@ pub enum Command {
     Ca(commands::ca::Args),
     /// Say what is wrong with the mesh's objects, in a cluster and in files
     Analyze(commands::analyze::Args),
+    /// Wait until proxies have what an object says
+    Wait(commands::wait::Args),
+    /// Gather objects, logs and configuration into an archive, for those who are to find out what is wrong
+    BugReport(commands::bug_report::Args),
     /// Lead a port of this machine to a page in the cluster: Prometheus, Grafana, a proxy's admin page
     #[command(visible_alias = "dash", alias = "d")]
     Dashboard(commands::dashboard::Args),
@@ -107,6 +111,8 @@ pub enum Command {
     Operator(commands::operator::Action),
     /// Show versions: of this program, the control plane, the proxies
     Version(commands::version::Args),
+    /// Print a script by which a shell completes commands
+    Completion(commands::completion::Args),
     /// Commands that Istio has under this name
     #[command(subcommand, visible_alias = "x", visible_alias = "exp")]
     Experimental(Experimental),
@@ -125,6 +131,13 @@ pub enum Experimental {
     /// Further names of revisions
     #[command(name = "tag", subcommand)]
     Revision(commands::tag::Action),
+    /// Say whether a pod would get a proxy, and what decides it
+    CheckInject(commands::check_inject::Args),
+    /// Which namespaces' pods get proxies, and whose
+    #[command(subcommand)]
+    Injector(commands::injector::Action),
+    /// Wait until proxies have what an object says
+    Wait(commands::wait::Args),
 }
 
 #[cfg(test)]
@@ -169,6 +182,7 @@ mod tests {
             "weft explain istio-ingressgateway.istio-system https://shop.example/ -f shop/ -R --use-kube=false",
             "weft test tests.yaml -f shop.yaml -k=false",
             "weft pc log deploy/httpbin.foo --level rbac:debug",
+            "weft pc routes --file config_dump.json -o yaml",
             "weft proxy-config log productpage-v1-x -n default --level debug,http:trace",
             "weft pc log productpage-v1-x --reset",
             "weft pc bootstrap productpage-v1-x.default -o json",
@@ -211,11 +225,28 @@ mod tests {
             "weft operator dump --watchedNamespaces a,b --operatorNamespace o",
             "weft operator server --watched-namespaces istio-system",
             "weft version --remote=false -o json",
+            "weft bug-report --include ns1,ns2//p* --exclude ///app=x --duration 1h --dir /tmp --dry-run",
+            "weft bug-report --istio-namespace istio-control --output-dir out --timeout 5m --tail 100",
+            "weft completion bash",
+            "weft proxy-config ecds p.default -o json",
+            "weft x injector list -n default",
+            "weft x check-inject reviews-v1-1.default",
+            "weft experimental check-inject -n default -l app=a,version=v1",
+            "weft experimental wait --for=distribution virtualservice bookinfo.default --timeout 1m --threshold 0.9",
+            "weft wait --for delete vs/reviews -n default",
             "weft manifest generate --set profile=demo --set values.global.proxy.logLevel=debug -f a.yaml",
         ] {
             Cli::try_parse_from(line.split(' ')).unwrap_or_else(|e| panic!("{line}: {e}"));
         }
-        for line in ["weft", "weft apply", "weft get", "weft exec pod", "weft pc nonsense p", "weft get pods -o jpeg"] {
+        for line in [
+            "weft",
+            "weft apply",
+            "weft get",
+            "weft exec pod",
+            "weft pc nonsense p",
+            "weft pc route",
+            "weft get pods -o jpeg",
+        ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }
     }

@@ -3,7 +3,10 @@
 pub mod analyze;
 pub mod apply;
 pub mod authz;
+pub mod bug_report;
 pub mod ca;
+pub mod check_inject;
+pub mod completion;
 pub mod dashboard;
 pub mod delete;
 pub mod describe;
@@ -11,6 +14,7 @@ pub mod down;
 pub mod exec;
 pub mod explain;
 pub mod get;
+pub mod injector;
 pub mod install;
 pub mod kube_inject;
 pub mod logs;
@@ -29,6 +33,7 @@ pub mod up;
 pub mod validate;
 pub mod verify_install;
 pub mod version;
+pub mod wait;
 
 use crate::cli::{Cli, Command, Experimental};
 use anyhow::Context;
@@ -60,6 +65,11 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Ca(args) => block_on(ca::run(args, connection)),
         Command::ProxyConfig(args) => block_on(proxy_config::run(args, connection)),
         Command::Analyze(args) => block_on(analyze::run(args, connection)),
+        Command::Wait(args) | Command::Experimental(Experimental::Wait(args)) => block_on(wait::run(args, connection)),
+        Command::BugReport(args) => block_on(bug_report::run(args, connection)),
+        Command::Completion(args) => completion::run(args),
+        Command::Experimental(Experimental::CheckInject(args)) => block_on(check_inject::run(args, connection)),
+        Command::Experimental(Experimental::Injector(action)) => block_on(injector::run(action, connection)),
         Command::Dashboard(args) => block_on(dashboard::run(args, connection)),
         Command::Validate(args) => validate::run(args),
         Command::KubeInject(args) => block_on(kube_inject::run(args, connection)),

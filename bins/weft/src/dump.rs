@@ -3,6 +3,7 @@
 //! Reading order: this file (finding things in a dump), then one module per table. Pure: dumps come in as JSON.
 
 pub mod clusters;
+pub mod ecds;
 pub mod endpoints;
 pub mod listeners;
 pub mod on_demand;

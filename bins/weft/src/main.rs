@@ -4,7 +4,7 @@
 //! [`target`] (which pod), [`forward`] (HTTP to a port of a pod), [`manifests`] and [`references`] (what `apply` reads and
 //! checks), [`analyze`] (what is wrong with a mesh's objects), [`authz`] (who may call whom), [`explain`] (what becomes of a request),
 //! [`install`] (what an installation consists of), [`dump`] (a
-//! proxy's config dump as tables), [`output`] (how answers look).
+//! proxy's config dump as tables), [`output`] (how answers look), [`waiting`] (how far something is).
 
 mod analyze;
 mod authz;
@@ -20,6 +20,7 @@ mod output;
 mod references;
 mod target;
 mod trust;
+mod waiting;
 
 use clap::Parser;
 use std::process::ExitCode;

@@ -287,6 +287,135 @@ async fn without_a_lab() {
     let done = server.weft(&["status"]).await;
     assert!(done.code == 1 && done.stdout.contains("`weft up`"), "{}{}", done.stdout, done.stderr);
     assert_eq!(server.weft(&["get"]).await.code, 2, "a wrong command line");
+    // Programs get the form that they know, whatever there is to say.
+    for there in [true, false] {
+        if !there {
+            std::fs::remove_file(server.directory.path().join("kubeconfig")).unwrap();
+        }
+        let done = server.weft(&["status", "-o", "json"]).await;
+        let status: Value = serde_json::from_str(&done.stdout).unwrap_or_else(|e| panic!("{e}: {}", done.stdout));
+        assert_eq!((done.code, &status["controlPlane"]["pods"], &status["workloads"]), (1, &json!(0), &json!([])));
+        assert_eq!(
+            (status["apiServer"].is_string(), done.stderr.contains("`weft up`")),
+            (there, true),
+            "{}",
+            done.stderr
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_proxies_are_an_empty_list() {
+    let server = Server::start(BTreeMap::from([(15014, vec![("/debug/syncz", json!([]))])])).await;
+    server.pod("istio-system", "istiod-1", json!({"app": "istiod"}), &["discovery"]).await;
+    let done = server.weft(&["proxy-status", "-o", "json"]).await;
+    assert_eq!((done.code, done.stdout.as_str(), done.stderr.as_str()), (0, "[]\n", "No proxies are connected.\n"));
+    assert_eq!(server.ok(&["ps"]).await, "");
+}
+
+/// Files of an archive by name.
+fn unpacked(path: &std::path::Path) -> BTreeMap<String, String> {
+    let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(std::fs::File::open(path).unwrap()));
+    let read = |entry: io::Result<tar::Entry<'_, _>>| {
+        let mut entry = entry.unwrap();
+        let (name, mut text) = (entry.path().unwrap().display().to_string(), String::new());
+        io::Read::read_to_string(&mut entry, &mut text).unwrap();
+        (name, text)
+    };
+    archive.entries().unwrap().map(read).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_report_for_others() {
+    let mut answers = proxy_answers();
+    let token = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJ4In0.c2ln";
+    answers.get_mut(&15014).unwrap().push(("/version", json!({"version": "0.1.0"})));
+    answers.get_mut(&15014).unwrap().push(("/debug/push_status", json!({"token": token})));
+    let server = Server::start(answers).await;
+    server.pod("istio-system", "istiod-1", json!({"app": "istiod"}), &["discovery"]).await;
+    server.pod("default", "reviews-v1-1", json!({"app": "reviews"}), &["reviews", "istio-proxy"]).await;
+    let secret = "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\nstringData: {password: hunter2}\n---\n\
+                  apiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata: {mesh: 'accessLogFile: /dev/stdout'}\n";
+    assert_eq!(server.weft_with(&["apply", "-f", "-"], &[REVIEWS, "---\n", secret].concat()).await.code, 0);
+    let out = server.directory.path().join("out");
+    let dir = out.to_string_lossy().into_owned();
+
+    let planned = server.ok(&["bug-report", "--dir", &dir, "--dry-run"]).await;
+    assert!(planned.contains("proxies/default/reviews-v1-1/config_dump.json") && !out.exists(), "{planned}");
+    let done = server.weft(&["bug-report", "--dir", &dir, "--duration", "5m"]).await;
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    assert!(
+        done.stdout.contains("bug-report.tar.gz: ") && done.stderr.contains("report.txt names them"),
+        "{}{}",
+        done.stdout,
+        done.stderr
+    );
+    let files = unpacked(&out.join("bug-report.tar.gz"));
+    for (name, says) in [
+        ("versions", "control plane version: 0.1.0"),
+        ("proxy-status.txt", "reviews-v1-1.default"),
+        ("analyze.txt", "[IST"),
+        ("mesh-config/istio.yaml", "accessLogFile"),
+        ("cluster/core/secrets.yaml", "password: \"[removed]\""),
+        ("cluster/networking.istio.io/destinationrules.yaml", "name: reviews"),
+        ("istiod/istio-system/istiod-1/discovery.log", "discovery tail None since Some(300)"),
+        ("istiod/istio-system/istiod-1/debug/push_status.json", "[removed]"),
+        ("proxies/default/reviews-v1-1/istio-proxy.log", "istio-proxy tail None"),
+        ("proxies/default/reviews-v1-1/config_dump.json", "outbound|9080|v1|reviews"),
+        ("report.txt", "proxies/default/reviews-v1-1/certs.json: "),
+    ] {
+        let text = files.get(&format!("bug-report/{name}")).unwrap_or_else(|| panic!("{name}: {:?}", files.keys()));
+        assert!(text.contains(says), "{name}: {says}: {text}");
+    }
+    let all = files.values().cloned().collect::<String>();
+    for secret in ["hunter2", "aHVudGVyMg", token, TOKEN] {
+        assert!(!all.contains(secret), "{secret}");
+    }
+    server.ok(&["bug-report", "--dir", &dir, "--exclude", "default"]).await;
+    let files = unpacked(&out.join("bug-report.tar.gz"));
+    assert!(!files.keys().any(|name| name.contains("/proxies/")), "{:?}", files.keys());
+    assert!(!files.contains_key("bug-report/cluster/networking.istio.io/destinationrules.yaml"));
+    let done = server.weft(&["bug-report", "--include", "a/b/c/d"]).await;
+    assert!(done.code == 2 && done.stderr.contains("NAME=VALUE"), "{}", done.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waits_for_proxies() {
+    let page =
+        "/debug/config_distribution?group=networking.istio.io&kind=VirtualService&namespace=default&name=reviews";
+    let proxy = |name: &str, waiting: Value| json!({"proxy": name, "version": 5, "waiting": waiting, "refused": {}});
+    let told = json!({"object": {"generation": 1, "resourceVersion": "1"}, "version": 5,
+        "proxies": [proxy("a.default", json!([])), proxy("b.default", json!(["LDS"]))]});
+    let server = Server::start(BTreeMap::from([(15014, vec![(page, told)])])).await;
+    server.pod("istio-system", "istiod-1", json!({"app": "istiod"}), &["discovery"]).await;
+    let done = server.weft(&["wait", "vs", "reviews"]).await;
+    assert!(done.code == 1 && done.stderr.contains("there is no virtualservice default/reviews"), "{}", done.stderr);
+    assert_eq!(server.weft_with(&["apply", "-f", "-"], &virtual_service("{host: reviews}", "")).await.code, 0);
+    let said = server
+        .ok(&["x", "wait", "--for=distribution", "virtualservice", "reviews.default", "--threshold", "0.5"])
+        .await;
+    assert_eq!(said, "virtualservice default/reviews is in 1 of 2 proxies\n");
+    for (arguments, says) in [
+        (&["vs/reviews"][..], "not within 500ms: 1 of 2 proxies; waiting for b.default (LDS)"),
+        (&["vs/reviews", "--generation", "2"], "the control plane does not know it yet"),
+        (&["vs/reviews", "--for", "delete"], "it is still there"),
+    ] {
+        let done = server.weft(&[&["wait", "--timeout", "500ms"], arguments].concat()).await;
+        assert!(done.code == 1 && done.stderr.contains(says), "{arguments:?}: {}", done.stderr);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shells_and_injectors() {
+    let server = Server::start(BTreeMap::new()).await;
+    for (shell, says) in [("bash", "complete -F _weft"), ("zsh", "#compdef weft"), ("fish", "complete -c weft")] {
+        let script = server.ok(&["completion", shell]).await;
+        assert!(script.contains(says) && script.contains("bug-report"), "{shell}");
+    }
+    let said = server.ok(&["x", "injector", "list"]).await;
+    assert_eq!(said, "No Istio injected namespaces present.\n\nNo Istio injection hooks present.\n");
+    let value: Value = serde_json::from_str(&server.ok(&["x", "injector", "list", "-o", "json"]).await).unwrap();
+    assert_eq!(value, json!({"namespaces": [], "injectors": []}));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -390,6 +519,13 @@ async fn what_proxies_have() {
     assert!(log.starts_with("reviews-v1-1.default:\nactive loggers:\n") && log.contains("  rbac: debug\n"), "{log}");
     let done = server.weft(&["pc", "log", "reviews-v1-1", "--level", "rbac:loud"]).await;
     assert!(done.code == 2 && done.stderr.contains("there are trace, debug"), "{}", done.stderr);
+    // What was kept is shown like what a proxy has.
+    let kept = server.file("dump.json", &proxy_answers()[&15000][0].1.to_string());
+    assert!(server.ok(&["pc", "route", "--file", &kept]).await.contains("9080   reviews      reviews   /*"));
+    let done = server.weft(&["pc", "log", "--file", &kept]).await;
+    assert!(done.code == 1 && done.stderr.contains("name a proxy"), "{}", done.stderr);
+    let done = server.weft_with(&["pc", "cluster", "-f", "-"], "{}").await;
+    assert!(done.code == 1 && done.stderr.contains("-: the answer is not a config dump"), "{}", done.stderr);
     let proxies: Value = serde_json::from_str(&server.ok(&["ps", "-o", "json"]).await).unwrap();
     assert_eq!(
         (&proxies[0]["name"], &proxies[0]["types"]["RDS"]["status"]),

@@ -5,17 +5,21 @@ mod log;
 use crate::cli::Connection;
 use crate::commands::get::document;
 use crate::connect::connect;
-use crate::dump::{self, Dump, clusters, endpoints, listeners, routes, secrets};
+use crate::dump::{self, Dump, clusters, ecds, endpoints, listeners, routes, secrets};
 use crate::output::{self, Format, Table};
 use crate::{forward, target};
 use anyhow::{Context, bail};
 use clap::Subcommand;
 use serde_json::{Value, json};
+use std::io::Read as _;
 use std::process::ExitCode;
 use std::time::SystemTime;
 use weft_core::well_known::port;
 use weft_k8s_api::Object;
 use weft_store::ApiClient;
+
+/// Largest config dump of a file, bytes.
+const MAX_FILE: u64 = 512 << 20;
 
 /// Shows the configuration of a proxy.
 #[derive(Debug, clap::Args)]
@@ -29,8 +33,11 @@ pub struct Args {
 #[derive(Debug, clap::Args)]
 struct Common {
     /// POD, POD.NAMESPACE, deploy/NAME, deploy/NAME.NAMESPACE
-    #[arg(value_name = "POD[.NS]")]
-    target: String,
+    #[arg(value_name = "POD[.NS]", required_unless_present = "file")]
+    target: Option<String>,
+    /// A config dump in place of a proxy: of its admin page, or of a bug report; - is standard input
+    #[arg(short, long, value_name = "FILE", conflicts_with = "target")]
+    file: Option<String>,
     /// Namespace
     #[arg(short, long, value_name = "NS")]
     namespace: Option<String>,
@@ -104,6 +111,11 @@ enum What {
         #[command(flatten)]
         common: Common,
     },
+    /// Filters whose configuration comes by itself (Envoy)
+    Ecds {
+        #[command(flatten)]
+        common: Common,
+    },
     /// What it asked for, where it takes only the configuration that it uses
     OnDemand {
         #[command(flatten)]
@@ -144,6 +156,7 @@ impl What {
             | What::Cluster { common, .. }
             | What::Endpoint { common, .. }
             | What::Secret { common }
+            | What::Ecds { common }
             | What::OnDemand { common }
             | What::Bootstrap { common }
             | What::Log { common, .. }
@@ -161,19 +174,24 @@ struct Read {
 
 pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode> {
     let common = args.what.common();
-    let target = target::parse(&common.target, common.namespace.as_deref(), true)?;
-    let client = connect(&connection).await?;
-    let pod = target::resolve(&client, &target).await?;
-    match &args.what {
-        What::OnDemand { .. } => return on_demand(&client, &pod, common.output).await,
-        What::Log { level, reset, .. } => {
-            let levels = if *reset { log::Levels::all("warning") } else { level.clone().unwrap_or_default() };
-            return log::run(&client, &pod, &levels, common.output).await;
+    let read = match &common.file {
+        Some(file) => of_file(file, &args.what)?,
+        None => {
+            let target = common.target.as_deref().unwrap_or_default();
+            let target = target::parse(target, common.namespace.as_deref(), true)?;
+            let client = connect(&connection).await?;
+            let pod = target::resolve(&client, &target).await?;
+            match &args.what {
+                What::OnDemand { .. } => return on_demand(&client, &pod, common.output).await,
+                What::Log { level, reset, .. } => {
+                    let levels = if *reset { log::Levels::all("warning") } else { level.clone().unwrap_or_default() };
+                    return log::run(&client, &pod, &levels, common.output).await;
+                }
+                _ => {}
+            }
+            read(&client, &pod, matches!(args.what, What::Endpoint { .. } | What::All { .. })).await?
         }
-        _ => {}
-    }
-    let wants_hosts = matches!(args.what, What::Endpoint { .. } | What::All { .. });
-    let read = read(&client, &pod, wants_hosts).await?;
+    };
     if matches!(args.what, What::Bootstrap { .. }) {
         let found = read.dump.bootstrap().context("the proxy's dump has no bootstrap")?;
         document(&dump::canonical(found), common.output == Format::Yaml)?;
@@ -183,6 +201,24 @@ pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode>
         document(&value(&args.what, &read), common.output == Format::Yaml)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A config dump that was kept.
+fn of_file(file: &str, what: &What) -> anyhow::Result<Read> {
+    if matches!(what, What::OnDemand { .. } | What::Log { .. }) {
+        bail!("a config dump does not hold that; name a proxy");
+    }
+    let read = |input: &mut dyn std::io::Read| {
+        let mut bytes = Vec::new();
+        input.take(MAX_FILE).read_to_end(&mut bytes).map(|_| bytes)
+    };
+    let bytes = match file {
+        "-" => read(&mut std::io::stdin().lock()),
+        path => std::fs::File::open(path).and_then(|mut file| read(&mut file)),
+    };
+    let bytes = bytes.with_context(|| format!("cannot read {file}"))?;
+    let dump = Dump::parse(&bytes).map_err(|why| anyhow::anyhow!("{file}: {why}"))?;
+    Ok(Read { dump, live: None })
 }
 
 async fn on_demand(client: &ApiClient, pod: &Object, output: Format) -> anyhow::Result<ExitCode> {
@@ -264,8 +300,9 @@ fn tables(what: &What, read: &Read) -> Vec<Table> {
         What::Cluster { .. } => vec![cluster()],
         What::Endpoint { .. } => vec![endpoint()],
         What::Secret { .. } => vec![secret()],
+        What::Ecds { .. } => vec![ecds::table(dump)],
         What::OnDemand { .. } | What::Bootstrap { .. } | What::Log { .. } => Vec::new(),
-        What::All { .. } => vec![cluster(), listener(), route(), endpoint(), secret()],
+        What::All { .. } => vec![cluster(), listener(), route(), endpoint(), secret(), ecds::table(dump)],
     }
 }
 
@@ -293,6 +330,7 @@ fn value(what: &What, read: &Read) -> Value {
         What::Route { .. } => list(routes::items(dump, &what.routes())),
         What::Cluster { .. } => list(clusters::items(dump, &what.clusters())),
         What::Endpoint { .. } => list(endpoints::items(dump, live.as_ref(), &what.endpoints())),
+        What::Ecds { .. } => list(ecds::items(dump)),
         What::Secret { .. } => secrets::items(dump).map_or_else(|| json!({}), dump::canonical),
         What::OnDemand { .. } | What::Bootstrap { .. } | What::Log { .. } => Value::Null,
         What::All { .. } => dump::canonical(&dump.to_value()),

@@ -133,18 +133,32 @@ pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode>
     }
     if proxies.is_empty() {
         output::note_plain("No proxies are connected.");
-        return Ok(ExitCode::SUCCESS);
     }
     if args.output != Format::Table {
-        proxies.sort_by(|a, b| a.proxy.cmp(&b.proxy));
-        document(&proxies.iter().map(Proxy::to_value).collect(), args.output == Format::Yaml)?;
+        document(&values(&proxies), args.output == Format::Yaml)?;
         return Ok(ExitCode::SUCCESS);
     }
-    table(&proxies).print()?;
+    if !proxies.is_empty() {
+        table(&proxies).print()?;
+    }
     for (proxy, kind, error) in errors(&proxies) {
         output::warn(format!("{proxy} refused its {kind}: {error}"));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Proxies for programs, by name.
+pub fn values(proxies: &[Proxy]) -> Value {
+    let mut all: Vec<&Proxy> = proxies.iter().collect();
+    all.sort_by(|a, b| a.proxy.cmp(&b.proxy));
+    all.into_iter().map(Proxy::to_value).collect()
+}
+
+/// Proxies as a table, and below it what they refused.
+pub fn report(proxies: &[Proxy]) -> String {
+    let refused =
+        errors(proxies).into_iter().map(|(proxy, kind, error)| format!("{proxy} refused its {kind}: {error}\n"));
+    table(proxies).render(false) + &refused.collect::<String>()
 }
 
 /// Running pods of the control plane.

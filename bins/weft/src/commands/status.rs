@@ -31,14 +31,13 @@ pub struct Args {
 pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode> {
     let path = connect::kubeconfig(&connection);
     if !path.exists() && connection.kubeconfig.is_none() {
-        output::line("No mesh runs here.\nStart one with `weft up`, or name a cluster with --kubeconfig.")?;
-        return Ok(ExitCode::FAILURE);
+        let said = "No mesh runs here.\nStart one with `weft up`, or name a cluster with --kubeconfig.";
+        return nothing(&args, None, said);
     }
     let client = connect::connect(&connection).await?;
     if let Err(error) = client.version().await {
-        output::line(format!("Nothing answers at {}: {error}", client.url()))?;
-        output::line("Start a lab with `weft up`.")?;
-        return Ok(ExitCode::FAILURE);
+        let said = format!("Nothing answers at {}: {error}\nStart a lab with `weft up`.", client.url());
+        return nothing(&args, Some(client.url()), &said);
     }
     let control_plane = proxy_status::control_plane(&client, &args.control_plane.istio_namespace).await?;
     let proxies = match control_plane.is_empty() {
@@ -53,16 +52,7 @@ pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode>
     let rows = rows(&owners, &pods, &proxies);
     let running = if control_plane.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
     if args.output != Format::Table {
-        let value = json!({
-            "apiServer": client.url().to_string(),
-            "controlPlane": {
-                "namespace": args.control_plane.istio_namespace,
-                "pods": control_plane.len(),
-                "ready": control_plane.iter().filter(|pod| target::is_ready(pod)).count(),
-            },
-            "proxies": states(&proxies),
-            "workloads": rows.iter().map(Row::to_value).collect::<Vec<_>>(),
-        });
+        let value = value(&args, Some(client.url()), &control_plane, &proxies, &rows);
         document(&value, args.output == Format::Yaml)?;
         return Ok(running);
     }
@@ -84,6 +74,32 @@ pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode>
         ));
     }
     Ok(running)
+}
+
+/// The answer for programs.
+fn value(args: &Args, server: Option<&str>, control_plane: &[Object], proxies: &[Proxy], rows: &[Row]) -> Value {
+    json!({
+        "apiServer": server,
+        "controlPlane": {
+            "namespace": args.control_plane.istio_namespace,
+            "pods": control_plane.len(),
+            "ready": control_plane.iter().filter(|pod| target::is_ready(pod)).count(),
+        },
+        "proxies": states(proxies),
+        "workloads": rows.iter().map(Row::to_value).collect::<Vec<_>>(),
+    })
+}
+
+/// The answer where nothing runs: people are told what to do, programs get the same form as ever.
+fn nothing(args: &Args, server: Option<&str>, said: &str) -> anyhow::Result<ExitCode> {
+    match args.output {
+        Format::Table => output::line(said)?,
+        format => {
+            output::note_plain(said);
+            document(&value(args, server, &[], &[], &[]), format == Format::Yaml)?;
+        }
+    }
+    Ok(ExitCode::FAILURE)
 }
 
 async fn owners(client: &ApiClient) -> anyhow::Result<Vec<Object>> {

@@ -1,8 +1,9 @@
 //! `weft up`: opens the ports, starts the lab in namespaces of its own, tells what happens, and ends it.
 //!
-//! Reading order: this file (options and the order of steps), [`programs`] (are the other programs there), [`progress`] (what
-//! the lab tells, until it is ready), [`detach`] (in the background).
+//! Reading order: this file (options and the order of steps), [`programs`] (are the other programs there), [`building`] (how far
+//! cargo is with them), [`progress`] (what the lab tells, until it is ready), [`detach`] (in the background).
 
+mod building;
 mod detach;
 mod programs;
 mod progress;

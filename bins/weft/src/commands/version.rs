@@ -42,7 +42,7 @@ const OWN: &str = env!("CARGO_PKG_VERSION");
 
 /// What runs on the cluster: how many of which version.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Running {
+pub struct Running {
     planes: BTreeMap<String, usize>,
     proxies: BTreeMap<String, usize>,
 }
@@ -70,7 +70,11 @@ pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode>
     Ok(ExitCode::SUCCESS)
 }
 
-async fn remote(client: &ApiClient, namespace: &str) -> anyhow::Result<Running> {
+/// Asks the control plane's pods.
+///
+/// # Errors
+/// When one of them does not answer.
+pub async fn remote(client: &ApiClient, namespace: &str) -> anyhow::Result<Running> {
     let pods = proxy_status::control_plane(client, namespace).await?;
     let mut running = Running::default();
     for pod in &pods {
@@ -96,7 +100,8 @@ fn number(text: &str) -> String {
     found.unwrap_or_else(|| text.to_string())
 }
 
-fn told(running: Option<&Running>) -> String {
+/// The versions in words.
+pub fn told(running: Option<&Running>) -> String {
     let Some(running) = running else { return format!("client version: {OWN}\n") };
     let list = |versions: &BTreeMap<String, usize>, counted: bool| {
         let each = versions.iter().map(|(version, count)| match counted {

@@ -1,7 +1,9 @@
 //! The programs that the lab runs beside this one. `cargo run` builds only the program that it runs, so under cargo the others
 //! are built here.
 
+use super::building;
 use crate::output;
+use crate::waiting::Waiting;
 use anyhow::{Context, bail};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -80,11 +82,14 @@ fn build(cargo: &Path, folder: &Path) -> anyhow::Result<()> {
         Some(name) => name,
     };
     if PROGRAMS.iter().any(|name| !folder.join(name).is_file()) {
-        output::note_plain(format!("Building {} (profile {profile}) …", PROGRAMS.join(", ")));
+        output::note_plain(format!(
+            "Building {} (profile {profile}). The first build takes some minutes …",
+            PROGRAMS.join(", ")
+        ));
     }
-    let mut command = Command::new(cargo);
     let root = manifest.ancestors().nth(2).context("the folder of this program's package is not in a workspace")?;
-    command.args(["build", "--quiet", "--profile", profile]).current_dir(root);
+    let mut command = cargo_in(cargo, root);
+    command.args(["build", "--profile", profile]);
     // By program, not by package: so the features of the libraries are those that the build of this program settled on, and
     // nothing is compiled a second time.
     for name in PROGRAMS {
@@ -94,16 +99,26 @@ fn build(cargo: &Path, folder: &Path) -> anyhow::Result<()> {
     if let Some(target) = folder.parent() {
         command.arg("--target-dir").arg(target);
     }
-    // Cargo's variables for this program would make the other builds look changed.
+    let mut list = cargo_in(cargo, root);
+    list.args(["tree", "--quiet", "--edges", "normal,build", "--prefix", "none", "--format", "{p}"]);
+    for name in PROGRAMS {
+        list.args(["--package", name]);
+    }
+    if building::run(command, list, &mut Waiting::on_errors())? {
+        return Ok(());
+    }
+    bail!("{} could not be built; see cargo's messages above", PROGRAMS.join(", "))
+}
+
+/// Cargo, without its variables for this program: they would make the other builds look changed.
+fn cargo_in(cargo: &Path, root: &Path) -> Command {
+    let mut command = Command::new(cargo);
+    command.current_dir(root);
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") || text == "CARGO_BIN_NAME" {
             command.env_remove(&name);
         }
     }
-    let status = command.status().with_context(|| format!("cannot run {}", cargo.display()))?;
-    if !status.success() {
-        bail!("{} could not be built; see cargo's messages above", PROGRAMS.join(", "));
-    }
-    Ok(())
+    command
 }
