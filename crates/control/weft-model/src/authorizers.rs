@@ -117,7 +117,8 @@ pub fn service_of<'a>(snapshot: &'a MeshSnapshot, service: &str) -> Option<&'a S
     let (namespace, host) = service.split_once('/').map_or((None, service), |(ns, host)| (Some(ns), host));
     let host = hosts::complete(host, &snapshot.settings.root_namespace, &snapshot.settings.domain);
     let known = snapshot.services.get(&host)?;
-    known.iter().find(|s| namespace.is_none_or(|ns| s.namespace == ns)).map(AsRef::as_ref)
+    let found = known.iter().find(|s| namespace.is_none_or(|ns| s.namespace == ns))?;
+    Some(snapshot.concrete(found, &snapshot.settings.root_namespace))
 }
 
 /// A status in digits that Envoy knows (`envoy.type.v3.StatusCode`), or none.

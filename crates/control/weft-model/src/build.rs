@@ -4,7 +4,7 @@
 use crate::gateway_api::{Source, Translated};
 use crate::jwks::KeySets;
 use crate::memo::{Memo, State};
-use crate::services::{export_to, kubernetes_services};
+use crate::services::{export_to, kubernetes_services, resolve_aliases};
 use crate::{
     ExportTo, Inputs, MeshSnapshot, Registry, Sections, Service, certificates, destination_rules, endpoints, policies,
     secrets, service_entries, virtual_services, warnings, workloads,
@@ -134,7 +134,9 @@ impl<'a> Build<'a> {
             let settings = &self.new.settings;
             let mut all = kubernetes_services(&kinds.services.items, settings, &self.defaults.service);
             all.extend(service_entries::services(&kinds.service_entries.items, settings, &self.defaults.service));
-            self.state.services = Arc::new(by_host(all));
+            let mut all = by_host(all);
+            resolve_aliases(&mut all);
+            self.state.services = Arc::new(all);
             self.state.entry_statuses = service_entries::statuses(
                 &kinds.service_entries.items,
                 &self.state.services,

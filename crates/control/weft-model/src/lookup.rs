@@ -41,6 +41,11 @@ impl MeshSnapshot {
         self.services.get(host).and_then(|list| choose(list.iter(), namespace))
     }
 
+    /// The service that a name stands for: itself, unless it is another name of one that clients in `namespace` see.
+    pub fn concrete<'a>(&'a self, service: &'a Arc<Service>, namespace: &str) -> &'a Arc<Service> {
+        service.alias_of.as_ref().and_then(|host| self.service_for(host, namespace)).unwrap_or(service)
+    }
+
     /// As [`Self::service_for`]; when no service has the name, the one with the most specific wildcard that covers it.
     pub fn service_covering(&self, host: &str, namespace: &str) -> Option<&Arc<Service>> {
         if let Some(exact) = self.service_for(host, namespace) {

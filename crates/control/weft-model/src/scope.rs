@@ -8,6 +8,7 @@ use crate::{Labels, MeshSnapshot, Service, Sidecar, VirtualService, hosts};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use weft_core::Strng;
+use weft_k8s_api::istio;
 
 /// What a sidecar sees.
 #[derive(Debug, Clone)]
@@ -23,7 +24,7 @@ pub struct SidecarScope {
 pub struct EgressScope {
     /// Position in `spec.egress`; `None` when there is no such list.
     pub listener: Option<usize>,
-    /// The port that the listener is for; `None` = all that no other listener names.
+    /// The port that the listener is for; `None` = all that no other listener names, or all ([`stands_for_all_ports`]).
     pub port: Option<u16>,
     /// The patterns of its `hosts`.
     pub patterns: Vec<HostPattern>,
@@ -57,6 +58,13 @@ impl HostPattern {
     }
 }
 
+/// Whether an outbound listener with a port of its own takes requests to all ports: a Unix socket, which has no port, and a
+/// proxy that clients are told to use (`HTTP_PROXY`). The requests say which port they mean.
+pub fn stands_for_all_ports(listener: &istio::IstioEgressListener) -> bool {
+    let is_proxy = |port: &istio::Port| port.number == 0 || port.protocol.eq_ignore_ascii_case("HTTP_PROXY");
+    listener.port.as_ref().is_some_and(is_proxy)
+}
+
 impl MeshSnapshot {
     /// The Sidecar resource that holds for a workload: one that selects it, then its namespace's, then the root
     /// namespace's; of each the oldest.
@@ -79,7 +87,8 @@ impl MeshSnapshot {
         let domain = &self.settings.domain;
         let egress = listeners.iter().enumerate().map(|(i, listener)| {
             let patterns = listener.hosts.iter().map(|h| HostPattern::read(h, namespace, domain)).collect();
-            let port = listener.port.as_ref().and_then(|p| u16::try_from(p.number).ok()).filter(|p| *p != 0);
+            let port = listener.port.as_ref().filter(|_| !stands_for_all_ports(listener));
+            let port = port.and_then(|p| u16::try_from(p.number).ok());
             self.egress(Some(i), port, patterns, namespace)
         });
         SidecarScope { egress: egress.collect(), sidecar }
@@ -103,6 +112,14 @@ impl MeshSnapshot {
                 && let Some(service) = self.service_for(host, namespace)
             {
                 seen.insert(service.host.clone(), service.clone());
+            }
+        }
+        let aliases = seen.values().filter_map(|service| service.alias_of.clone());
+        for host in aliases.collect::<Vec<_>>() {
+            if !seen.contains_key(&host)
+                && let Some(service) = self.service_for(&host, namespace)
+            {
+                seen.insert(host, service.clone());
             }
         }
         let services = match port {
@@ -138,6 +155,10 @@ impl MeshSnapshot {
 
 /// The service with this port alone; `None` when it has none such.
 fn with_port_only(service: &Arc<Service>, port: u16) -> Option<Arc<Service>> {
+    if service.alias_of.is_some() {
+        // It is called at the ports of the service that it is a name of.
+        return Some(service.clone());
+    }
     let kept: Vec<_> = service.ports.iter().filter(|p| p.number == port).cloned().collect();
     match kept.len() {
         0 => None,

@@ -4,8 +4,10 @@ use crate::kubernetes::{IntOrName, ServicePortSpec, ServiceSpec};
 use crate::parsed::{Meta, Parsed};
 use crate::{ExportTo, Near, Protocol, Registry, Resolution, Service, ServicePort, Settings, protocol};
 use ipnet::IpNet;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
+use weft_core::Strng;
 use weft_core::well_known::annotation;
 
 /// The mesh's view of one Kubernetes Service. Who runs it (`identities`) is filled in when its endpoints are known.
@@ -139,7 +141,76 @@ pub(crate) fn kubernetes_services(
     objects.iter().map(|o| from_kubernetes(o, settings, default_export)).collect()
 }
 
+/// Most services of type ExternalName that one leads to another through. More are taken for a loop.
+const MAX_HOPS: usize = 16;
+
+/// Finds out which services of type ExternalName are other names of services of the mesh.
+pub(crate) fn resolve_aliases(services: &mut BTreeMap<Strng, Vec<Service>>) {
+    let next = |s: &Service| s.external_name.as_deref().map(|name| Strng::from(name.trim_end_matches('.')));
+    let names: HashMap<Strng, Strng> =
+        services.iter().filter_map(|(host, list)| Some((host.clone(), next(list.first()?)?))).collect();
+    let target = |mut host: Strng| {
+        for _ in 0..MAX_HOPS {
+            match names.get(&host) {
+                Some(next) => host = next.clone(),
+                None => return services.contains_key(&host).then_some(host),
+            }
+        }
+        None
+    };
+    let found: Vec<(Strng, Strng)> =
+        names.keys().filter_map(|alias| Some((alias.clone(), target(alias.clone())?))).collect();
+    for (alias, host) in found {
+        let list = services.get_mut(&alias).into_iter().flatten();
+        list.filter(|s| s.external_name.is_some()).for_each(|s| s.alias_of = Some(host.clone()));
+    }
+}
+
 /// True for ports that proxies carry.
 pub(crate) fn carried(port: &ServicePort) -> bool {
     port.protocol != Protocol::Udp
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::tests::{labels, mesh, warnings_of};
+
+    #[test]
+    fn other_names_of_services() {
+        let mesh = mesh(
+            r#"
+{apiVersion: v1, kind: Service, metadata: {name: a, namespace: x}, spec: {clusterIP: 10.96.0.1, ports: [{name: http, port: 9080}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: b, namespace: x}, spec: {type: ExternalName, externalName: a.x.svc.cluster.local, ports: [{name: http, port: 80}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: c, namespace: y}, spec: {type: ExternalName, externalName: B.x.svc.cluster.local.}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: out, namespace: x}, spec: {type: ExternalName, externalName: www.example.com}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: self, namespace: x}, spec: {type: ExternalName, externalName: self.x.svc.cluster.local}}
+---
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {name: narrow, namespace: y}
+spec: {egress: [{port: {number: 9080, protocol: HTTP, name: h}, hosts: ["./*"]}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: v, namespace: y}
+spec: {hosts: [v.example], http: [{route: [{destination: {host: c, port: {number: 9080}}}, {destination: {host: c, port: {number: 80}}}]}]}
+"#,
+        );
+        let alias_of = |host: &str| mesh.services[host][0].alias_of.as_deref();
+        let a = "a.x.svc.cluster.local";
+        assert_eq!((alias_of("b.x.svc.cluster.local"), alias_of("c.y.svc.cluster.local")), (Some(a), Some(a)));
+        assert_eq!((alias_of("out.x.svc.cluster.local"), alias_of("self.x.svc.cluster.local")), (None, None));
+        // Who sees the name sees what it stands for, at the ports that it has.
+        let seen = mesh.sidecar_scope("y", &labels(&[]));
+        let hosts: Vec<&str> = seen.egress[0].services.iter().map(|s| &*s.host).collect();
+        assert_eq!(hosts, [a, "c.y.svc.cluster.local"]);
+        assert_eq!(
+            warnings_of(&mesh, "VirtualService", "v"),
+            ["IST0101 spec.http[0].route[1].destination.port.number"]
+        );
+    }
 }

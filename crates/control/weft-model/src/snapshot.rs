@@ -221,6 +221,9 @@ pub struct Service {
     pub identities: BTreeSet<String>,
     /// `externalName` of an ExternalName service.
     pub external_name: Option<String>,
+    /// Host of the service of the mesh that `external_name` leads to, over other such services too: this one is another name
+    /// of it, and has no endpoints, clusters or listeners of its own.
+    pub alias_of: Option<Strng>,
     /// Who sees it.
     pub export_to: ExportTo,
     /// `internalTrafficPolicy: Local`, `publishNotReadyAddresses` and kin.

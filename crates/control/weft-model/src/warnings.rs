@@ -173,7 +173,10 @@ fn destination(
         found.push(not_found(place("host"), message));
         return;
     };
-    if !to.subset.is_empty() && !look.subset_exists(&to.host, &to.subset) {
+    let is_alias = service.alias_of.is_some();
+    let service = look.snapshot.concrete(service, &vs.namespace);
+    let host = if is_alias { &service.host } else { to.host.as_str() };
+    if !to.subset.is_empty() && !look.subset_exists(host, &to.subset) {
         let message =
             format!("subset {} of host {} is in no DestinationRule; the route answers 503", to.subset, to.host);
         found.push(not_found(place("subset"), message));

@@ -60,8 +60,10 @@ pub struct Scope {
     pub(crate) holds_endpoints: bool,
     /// Build in which the services last changed.
     pub(crate) services_changed: u64,
-    /// All services seen, by host.
+    /// All services seen, by host, aliases too.
     services: Arc<BTreeMap<Strng, Arc<Service>>>,
+    /// Those of them that are other names of services.
+    aliases: Arc<Vec<Arc<Service>>>,
 }
 
 /// An outbound listener and what it may reach.
@@ -106,7 +108,8 @@ impl<'a> View<'a> {
     /// The destination rule for a host, which need not be that of a service.
     pub fn rule_for_host(&self, host: &str) -> Option<Arc<DestinationRule>> {
         let key = &self.scope.key;
-        let service = self.scope.service(host).map(|s| &**s);
+        let service = self.scope.meant(host).map(|s| &**s);
+        let host = service.map_or(host, |service| &service.host);
         self.snapshot.destination_rule_for_workload(host, &key.namespace, &key.labels, service).cloned()
     }
 }
@@ -233,8 +236,11 @@ impl Scope {
         }
         let outbound = outbound_policy(snapshot, sidecar.as_deref());
         let holds = |r| matches!(r, Resolution::Dns | Resolution::DnsRoundRobin | Resolution::Passthrough);
-        let holds_endpoints = services.values().any(|s| holds(s.resolution));
-        Self { key, sidecar, egress, outbound, holds_endpoints, services_changed: 0, services: Arc::new(services) }
+        let (aliases, own): (Vec<_>, Vec<_>) = services.values().partition(|s| s.alias_of.is_some());
+        let holds_endpoints = own.iter().any(|s| holds(s.resolution));
+        let aliases = Arc::new(aliases.into_iter().cloned().collect());
+        let services = Arc::new(services);
+        Self { key, sidecar, egress, outbound, holds_endpoints, services_changed: 0, services, aliases }
     }
 
     /// The scope after a change of virtual services alone. Without a Sidecar these do not say which services are seen.
@@ -254,6 +260,7 @@ impl Scope {
             holds_endpoints: self.holds_endpoints,
             services_changed: self.services_changed,
             services: self.services.clone(),
+            aliases: self.aliases.clone(),
         })
     }
 
@@ -287,9 +294,20 @@ impl Scope {
         self.services.get(host)
     }
 
-    /// All services seen, by host.
+    /// The service that is meant by that host: where it is another name of one, that one.
+    pub(crate) fn meant(&self, host: &str) -> Option<&Arc<Service>> {
+        let named = self.service(host)?;
+        named.alias_of.as_ref().and_then(|host| self.service(host)).or(Some(named))
+    }
+
+    /// Services that are other names of the one of that host.
+    pub(crate) fn aliases_of(&self, host: &str) -> impl Iterator<Item = &Arc<Service>> {
+        self.aliases.iter().filter(move |alias| alias.alias_of.as_deref() == Some(host))
+    }
+
+    /// All services seen, by host, without those that are but other names of one.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
-        self.services.values()
+        self.services.values().filter(|service| service.alias_of.is_none())
     }
 }
 

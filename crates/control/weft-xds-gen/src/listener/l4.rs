@@ -64,7 +64,9 @@ impl Maker<'_> {
     fn tls_to_service(&self, call: &Call<'_>) -> Chain {
         let by_name =
             !call.destinations.is_empty() || call.wildcard || call.service.resolution == Resolution::DynamicDns;
-        let sni = if by_name { vec![call.service.host.to_string()] } else { Vec::new() };
+        let names = std::iter::once(&call.service.host);
+        let names = names.chain(self.view.scope.aliases_of(&call.service.host).map(|alias| &alias.host));
+        let sni = if by_name { names.map(ToString::to_string).collect() } else { Vec::new() };
         let mut chain = Chain { sni, ..self.service_chain(call) };
         if call.service.resolution == Resolution::DynamicDns {
             insert_before_last(&mut chain.filters, sni_forward(*self, &call.service.host, call.port.number));

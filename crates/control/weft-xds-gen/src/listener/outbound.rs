@@ -103,7 +103,8 @@ fn binding(listener: Option<&IstioEgressListener>, intercepts: bool, ipv6: bool)
 
 impl Build<'_> {
     fn egress(&mut self, egress: &Egress, port: Option<u16>, binding: &Binding) {
-        for service in egress.services.iter() {
+        // Who calls a service by another name dials its addresses.
+        for service in egress.services.iter().filter(|service| service.alias_of.is_none()) {
             for service_port in service.ports.iter().filter(|p| p.protocol != Protocol::Udp) {
                 if port.is_some_and(|port| port != service_port.number) {
                     continue;

@@ -57,7 +57,7 @@ impl Maker<'_> {
             _ => None,
         };
         if let Some(to) = destination
-            && let Some(service) = self.view.scope.service(&to.host)
+            && let Some(service) = self.view.scope.meant(&to.host)
             && service.resolution == Resolution::DynamicDns
         {
             let port = to.port.as_ref().and_then(|p| u16::try_from(p.number).ok()).unwrap_or(called_port);

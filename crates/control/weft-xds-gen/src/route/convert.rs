@@ -150,11 +150,12 @@ pub(crate) fn default_route(view: View<'_>, service: &Service, port: u16) -> Rou
 
 /// The cluster of a destination. A port that is left out is the service's only one, else the one that was called.
 pub(crate) fn cluster_of(scope: &Scope, destination: &Destination, called_port: u16) -> String {
-    let service = scope.service(&destination.host);
+    let service = scope.meant(&destination.host);
     let named = destination.port.as_ref().and_then(|p| u16::try_from(p.number).ok()).filter(|p| *p != 0);
     let only = service.filter(|s| s.ports.len() == 1).and_then(|s| s.ports.first()).map(|p| p.number);
     let port = named.or(only).unwrap_or(called_port);
-    ClusterName::outbound(port, &destination.subset, &destination.host).to_string()
+    let host = service.map_or(destination.host.as_str(), |service| &service.host);
+    ClusterName::outbound(port, &destination.subset, host).to_string()
 }
 
 /// What a span of the route is called: where it leads, and the path it is for.

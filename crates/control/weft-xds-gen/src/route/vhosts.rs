@@ -9,7 +9,7 @@ use crate::scope::{Egress, View};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use weft_core::Provenance;
-use weft_model::{MESH_GATEWAY, Service, VirtualService, hosts};
+use weft_model::{MESH_GATEWAY, Service, ServicePort, VirtualService, hosts};
 
 /// A virtual service with the routes it has for this port and these clients.
 struct Rule<'a> {
@@ -52,12 +52,39 @@ pub(super) fn for_port(view: View<'_>, egress: &Egress, port: u16) -> Made {
         }
     }
     for service in services.values().filter(|s| !claims.contains_key(&*s.host)) {
-        let route = convert::default_route(view, service, port);
+        let route = convert::default_route(view, view.scope.meant(&service.host).unwrap_or(service), port);
         let host = taken.service(view, service, port, vec![route], &service.provenance);
         out.extend(host.map(|host| (host, None)));
     }
     out.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
     Made { hosts: out, routed: rules.iter().map(|rule| rule.place).collect() }
+}
+
+/// All virtual hosts of all ports, for requests that come to one place and say in their host which port they mean. A host
+/// without a port is that of port 80, else of the only port that it has.
+pub(super) fn for_all_ports(view: View<'_>, egress: &Egress) -> Made {
+    let speaks = |p: &&ServicePort| p.protocol.is_http() || p.protocol.is_unknown();
+    let ports = egress.services.iter().flat_map(|s| s.ports.iter().filter(speaks)).map(|p| p.number);
+    // Hosts that no service has are known at port 80.
+    let ports: BTreeSet<u16> = ports.chain([80]).collect();
+    let made: Vec<(u16, Made)> = ports.into_iter().map(|port| (port, for_port(view, egress, port))).collect();
+    let mut ports_of: BTreeMap<String, Vec<u16>> = BTreeMap::new();
+    for (port, host) in made.iter().flat_map(|(port, made)| made.hosts.iter().map(move |(host, _)| (*port, host))) {
+        host.domains.iter().for_each(|domain| ports_of.entry(domain.clone()).or_default().push(port));
+    }
+    let mut out = Made::default();
+    for (port, made) in made {
+        let without_port = |domain: &String| domain != "*" && (port == 80 || ports_of.get(domain) == Some(&vec![port]));
+        for (mut host, place) in made.hosts {
+            let mut domains: Vec<String> = host.domains.iter().filter(|d| without_port(d)).cloned().collect();
+            domains.extend(host.domains.iter().map(|domain| format!("{domain}:{port}")));
+            host.domains = domains;
+            out.hosts.push((host, place));
+        }
+        out.routed.extend(made.routed);
+    }
+    out.hosts.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
+    out
 }
 
 /// The virtual host of one service, for a configuration of its own: any host name is the service's.
@@ -74,12 +101,17 @@ pub(super) fn for_service(view: View<'_>, egress: &Egress, host: &str, port: u16
     Some(Made { hosts: vec![(host, place)], routed: rules.iter().map(|rule| rule.place).collect() })
 }
 
-/// Services that speak, or may speak, HTTP on the port, by host.
+/// Services that speak, or may speak, HTTP on the port, by host; and their other names.
 fn http_services(egress: &Egress, port: u16) -> BTreeMap<&str, Arc<Service>> {
     let speaks = |s: &&Arc<Service>| {
         s.ports.iter().any(|p| p.number == port && (p.protocol.is_http() || p.protocol.is_unknown()))
     };
-    egress.services.iter().filter(speaks).map(|s| (&*s.host, s.clone())).collect()
+    let own = egress.services.iter().filter(|s| s.alias_of.is_none());
+    let mut found: BTreeMap<&str, Arc<Service>> = own.filter(speaks).map(|s| (&*s.host, s.clone())).collect();
+    let known = |s: &&Arc<Service>| s.alias_of.as_ref().is_some_and(|host| found.contains_key(&**host));
+    let aliases: Vec<&Arc<Service>> = egress.services.iter().filter(known).collect();
+    found.extend(aliases.into_iter().map(|s| (&*s.host, s.clone())));
+    found
 }
 
 /// Virtual services that have a route for the port and these clients.
@@ -97,6 +129,7 @@ pub(super) fn routes(view: View<'_>, vs: &Arc<VirtualService>, port: u16) -> Vec
 }
 
 /// Which rule each service goes by: the first that names it, else the first of the most specific wildcard.
+/// Another name of a service goes by a rule for that name, else with the service.
 fn claims<'a>(rules: &[Rule<'_>], services: &BTreeMap<&'a str, Arc<Service>>) -> BTreeMap<&'a str, usize> {
     // Names are looked up and only wildcards tried: there are thousands of the ones and few of the others.
     let (mut names, mut wildcards) = (HashMap::new(), BTreeMap::new());
@@ -113,7 +146,14 @@ fn claims<'a>(rules: &[Rule<'_>], services: &BTreeMap<&'a str, Arc<Service>>) ->
         let by_wildcard = || hosts::most_specific(host, wildcards.iter().map(|(pattern, index)| (*pattern, *index)));
         Some((*host, names.get(host).copied().or_else(by_wildcard)?))
     };
-    services.keys().filter_map(claim).collect()
+    let mut claims: BTreeMap<&str, usize> = services.keys().filter_map(claim).collect();
+    for (alias, host) in services.iter().filter_map(|(name, s)| Some((*name, s.alias_of.as_deref()?))) {
+        match names.get(alias).or_else(|| claims.get(host)) {
+            Some(index) => claims.insert(alias, *index),
+            None => claims.remove(alias),
+        };
+    }
+    claims
 }
 
 /// Hosts of a rule that no service has on this port: clients may still call them by name. So a rule for port 80 serves a host
@@ -127,6 +167,8 @@ fn hosts_without_service(
     let unknown = |host: &&weft_core::Strng| {
         if hosts::is_wildcard(host) {
             services.keys().all(|service| !hosts::covers(host, service))
+        } else if services.contains_key(&***host) {
+            false
         } else {
             view.scope.service(host).is_none_or(|service| service.ports.iter().all(|p| p.number != port))
         }
