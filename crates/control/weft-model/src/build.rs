@@ -324,8 +324,8 @@ impl<'a> Build<'a> {
             policies::index(&kinds.request_authentication.items, &mut found);
             policies::index(&kinds.telemetry.items, &mut found);
             policies::envoy_filters(&kinds.envoy_filters.items, &mut found);
-            self.state.policy_warnings = Arc::new(found);
             policies::patch_problems(&kinds.patch_problems.items, &mut found);
+            self.state.policy_warnings = Arc::new(found);
         }
     }
 
@@ -366,10 +366,10 @@ impl<'a> Build<'a> {
         if self.any(&[s.mesh, s.services, s.virtual_services, s.destination_rules, s.gateways]) {
             self.state.route_warnings = Arc::new(warnings::of_routes(&self.new));
         }
-        if self.any(&[s.mesh, s.gateways, s.workloads, s.secrets]) {
         if self.any(&[s.mesh, s.services, s.security]) {
             self.state.security_warnings = Arc::new(warnings::of_security(&self.new));
         }
+        if self.any(&[s.mesh, s.gateways, s.workloads, s.secrets]) {
             self.state.gateway_warnings = Arc::new(warnings::of_gateways(&self.new));
         }
     }

@@ -79,8 +79,6 @@ const SECURITY_GROUP: &str = "security.istio.io";
 /// How an object of a kind is read.
 pub(crate) type Reader<T> = fn(&Object) -> Result<T, Unreadable>;
 
-impl<T: PartialEq> Kind<T> {
-    /// This kind after build `version`, whose list is `objects`.
 impl<T> Kind<T> {
     /// Whether these objects were read already.
     pub fn is_of(&self, objects: &[Arc<Object>]) -> bool {
@@ -88,6 +86,8 @@ impl<T> Kind<T> {
     }
 }
 
+impl<T: PartialEq> Kind<T> {
+    /// This kind after build `version`, whose list is `objects`.
     pub fn refresh(self: &Arc<Self>, objects: &[Arc<Object>], version: u64, reader: Reader<T>) -> Arc<Self> {
         if self.is_of(objects) {
             return self.clone();

@@ -44,10 +44,10 @@ pub struct MeshSnapshot {
     pub request_auth: BTreeMap<String, Vec<Arc<Policy<istio::RequestAuthentication>>>>,
     /// Key sets of token issuers that were fetched.
     pub jwks: crate::FetchedKeys,
-    /// Telemetry by namespace, oldest first.
-    pub telemetry: BTreeMap<String, Vec<Arc<Policy<istio::Telemetry>>>>,
     /// Key sets of all rules, read. Read through [`MeshSnapshot::keys_of`].
     pub key_sets: crate::jwks::KeySets,
+    /// Telemetry by namespace, oldest first.
+    pub telemetry: BTreeMap<String, Vec<Arc<Policy<istio::Telemetry>>>>,
     /// Envoy filters by namespace, by priority then oldest first.
     pub envoy_filters: BTreeMap<String, Vec<Arc<Policy<istio::EnvoyFilter>>>>,
     /// Secrets that gateways may name in `credentialName`, by namespace and name.
