@@ -6,9 +6,11 @@ use crate::settings::{ExternalCa, Settings};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
+use weft_ca::material::{PLUGGED_IN_SECRET, SELF_SIGNED_SECRET};
 use weft_ca::{CaPolicy, SignError, Signing};
 use weft_k8s_api::Object;
 use weft_k8s_api::istio::{Certificate, MeshConfig};
@@ -22,12 +24,16 @@ const TTL: Duration = Duration::from_secs(90 * 24 * 3600);
 const POLL: Duration = Duration::from_secs(30);
 /// Least pause between looks.
 const PAUSE: Duration = Duration::from_secs(1);
+/// The same after a failure.
+const RETRY: Duration = Duration::from_secs(5);
 /// Most certificates that are kept.
 const MAX_CERTIFICATES: usize = 64;
 /// Keys of the Secret.
 const CHAIN: &str = "cert-chain.pem";
 const KEY: &str = "key.pem";
 const ROOTS: &str = "root-cert.pem";
+/// Type of the Secrets, Istio's. What is of another type is somebody else's.
+const TYPE: &str = "istio.io/dns-key-and-cert";
 
 /// Keeps the Secrets right.
 pub(crate) async fn keep(
@@ -38,6 +44,8 @@ pub(crate) async fn keep(
     mut meshes: watch::Receiver<Arc<MeshConfig>>,
 ) {
     let mut changes = cache.changed();
+    // What failed last, by the name of the Secret: it is told of once.
+    let mut said: BTreeMap<String, String> = BTreeMap::new();
     loop {
         let mesh = meshes.borrow_and_update().clone();
         let now = signing.borrow_and_update().clone();
@@ -45,12 +53,18 @@ pub(crate) async fn keep(
         if let Some(signer) = (!wanted.is_empty()).then(|| signer(&client, &settings, &mesh, now)).flatten() {
             for certificate in wanted {
                 let name = &certificate.secret_name;
-                if let Err(error) = ensure(&client, &cache, &settings.namespace, &signer, certificate).await {
+                let Err(error) = ensure(&client, &cache, &settings.namespace, &signer, certificate).await else {
+                    said.remove(name);
+                    continue;
+                };
+                if said.get(name) != Some(&error) {
                     tracing::warn!("DNS certificate {}/{name}: {error}", settings.namespace);
+                    said.insert(name.clone(), error);
                 }
             }
         }
-        tokio::time::sleep(PAUSE).await;
+        said.retain(|name, _| mesh.certificates.iter().any(|certificate| certificate.secret_name == *name));
+        tokio::time::sleep(if said.is_empty() { PAUSE } else { RETRY }).await;
         tokio::select! {
             () = tokio::time::sleep(POLL) => {}
             changed = changes.changed() => if changed.is_err() { return },
@@ -86,7 +100,15 @@ async fn ensure(
     if name.is_empty() || certificate.dns_names.is_empty() {
         return Err("secretName and dnsNames are required".into());
     }
+    if [PLUGGED_IN_SECRET, SELF_SIGNED_SECRET].contains(&name) {
+        return Err("the Secret of that name holds the mesh's own authority; name another one".into());
+    }
     let held = cache.find("", "Secret", namespace, name);
+    if held.as_ref().is_some_and(|object| object.body.get("type").and_then(Value::as_str) != Some(TYPE)) {
+        return Err(format!(
+            "the Secret is not of type {TYPE}, so it is somebody else's: name another one, or delete it"
+        ));
+    }
     if held.as_ref().is_some_and(|object| is_good(object, signer, certificate, SystemTime::now())) {
         return Ok(());
     }
@@ -146,7 +168,7 @@ fn secret(namespace: &str, name: &str, data: Value) -> Object {
     };
     object.metadata.name = Some(name.into());
     object.metadata.namespace = Some(namespace.into());
-    object.body.insert("type".into(), json!("istio.io/dns-key-and-cert"));
+    object.body.insert("type".into(), json!(TYPE));
     object.body.insert("data".into(), data);
     object
 }
@@ -156,6 +178,38 @@ mod tests {
     use super::*;
     use weft_ca::Authority;
     use weft_identity::TrustDomain;
+
+    /// Whoever names the Secret of something else in the mesh config keeps that.
+    #[tokio::test]
+    async fn somebody_elses_secrets_stay() {
+        let authority = Authority::self_signed(TrustDomain::new("td").unwrap(), CaPolicy::default(), SystemTime::now());
+        let signer = Signing::Own(Arc::new(authority.unwrap()));
+        // Nobody answers there: what is written is an error of another kind.
+        let client = ApiClient::connect("http://127.0.0.1:1", None).unwrap();
+        let refused = async |name: &str, there: Option<&str>| {
+            let held = there.map(|kind| {
+                let mut object = secret("n", name, json!({"tls.crt": "AA=="}));
+                object.body.insert("type".into(), json!(kind));
+                crate::source::trim(&mut object, "n");
+                object
+            });
+            let certificate = Certificate { secret_name: name.into(), dns_names: vec!["a.b".into()] };
+            let cache = Cache::from_objects(held);
+            ensure(&client, &cache, "n", &signer, &certificate).await.unwrap_err()
+        };
+        for (name, there, why) in [
+            ("web", Some("kubernetes.io/tls"), "somebody else's"),
+            ("web", Some("Opaque"), "somebody else's"),
+            ("web", Some("helm.sh/release.v1"), "somebody else's"),
+            ("cacerts", None, "own authority"),
+            ("istio-ca-secret", Some("istio.io/ca-root"), "own authority"),
+            ("web", Some(TYPE), "no answer"),
+            ("web", None, "no answer"),
+        ] {
+            let error = refused(name, there).await;
+            assert!(error.contains(why), "{name} {there:?}: {error}");
+        }
+    }
 
     #[tokio::test]
     async fn what_is_good_is_left_alone() {

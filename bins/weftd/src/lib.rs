@@ -3,7 +3,7 @@
 //! signals.
 //!
 //! Reading order: [`settings`], `source` (which objects are read), `mesh` (mesh config), `model` (objects → snapshots),
-//! `identity` (the parts of it: `authority`, `registration`, `auth`, `federation`, `secret_access`), `transport` and `idle` (the TLS port);
+//! `identity` (the parts of it: `authority`, `registration`, `auth`, `federation`, `secret_access`), `transport` and `idle` (the TLS port), `monitoring` (the port of readiness and metrics);
 //! `auto_registration` (workloads that are no pods); `leader` (who of several writes), `root_cert`, `dns_certs`, `status`, `conditions` and `events` (what is written back);
 //! `webhook` (pods and objects before they are stored).
 
@@ -21,6 +21,7 @@ mod leader;
 mod lists_alarm;
 mod mesh;
 mod model;
+mod monitoring;
 mod registration;
 mod root_cert;
 mod secret_access;
@@ -92,15 +93,15 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let callers: Arc<ArcSwap<Option<Callers>>> = Arc::default();
     let signer: Arc<ArcSwap<Option<CertificateService>>> = Arc::default();
     let listener = bind(settings.monitoring_addr, "--monitoring-addr").await?;
-    let monitoring = listener.local_addr()?;
+    let monitoring_at = listener.local_addr()?;
     let standing: Arc<ArcSwap<Option<Standing>>> = Arc::default();
     let hooks = Arc::new(webhook::Metrics::default());
     let shown = shown(&settings, &ads, &ready, &callers, &signer, &standing, &hooks);
     if let Some(address) = settings.http_addr {
         let listener = bind(address, "--http-addr").await?;
-        servers.spawn(serve_monitoring(listener, shown.clone(), closing.subscribe()));
+        servers.spawn(monitoring::serve(listener, router(shown.clone()), closing.subscribe()));
     }
-    servers.spawn(serve_monitoring(listener, shown, closing.subscribe()));
+    servers.spawn(monitoring::serve(listener, router(shown), closing.subscribe()));
 
     let client = connect(&settings).await?;
     if settings.secret_access_review {
@@ -168,12 +169,12 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
         background.spawn(done(leader::while_leader(leader, write)));
     }
     drop(blocked);
-    tracing::info!(%secure, %monitoring, "weftd is ready");
+    tracing::info!(%secure, monitoring = %monitoring_at, "weftd is ready");
     let drain = settings.drain;
     Ok(Running {
         secure,
         plain,
-        monitoring,
+        monitoring: monitoring_at,
         webhooks,
         ready,
         ads,
@@ -289,16 +290,6 @@ fn shown(
             })
         }),
     }
-}
-
-async fn serve_monitoring(
-    listener: TcpListener,
-    shown: Monitoring,
-    mut closing: watch::Receiver<bool>,
-) -> anyhow::Result<()> {
-    let app = router(shown).into_make_service_with_connect_info::<SocketAddr>();
-    let stop = async move { _ = closing.wait_for(|closing| *closing).await };
-    axum::serve(listener, app).with_graceful_shutdown(stop).await.context("monitoring port")
 }
 
 async fn serve_secure(

@@ -4,13 +4,16 @@
 
 use crate::federation::Trust;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 use weft_core::well_known::{ROOT_CERT_CONFIG_MAP, ROOT_CERT_KEY};
 use weft_k8s_api::Object;
+use weft_k8s_api::kinds::by_kind;
 use weft_store::client::WriteOptions;
-use weft_store::{ApiClient, Cache};
+use weft_store::{ApiClient, Cache, ClientError};
 
 /// Namespaces that run no workloads of the mesh.
 const SKIPPED: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
@@ -31,7 +34,8 @@ const READ: Duration = Duration::from_secs(2);
 const GATHER: Duration = Duration::from_millis(50);
 
 /// Keeps the ConfigMaps right until the cache or the source of trust goes away. That of the revocation lists, `crl_map`, is made
-/// when there are lists, and emptied when there are none any more.
+/// when there are lists, and emptied when there are none any more. A ConfigMap of that name that somebody else made for something
+/// else is left as it is.
 pub(crate) async fn publish(
     client: ApiClient,
     cache: Arc<Cache>,
@@ -43,24 +47,14 @@ pub(crate) async fn publish(
     if trust.wait_for(|trust| !trust.roots.is_empty()).await.is_err() {
         return;
     }
+    let mut seen = Seen::default();
     loop {
         let wanted = contents(&trust.borrow_and_update().clone(), &crl_map);
-        let mut failed = false;
-        for namespace in cache.list("", "Namespace") {
-            if namespace.metadata.deletion_timestamp.is_some() || SKIPPED.contains(&namespace.name()) {
-                continue;
-            }
-            for content in &wanted {
-                if let Err(error) = ensure(&client, &cache, namespace.name(), content).await {
-                    tracing::warn!("ConfigMap {}/{}: {error}", namespace.name(), content.name);
-                    failed = true;
-                }
-            }
-        }
+        let again = seen.look(&client, &cache, &wanted).await;
         let pause = async {
-            match failed {
-                true => tokio::time::sleep(RETRY).await,
-                false => std::future::pending().await,
+            match again {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
             }
         };
         tokio::select! {
@@ -74,10 +68,121 @@ pub(crate) async fn publish(
     }
 }
 
+/// What is remembered from one look to the next.
+#[derive(Debug, Default)]
+struct Seen {
+    /// What could not be written, by namespace and name: when it is tried again, and why.
+    failed: BTreeMap<(String, String), (Instant, String)>,
+    /// Versions of ConfigMaps that have the name of ours and are not, by namespace.
+    foreign: BTreeMap<String, Option<String>>,
+}
+
+impl Seen {
+    /// Puts right what is wrong in any namespace. Returns when what failed is to be tried again; until then changes elsewhere are
+    /// no reason to try it. Each failure is told of once.
+    async fn look(&mut self, client: &ApiClient, cache: &Cache, wanted: &[Content]) -> Option<Instant> {
+        let begun = Instant::now();
+        let namespaces = cache.list("", "Namespace");
+        // They come in the order of their names.
+        let is_there = |name: &str| namespaces.binary_search_by(|namespace| namespace.name().cmp(name)).is_ok();
+        self.failed.retain(|(namespace, _), _| is_there(namespace));
+        self.foreign.retain(|namespace, _| is_there(namespace));
+        for namespace in &namespaces {
+            let name = namespace.name();
+            if namespace.metadata.deletion_timestamp.is_some() || SKIPPED.contains(&name) {
+                continue;
+            }
+            for content in wanted {
+                let key = (name.to_owned(), content.name.clone());
+                if self.failed.get(&key).is_some_and(|(again, _)| *again > Instant::now()) {
+                    continue;
+                }
+                let Err(error) = self.ensure(client, cache, name, content).await else {
+                    self.failed.remove(&key);
+                    continue;
+                };
+                let why = error.to_string();
+                if self.failed.get(&key).is_none_or(|(_, said)| *said != why) {
+                    tracing::warn!("ConfigMap {name}/{}: {why}", content.name);
+                }
+                let again = Instant::now() + RETRY;
+                self.failed.insert(key, (again, why));
+                if error.is_unreachable() {
+                    // Nor is it for the other namespaces: each would wait as long for no answer.
+                    return Some(again);
+                }
+            }
+        }
+        // What was due and is not wanted any more, as in a namespace that is on its way out, is no failure any more.
+        self.failed.retain(|_, (again, _)| *again > begun);
+        self.failed.values().map(|(again, _)| *again).min()
+    }
+
+    async fn ensure(
+        &mut self,
+        client: &ApiClient,
+        cache: &Cache,
+        namespace: &str,
+        content: &Content,
+    ) -> Result<(), ClientError> {
+        let old = cache.find("", "ConfigMap", namespace, &content.name);
+        if old.is_none() && content.data.is_empty() {
+            return Ok(());
+        }
+        let right = |object: &Arc<Object>| object.annotation(DIGEST) == Some(&content.digest);
+        if old.as_ref().is_some_and(right) {
+            return Ok(());
+        }
+        let options = WriteOptions::default();
+        let written = match old {
+            None => client.create(&config_map(namespace, content), &options).await,
+            Some(old) => match self.is_foreign(client, &old, content).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => client.replace(&changed(&old, content), &options).await,
+                Err(error) => Err(error),
+            },
+        };
+        match written {
+            // Someone else wrote it, or the namespace went away: what is right now comes with the next change.
+            Err(ClientError::AlreadyExists(_)) => Ok(()),
+            Err(error) if error.is_conflict() || error.is_not_found() => Ok(()),
+            other => other.map(|_| ()),
+        }
+    }
+
+    /// Whether a ConfigMap is somebody else's. The name of the lists is the operator's choice, and may by mistake be one that is
+    /// taken: ours says so, and Istio's has the lists alone. The cache has not all that is in it, so the API server is asked.
+    async fn is_foreign(&mut self, client: &ApiClient, old: &Object, content: &Content) -> Result<bool, ClientError> {
+        if content.name == ROOT_CERT_CONFIG_MAP || old.annotation(DIGEST).is_some() {
+            return Ok(false);
+        }
+        let (namespace, version) = (old.namespace(), &old.metadata.resource_version);
+        if self.foreign.get(namespace).is_some_and(|known| known == version && version.is_some()) {
+            return Ok(true);
+        }
+        let kind = by_kind("", "ConfigMap").ok_or_else(|| ClientError::NoSuchKind("configmaps".into()))?;
+        let held = client.get(kind, namespace, old.name()).await?;
+        let data = held.body.get("data").and_then(Value::as_object);
+        let lists_alone = data.is_some_and(|data| data.keys().eq([CRL_KEY])) && !held.body.contains_key("binaryData");
+        if lists_alone {
+            self.foreign.remove(namespace);
+            return Ok(false);
+        }
+        if self.foreign.insert(namespace.to_owned(), version.clone()).is_none() {
+            let name = old.name();
+            tracing::warn!(
+                "ConfigMap {namespace}/{name} is not ours and stays as it is: the revocation lists are not published \
+                 there; name another one with PILOT_CRL_CONFIGMAP"
+            );
+        }
+        Ok(true)
+    }
+}
+
 /// The roots of other trust domains that workloads have by now; empty when there are none. Asks until there is an answer: who
 /// cannot tell must not publish fewer than there are.
 pub(crate) async fn bundles(client: ApiClient, namespace: String) -> String {
-    let Some(kind) = weft_k8s_api::kinds::by_kind("", "ConfigMap") else { return String::new() };
+    let Some(kind) = by_kind("", "ConfigMap") else { return String::new() };
     loop {
         let read = client.get(kind, &namespace, ROOT_CERT_CONFIG_MAP);
         match tokio::time::timeout(READ, read).await {
@@ -130,36 +235,12 @@ fn contents(trust: &Trust, crl_map: &str) -> [Content; 2] {
     [Content::new(ROOT_CERT_CONFIG_MAP, &all), Content::new(crl_map, &[(CRL_KEY, &trust.crl)])]
 }
 
-async fn ensure(
-    client: &ApiClient,
-    cache: &Cache,
-    namespace: &str,
-    content: &Content,
-) -> Result<(), weft_store::ClientError> {
-    let old = cache.find("", "ConfigMap", namespace, &content.name);
-    if old.is_none() && content.data.is_empty() {
-        return Ok(());
-    }
-    let right = |object: &Arc<Object>| object.annotation(DIGEST) == Some(&content.digest);
-    if old.as_ref().is_some_and(right) {
-        return Ok(());
-    }
-    let options = WriteOptions::default();
-    let written = match old {
-        None => client.create(&config_map(namespace, content), &options).await,
-        Some(old) => {
-            let mut object = (*old).clone();
-            object.body.insert("data".into(), Value::Object(content.data.clone()));
-            object.metadata.annotations.get_or_insert_default().insert(DIGEST.into(), content.digest.clone());
-            client.replace(&object, &options).await
-        }
-    };
-    match written {
-        // Someone else wrote it, or the namespace went away: what is right now comes with the next change.
-        Err(weft_store::ClientError::AlreadyExists(_)) => Ok(()),
-        Err(error) if error.is_conflict() || error.is_not_found() => Ok(()),
-        other => other.map(|_| ()),
-    }
+/// The ConfigMap with our content in place of what is there.
+fn changed(old: &Object, content: &Content) -> Object {
+    let mut object = old.clone();
+    object.body.insert("data".into(), Value::Object(content.data.clone()));
+    object.metadata.annotations.get_or_insert_default().insert(DIGEST.into(), content.digest.clone());
+    object
 }
 
 fn config_map(namespace: &str, content: &Content) -> Object {
@@ -283,6 +364,59 @@ mod tests {
         crate::source::trim(&mut right, "istio-system");
         assert_eq!(right.annotation(DIGEST), Some(contents[0].digest.as_str()));
         task.abort();
+        server.abort();
+    }
+
+    /// The name that the operator gave for the lists is that of something else; or of Istio's, which has no digest.
+    #[tokio::test]
+    async fn what_is_somebody_elses_stays() {
+        let (listener, client, serve) = api().await;
+        let server = serve(listener);
+        let kind = |kind: &str| by_kind("", kind).unwrap();
+        let shop = client.get(kind("Namespace"), "", "shop").await.unwrap();
+        for (there, stays) in [
+            (json!({"data": {"settings": "theirs"}}), true),
+            (json!({"data": {CRL_KEY: "old", "settings": "theirs"}}), true),
+            (json!({"data": {CRL_KEY: "old"}, "binaryData": {"theirs": "AA=="}}), true),
+            (json!({"data": {}}), true),
+            (json!({"data": {CRL_KEY: "old"}}), false),
+        ] {
+            let mut object = config_map("shop", &Content::new(CRL_MAP, &[]));
+            object.metadata.annotations = None;
+            object.body = there.as_object().unwrap().clone();
+            let written = client.create(&object, &WriteOptions::default()).await.unwrap().object;
+            let mut held = written.clone();
+            crate::source::trim(&mut held, "istio-system");
+            let cache = Cache::from_objects([shop.clone(), held]);
+            let mut seen = Seen::default();
+            let lists = &contents(&trust("roots", "list"), CRL_MAP)[1..];
+            for _ in 0..2 {
+                assert_eq!(seen.look(&client, &cache, lists).await, None, "{there}");
+            }
+            let now = client.get(kind("ConfigMap"), "shop", CRL_MAP).await.unwrap();
+            assert_eq!((now == written, seen.foreign.len()), (stays, usize::from(stays)), "{there}");
+            assert!(stays || now.body["data"] == json!({CRL_KEY: "list"}), "{now:?}");
+            client.delete(kind("ConfigMap"), "shop", CRL_MAP, &Default::default()).await.unwrap();
+        }
+        server.abort();
+    }
+
+    /// What is refused is tried again in time, not with every change of a busy cluster, and holds nothing else up.
+    #[tokio::test]
+    async fn what_fails_is_not_tried_with_every_change() {
+        let (listener, client, serve) = api().await;
+        let server = serve(listener);
+        let shop = client.get(by_kind("", "Namespace").unwrap(), "", "shop").await.unwrap();
+        // No name of a ConfigMap.
+        let wanted =
+            [Content::new("No Name", &[(CRL_KEY, &"list".into())]), Content::new("good", &[(CRL_KEY, &"list".into())])];
+        let cache = Cache::from_objects([shop]);
+        let mut seen = Seen::default();
+        let again = seen.look(&client, &cache, &wanted).await.unwrap();
+        assert!(data(&client, "good").await.is_some());
+        assert_eq!(seen.look(&client, &cache, &wanted).await, Some(again), "it was not tried");
+        seen.failed.values_mut().for_each(|(again, _)| *again = Instant::now());
+        assert_eq!(seen.look(&client, &cache, &wanted[1..]).await, None, "it is not wanted any more");
         server.abort();
     }
 

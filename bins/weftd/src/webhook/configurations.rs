@@ -8,6 +8,7 @@ use crate::settings::Settings;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -31,7 +32,8 @@ pub(crate) async fn keep(
     ready: Readiness,
     metrics: Arc<Metrics>,
 ) {
-    let mut said = String::new();
+    // What went wrong last, by configuration: it is told of once.
+    let mut said: BTreeMap<(&str, String), String> = BTreeMap::new();
     loop {
         let bundle = STANDARD.encode(signing.borrow_and_update().root_pem());
         let mut complete = true;
@@ -46,22 +48,26 @@ pub(crate) async fn keep(
         for (kind, name) in all {
             // Not before we answer: until then the policy that was installed holds.
             let closed = ready.reasons().is_empty();
-            match update(&client, kind, &name, &bundle, closed, &settings).await {
-                Ok(false) => {}
-                Ok(true) => {
-                    tracing::info!("{kind} {name} knows the webhooks now");
-                    metrics.configuration_updated(false);
-                }
-                Err(error) if error.is_not_found() => complete = false,
-                Err(error) => {
-                    complete = false;
-                    metrics.configuration_updated(true);
-                    let problem = format!("{kind} {name}: {error}");
-                    if problem != said {
-                        tracing::warn!("{problem}; trying again");
-                        said = problem;
+            let error = match update(&client, kind, &name, &bundle, closed, &settings).await {
+                Ok(changed) => {
+                    if changed {
+                        tracing::info!("{kind} {name} knows the webhooks now");
+                        metrics.configuration_updated(false);
                     }
+                    said.remove(&(kind, name));
+                    continue;
                 }
+                Err(error) => error,
+            };
+            complete = false;
+            if error.is_not_found() {
+                continue;
+            }
+            metrics.configuration_updated(true);
+            let why = error.to_string();
+            if said.get(&(kind, name.clone())) != Some(&why) {
+                tracing::warn!("{kind} {name}: {why}; trying again");
+                said.insert((kind, name), why);
             }
         }
         let complete = complete && ready.reasons().is_empty();

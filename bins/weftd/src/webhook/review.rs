@@ -11,15 +11,29 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Instant;
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
 
 /// Most warnings of an answer, and characters of each; clients shorten what is longer.
 const MAX_WARNINGS: (usize, usize) = (16, 240);
+
+/// Objects that are looked into at once. A large one takes seconds, and pods must not wait for it: their answers are made on the
+/// webhooks' own thread, which is kept free.
+const LOOKED_INTO: usize = 2;
 
 /// What answers are made of.
 #[derive(Clone)]
 pub(super) struct Answers {
     pub source: Arc<Source>,
     pub metrics: Arc<Metrics>,
+    /// Turns to look into an object.
+    turns: Arc<Semaphore>,
+}
+
+impl Answers {
+    pub fn new(source: Arc<Source>, metrics: Arc<Metrics>) -> Self {
+        Self { source, metrics, turns: Arc::new(Semaphore::new(LOOKED_INTO)) }
+    }
 }
 
 /// An answer.
@@ -110,14 +124,55 @@ pub(super) async fn inject(State(answers): State<Answers>, uri: Uri, headers: He
 
 /// Answers questions about objects of our kinds.
 pub(super) async fn validate(State(answers): State<Answers>, headers: HeaderMap, body: Bytes) -> Response {
-    match Review::read(&headers, &body) {
-        Ok(review) => {
-            let verdict = validation::answer(&review.request, &answers.metrics);
-            review.answer(verdict)
+    let Ok(turn) = answers.turns.acquire_owned().await else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
+    let looked_into = spawn_blocking(move || {
+        // Also when nobody waits for the answer any more.
+        let _turn = turn;
+        match Review::read(&headers, &body) {
+            Ok(review) => {
+                let verdict = validation::answer(&review.request, &answers.metrics);
+                review.answer(verdict)
+            }
+            Err(refused) => {
+                answers.metrics.validation_http_error(refused.0.as_u16());
+                refused.into_response()
+            }
         }
-        Err(refused) => {
-            answers.metrics.validation_http_error(refused.0.as_u16());
-            refused.into_response()
-        }
+    });
+    let failed = |error| (StatusCode::INTERNAL_SERVER_ERROR, format!("the object could not be looked into: {error}\n"));
+    looked_into.await.unwrap_or_else(|error| failed(error).into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Settings;
+    use clap::Parser;
+    use std::time::Duration;
+    use tokio::time::timeout;
+
+    #[tokio::test]
+    async fn pods_do_not_wait_for_objects() {
+        let source = Source::new(Arc::default(), Arc::new(Settings::parse_from(["weftd"])));
+        let answers = Answers::new(Arc::new(source), Arc::default());
+        let headers = HeaderMap::from_iter([(http::header::CONTENT_TYPE, "application/json".parse().unwrap())]);
+        let question = |object: Value| {
+            let request = json!({"uid": "u", "operation": "CREATE", "namespace": "default", "object": object});
+            Bytes::from(json!({"apiVersion": "admission.k8s.io/v1", "request": request}).to_string())
+        };
+        let object = question(json!({
+            "apiVersion": "networking.istio.io/v1", "kind": "Sidecar", "metadata": {"name": "a"}, "spec": {},
+        }));
+        let pod = question(json!({"metadata": {"name": "a"}, "spec": {"containers": [{"name": "a", "image": "i"}]}}));
+        // As many as there may be are large.
+        let busy = answers.turns.clone().acquire_many_owned(u32::try_from(LOOKED_INTO).unwrap()).await.unwrap();
+        let waiting = validate(State(answers.clone()), headers.clone(), object);
+        tokio::pin!(waiting);
+        assert!(timeout(Duration::from_millis(50), &mut waiting).await.is_err(), "it waits for its turn");
+        let injected = inject(State(answers), Uri::from_static("/inject"), headers, pod);
+        let injected = timeout(Duration::from_secs(60), injected).await.expect("the pod does not");
+        assert_eq!(injected.status(), StatusCode::OK);
+        drop(busy);
+        assert_eq!(timeout(Duration::from_secs(60), waiting).await.unwrap().status(), StatusCode::OK);
     }
 }

@@ -53,7 +53,7 @@ pub(super) async fn run(listener: std::net::TcpListener, parts: Parts) -> anyhow
     let first = context(&signing, &names, &parts).await.context("the certificate of the webhooks")?;
     let tls: Tls = Arc::new(ArcSwap::from_pointee(first));
     let source = Arc::new(Source::new(parts.cache.clone(), parts.settings.clone()));
-    let answers = review::Answers { source: source.clone(), metrics: parts.metrics.clone() };
+    let answers = review::Answers::new(source.clone(), parts.metrics.clone());
     let mut closing = parts.closing.clone();
     tokio::select! {
         () = source.follow() => {}
