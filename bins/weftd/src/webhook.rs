@@ -7,6 +7,7 @@
 
 mod configurations;
 mod injection;
+mod intake;
 mod metrics;
 mod review;
 mod server;

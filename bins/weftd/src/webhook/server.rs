@@ -2,37 +2,37 @@
 //! large, slow or many.
 
 use super::injection::Source;
+use super::intake::{Asker, Intake, MAX_BODY, bounded};
 use super::{Parts, review};
+use crate::idle::Quiet;
 use crate::transport;
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::StatusCode;
-use axum::middleware::{Next, from_fn_with_state};
-use axum::response::{IntoResponse, Response};
+use axum::extract::DefaultBodyLimit;
+use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::service::TowerToHyperService;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
+use tower::Service as _;
 use weft_ca::Signing;
 use weft_tls::{ClientAuth, ServerContext, ServerParams};
+use weft_xds_server::places::Places;
 
-/// Largest question, bytes. An object has at most 1.5 MiB in etcd; an update carries it twice.
-const MAX_BODY: usize = 8 << 20;
 /// Connections at once. API servers are few, and keep theirs.
 const MAX_CONNECTIONS: usize = 512;
-/// Questions at once; further ones wait.
-const MAX_REQUESTS: usize = 64;
-/// Time for a handshake, and for the head of a request.
+/// Time for a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Time for a question, from its head to the answer; the API server itself waits no longer than 30 s.
-const ANSWER: Duration = Duration::from_secs(25);
+/// Time for the head of a request over HTTP/1.1.
+const HEAD: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 /// Lifetime of the certificate; a new one is made at half of it.
 const CERTIFICATE: Duration = Duration::from_secs(24 * 3600);
 /// Pause after a failure.
@@ -65,7 +65,6 @@ pub(super) async fn run(listener: std::net::TcpListener, parts: Parts) -> anyhow
 }
 
 fn router(answers: review::Answers) -> Router {
-    let places = Arc::new(Semaphore::new(MAX_REQUESTS));
     Router::new()
         .route("/inject", post(review::inject))
         .route("/inject/{*variables}", post(review::inject))
@@ -74,21 +73,7 @@ fn router(answers: review::Answers) -> Router {
         .route("/httpsReady", get(|| async { "" }))
         .with_state(answers)
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .layer(from_fn_with_state(places, bounded))
-}
-
-/// Lets in as many as there are places for, each for a limited time.
-async fn bounded(State(places): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
-    let answer = async {
-        match places.acquire().await {
-            Ok(_place) => next.run(request).await,
-            Err(_) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
-        }
-    };
-    match timeout(ANSWER, answer).await {
-        Ok(response) => response,
-        Err(_) => (StatusCode::GATEWAY_TIMEOUT, "the webhook has no time\n").into_response(),
-    }
+        .layer(from_fn_with_state(Intake::new(), bounded))
 }
 
 /// A context with a certificate for `names`. The API server shows no certificate, or one that is none of the mesh's.
@@ -126,12 +111,19 @@ async fn renew(tls: Tls, names: Vec<String>, parts: &Parts) {
 }
 
 async fn accept(listener: TcpListener, tls: Tls, router: Router, closing: watch::Receiver<bool>) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Places::new(MAX_CONNECTIONS);
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let Ok(slot) = slots.clone().acquire_owned().await else { return };
         match listener.accept().await {
-            Ok((stream, _)) => {
-                tokio::spawn(connection(stream, tls.load_full(), router.clone(), closing.clone(), place));
+            Ok((stream, remote)) => {
+                let address = remote.ip().to_canonical();
+                let Ok(place) = places.take_for(address) else { continue };
+                let served = connection(stream, address, tls.load_full(), router.clone(), closing.clone());
+                tokio::spawn(async move {
+                    served.await;
+                    drop((slot, place));
+                });
             }
             Err(error) => {
                 // Out of file descriptors, mostly: others must end first.
@@ -144,23 +136,32 @@ async fn accept(listener: TcpListener, tls: Tls, router: Router, closing: watch:
 
 async fn connection(
     stream: TcpStream,
+    address: IpAddr,
     tls: Arc<ServerContext>,
     router: Router,
     mut closing: watch::Receiver<bool>,
-    _place: OwnedSemaphorePermit,
 ) {
     let _ = stream.set_nodelay(true);
-    let stream = match timeout(HANDSHAKE, tls.accept(stream)).await {
-        Ok(Ok(accepted)) => accepted.stream,
+    let accepted = match timeout(HANDSHAKE, tls.accept(stream)).await {
+        Ok(Ok(accepted)) => accepted,
         Ok(Err(error)) => return tracing::debug!("webhook port: TLS handshake: {error}"),
         Err(_) => return tracing::debug!("webhook port: a TLS handshake took too long"),
     };
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE);
+    // What was agreed on is spoken: to find it out from the first bytes would mean to wait for them.
+    let http2 = accepted.facts.alpn.as_deref() == Some(b"h2");
+    let stream = Quiet::new(accepted.stream);
+    let asker = Asker { address, requests: stream.requests().clone() };
+    let answer = service_fn(move |mut request: http::Request<Incoming>| {
+        request.extensions_mut().insert(asker.clone());
+        router.clone().call(request)
+    });
+    let builder = auto::Builder::new(TokioExecutor::new());
+    let mut builder = if http2 { builder.http2_only() } else { builder.http1_only() };
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
     let alive = (Duration::from_secs(60), Duration::from_secs(20));
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(alive.0).keep_alive_timeout(alive.1);
     builder.http2().max_concurrent_streams(100);
-    let served = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let served = builder.serve_connection(TokioIo::new(stream), answer);
     tokio::pin!(served);
     let stop = async move { _ = closing.wait_for(|closing| *closing).await };
     let result = tokio::select! {
@@ -172,5 +173,49 @@ async fn connection(
     };
     if let Err(error) = result {
         tracing::debug!("webhook port: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use tokio::io::AsyncReadExt;
+    use weft_ca::{Authority, CaPolicy};
+    use weft_identity::TrustDomain;
+    use weft_tls::{ClientContext, ClientParams, ServerVerification, TlsSettings};
+
+    #[tokio::test]
+    async fn class_idle_connections_of_strangers_to_the_webhooks_are_closed() {
+        weft_tls::install_provider();
+        let domain = TrustDomain::new("td").unwrap();
+        let authority = Arc::new(Authority::self_signed(domain, CaPolicy::default(), SystemTime::now()).unwrap());
+        let roots = authority.roots().clone();
+        let certificate = Signing::Own(authority).server_certificate(&["istiod"], CERTIFICATE).await.unwrap();
+        let context = ServerContext::build(ServerParams {
+            certificates: vec![certificate],
+            client_auth: ClientAuth::None,
+            alpn: vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+            settings: TlsSettings::default(),
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new().route("/", get(|| async { "" }));
+        let (_close, closing) = watch::channel(false);
+        let tls = Arc::new(ArcSwap::from_pointee(context.unwrap()));
+        let server = tokio::spawn(accept(listener, tls, router, closing));
+        for alpn in [vec![b"h2".to_vec()], vec![b"http/1.1".to_vec()], vec![]] {
+            let client = ClientContext::build(ClientParams {
+                sni: Some("istiod".into()),
+                alpn: alpn.clone(),
+                ..ClientParams::new(ServerVerification::WebPki { anchors: roots.clone(), san: None })
+            });
+            let mut silent = client.unwrap().connect(TcpStream::connect(address).await.unwrap()).await.unwrap();
+            let mut said = Vec::new();
+            // Whatever it says, it goes.
+            let ended = timeout(Duration::from_secs(60), silent.stream.read_to_end(&mut said)).await;
+            assert!(ended.is_ok(), "{alpn:?}: the connection stays");
+        }
+        server.abort();
     }
 }
