@@ -105,3 +105,28 @@ fn ap_10_sec_27_a_mode_for_a_port_without_a_service_holds() {
     assert!(strict > 0 && plain == 0, "{strict} chains, {plain} of them without TLS");
     assert!(served > 0 && permissive > 0, "another port is as it was");
 }
+
+/// A rule that asks for TLS gets it or no connection, also at sidecars, which the secret that it names is not for: they go by the
+/// certificate paths (Istio's reference, ClientTLSSettings.credentialName), and here it has none.
+#[test]
+fn class_tls_origination_never_falls_back_to_plain_text() {
+    for (tls, certificate) in [
+        ("{mode: SIMPLE, credentialName: c}", None),
+        ("{mode: MUTUAL, credentialName: c}", None),
+        ("{mode: MUTUAL, clientCertificate: /c, privateKey: /k}", Some("file-cert:/c~/k")),
+    ] {
+        let rule = format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: r}}\n\
+             spec: {{host: reviews, trafficPolicy: {{tls: {tls}}}}}\n"
+        );
+        let resources = of("productpage-v1-0", json!({}), &rule);
+        let socket = &cluster(&resources)["transport_socket"];
+        assert_eq!(socket["name"], "envoy.transport_sockets.tls", "{tls}");
+        let common = &socket["typed_config"]["common_tls_context"];
+        let shown = &common["tls_certificate_sds_secret_configs"][0]["name"];
+        assert_eq!(shown.as_str(), certificate, "{tls}: {common}");
+        let roots = &common["combined_validation_context"]["validation_context_sds_secret_config"]["name"];
+        assert_eq!(roots, "file-root:system", "{tls}: {common}");
+        assert!(resources.credentials.is_empty(), "{tls}");
+    }
+}

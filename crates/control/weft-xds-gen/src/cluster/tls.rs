@@ -49,8 +49,8 @@ fn as_told(view: View<'_>, draft: &mut Draft, target: &Target<'_>, settings: &Cl
     let context = match settings.mode {
         ClientTlsMode::Disable => None,
         ClientTlsMode::IstioMutual => Some(mesh_context(view, draft, target, Some(settings))),
-        ClientTlsMode::Simple => origination(view, draft, target, settings, false),
-        ClientTlsMode::Mutual => origination(view, draft, target, settings, true),
+        ClientTlsMode::Simple => Some(origination(view, draft, target, settings, false)),
+        ClientTlsMode::Mutual => Some(origination(view, draft, target, settings, true)),
     };
     draft.cluster.transport_socket = context.map(|c| transport_socket(TLS_SOCKET, &c));
 }
@@ -230,18 +230,18 @@ fn raw_buffer() -> core::TransportSocket {
     transport_socket("envoy.transport_sockets.raw_buffer", &RawBuffer {})
 }
 
-/// TLS to a server outside the mesh, with certificates of the user's own.
+/// TLS to a server outside the mesh, with certificates of the user's own. What asks for TLS is never sent in plain text: where the
+/// certificates cannot be had, the handshake fails.
 fn origination(
     view: View<'_>,
     draft: &mut Draft,
     target: &Target<'_>,
     settings: &ClientTlsSettings,
     mutual: bool,
-) -> Option<tls::UpstreamTlsContext> {
-    // A secret may be named by gateways, and by rules that select the workloads which may read it.
-    if !settings.credential_name.is_empty() && !may_name(view, target.rule, &settings.credential_name) {
-        return None;
-    }
+) -> tls::UpstreamTlsContext {
+    // A secret may be named by gateways, and by rules that select the workloads which may read it; others use the certificate
+    // paths (Istio's reference, ClientTLSSettings.credentialName).
+    let by_secret = !settings.credential_name.is_empty() && may_name(view, target.rule, &settings.credential_name);
     let unverified = settings.insecure_skip_verify == Some(true);
     let external = target.service.registry == Some(Registry::External);
     let names = if settings.subject_alt_names.is_empty() && external {
@@ -255,10 +255,10 @@ fn origination(
         upstream.auto_san_validation = names.is_empty() && !unverified;
     }
     let mut common = tls::CommonTlsContext { tls_params: Some(mesh_params()), ..Default::default() };
-    if settings.credential_name.is_empty() {
-        from_files(&mut common, settings, &names, mutual)?;
-    } else {
+    if by_secret {
         from_secret(&mut common, settings, &names, mutual);
+    } else {
+        from_files(&mut common, settings, &names, mutual);
     }
     if unverified {
         common.validation_context_type = None;
@@ -267,7 +267,7 @@ fn origination(
     if draft.http.is_http2() {
         common.alpn_protocols = vec!["h2".into()];
     }
-    Some(tls::UpstreamTlsContext { common_tls_context: Some(common), sni: settings.sni.clone(), ..Default::default() })
+    tls::UpstreamTlsContext { common_tls_context: Some(common), sni: settings.sni.clone(), ..Default::default() }
 }
 
 /// Whether the proxies of the view get what a rule names. Names with another scheme than that of Secrets beside the proxy
@@ -298,16 +298,10 @@ pub(super) fn credentials(view: View<'_>, rule: &Arc<DestinationRule>) -> Vec<St
     names
 }
 
-fn from_files(
-    common: &mut tls::CommonTlsContext,
-    settings: &ClientTlsSettings,
-    names: &[String],
-    mutual: bool,
-) -> Option<()> {
-    if mutual {
-        if settings.client_certificate.is_empty() || settings.private_key.is_empty() {
-            return None;
-        }
+fn from_files(common: &mut tls::CommonTlsContext, settings: &ClientTlsSettings, names: &[String], mutual: bool) {
+    // Without its files the client shows nothing, and the server ends the handshake. The name of a secret that never comes would do
+    // the same, but an Envoy that waits for one does not become ready.
+    if mutual && !settings.client_certificate.is_empty() && !settings.private_key.is_empty() {
         let name = format!("file-cert:{}~{}", settings.client_certificate, settings.private_key);
         common.tls_certificate_sds_secret_configs.push(secret::from_agent(&name));
     }
@@ -317,7 +311,6 @@ fn from_files(
     };
     let crl = Some(settings.ca_crl.as_str()).filter(|file| !file.is_empty());
     common.validation_context_type = Some(combined(secret::from_agent(&roots), names, crl));
-    Some(())
 }
 
 fn from_secret(common: &mut tls::CommonTlsContext, settings: &ClientTlsSettings, names: &[String], mutual: bool) {
