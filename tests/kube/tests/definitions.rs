@@ -555,3 +555,112 @@ async fn policies_are_judged_alike() -> Result<()> {
     ensure!(wrong.is_empty(), "{} differences:\n{}", wrong.len(), wrong.join("\n"));
     Ok(())
 }
+
+/// A definition with a field `size`, and what else is said of its properties.
+fn cogs(versions: &[(&str, bool)], properties: &Value) -> Value {
+    let version = |(name, storage): &(&str, bool)| {
+        json!({"name": name, "served": true, "storage": storage, "schema": {"openAPIV3Schema": {"type": "object",
+            "properties": {"spec": {"type": "object", "properties": properties}}}}})
+    };
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "cogs.example.test"},
+        "spec": {"group": "example.test", "scope": "Namespaced", "names": {"kind": "Cog", "plural": "cogs"},
+            "versions": versions.iter().map(version).collect::<Vec<_>>()},
+    })
+}
+
+#[tokio::test]
+async fn changes_are_judged_alike() -> Result<()> {
+    const COGS: &str = "/apis/example.test/v1/namespaces/default/cogs";
+    const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+    const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
+    let pair = Pair::start().await?;
+    let mut wrong = Vec::new();
+    let mut ask = async |method: &str, path: &str, body: Option<Value>, code: u16| -> Result<[(u16, Value); 2]> {
+        let answers = pair.both(method, path, body.as_ref()).await?;
+        wrong.extend(difference(&format!("{method} {path} {body:?}"), &answers, false));
+        ensure!(answers[1].0 == code, "{method} {path} {body:?}: {}", answers[1].1);
+        Ok(answers)
+    };
+    let definition = format!("{DEFINITIONS}/cogs.example.test");
+    // What is read has the defaults of now, and not what the schema no longer has.
+    let size = json!({"size": {"type": "integer"}, "old": {"type": "string"}});
+    pair.both("POST", DEFINITIONS, Some(&cogs(&[("v1", true)], &size))).await?;
+    pair.served(COGS).await?;
+    let cog = json!({"apiVersion": "example.test/v1", "kind": "Cog", "metadata": {"name": "a"}, "spec": {"size": 1, "old": "x"}});
+    ask("POST", COGS, Some(cog.clone()), 201).await?;
+    let size = json!({"size": {"type": "integer"}, "teeth": {"type": "integer", "default": 8}});
+    pair.both("PATCH", &definition, Some(&cogs(&[("v1", true)], &size))).await?;
+    for cluster in &pair.0 {
+        eventually("the new schema is followed", async || {
+            let (_, read) = cluster.rest("GET", &format!("{COGS}/a"), None).await?;
+            ensure!(read["spec"] == json!({"size": 1, "teeth": 8}), "{read}");
+            let (_, list) = cluster.rest("GET", COGS, None).await?;
+            ensure!(list["items"][0]["spec"] == read["spec"], "{list}");
+            Ok(())
+        })
+        .await?;
+    }
+    // Objects of users' kinds, and some others, are overwritten by those only who say what they have read.
+    ask("PUT", &format!("{COGS}/a"), Some(cog), 422).await?;
+    let named = |version: &str, kind: &str| match kind {
+        "Lease" => {
+            json!({"apiVersion": version, "kind": kind, "metadata": {"name": "held"}, "spec": {"holderIdentity": "a"}})
+        }
+        _ => json!({"apiVersion": version, "kind": kind, "metadata": {"name": "held"}}),
+    };
+    for (path, version, kind, code) in [
+        (MAPS, "v1", "ConfigMap", 200),
+        ("/api/v1/namespaces/default/serviceaccounts", "v1", "ServiceAccount", 200),
+        ("/apis/coordination.k8s.io/v1/namespaces/default/leases", "coordination.k8s.io/v1", "Lease", 422),
+    ] {
+        ask("POST", path, Some(named(version, kind)), 201).await?;
+        ask("PUT", &format!("{path}/held"), Some(named(version, kind)), code).await?;
+    }
+    // What objects exist under stays.
+    ask("PATCH", &definition, Some(json!({"spec": {"scope": "Cluster"}})), 422).await?;
+    ask("PATCH", &definition, Some(json!({"spec": {"names": {"kind": "Gear", "listKind": "GearList"}}})), 422).await?;
+    ask("PATCH", &definition, Some(cogs(&[("v2", true)], &size)), 422).await?;
+    pair.both("PATCH", &definition, Some(&cogs(&[("v1", false), ("v2", true)], &size))).await?;
+    ask("PATCH", &definition, Some(cogs(&[("v2", true)], &size)), 422).await?;
+    // Nobody new holds back what is on its way out.
+    let finalizers = |names: &[&str]| Some(json!({"metadata": {"finalizers": names}}));
+    ask("PATCH", &format!("{MAPS}/held"), finalizers(&["x.test/y"]), 200).await?;
+    ask("DELETE", &format!("{MAPS}/held"), None, 200).await?;
+    ask("PATCH", &format!("{MAPS}/held"), finalizers(&["x.test/y", "x.test/z"]), 422).await?;
+    ask("PATCH", &format!("{MAPS}/held"), finalizers(&[]), 200).await?;
+    ask("GET", &format!("{MAPS}/held"), None, 404).await?;
+    // Items with the same key are other people's until they are applied.
+    let deployment = |env: Value| {
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "twins"}, "spec": {
+            "selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "b"}},
+            "spec": {"containers": [{"name": "c", "image": "i", "env": env}]}}}})
+    };
+    let twins = json!([{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]);
+    pair.both("POST", DEPLOYMENTS, Some(&deployment(twins))).await?;
+    for (env, force) in [("B", ""), ("A", "&force=true")] {
+        let path = format!("{DEPLOYMENTS}/twins?fieldManager={env}{force}");
+        let answers = pair.both("PATCH", &path, Some(&deployment(json!([{"name": env, "value": "3"}])))).await?;
+        let [embedded, real] = answers.map(|(_, body)| body.pointer("/spec/template/spec/containers/0/env").cloned());
+        if embedded != real {
+            wrong.push(format!("env after applying {env}:\n  embedded: {embedded:?}\n  real: {real:?}"));
+        }
+    }
+    ensure!(wrong.is_empty(), "{} differences:\n{}", wrong.len(), wrong.join("\n"));
+    // A list that is read in pieces is of one moment.
+    for cluster in &pair.0 {
+        for name in ["page-1", "page-2"] {
+            let map =
+                json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "labels": {"in": "pages"}}});
+            cluster.rest("POST", MAPS, Some(("application/json", &map.to_string()))).await?;
+        }
+        let pages = format!("{MAPS}?labelSelector=in%3Dpages&limit=1");
+        let (_, first) = cluster.rest("GET", &pages, None).await?;
+        let second = format!("{pages}&continue={}", first["metadata"]["continue"].as_str().context("more")?);
+        let (_, before) = cluster.rest("GET", &second, None).await?;
+        cluster.rest("DELETE", &format!("{MAPS}/page-2"), None).await?;
+        let (_, after) = cluster.rest("GET", &second, None).await?;
+        ensure!(before["items"][0]["metadata"]["name"] == "page-2" && after["items"] == before["items"], "{after}");
+    }
+    Ok(())
+}

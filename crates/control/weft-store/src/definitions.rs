@@ -80,7 +80,7 @@ impl Definitions {
 }
 
 /// Groups that are part of every server; they have no definitions.
-pub(crate) fn is_built_in(group: &str) -> bool {
+pub fn is_built_in(group: &str) -> bool {
     const OF_K8S_IO: &[&str] = &[
         "networking",
         "discovery",

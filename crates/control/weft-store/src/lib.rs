@@ -22,6 +22,7 @@ pub mod watch;
 
 pub use cache::{Cache, Changes};
 pub use client::{ApiClient, ClientError};
+pub use definitions::is_built_in;
 pub use durable::{Durable, DurableError};
 pub use error::StoreError;
 pub use lease::{Leadership, LeaseOptions, while_leader};

@@ -1,10 +1,12 @@
 //! Objects in memory with Kubernetes' rules: revisions, uids, generations, optimistic updates, finalizers, namespaces.
 //! Events for watchers are written here and read in [`crate::watch`]; REST, admission and garbage collection are not here.
 
+use crate::definitions::is_built_in;
 use crate::error::StoreError;
 use crate::selector::{FieldSelector, LabelSelector};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde_json::Value;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::sync::watch;
@@ -127,8 +129,10 @@ pub struct Preconditions {
 /// What happens to the objects that a deleted object owns. The store only marks; the collector acts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Propagation {
-    /// The object goes at once, what it owns later.
+    /// As the object's finalizers say from an earlier deletion; else as `Background`.
     #[default]
+    Unspecified,
+    /// The object goes at once, what it owns later.
     Background,
     /// What it owns goes first (finalizer `foregroundDeletion`).
     Foreground,
@@ -193,6 +197,21 @@ pub(crate) struct KindState {
 impl KindState {
     fn new(floor: u64) -> Self {
         Self { objects: BTreeMap::new(), history: VecDeque::new(), floor, wake: watch::Sender::new(floor) }
+    }
+}
+
+impl KindState {
+    /// The objects as they were at a revision that the history still reaches back to.
+    fn at(&self, revision: u64) -> Cow<'_, BTreeMap<(String, String), Arc<Object>>> {
+        let mut objects = Cow::Borrowed(&self.objects);
+        for change in self.history.iter().rev().take_while(|change| change.revision > revision) {
+            let place = (change.new.namespace().to_string(), change.new.name().to_string());
+            match &change.old {
+                Some(old) => drop(objects.to_mut().insert(place, old.clone())),
+                None => drop(objects.to_mut().remove(&place)),
+            }
+        }
+        objects
     }
 }
 
@@ -344,6 +363,7 @@ impl MemoryStore {
         if object == *old {
             return Ok(old);
         }
+        check_finalizers(&object, &old)?;
         if has_spec_changed(&object, &old) {
             object.metadata.generation = Some(old.metadata.generation.unwrap_or(0) + 1);
         }
@@ -385,7 +405,7 @@ impl MemoryStore {
         let expect = &options.preconditions;
         check_version(key, &old, expect.uid.as_deref(), expect.resource_version.as_deref())?;
         let mut object = Object::clone(&old);
-        add_propagation_finalizer(&mut object, options.propagation);
+        set_propagation_finalizer(&mut object, options.propagation);
         let grace = grace_period(&object, options.grace_period_seconds);
         let gone = !has_finalizers(&object) && grace == 0;
         if options.dry_run {
@@ -417,7 +437,7 @@ impl MemoryStore {
             return Err(StoreError::Gone { asked: revision, oldest: kind.floor, newest: state.revision });
         }
         let limit = query.limit.filter(|l| *l > 0).unwrap_or(usize::MAX);
-        for (place, object) in &kind.objects {
+        for (place, object) in kind.at(revision).iter() {
             if after.as_ref().is_some_and(|a| place <= a) || !query.matches(object) {
                 continue;
             }
@@ -560,11 +580,11 @@ fn check_name(object: &Object) -> Result<(), StoreError> {
 }
 
 fn fill_new(object: &mut Object) {
-    let has_spec = object.body.contains_key("spec");
+    let has_generation = has_generation(object);
     let meta = &mut object.metadata;
     meta.uid = Some(new_uid());
     meta.creation_timestamp = Some(now());
-    meta.generation = has_spec.then_some(1);
+    meta.generation = has_generation.then_some(1);
     meta.resource_version = None;
     meta.deletion_timestamp = None;
     meta.deletion_grace_period_seconds = None;
@@ -613,8 +633,35 @@ fn keep_system_fields(object: &mut Object, old: &Object) {
     meta.self_link = None;
 }
 
+/// What is on its way out is held back by those only who held it when it was deleted.
+fn check_finalizers(object: &Object, old: &Object) -> Result<(), StoreError> {
+    let of = |object: &Object| object.metadata.finalizers.clone().unwrap_or_default();
+    let before = of(old);
+    let new: Vec<String> = of(object).into_iter().filter(|name| !before.contains(name)).collect();
+    if old.metadata.deletion_timestamp.is_none() || new.is_empty() {
+        return Ok(());
+    }
+    Err(StoreError::Invalid {
+        key: Box::new(object.key()),
+        field: "metadata.finalizers".into(),
+        message: format!(
+            "Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers {new:?}"
+        ),
+    })
+}
+
+/// Kinds whose desired state is not in a `spec` alone have a generation all the same.
+fn has_generation(object: &Object) -> bool {
+    let group = object.group();
+    object.body.contains_key("spec") || group == "admissionregistration.k8s.io" || !is_built_in(group)
+}
+
 fn has_spec_changed(object: &Object, old: &Object) -> bool {
-    object.body.contains_key("spec") && object.body.get("spec") != old.body.get("spec")
+    let other = |name: &&String| !matches!(name.as_str(), "spec" | "status");
+    let differs = |name: &String| object.body.get(name) != old.body.get(name);
+    let whole = has_generation(object) && (!is_built_in(object.group()) || !object.body.contains_key("spec"));
+    (object.body.contains_key("spec") && object.body.get("spec") != old.body.get("spec"))
+        || (whole && object.body.keys().chain(old.body.keys()).filter(other).any(differs))
 }
 
 fn has_finalizers(object: &Object) -> bool {
@@ -625,15 +672,22 @@ fn has_finalizers(object: &Object) -> bool {
     named || spec
 }
 
-fn add_propagation_finalizer(object: &mut Object, propagation: Propagation) {
-    let name = match propagation {
-        Propagation::Background => return,
-        Propagation::Foreground => "foregroundDeletion",
-        Propagation::Orphan => "orphan",
+/// What is asked for takes the place of what an earlier deletion asked for.
+fn set_propagation_finalizer(object: &mut Object, propagation: Propagation) {
+    const ALL: [&str; 2] = ["foregroundDeletion", "orphan"];
+    let wanted = match propagation {
+        Propagation::Unspecified => return,
+        Propagation::Background => None,
+        Propagation::Foreground => Some("foregroundDeletion"),
+        Propagation::Orphan => Some("orphan"),
     };
-    let finalizers = object.metadata.finalizers.get_or_insert_with(Vec::new);
-    if !finalizers.iter().any(|f| f == name) {
-        finalizers.push(name.into());
+    let finalizers = object.metadata.finalizers.get_or_insert_default();
+    finalizers.retain(|known| Some(known.as_str()) == wanted || !ALL.contains(&known.as_str()));
+    if let Some(wanted) = wanted.filter(|wanted| !finalizers.iter().any(|known| known == wanted)) {
+        finalizers.push(wanted.into());
+    }
+    if finalizers.is_empty() {
+        object.metadata.finalizers = None;
     }
 }
 

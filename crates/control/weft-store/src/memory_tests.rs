@@ -176,9 +176,18 @@ fn lists_and_pages() {
     query.limit = Some(2);
     let page = store.list(&query).unwrap();
     assert_eq!((names(&page).as_str(), page.remaining), ("ac", 1));
+    let page_again = page.continue_token.clone();
     query.continue_token = page.continue_token;
     let last = store.list(&query).unwrap();
     assert_eq!((names(&last).as_str(), last.continue_token, last.revision), ("d", None, page.revision));
+    // The rest of the list is of the moment of its beginning, whatever happened since.
+    query.continue_token = page_again;
+    store.create(map("e", &[("app", "x")])).unwrap();
+    store.delete(&key("", "ConfigMap", "n", "d"), &DeleteOptions::default()).unwrap();
+    store.create(map("d", &[("app", "x")])).unwrap();
+    let then = store.list(&query).unwrap();
+    assert_eq!((names(&then).as_str(), then.items[0].metadata.uid.clone()), ("d", last.items[0].metadata.uid.clone()));
+    store.delete(&key("", "ConfigMap", "n", "e"), &DeleteOptions::default()).unwrap();
     query.continue_token = Some("x".into());
     assert_eq!(store.list(&query).unwrap_err(), StoreError::BadContinue);
     query = ListQuery::all("", "ConfigMap");

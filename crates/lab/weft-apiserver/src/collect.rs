@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use weft_k8s_api::{Object, ObjectKey};
-use weft_store::{DeleteOptions, MemoryStore, Preconditions, Propagation};
+use weft_store::{DeleteOptions, MemoryStore, Preconditions, Propagation, StoreError};
 
 /// Passes in a row at most; each one clears a level of owners.
 const MAX_PASSES: usize = 64;
@@ -51,20 +51,22 @@ fn owned(store: &MemoryStore, objects: &[Arc<Object>]) -> usize {
     let owning: HashSet<&str> = objects.iter().flat_map(|o| owner_uids(o)).collect();
     let mut changes = 0;
     for object in objects.iter().filter(|o| owner_uids(o).next().is_some()) {
-        let (alive, gone): (Vec<&str>, Vec<&str>) = owner_uids(object).partition(|uid| by_uid.contains_key(uid));
-        let leaving = |uid: &&str| by_uid.get(uid).is_some_and(|o| is_deleting(o, "foregroundDeletion"));
-        if alive.iter().all(leaving) {
+        let leaving = |uid: &str| by_uid.get(uid).is_some_and(|o| is_deleting(o, "foregroundDeletion"));
+        // An owner that waits for this one to go would wait for ever while another one keeps it.
+        let (staying, cut): (Vec<&str>, Vec<&str>) =
+            owner_uids(object).partition(|uid| by_uid.contains_key(uid) && !leaving(uid));
+        if staying.is_empty() {
             let owns = object.metadata.uid.as_deref().is_some_and(|u| owning.contains(u));
-            let foreground = owns && !alive.is_empty();
-            let propagation = if foreground { Propagation::Foreground } else { Propagation::Background };
-            changes += usize::from(delete(store, object, propagation));
-        } else if !gone.is_empty() {
-            let cut = store.modify(&object.key(), |o| {
+            let foreground = owns && cut.iter().any(|uid| leaving(uid));
+            let propagation = if foreground { Propagation::Foreground } else { Propagation::Unspecified };
+            changes += usize::from(delete(store, object, propagation, object.metadata.resource_version.clone()));
+        } else if !cut.is_empty() {
+            let freed = store.modify(&object.key(), |o| {
                 if let Some(references) = &mut o.metadata.owner_references {
-                    references.retain(|r| !gone.contains(&r.uid.as_str()));
+                    references.retain(|r| !cut.contains(&r.uid.as_str()));
                 }
             });
-            changes += usize::from(cut.is_ok());
+            changes += usize::from(freed.is_ok());
         }
     }
     changes
@@ -109,7 +111,7 @@ fn namespaces(store: &MemoryStore, objects: &[Arc<Object>]) -> usize {
         }
         let contents: Vec<_> = objects.iter().filter(|o| o.namespace() == namespace.name()).collect();
         for object in &contents {
-            changes += usize::from(delete(store, object, Propagation::Background));
+            changes += usize::from(delete(store, object, Propagation::Unspecified, None));
         }
         let held = namespace.spec().get("finalizers").and_then(Value::as_array).is_some_and(|f| !f.is_empty());
         if contents.is_empty() && held {
@@ -135,7 +137,7 @@ fn definitions(store: &MemoryStore, objects: &[Arc<Object>]) -> usize {
         // Kinds of the table stay, and with them their objects.
         let own = weft_k8s_api::kinds::by_kind(group, kind).is_none();
         for object in contents.iter().filter(|_| own) {
-            changes += usize::from(delete(store, object, Propagation::Background));
+            changes += usize::from(delete(store, object, Propagation::Unspecified, None));
         }
         if contents.is_empty() || !own {
             changes += usize::from(remove_finalizer(store, definition, CLEANUP));
@@ -144,15 +146,16 @@ fn definitions(store: &MemoryStore, objects: &[Arc<Object>]) -> usize {
     changes
 }
 
-/// Deletes the very object that was looked at. `false` when that changed nothing.
-fn delete(store: &MemoryStore, object: &Object, propagation: Propagation) -> bool {
+/// Deletes the very object that was looked at, in that version alone where one is named. `false` when that changed nothing.
+fn delete(store: &MemoryStore, object: &Object, propagation: Propagation, version: Option<String>) -> bool {
     let key: ObjectKey = object.key();
     let before = store.get(&key).and_then(|o| o.metadata.resource_version.clone());
-    let preconditions = Preconditions { uid: object.metadata.uid.clone(), resource_version: None };
+    let preconditions = Preconditions { uid: object.metadata.uid.clone(), resource_version: version };
     let options = DeleteOptions { preconditions, propagation, ..DeleteOptions::default() };
     match store.delete(&key, &options) {
         Ok(deleted) => deleted.gone || deleted.object.metadata.resource_version != before,
-        Err(_) => false,
+        // Changed since it was looked at: the next pass looks again.
+        Err(error) => matches!(error, StoreError::Conflict { .. }),
     }
 }
 
@@ -235,6 +238,48 @@ mod tests {
         assert_eq!(names(&store), "abc", "a waits for b, b for c");
         settle(&store);
         assert_eq!(names(&store), "");
+    }
+
+    #[test]
+    fn foreground_with_another_owner() {
+        let store = store();
+        let (a, other) = (make(&store, "a", &[], true), make(&store, "o", &[], true));
+        make(&store, "d", &[&a, &other], true);
+        remove(&store, &a, Propagation::Foreground);
+        settle(&store);
+        assert_eq!(names(&store), "do", "d stays with its other owner, and a does not wait for it");
+        let d = store.find("", "ConfigMap", "n", "d").unwrap();
+        assert_eq!(owner_uids(&d).collect::<Vec<_>>(), [other.metadata.uid.as_deref().unwrap()]);
+    }
+
+    #[test]
+    fn a_later_deletion_says_otherwise() {
+        let store = store();
+        let a = make(&store, "a", &[], true);
+        make(&store, "b", &[&a], true);
+        let held = store.modify(&key("", "ConfigMap", "n", "b"), |b| b.metadata.finalizers = Some(vec!["x/y".into()]));
+        held.unwrap();
+        remove(&store, &a, Propagation::Foreground);
+        settle(&store);
+        assert_eq!(names(&store), "ab", "a waits for b, which is held");
+        remove(&store, &a, Propagation::Background);
+        assert_eq!(names(&store), "b");
+        let added = store.modify(&key("", "ConfigMap", "n", "b"), |b| {
+            b.metadata.finalizers = Some(vec!["x/y".into(), "x/z".into()]);
+        });
+        assert!(added.unwrap_err().to_string().contains("x/z"), "nobody new holds it back");
+    }
+
+    #[test]
+    fn what_changed_since_it_was_looked_at_is_looked_at_again() {
+        let store = store();
+        let a = make(&store, "a", &[], true);
+        let b = make(&store, "b", &[&a], true);
+        remove(&store, &a, Propagation::Background);
+        let seen = store.all();
+        store.modify(&b.key(), |b| b.metadata.owner_references = None).unwrap();
+        owned(&store, &seen);
+        assert_eq!(names(&store), "b", "orphaned meanwhile");
     }
 
     #[test]

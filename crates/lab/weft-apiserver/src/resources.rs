@@ -10,7 +10,7 @@ use crate::patch::Patch;
 use crate::route::Target;
 use crate::schema::Type;
 use crate::server::{ApiServer, Context};
-use crate::status::ApiError;
+use crate::status::{ApiError, FieldError};
 use crate::{defaults, metrics, pods, render, scale, validation, watching, webhooks};
 use axum::body::Body;
 use axum::response::Response;
@@ -22,6 +22,7 @@ use weft_k8s_api::{KindInfo, Object};
 use weft_store::memory::key;
 use weft_store::{
     DeleteOptions, FieldSelector, LabelSelector, ListQuery, ObjectList, Preconditions, Propagation, StoreError,
+    is_built_in,
 };
 
 /// Repetitions of a change when another writer was quicker and the client named no version.
@@ -339,7 +340,7 @@ impl ApiServer {
             webhooks::check(kind, object)?;
             if custom::is_definition(kind) {
                 custom::fill(object);
-                custom::check(kind, object)?;
+                custom::check(kind, object, request.old)?;
             }
             if self.options().validate {
                 warnings.extend(validation::check(kind, object, strict)?);
@@ -445,9 +446,31 @@ fn compose(context: &Context, target: &Target, old: &Object, mut wanted: Object)
     Change { object, explicit: explicit || version.is_some(), applied: false }
 }
 
+/// Kinds that are overwritten only by who says what was read: those that users define, and a few of Kubernetes' own.
+/// Source: `AllowUnconditionalUpdate` of Kubernetes' registries.
+fn needs_version(kind: &KindInfo) -> bool {
+    const OWN: [&str; 8] = [
+        "CustomResourceDefinition",
+        "Lease",
+        "MutatingWebhookConfiguration",
+        "PodDisruptionBudget",
+        "RuntimeClass",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
+        "ValidatingWebhookConfiguration",
+    ];
+    !is_built_in(kind.group) || OWN.contains(&kind.kind)
+}
+
 async fn update(context: &Context, target: &Target, request: http::Request<Body>) -> Result<Response, ApiError> {
     let body = context.read_json(request).await?;
     let wanted = read_object(target, body)?;
+    if wanted.metadata.resource_version.as_ref().is_none_or(String::is_empty) && needs_version(target.kind) {
+        current(context, target)?;
+        let field = "metadata.resourceVersion".into();
+        let message = "Invalid value: 0: must be specified for an update".into();
+        return Err(ApiError::invalid(target.kind, target.name(), &[FieldError { field, message }]));
+    }
     let (new, warnings) = rewrite(context, target, |old| Ok(compose(context, target, old, wanted.clone()))).await?;
     render::object(context, target, StatusCode::OK, &new, &warnings)
 }
@@ -489,6 +512,7 @@ async fn apply(context: &Context, target: &Target, mut wanted: Value) -> Result<
     let (writer, force) = (writer(context, target), context.params.is_set("force"));
     let merge = |live: &Value| managed::apply(types, live, &wanted, &writer, force).map_err(|why| refused(target, why));
     if target.sub.is_none() && current(context, target).is_err() {
+        context.server.authorize(&context.user, "create", target)?;
         return create_from(context, target, merge(&Value::Null)?).await;
     }
     let change = |old: &Object| {
@@ -648,7 +672,8 @@ async fn delete_options(context: &Context, request: http::Request<Body>) -> Resu
     let params = &context.params;
     let text = |name: &str| fields.get(name).and_then(Value::as_str).or_else(|| params.get(name));
     let propagation = match text("propagationPolicy") {
-        None | Some("Background") => Propagation::Background,
+        None => Propagation::Unspecified,
+        Some("Background") => Propagation::Background,
         Some("Foreground") => Propagation::Foreground,
         Some("Orphan") => Propagation::Orphan,
         Some(other) => {

@@ -570,7 +570,8 @@ fn delete_body(options: &DeleteOptions) -> Value {
     body.insert("apiVersion".into(), "v1".into());
     body.insert("kind".into(), "DeleteOptions".into());
     let propagation = match options.propagation {
-        Propagation::Background => "Background",
+        // Said in any case: some old kinds leave what they own behind when nothing is asked for.
+        Propagation::Unspecified | Propagation::Background => "Background",
         Propagation::Foreground => "Foreground",
         Propagation::Orphan => "Orphan",
     };

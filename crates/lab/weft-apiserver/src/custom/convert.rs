@@ -7,7 +7,7 @@
 //!
 //! Source: the Kubernetes documentation, "Versions in CustomResourceDefinitions", "Webhook conversion".
 
-use super::{flag, prune, text, versions};
+use super::{flag, prune, shape, text, versions};
 use crate::kinds::Kinds;
 use crate::server::ApiServer;
 use crate::status::ApiError;
@@ -144,7 +144,19 @@ pub(crate) async fn all(
     mut objects: Vec<Arc<Object>>,
 ) -> Result<Vec<Arc<Object>>, ApiError> {
     let Some(custom) = kinds.custom(kind) else { return Ok(objects) };
-    let Some(conversion) = &custom.conversion else { return Ok(objects) };
+    let Some(conversion) = &custom.conversion else {
+        // As Kubernetes: what is read has the fields and the defaults of the schema of now.
+        if let Some(version) = custom.version(version) {
+            for object in &mut objects {
+                let mut shaped = Object::clone(object);
+                shape(version, &mut shaped);
+                if shaped != **object {
+                    *object = Arc::new(shaped);
+                }
+            }
+        }
+        return Ok(objects);
+    };
     let wanted = api_version(kind.group, version);
     let schema = custom.version(version);
     let work = async {

@@ -243,7 +243,8 @@ fn first_conditions() -> Value {
 }
 
 /// Refuses definitions that could not be followed.
-pub(crate) fn check(kind: &KindInfo, object: &Object) -> Result<(), ApiError> {
+/// What a definition may not change is compared with `old`.
+pub(crate) fn check(kind: &KindInfo, object: &Object, old: Option<&Object>) -> Result<(), ApiError> {
     let spec = object.spec();
     let mut wrong: Vec<FieldError> = Vec::new();
     let mut add = |field: &str, message: String| wrong.push(FieldError { field: field.into(), message });
@@ -260,6 +261,27 @@ pub(crate) fn check(kind: &KindInfo, object: &Object) -> Result<(), ApiError> {
         add("spec.scope", "supported values: \"Cluster\", \"Namespaced\"".into());
     }
     let all = versions(spec);
+    // Objects of the definition exist under these, and in these versions.
+    for field in ["/scope", "/names/kind"].into_iter().filter(|_| old.is_some()) {
+        let before = old.map_or("", |old| text(old.spec(), field));
+        if before != text(spec, field) {
+            let now = text(spec, field);
+            add(&format!("spec{}", field.replace('/', ".")), format!("Invalid value: {now:?}: field is immutable"));
+        }
+    }
+    let status = object.body.get("status").unwrap_or(&Value::Null);
+    let stored = status.get("storedVersions").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+    for (at, version) in stored.enumerate() {
+        if !all.iter().any(|known| text(known, "/name") == version) {
+            let place = format!("status.storedVersions[{at}]");
+            add(
+                &place,
+                format!(
+                    "Invalid value: {version:?}: missing from spec.versions; {version} was previously a storage version, and must remain in spec.versions until a storage migration ensures no data remains persisted in {version} and removes {version} from status.storedVersions"
+                ),
+            );
+        }
+    }
     convert::check(spec, &mut add);
     if all.len() > MAX_VERSIONS {
         add("spec.versions", format!("must have at most {MAX_VERSIONS} items"));

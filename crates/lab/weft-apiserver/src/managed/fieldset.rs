@@ -44,10 +44,9 @@ pub(crate) fn item_key(list: Type<'_>, item: &Value) -> Option<String> {
     }
 }
 
-/// Whether every item of a list has an identity, and no two the same.
+/// Whether every item of a list has an identity. Two may have the same where an update, not an apply, has put them there.
 pub(crate) fn is_keyed(list: Type<'_>, items: &[Value]) -> bool {
-    let mut seen = std::collections::HashSet::new();
-    list.lists() != Lists::Atomic && items.iter().all(|i| item_key(list, i).is_some_and(|key| seen.insert(key)))
+    list.lists() != Lists::Atomic && items.iter().all(|item| item_key(list, item).is_some())
 }
 
 /// The children of a value by their branches, when it is merged by parts; `None` when it is one value.
@@ -72,7 +71,9 @@ impl FieldSet {
                 for (key, inner, value) in parts {
                     let mut below = Self::of(inner, value);
                     below.here |= key.starts_with(['k', 'v']) || below.below.is_empty();
-                    set.below.insert(key, below);
+                    // Of items with the same key nobody could tell whose fields are meant: they are owned as a whole.
+                    let same = set.below.contains_key(&key);
+                    set.below.insert(key, if same { Self { here: true, below: BTreeMap::new() } } else { below });
                 }
                 set
             }
@@ -208,19 +209,21 @@ pub(crate) fn compare(kind: Type<'_>, old: &Value, new: &Value) -> (FieldSet, Fi
     let (Some(before), Some(after)) = (parts(kind, old), parts(kind, new)) else {
         return (FieldSet::of(kind, new), FieldSet::of(kind, old).without(&FieldSet::of(kind, new)));
     };
-    let before: BTreeMap<String, (Type<'_>, &Value)> = before.into_iter().map(|(k, t, v)| (k, (t, v))).collect();
+    let (before, after) = (by_key(before), by_key(after));
     let (mut changed, mut gone) = (FieldSet::default(), FieldSet::default());
-    let mut seen = std::collections::HashSet::new();
-    for (key, inner, value) in after {
-        let (mut set, lost) = match before.get(&key) {
-            Some((_, old)) => compare(inner, old, value),
-            None => {
-                let mut set = FieldSet::of(inner, value);
+    for (key, (inner, values)) in &after {
+        let old = before.get(key).map_or(&[][..], |(_, values)| values.as_slice());
+        let (mut set, lost) = match (old, values.as_slice()) {
+            (old, new) if old == new => continue,
+            ([old], [value]) => compare(*inner, old, value),
+            ([], [value]) => {
+                let mut set = FieldSet::of(*inner, value);
                 set.here |= key.starts_with(['k', 'v']);
                 (set, FieldSet::default())
             }
+            _ => (FieldSet { here: true, below: BTreeMap::new() }, FieldSet::default()),
         };
-        if key.starts_with('f') && set.below.is_empty() && before.get(&key).is_some_and(|(_, old)| *old != value) {
+        if key.starts_with('f') && set.below.is_empty() && !old.is_empty() {
             // An emptied struct.
             set.here |= lost.is_empty();
         }
@@ -230,12 +233,20 @@ pub(crate) fn compare(kind: Type<'_>, old: &Value, new: &Value) -> (FieldSet, Fi
         if !lost.is_empty() {
             gone.below.insert(key.clone(), lost);
         }
-        seen.insert(key);
     }
-    for (key, (inner, value)) in before.into_iter().filter(|(key, _)| !seen.contains(key)) {
-        let mut set = FieldSet::of(inner, value);
+    for (key, (inner, values)) in before.into_iter().filter(|(key, _)| !after.contains_key(key)) {
+        let mut set = values.first().map_or_else(FieldSet::default, |value| FieldSet::of(inner, value));
         set.here = true;
         gone.below.insert(key, set);
     }
     (changed, gone)
+}
+
+/// The values of each branch: one, but for items of a list that have the same key.
+fn by_key<'a>(parts: Vec<(String, Type<'a>, &'a Value)>) -> BTreeMap<String, (Type<'a>, Vec<&'a Value>)> {
+    let mut all: BTreeMap<String, (Type<'a>, Vec<&'a Value>)> = BTreeMap::new();
+    for (key, kind, value) in parts {
+        all.entry(key).or_insert_with(|| (kind, Vec::new())).1.push(value);
+    }
+    all
 }

@@ -8,6 +8,7 @@ mod fieldset;
 use crate::schema::Type;
 use fieldset::{FieldSet, compare, is_keyed, item_key};
 use serde_json::{Map, Value, json};
+use std::collections::HashSet;
 use weft_k8s_api::Object;
 use weft_k8s_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 
@@ -276,14 +277,20 @@ fn merge(kind: Type<'_>, live: &Value, wanted: &Value) -> Value {
             }
             Value::Object(merged)
         }
-        (Value::Array(live), Value::Array(wanted)) if is_keyed(kind, live) && is_keyed(kind, wanted) => {
+        (Value::Array(live), Value::Array(wanted)) if is_keyed(kind, live) && is_distinct(kind, wanted) => {
             merge_lists(kind, live, wanted)
         }
         _ => wanted.clone(),
     }
 }
 
-/// Items that both have are merged; new ones come after the items that stand before them in what is wanted.
+/// Whether every item has an identity of its own.
+fn is_distinct(kind: Type<'_>, items: &[Value]) -> bool {
+    let mut seen = HashSet::new();
+    is_keyed(kind, items) && items.iter().all(|item| seen.insert(item_key(kind, item)))
+}
+
+/// Items that both have are merged (one stands for all that have its key); new ones come after the items that stand before them in what is wanted.
 fn merge_lists(kind: Type<'_>, live: &[Value], wanted: &[Value]) -> Value {
     let key = |item: &Value| item_key(kind, item);
     let mut merged: Vec<Value> = live.to_vec();
@@ -292,8 +299,13 @@ fn merge_lists(kind: Type<'_>, live: &[Value], wanted: &[Value]) -> Value {
         let found = merged.iter().position(|item| key(item) == key(want));
         match found {
             Some(at) => {
+                let twins = merged.iter().filter(|item| key(item) == key(want)).count() > 1;
                 if let Some(item) = merged.get_mut(at) {
-                    *item = merge(kind.item(), item, want);
+                    *item = if twins { want.clone() } else { merge(kind.item(), item, want) };
+                }
+                if twins {
+                    let mut first = true;
+                    merged.retain(|item| key(item) != key(want) || std::mem::take(&mut first));
                 }
                 after = Some(at.max(after.unwrap_or(0)));
             }

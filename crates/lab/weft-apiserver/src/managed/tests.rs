@@ -83,6 +83,23 @@ fn lists_by_key() {
 }
 
 #[test]
+fn items_with_the_same_key_stay_until_they_are_applied() {
+    let kind = Type::of(by_any_name("deployment").unwrap(), "v1", None);
+    let deployment = |env: Value| {
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a"}, "spec": {"template": {"spec": {
+            "containers": [{"name": "c", "env": env}]}}}})
+    };
+    let env = |object: &Value| object.pointer("/spec/template/spec/containers/0/env").cloned().unwrap();
+    let twice = json!([{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]);
+    let live = deployment(twice.clone());
+    let merged = apply(kind, &live, &deployment(json!([{"name": "B", "value": "3"}])), &writer("me"), false).unwrap();
+    assert_eq!(env(&merged).as_array().unwrap()[..2], twice.as_array().unwrap()[..]);
+    let one = json!([{"name": "A", "value": "3"}]);
+    let mine = apply(kind, &live, &deployment(one.clone()), &writer("me"), true).unwrap();
+    assert_eq!(env(&mine), one);
+}
+
+#[test]
 fn updates_take_fields_over() {
     let cm = kind("cm");
     let object = |v: Value| -> Object { serde_json::from_value(v).unwrap() };
