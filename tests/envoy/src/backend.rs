@@ -99,7 +99,8 @@ async fn answer(name: &str, request: Request<Incoming>, counts: &Counts, seen: &
         .collect();
     lines.extend(parts.uri.authority().map(|authority| format!("host: {authority}")));
     lines.sort();
-    let text = format!("backend={name}\n{} {path}\n{}\nbody={length}\n", parts.method, lines.join("\n"));
+    let (method, version) = (&parts.method, parts.version);
+    let text = format!("backend={name}\n{method} {path} {version:?}\n{}\nbody={length}\n", lines.join("\n"));
     seen.lock().unwrap().entry(text_of(TWIN).to_string()).or_default().push(text.clone());
     let said = text.len();
     // The library would send it, too.

@@ -18,27 +18,34 @@ fn named(values: Vec<Value>, key: &str) -> Map<String, Value> {
 }
 
 /// The listeners and clusters of `resources`, routes and endpoints inside; the listener of `port` listens on loopback, on
-/// the twin's port.
-pub fn of_gateway(resources: &ProxyResources, port: u16) -> String {
+/// the twin's port, whatever it was made for. `None` where there is no such listener.
+pub fn of_proxy(resources: &ProxyResources, port: u16) -> Option<String> {
     let routes = named(messages::<RouteConfiguration>(&resources.routes), "name");
     let endpoints = named(messages::<ClusterLoadAssignment>(&resources.endpoints), "cluster_name");
     let mut listeners = messages::<Listener>(&resources.listeners);
     listeners.retain(|l| l["address"]["socket_address"]["port_value"] == port);
-    assert_eq!(listeners.len(), 1, "one listener on port {port}");
+    assert!(listeners.len() < 2, "one listener on port {port}");
+    if listeners.is_empty() {
+        return None;
+    }
     for listener in &mut listeners {
         inline_routes(listener, &routes);
+        if let Some(listener) = listener.as_object_mut() {
+            listener.remove("bind_to_port");
+        }
         listener["address"] = json!({"socket_address": {"address": "127.0.0.1", "port_value": crate::twin::PORT}});
         quiet(listener);
     }
     let mut clusters = messages::<Cluster>(&resources.clusters);
     clusters.iter_mut().for_each(|cluster| inline_endpoints(cluster, &endpoints));
-    clusters.retain(|c| c["name"].as_str().is_some_and(|name| name.starts_with("outbound|")));
+    let of_own = ["BlackHoleCluster", "PassthroughCluster"];
+    clusters.retain(|c| c["name"].as_str().is_some_and(|name| name.starts_with("outbound|") || of_own.contains(&name)));
     let file = json!({
         "node": {"id": "twin", "cluster": "twin"},
         "static_resources": {"listeners": listeners, "clusters": clusters},
     });
     // A port is a number, also where a name stands for it.
-    file.to_string().replace(&format!("\"{}\"", crate::twin::PORT), crate::twin::PORT)
+    Some(file.to_string().replace(&format!("\"{}\"", crate::twin::PORT), crate::twin::PORT))
 }
 
 /// Takes out what needs clusters that are not there (tracing), or writes to the terminal (logs).

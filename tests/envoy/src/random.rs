@@ -44,6 +44,17 @@ pub fn configuration(seed: u64, backends: &[SocketAddr]) -> (ProxyResources, Vec
 
 /// What the gateway is given by these documents, in the order of their age, and mesh config.
 pub(crate) fn generated(documents: &[Value], mesh: &Value) -> ProxyResources {
+    let node = json!({
+        "id": "router~10.244.0.1~gateway.default~default.svc.cluster.local",
+        "cluster": "gateway.default",
+        "locality": {"region": "r", "zone": "z1"},
+        "metadata": {"NAMESPACE": "default", "LABELS": {"istio": "gateway"}, "CLUSTER_ID": "Kubernetes"},
+    });
+    generated_for(documents, mesh, &node)
+}
+
+/// What that proxy is given.
+pub(crate) fn generated_for(documents: &[Value], mesh: &Value, node: &Value) -> ProxyResources {
     let mesh = de::read(&istio::MeshConfig::overlay(mesh), "mesh", de::Dialect::ProtoJson, &mut Vec::new());
     let mut inputs = Inputs::new(Arc::new(mesh.unwrap()), Arc::new(Settings::default()));
     for (i, document) in documents.iter().enumerate() {
@@ -54,12 +65,7 @@ pub(crate) fn generated(documents: &[Value], mesh: &Value) -> ProxyResources {
         inputs.push(Arc::new(object));
     }
     let snapshot = weft_model::build(&inputs, None);
-    let node = json!({
-        "id": "router~10.244.0.1~gateway.default~default.svc.cluster.local",
-        "cluster": "gateway.default",
-        "metadata": {"NAMESPACE": "default", "LABELS": {"istio": "gateway"}, "CLUSTER_ID": "Kubernetes"},
-    });
-    let view = ProxyView::new(&weft_proto::json::from_json::<Node>(&node).unwrap()).unwrap();
+    let view = ProxyView::new(&weft_proto::json::from_json::<Node>(node).unwrap()).unwrap();
     generate(&snapshot, &view)
 }
 
@@ -96,7 +102,12 @@ pub(crate) fn world(backends: &[SocketAddr], rng: &mut Rng) -> Vec<Value> {
                      "subsets": [{"name": "v1", "labels": {"version": "v1"}}, {"name": "v2", "labels": {"version": "v2"}}]},
         }));
     }
-    documents.push(entry("hashed", hashed.iter().map(|addr| endpoint(addr, "v1")).collect()));
+    let zoned = |(i, addr): (usize, &SocketAddr)| {
+        let mut endpoint = endpoint(addr, "v1");
+        endpoint["locality"] = json!(if i == 0 { "r/z1" } else { "r/z2" });
+        endpoint
+    };
+    documents.push(entry("hashed", hashed.iter().enumerate().map(zoned).collect()));
     let mut hash = json!({"httpHeaderName": "x-user"});
     if rng.bool() {
         hash["maglev"] = json!({});
@@ -105,7 +116,8 @@ pub(crate) fn world(backends: &[SocketAddr], rng: &mut Rng) -> Vec<Value> {
     }
     documents.push(json!({
         "apiVersion": "networking.istio.io/v1", "kind": "DestinationRule", "metadata": {"name": "hashed"},
-        "spec": {"host": "hashed.svc.test", "trafficPolicy": {"loadBalancer": {"consistentHash": hash}}},
+        "spec": {"host": "hashed.svc.test", "trafficPolicy": {"loadBalancer": {"consistentHash": hash}},
+                 "subsets": [{"name": "all", "labels": {"version": "v1"}}]},
     }));
     documents
 }
@@ -194,7 +206,13 @@ fn operations(rng: &mut Rng) -> Value {
 
 pub(crate) fn destination(rng: &mut Rng) -> Value {
     match rng.u8(..4) {
-        0 => json!({"host": "hashed.svc.test"}),
+        0 => {
+            let mut all = json!({"host": "hashed.svc.test"});
+            if rng.bool() {
+                all["subset"] = json!("all");
+            }
+            all
+        }
         n => json!({"host": format!("s{}.svc.test", n % 2), "subset": one(rng, &["v1", "v2"])}),
     }
 }

@@ -8,6 +8,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::net::SocketAddr;
@@ -45,7 +46,7 @@ pub struct Ask {
     pub method: String,
     /// Path and query.
     pub path: String,
-    /// Headers; `host` is `a.example` unless it is among them.
+    /// Headers; `host` is `a.example`, and for HTTP/2 `:scheme` is `http`, unless it is among them.
     pub headers: Vec<(String, String)>,
     /// Body.
     pub body: String,
@@ -287,15 +288,17 @@ impl Side {
             self.sender = Some(Sender::connect(self.addr, self.version).await?);
         }
         let is_http2 = self.version == Version::HTTP_2;
-        let host = ask.headers.iter().find(|(name, _)| name == "host").map_or("a.example", |(_, value)| value.as_str());
+        let named = |wanted: &str| ask.headers.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.as_str());
+        let host = named("host").unwrap_or("a.example");
         let mut builder = Request::builder().method(ask.method.as_str()).header(TWIN, self.name);
         builder = match is_http2 {
-            true => builder.uri(format!("http://{host}{}", ask.path)),
+            true => builder.uri(format!("{}://{host}{}", named(":scheme").unwrap_or("http"), ask.path)),
             false => builder.uri(ask.path.as_str()).header("host", host),
         };
         // HTTP/2 has no headers of one connection.
         let of_hop = |name: &str| is_http2 && matches!(name, "connection" | "upgrade" | "transfer-encoding");
-        for (name, value) in ask.headers.iter().filter(|(name, _)| name != "host" && !of_hop(name)) {
+        let own = |name: &str| name == "host" || name.starts_with(':');
+        for (name, value) in ask.headers.iter().filter(|(name, _)| !own(name) && !of_hop(name)) {
             builder = builder.header(name, value);
         }
         let request = builder.body(Full::from(ask.body.clone())).unwrap();
@@ -335,17 +338,23 @@ pub fn plain(body: &str) -> String {
                 text.push_str(&format!("x-forwarded-for: {before},CLIENT"));
             }
             None if line.starts_with("x-forwarded-port: ") => text.push_str("x-forwarded-port: PORT"),
-            None => match line.strip_prefix("x-envoy-expected-rq-timeout-ms: ").and_then(|ms| ms.parse::<u64>().ok()) {
-                // Envoy takes off what earlier tries took: little, or two seconds on a machine that did something else.
-                Some(millis) => {
-                    text.push_str(&format!("x-envoy-expected-rq-timeout-ms: {}", millis.div_ceil(2500) * 2500))
-                }
-                None => text.push_str(line),
-            },
+            None => text.push_str(&about(line)),
         }
         text.push('\n');
     }
     text
+}
+
+/// How long an endpoint has, about: of later tries both take off what earlier ones took, which is little, or two seconds on a
+/// machine that did something else.
+fn about(line: &str) -> Cow<'_, str> {
+    for (name, unit) in [("x-envoy-expected-rq-timeout-ms: ", ""), ("grpc-timeout: ", "m")] {
+        let millis = line.strip_prefix(name).and_then(|value| value.strip_suffix(unit)?.parse::<u64>().ok());
+        if let Some(millis) = millis {
+            return format!("{name}{}{unit}", millis.div_ceil(2500) * 2500).into();
+        }
+    }
+    line.into()
 }
 
 fn sorted(headers: &HeaderMap) -> BTreeMap<String, Vec<String>> {

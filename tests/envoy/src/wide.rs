@@ -19,13 +19,8 @@ pub fn configuration(seed: u64, backends: &[SocketAddr]) -> (ProxyResources, Vec
     let compressed = rng.bool();
     for i in 0..2 + rng.usize(..4) {
         let mut service = random::virtual_service(i, rng);
-        for rule in service["spec"]["http"].as_array_mut().into_iter().flatten() {
-            change_rule(rule, rng);
-            // Envoy's compressor adds `vary` to answers of filters before it too, such as those to preflights.
-            if let Some(rule) = rule.as_object_mut().filter(|_| compressed) {
-                rule.remove("corsPolicy");
-            }
-        }
+        let rules = service["spec"]["http"].as_array_mut().into_iter().flatten();
+        rules.for_each(|rule| change_rule(rule, rng));
         documents.push(service);
     }
     if compressed {
@@ -45,22 +40,28 @@ fn often(rng: &mut Rng, one_in: u8) -> bool {
 }
 
 /// Destination rules, and the gateway.
-fn change_world(document: &mut Value, rng: &mut Rng) {
+pub(crate) fn change_world(document: &mut Value, rng: &mut Rng) {
     let name = document["metadata"]["name"].as_str().unwrap_or_default().to_string();
     match (document["kind"].as_str(), name.as_str()) {
         (Some("DestinationRule"), "hashed") => {
-            let hash = &mut document["spec"]["trafficPolicy"]["loadBalancer"]["consistentHash"];
-            let by = match rng.u8(..4) {
-                0 => json!({"httpCookie": {"name": "user", "ttl": "0s"}}),
-                1 => json!({"httpQueryParameterName": "u"}),
-                2 => json!({"useSourceIp": true}),
-                _ => return,
-            };
-            let table = ["maglev", "ringHash"].into_iter().find_map(|key| Some((key, hash.get(key)?.clone())));
-            *hash = by;
-            if let Some((key, table)) = table {
-                hash[key] = table;
+            let policy = &mut document["spec"]["trafficPolicy"];
+            let balancer = &mut policy["loadBalancer"];
+            let mut own = balancer.clone();
+            hash_by_another(&mut balancer["consistentHash"], rng);
+            if often(rng, 2) {
+                let to = json!({"r/z1/*": 60, "r/z2/*": 40});
+                balancer["localityLbSetting"] = json!({"distribute": [{"from": "r/z1/*", "to": to}]});
             }
+            if often(rng, 3) {
+                policy["portLevelSettings"] = json!([{"port": {"number": 80}, "loadBalancer": balancer.clone()}]);
+            }
+            // A subset of all, by a hash of its own.
+            hash_by_another(&mut own["consistentHash"], rng);
+            let mut subset = json!({"name": "all", "labels": {"version": "v1"}});
+            if often(rng, 2) {
+                subset["trafficPolicy"] = json!({"loadBalancer": own});
+            }
+            document["spec"]["subsets"] = json!([subset]);
         }
         (Some("DestinationRule"), _) => {
             let mut http = json!({});
@@ -71,6 +72,13 @@ fn change_world(document: &mut Value, rng: &mut Rng) {
                 _ => {}
             }
             document["spec"]["trafficPolicy"] = json!({"connectionPool": {"http": http}});
+            if often(rng, 2) {
+                let policy =
+                    json!({"connectionPool": {"http": {"h2UpgradePolicy": one(rng, &["UPGRADE", "DO_NOT_UPGRADE"])}}});
+                let for_port = json!({"portLevelSettings": [{"port": {"number": 80}, "connectionPool": policy["connectionPool"].clone()}]});
+                let place = if often(rng, 2) { policy } else { for_port };
+                document["spec"]["subsets"][rng.usize(..2)]["trafficPolicy"] = place;
+            }
         }
         (Some("Gateway"), _) if often(rng, 2) => {
             let servers = document["spec"]["servers"].as_array_mut();
@@ -83,6 +91,20 @@ fn change_world(document: &mut Value, rng: &mut Rng) {
             });
         }
         _ => {}
+    }
+}
+
+fn hash_by_another(hash: &mut Value, rng: &mut Rng) {
+    let by = match rng.u8(..4) {
+        0 => json!({"httpCookie": {"name": "user", "ttl": "0s"}}),
+        1 => json!({"httpQueryParameterName": "u"}),
+        2 => json!({"useSourceIp": true}),
+        _ => return,
+    };
+    let table = ["maglev", "ringHash"].into_iter().find_map(|key| Some((key, hash.get(key)?.clone())));
+    *hash = by;
+    if let Some((key, table)) = table {
+        hash[key] = table;
     }
 }
 
@@ -120,7 +142,7 @@ fn compressor(rng: &mut Rng) -> Value {
     })
 }
 
-fn change_rule(rule: &mut Value, rng: &mut Rng) {
+pub(crate) fn change_rule(rule: &mut Value, rng: &mut Rng) {
     rule["match"].as_array_mut().into_iter().flatten().for_each(|condition| change_condition(condition, rng));
     if rule["match"].is_null()
         && let Some(rule) = rule.as_object_mut()
@@ -158,7 +180,7 @@ fn change_rule(rule: &mut Value, rng: &mut Rng) {
         }
         5 => {
             rule["mirror"] = copied_to(rng);
-            rule["mirrorPercentage"] = json!({"value": 100});
+            rule["mirrorPercentage"] = json!({"value": ([0, 100][rng.usize(..2)])});
         }
         6 => {
             let on =
@@ -229,7 +251,7 @@ fn change_condition(condition: &mut Value, rng: &mut Rng) {
     }
 }
 
-/// Operations whose values are formats, and that name the host. Not the status: of answers of its own Envoy says 0.
+/// Operations whose values are formats, and that name the host.
 fn formats(rng: &mut Rng) -> Value {
     let value = |rng: &mut Rng| {
         let all = [
@@ -242,6 +264,11 @@ fn formats(rng: &mut Rng) -> Value {
             "%REQ(x-user):4%",
             "%UPSTREAM_CLUSTER%",
             "%ROUTE_NAME%",
+            "%RESPONSE_CODE%",
+            "%RESPONSE_FLAGS%",
+            "%RESPONSE_CODE_DETAILS%",
+            "%REQ(:scheme)%",
+            "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
             "%REQ(no-such)%",
             "a, b",
         ];
@@ -355,6 +382,7 @@ pub fn ask(rng: &mut Rng) -> Ask {
         ("content-type", "application/grpc", 12),
         ("x-version", "second", 8),
         ("x-fail", "2", 16),
+        (":scheme", "https", 8),
         ("cache-control", "no-transform", 16),
         ("range", "bytes=0-3", 16),
     ] {

@@ -11,7 +11,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
-use weft_envoy_tests::{Ask, Backend, Twin, bootstrap, random, twin, wide};
+use weft_envoy_tests::{Ask, Backend, Twin, bootstrap, random, routes, sidecar, twin, wide};
 use weft_xds_gen::ProxyResources;
 
 /// Requests for one configuration.
@@ -33,14 +33,17 @@ const COPIES: Duration = Duration::from_secs(30);
 /// A kind of configurations, with the requests for it.
 #[derive(Clone, Copy)]
 struct Kind {
+    port: u16,
     configuration: fn(u64, &[SocketAddr]) -> (ProxyResources, Vec<Value>),
     ask: fn(&mut Rng) -> Ask,
 }
 
 /// By turns.
-const KINDS: [Kind; 2] = [
-    Kind { configuration: random::configuration, ask: random::ask },
-    Kind { configuration: wide::configuration, ask: wide::ask },
+const KINDS: [Kind; 4] = [
+    Kind { port: random::GATEWAY_PORT, configuration: random::configuration, ask: random::ask },
+    Kind { port: random::GATEWAY_PORT, configuration: wide::configuration, ask: wide::ask },
+    Kind { port: sidecar::PORT, configuration: sidecar::configuration, ask: sidecar::ask },
+    Kind { port: random::GATEWAY_PORT, configuration: routes::configuration, ask: routes::ask },
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -55,7 +58,7 @@ async fn the_same_answers_as_envoy() {
     for seed in first..first + requests.div_ceil(EACH) as u64 {
         let kind = KINDS[seed as usize % KINDS.len()];
         let (resources, _) = (kind.configuration)(seed, &addrs);
-        let file = bootstrap::of_gateway(&resources, random::GATEWAY_PORT);
+        let file = bootstrap::of_proxy(&resources, kind.port).unwrap();
         let Some(pair) = Twin::start(&file).await else { return };
         let (again, mut found) = compare(&pair, kind, seed).await;
         sent += EACH;
@@ -77,7 +80,7 @@ async fn compare(pair: &Twin, kind: Kind, seed: u64) -> (bool, Vec<String>) {
     let mut tasks = Vec::new();
     for task in 0..AT_ONCE {
         // Clients of both versions.
-        let version = if (seed / 2).is_multiple_of(2) { Version::HTTP_11 } else { Version::HTTP_2 };
+        let version = if (seed / KINDS.len() as u64).is_multiple_of(2) { Version::HTTP_11 } else { Version::HTTP_2 };
         let (mut envoy, mut weft) = pair.sides(version);
         tasks.push(tokio::spawn(async move {
             let mut rng = Rng::with_seed(seed * 1000 + task as u64);
@@ -85,9 +88,8 @@ async fn compare(pair: &Twin, kind: Kind, seed: u64) -> (bool, Vec<String>) {
             for n in 0..EACH / AT_ONCE {
                 let mut ask = (kind.ask)(&mut rng);
                 if version == Version::HTTP_2 {
-                    // Envoy drops an empty cookie, and tells the scheme of HTTP/2 from what was forwarded.
-                    ask.headers
-                        .retain(|(name, value)| name != "x-forwarded-proto" && (name != "cookie" || !value.is_empty()));
+                    // Envoy drops an empty cookie.
+                    ask.headers.retain(|(name, value)| name != "cookie" || !value.is_empty());
                 }
                 // A path of its own: what fails once fails once for each twin.
                 if ask.headers.iter().any(|(name, _)| name == "x-fail") {

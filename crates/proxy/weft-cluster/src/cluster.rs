@@ -6,7 +6,8 @@ use crate::connect::{self, Alpn, ConnectionFacts, Plan, Source};
 use crate::dns::Resolver;
 use crate::error::UpstreamError;
 use crate::health::ClusterHealth;
-use crate::hosts::{Host, HostSet};
+use crate::hosts::{Host, HostSet, Localities};
+use crate::lb;
 use crate::limits::Breaker;
 use crate::outlier::{self, Cause, Outcome, may_eject};
 use crate::pool::{self, Lease, OpenGuard, Want};
@@ -230,21 +231,31 @@ impl LiveCluster {
             Some(config) => self.subsets.choose(config, &hosts, context.labels).ok_or_else(|| self.none_healthy())?,
             None => hosts.clone(),
         };
-        let usable = hosts.usable(self.config.panic_threshold, self.config.locality_weighted);
+        let usable = hosts.usable(self.config.panic_threshold, self.localities());
         let fits = |host: &Rc<Host>| !context.avoid.iter().any(|failed| Rc::ptr_eq(failed, host));
+        let by_hash = lb::is_hashed(&self.config.lb);
+        let mut point = context.hash.filter(|_| by_hash).unwrap_or_else(|| fastrand::u64(..));
         let mut last = None;
         for attempt in 0..=context.attempts {
-            let random = fastrand::u64(..);
-            // A second look with the same hash would give the same host.
-            let hash = context.hash.filter(|_| attempt == 0);
-            let Some(group) = usable.group(random) else { break };
-            let Some(host) = group.pick(&self.config.lb, hash, random) else { break };
+            let Some(group) = usable.group(point) else { break };
+            let Some(host) = group.pick(&self.config.lb, point, attempt) else { break };
             if fits(host) {
                 return Ok(host.clone());
             }
             last = Some(host.clone());
+            if !by_hash {
+                point = fastrand::u64(..);
+            }
         }
         last.ok_or_else(|| self.none_healthy())
+    }
+
+    fn localities(&self) -> Localities {
+        match self.config.locality_weighted {
+            false => Localities::Alike,
+            true if lb::is_hashed(&self.config.lb) => Localities::Hashed,
+            true => Localities::Weighted,
+        }
     }
 
     /// While endpoints are new their shares grow: the groups are made anew now and then.

@@ -152,6 +152,17 @@ struct LocalityHosts {
     hosts: Vec<Rc<Host>>,
 }
 
+/// What localities mean to the balancer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Localities {
+    /// Nothing: all endpoints of a priority stand together.
+    Alike,
+    /// Chance chooses one by its weight, then an endpoint in it.
+    Weighted,
+    /// Their weights are shares of one ring or table, so that the hash alone decides.
+    Hashed,
+}
+
 /// Which endpoints get traffic now. Made anew after each change of health.
 #[derive(Debug, Default)]
 pub struct Usable {
@@ -243,18 +254,18 @@ impl HostSet {
     }
 
     /// What gets traffic now.
-    pub fn usable(&self, panic_threshold: u8, locality_weighted: bool) -> Rc<Usable> {
+    pub fn usable(&self, panic_threshold: u8, localities: Localities) -> Rc<Usable> {
         if let Some(usable) = &*self.usable.borrow() {
             return usable.clone();
         }
-        let usable = Rc::new(self.compute(panic_threshold, locality_weighted));
+        let usable = Rc::new(self.compute(panic_threshold, localities));
         self.usable.replace(Some(usable.clone()));
         usable
     }
 
     /// Envoy's rule for priorities: a level carries as much as its healthy share times the overprovisioning factor; the
     /// rest spills over to the next. When all together cannot carry 100 %, levels below the panic threshold ignore health.
-    fn compute(&self, panic_threshold: u8, locality_weighted: bool) -> Usable {
+    fn compute(&self, panic_threshold: u8, localities: Localities) -> Usable {
         let factor = u64::from(if self.overprovisioning == 0 { 140 } else { self.overprovisioning });
         let count = |level: &Vec<LocalityHosts>| {
             let hosts = level.iter().flat_map(|l| &l.hosts);
@@ -277,7 +288,7 @@ impl HostSet {
                 (available[i] * 100).checked_div(sum).unwrap_or(0).min(left)
             };
             left -= share;
-            levels.push(UsableLevel { load: share as u32, groups: groups(level, panic, locality_weighted, factor) });
+            levels.push(UsableLevel { load: share as u32, groups: groups(level, panic, localities, factor) });
         }
         // Rounding leaves a little; it goes to the first level that carries anything.
         if left > 0
@@ -290,12 +301,16 @@ impl HostSet {
     }
 }
 
-fn groups(level: &[LocalityHosts], panic: bool, locality_weighted: bool, factor: u64) -> Vec<(u64, Group)> {
+fn groups(level: &[LocalityHosts], panic: bool, localities: Localities, factor: u64) -> Vec<(u64, Group)> {
     let chosen =
         |l: &LocalityHosts| -> Vec<Rc<Host>> { l.hosts.iter().filter(|h| panic || h.is_usable()).cloned().collect() };
-    if !locality_weighted || level.iter().all(|l| l.weight == 0) {
+    if localities == Localities::Alike || level.iter().all(|l| l.weight == 0) {
         let hosts: Vec<Rc<Host>> = level.iter().flat_map(chosen).collect();
         return if hosts.is_empty() { Vec::new() } else { vec![(1, Group::new(hosts))] };
+    }
+    if localities == Localities::Hashed {
+        let group = Group::of_localities(level.iter().map(|l| (l.weight, chosen(l))).collect());
+        return if group.hosts().is_empty() { Vec::new() } else { vec![(1, group)] };
     }
     level
         .iter()
@@ -384,7 +399,7 @@ mod tests {
             ((1, 3), (1, 3), [50, 50]),
         ] {
             let set = set(vec![locality(0, 1, 1, p0.0, p0.1), locality(1, 1, 100, p1.0, p1.1)]);
-            let usable = set.usable(0, false);
+            let usable = set.usable(0, Localities::Alike);
             assert_eq!([usable.levels[0].load, usable.levels[1].load], loads, "{p0:?} {p1:?}");
         }
     }
@@ -392,19 +407,28 @@ mod tests {
     #[test]
     fn panic_uses_all() {
         let set = set(vec![locality(0, 1, 1, 0, 3)]);
-        assert!(set.usable(0, false).group(5).is_none());
+        assert!(set.usable(0, Localities::Alike).group(5).is_none());
         set.invalidate();
-        assert_eq!(set.usable(50, false).group(5).map(|g| g.hosts().len()), Some(3));
+        assert_eq!(set.usable(50, Localities::Alike).group(5).map(|g| g.hosts().len()), Some(3));
     }
 
     #[test]
     fn localities_by_weight() {
         let set = set(vec![locality(0, 80, 1, 2, 0), locality(0, 20, 10, 2, 0)]);
-        let usable = set.usable(0, true);
+        let usable = set.usable(0, Localities::Weighted);
         let weights: Vec<u64> = usable.levels[0].groups.iter().map(|(w, _)| *w).collect();
         assert_eq!(weights, [8000, 2000]);
         let in_first = |r: u64| usable.group(r << 7).is_some_and(|g| &*g.hosts()[0].name == "10.0.0.1:1");
         assert_eq!((0..10_000u64).filter(|r| in_first(*r)).count(), 8000);
+    }
+
+    #[test]
+    fn hashing_over_localities_is_one_group() {
+        let set = set(vec![locality(0, 80, 1, 2, 0), locality(0, 20, 10, 2, 1)]);
+        let usable = set.usable(0, Localities::Hashed);
+        for random in [0, 77, u64::MAX] {
+            assert_eq!(usable.group(random).map(|group| group.hosts().len()), Some(4));
+        }
     }
 
     #[test]

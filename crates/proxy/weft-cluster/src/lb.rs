@@ -1,4 +1,5 @@
-//! The pick: which endpoint of a group gets a request. Functions of values; the random number and the hash are arguments.
+//! The pick: which endpoint of a group gets a request. Functions of values; the random number, or the hash that stands for it,
+//! is an argument.
 
 use crate::hosts::Host;
 use std::cell::{Cell, OnceCell, RefCell};
@@ -9,12 +10,19 @@ use weft_route::xxhash::xxhash64_seeded as xxhash64;
 /// Largest ring or table built, whatever the configuration says: 8 Mi entries, Envoy's own bound.
 const MAX_TABLE: u64 = 8 * 1024 * 1024;
 
+/// The policy leads a request to its endpoint by a hash.
+pub fn is_hashed(policy: &LbPolicy) -> bool {
+    matches!(policy, LbPolicy::RingHash { .. } | LbPolicy::Maglev { .. })
+}
+
 /// Endpoints that are picked from together, with the state of their balancing.
 #[derive(Debug)]
 pub struct Group {
     hosts: Vec<Rc<Host>>,
     /// Running sums of weights; empty when all are equal.
     cumulative: Vec<u64>,
+    /// Each one's part of ring or table, where that is not its weight's.
+    shares: Option<Vec<f64>>,
     next: Cell<usize>,
     current: RefCell<Vec<i64>>,
     ring: OnceCell<Vec<(u64, u32)>>,
@@ -35,7 +43,20 @@ impl Group {
         }
         // A start of its own for each worker and each change: else all would begin with the first endpoint.
         let next = Cell::new(fastrand::usize(..hosts.len().max(1)));
-        Self { hosts, cumulative, next, current: RefCell::default(), ring: OnceCell::new(), table: OnceCell::new() }
+        let (current, ring, table) = (RefCell::default(), OnceCell::new(), OnceCell::new());
+        Self { hosts, cumulative, shares: None, next, current, ring, table }
+    }
+
+    /// A group for hashing over localities of these weights: within one, hosts share by their own.
+    pub fn of_localities(localities: Vec<(u32, Vec<Rc<Host>>)>) -> Self {
+        let all: f64 = localities.iter().map(|(weight, _)| f64::from(*weight)).sum();
+        let (mut hosts, mut shares) = (Vec::new(), Vec::new());
+        for (weight, members) in localities.into_iter().filter(|(weight, _)| *weight > 0) {
+            let sum = sum_of_weights(&members);
+            shares.extend(members.iter().map(|host| f64::from(host.weight.get()) * (f64::from(weight) / all) / sum));
+            hosts.extend(members);
+        }
+        Self { shares: Some(shares), ..Self::new(hosts) }
     }
 
     /// The hosts.
@@ -43,8 +64,9 @@ impl Group {
         &self.hosts
     }
 
-    /// Picks a host. `hash`: for ring hash and Maglev; without one they pick at random.
-    pub fn pick(&self, policy: &LbPolicy, hash: Option<u64>, random: u64) -> Option<&Rc<Host>> {
+    /// Picks a host by a random number, or by a hash in its place where the policy is one of hashes. `attempt`: how many hosts
+    /// picked for the same request with the same hash were not wanted; it leads to others.
+    pub fn pick(&self, policy: &LbPolicy, random: u64, attempt: u32) -> Option<&Rc<Host>> {
         if let [only] = &self.hosts[..] {
             return Some(only);
         }
@@ -52,14 +74,8 @@ impl Group {
             LbPolicy::RoundRobin => self.round_robin(),
             LbPolicy::LeastRequest { choices } => self.least_request(*choices, random),
             LbPolicy::Random | LbPolicy::ClusterProvided => self.hosts.get(self.weighted(random)),
-            LbPolicy::RingHash { min_size, max_size } => match hash {
-                Some(hash) => self.on_ring(hash, *min_size, *max_size),
-                None => self.hosts.get(self.weighted(random)),
-            },
-            LbPolicy::Maglev { table_size } => match hash {
-                Some(hash) => self.in_table(hash, *table_size),
-                None => self.hosts.get(self.weighted(random)),
-            },
+            LbPolicy::RingHash { min_size, max_size } => self.on_ring(random, attempt, *min_size, *max_size),
+            LbPolicy::Maglev { table_size } => self.in_table(random, attempt, *table_size),
         }
     }
 
@@ -117,29 +133,37 @@ impl Group {
         best
     }
 
-    fn on_ring(&self, hash: u64, min_size: u64, max_size: u64) -> Option<&Rc<Host>> {
+    /// Each one's part of all weight.
+    fn shares(&self) -> Vec<f64> {
+        self.shares.clone().unwrap_or_else(|| {
+            let sum = sum_of_weights(&self.hosts);
+            self.hosts.iter().map(|host| f64::from(host.weight.get()) / sum).collect()
+        })
+    }
+
+    /// The host at the hash's place; each further attempt goes on by one point, as Envoy's does.
+    fn on_ring(&self, hash: u64, attempt: u32, min_size: u64, max_size: u64) -> Option<&Rc<Host>> {
         let ring = self.ring.get_or_init(|| self.build_ring(min_size, max_size));
-        let at = ring.partition_point(|(point, _)| *point < hash);
-        let (_, host) = ring.get(at).or_else(|| ring.first())?;
+        let found = ring.partition_point(|(point, _)| *point < hash);
+        let at = if found < ring.len() { found } else { 0 };
+        let (_, host) = ring.get((at + attempt as usize).checked_rem(ring.len())?)?;
         self.hosts.get(*host as usize)
     }
 
     /// Points in proportion to weight, placed by the hash of `ADDRESS_N`, as Envoy does.
     fn build_ring(&self, min_size: u64, max_size: u64) -> Vec<(u64, u32)> {
-        let total: u64 = self.hosts.iter().map(|h| u64::from(h.weight.get())).sum();
-        let least = self.hosts.iter().map(|h| u64::from(h.weight.get())).min().unwrap_or(1);
+        let shares = self.shares();
+        let least = shares.iter().copied().fold(1.0, f64::min);
         let max_size = max_size.clamp(1, MAX_TABLE);
         // Large enough that the lightest host has a point, and at least the least size.
-        let scale = (min_size as f64 * least as f64 / total as f64).ceil() * total as f64 / least as f64;
-        let size = (scale as u64).clamp(1, max_size);
+        let size = ((least * min_size as f64).ceil() / least).clamp(1.0, max_size as f64);
         let mut ring = Vec::with_capacity(size as usize);
         let (mut target, mut done) = (0.0, 0.0);
-        for (i, host) in self.hosts.iter().enumerate() {
-            target += size as f64 * f64::from(host.weight.get()) / total as f64;
-            let key = host.hostname.as_deref().unwrap_or(&host.name);
+        for (i, (host, share)) in self.hosts.iter().zip(shares).enumerate() {
+            target += size * share;
             let mut n = 0u64;
             while done < target {
-                ring.push((xxhash64(format!("{key}_{n}").as_bytes(), 0), i as u32));
+                ring.push((xxhash64(format!("{}_{n}", host.name).as_bytes(), 0), i as u32));
                 n += 1;
                 done += 1.0;
             }
@@ -148,8 +172,10 @@ impl Group {
         ring
     }
 
-    fn in_table(&self, hash: u64, table_size: u64) -> Option<&Rc<Host>> {
+    /// The host in the hash's slot; each further attempt asks by a hash that differs in many bits, the one that Envoy asks by.
+    fn in_table(&self, hash: u64, attempt: u32, table_size: u64) -> Option<&Rc<Host>> {
         let table = self.table.get_or_init(|| self.build_table(table_size.clamp(1, MAX_TABLE)));
+        let hash = hash ^ 0_u64.wrapping_sub(u64::from(attempt));
         self.hosts.get(*table.get((hash % table.len() as u64) as usize)? as usize)
     }
 
@@ -158,9 +184,8 @@ impl Group {
     /// ours and one of Envoy's lead a client to the same endpoint.
     fn build_table(&self, size: u64) -> Vec<u32> {
         let mut table = vec![u32::MAX; size as usize];
-        let total = self.hosts.iter().map(|h| u64::from(h.weight.get())).sum::<u64>() as f64;
-        let mut turns: Vec<Turn<'_>> =
-            self.hosts.iter().enumerate().map(|(i, host)| Turn::new(i, host, total, size)).collect();
+        let hosts = self.hosts.iter().zip(self.shares()).enumerate();
+        let mut turns: Vec<Turn<'_>> = hosts.map(|(i, (host, share))| Turn::new(i, host, share, size)).collect();
         turns.sort_unstable_by_key(|turn| turn.key);
         let heaviest = turns.iter().map(|turn| turn.share).fold(0.0, f64::max);
         let (mut filled, mut round) = (0, 0.0);
@@ -187,6 +212,10 @@ impl Group {
     }
 }
 
+fn sum_of_weights(hosts: &[Rc<Host>]) -> f64 {
+    hosts.iter().map(|host| u64::from(host.weight.get())).sum::<u64>() as f64
+}
+
 /// A host that claims slots of Maglev's table.
 struct Turn<'a> {
     key: &'a str,
@@ -201,10 +230,10 @@ struct Turn<'a> {
 }
 
 impl<'a> Turn<'a> {
-    fn new(at: usize, host: &'a Host, total: f64, size: u64) -> Self {
-        let key = host.hostname.as_deref().unwrap_or(&host.name);
+    fn new(at: usize, host: &'a Host, share: f64, size: u64) -> Self {
+        let key = &*host.name;
         let (offset, skip) = (xxhash64(key.as_bytes(), 0) % size, xxhash64(key.as_bytes(), 1) % (size - 1).max(1) + 1);
-        Self { key, host: at as u32, share: f64::from(host.weight.get()) / total, due: 0.0, offset, skip, next: 0 }
+        Self { key, host: at as u32, share, due: 0.0, offset, skip, next: 0 }
     }
 }
 
@@ -229,13 +258,12 @@ mod tests {
         Group::new(hosts)
     }
 
-    fn shares(group: &Group, policy: &LbPolicy, hashed: bool) -> Vec<f64> {
+    fn shares(group: &Group, policy: &LbPolicy) -> Vec<f64> {
         let mut rng = fastrand::Rng::with_seed(7);
         let mut hits: HashMap<Strng, u32> = HashMap::new();
         const N: u32 = 20_000;
         for _ in 0..N {
-            let hash = hashed.then(|| rng.u64(..));
-            let host = group.pick(policy, hash, rng.u64(..)).unwrap();
+            let host = group.pick(policy, rng.u64(..), 0).unwrap();
             *hits.entry(host.name.clone()).or_default() += 1;
         }
         group.hosts().iter().map(|h| f64::from(hits.get(&h.name).copied().unwrap_or(0)) / f64::from(N)).collect()
@@ -244,16 +272,16 @@ mod tests {
     #[test]
     fn shares_follow_weights() {
         let policies = [
-            (LbPolicy::RoundRobin, false, 0.001),
-            (LbPolicy::Random, false, 0.02),
-            (LbPolicy::LeastRequest { choices: 2 }, false, 0.02),
-            (LbPolicy::RingHash { min_size: 4096, max_size: 1 << 20 }, true, 0.06),
-            (LbPolicy::Maglev { table_size: 65_537 }, true, 0.02),
+            (LbPolicy::RoundRobin, 0.001),
+            (LbPolicy::Random, 0.02),
+            (LbPolicy::LeastRequest { choices: 2 }, 0.02),
+            (LbPolicy::RingHash { min_size: 4096, max_size: 1 << 20 }, 0.06),
+            (LbPolicy::Maglev { table_size: 65_537 }, 0.02),
         ];
         for weights in [&[1, 1, 1][..], &[1, 2, 5]] {
             let total: u32 = weights.iter().sum();
-            for (policy, hashed, tolerance) in &policies {
-                for (share, weight) in shares(&group(weights), policy, *hashed).iter().zip(weights) {
+            for (policy, tolerance) in &policies {
+                for (share, weight) in shares(&group(weights), policy).iter().zip(weights) {
                     let want = f64::from(*weight) / f64::from(total);
                     assert!((share - want).abs() < *tolerance, "{policy:?} {weights:?}: {share} for {want}");
                 }
@@ -266,7 +294,7 @@ mod tests {
         let group = group(&[1, 1]);
         group.hosts()[0].active.set(5);
         for random in 0..100 {
-            let host = group.pick(&LbPolicy::LeastRequest { choices: 2 }, None, random).unwrap();
+            let host = group.pick(&LbPolicy::LeastRequest { choices: 2 }, random, 0).unwrap();
             assert_eq!(host.active.get(), 0);
         }
     }
@@ -277,13 +305,12 @@ mod tests {
         let one = group(&[3, 1, 5, 2, 4]);
         let other = Group::new(one.hosts().iter().rev().cloned().collect());
         for slot in 0..65_537 {
-            let [a, b] =
-                [&one, &other].map(|group| group.pick(&LbPolicy::Maglev { table_size: 65_537 }, Some(slot), 0));
+            let [a, b] = [&one, &other].map(|group| group.pick(&LbPolicy::Maglev { table_size: 65_537 }, slot, 0));
             assert_eq!(a.unwrap().name, b.unwrap().name, "{slot}");
         }
         // Also the lightest has its turn in the first round: in a small table it has a slot.
         let few = group(&[1, 1000]);
-        let seen = |slot| few.pick(&LbPolicy::Maglev { table_size: 7 }, Some(slot), 0).unwrap().name.clone();
+        let seen = |slot| few.pick(&LbPolicy::Maglev { table_size: 7 }, slot, 0).unwrap().name.clone();
         assert!((0..7).any(|slot| seen(slot) == few.hosts()[0].name));
     }
 
@@ -296,13 +323,53 @@ mod tests {
             let mut moved = 0;
             for n in 0..1000u64 {
                 let hash = xxhash64(&n.to_le_bytes(), 0);
-                let before = four.pick(&policy, Some(hash), 0).unwrap().name.clone();
-                let after = three.pick(&policy, Some(hash), 0).unwrap().name.clone();
+                let before = four.pick(&policy, hash, 0).unwrap().name.clone();
+                let after = three.pick(&policy, hash, 0).unwrap().name.clone();
                 if before != four.hosts()[3].name && before != after {
                     moved += 1;
                 }
             }
             assert!(moved < 150, "{policy:?} moved {moved}");
+        }
+    }
+
+    /// What is not wanted is left by the hash, not by chance: the same request meets the same endpoints in the same order.
+    #[test]
+    fn further_attempts_lead_to_others() {
+        for policy in
+            [LbPolicy::RingHash { min_size: 1024, max_size: 1 << 20 }, LbPolicy::Maglev { table_size: 65_537 }]
+        {
+            let group = group(&[1; 4]);
+            let mut seen = 0;
+            for n in 0..1000_u64 {
+                let hash = xxhash64(&n.to_le_bytes(), 0);
+                let names = |attempt| group.pick(&policy, hash, attempt).unwrap().name.clone();
+                assert_eq!(names(3), names(3));
+                seen += (0..6).map(names).collect::<std::collections::HashSet<_>>().len();
+            }
+            // Six attempts at one of four: 3.29 of them on the average.
+            assert!((3000..3600).contains(&seen), "{policy:?}: {seen}");
+        }
+    }
+
+    /// Localities share by their weights whatever they hold, and the hash still decides alone.
+    #[test]
+    fn hashes_over_localities() {
+        let all = group(&[1, 1, 3]);
+        let (heavy, light) = all.hosts().split_at(1);
+        let group = Group::of_localities(vec![(80, heavy.to_vec()), (20, light.to_vec()), (0, vec![])]);
+        for policy in
+            [LbPolicy::RingHash { min_size: 4096, max_size: 1 << 20 }, LbPolicy::Maglev { table_size: 65_537 }]
+        {
+            let mut hits = [0_u32; 3];
+            for n in 0..20_000_u64 {
+                let host = group.pick(&policy, xxhash64(&n.to_le_bytes(), 0), 0).unwrap();
+                let at = group.hosts().iter().position(|known| Rc::ptr_eq(known, host)).unwrap();
+                hits[at] += 1;
+            }
+            for (hits, want) in hits.iter().zip([0.8, 0.05, 0.15]) {
+                assert!((f64::from(*hits) / 20_000.0 - want).abs() < 0.05, "{policy:?}: {hits} for {want}");
+            }
         }
     }
 }

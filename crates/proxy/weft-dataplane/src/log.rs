@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use smallvec::SmallVec;
 use std::cmp::Ordering;
 use std::fmt::Write as _;
-
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use weft_cluster::ConnectionFacts;
@@ -186,6 +186,8 @@ pub(crate) struct LoggedRequest {
     pub authority: String,
     pub scheme: &'static str,
     pub version: http::Version,
+    /// The client as far as it can be trusted, where that is known: behind trusted proxies another than the connection's.
+    pub client: Option<SocketAddr>,
     /// Those of the request's headers that lines need.
     pub headers: HeaderMap,
     pub response_headers: HeaderMap,
@@ -241,7 +243,9 @@ impl LogFacts<'_> {
         match command {
             "PROTOCOL" => self.request.is_some_and(|r| put(out, Some(protocol(r.version)))),
             "RESPONSE_CODE" => number(out, u64::from(self.code)),
-            "RESPONSE_FLAGS" => !self.flags.is_empty() && put(out, Some(self.flags)),
+            // None at all is a value too, as Envoy's: in headers and JSON it is said.
+            "RESPONSE_FLAGS" if self.flags.is_empty() => put(out, Some("-")),
+            "RESPONSE_FLAGS" => put(out, Some(self.flags)),
             "RESPONSE_CODE_DETAILS" => !self.details.is_empty() && put(out, Some(self.details)),
             "CONNECTION_TERMINATION_DETAILS" => put(out, self.termination),
             "UPSTREAM_TRANSPORT_FAILURE_REASON" => put(out, self.transport_failure),
@@ -264,9 +268,9 @@ impl LogFacts<'_> {
             "DOWNSTREAM_LOCAL_ADDRESS" => put(out, Some(self.downstream.destination)),
             "DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT" => put(out, Some(self.downstream.destination.ip())),
             "DOWNSTREAM_LOCAL_PORT" => put(out, Some(self.downstream.destination.port())),
-            "DOWNSTREAM_REMOTE_ADDRESS" => put(out, Some(self.downstream.source)),
-            "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => put(out, Some(self.downstream.source.ip())),
-            "DOWNSTREAM_REMOTE_PORT" => put(out, Some(self.downstream.source.port())),
+            "DOWNSTREAM_REMOTE_ADDRESS" => put(out, Some(self.client())),
+            "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => put(out, Some(self.client().ip())),
+            "DOWNSTREAM_REMOTE_PORT" => put(out, Some(self.client().port())),
             "DOWNSTREAM_DIRECT_REMOTE_ADDRESS" => put(out, Some(self.downstream.peer)),
             "DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT" => put(out, Some(self.downstream.peer.ip())),
             "REQUESTED_SERVER_NAME" => put(out, self.downstream.server_name.as_ref()),
@@ -285,6 +289,10 @@ impl LogFacts<'_> {
             "FILTER_CHAIN_NAME" => !self.downstream.chain.is_empty() && put(out, Some(&self.downstream.chain)),
             _ => false,
         }
+    }
+
+    fn client(&self) -> SocketAddr {
+        self.request.and_then(|request| request.client).unwrap_or(self.downstream.source)
     }
 
     fn request_header(&self, name: &str, out: &mut String) -> bool {

@@ -2,6 +2,7 @@
 //! changed on the way.
 
 use crate::http::exchange::Exchange;
+use crate::http::filters::Destination;
 use crate::http::intake::Head;
 use http::header::ACCEPT_ENCODING;
 use http::{HeaderMap, HeaderValue, Method, Response};
@@ -18,13 +19,15 @@ pub(crate) struct Codings {
     is_head: bool,
     /// Numbers of the filters that are not switched off.
     filters: SmallVec<[usize; 4]>,
+    /// Those of compressors that the request did not come to.
+    missed: SmallVec<[usize; 4]>,
 }
 
 fn noted(exchange: &Exchange, head: &Head, number: usize) {
     let mut facts = exchange.facts.borrow_mut();
     let codings = facts.codings.get_or_insert_with(|| {
         let accept = compress::accepted(&head.headers);
-        Box::new(Codings { accept, is_head: head.method == Method::HEAD, filters: SmallVec::new() })
+        Box::new(Codings { accept, is_head: head.method == Method::HEAD, ..Codings::default() })
     });
     codings.filters.push(number);
 }
@@ -53,6 +56,22 @@ pub(crate) fn decompressor(
         && !body.is_end_stream()
     {
         open(filter, ignores, &mut head.headers, body);
+    }
+}
+
+/// A filter answers: compressors after it meet the answer and not the request. They do not know what the client accepts, and
+/// only say that an answer depends on it (as Envoy's).
+pub(crate) fn pass_over(exchange: &Exchange, to: Destination<'_>) {
+    for (number, filter) in exchange.http.hcm.filters.iter().enumerate() {
+        if let HttpFilter::Compressor(own) = filter
+            && !to.is_disabled(&own.name)
+        {
+            let mut facts = exchange.facts.borrow_mut();
+            let codings = facts.codings.get_or_insert_default();
+            if !codings.filters.contains(&number) {
+                codings.missed.push(number);
+            }
+        }
     }
 }
 
@@ -86,6 +105,13 @@ pub(crate) fn response(exchange: &Exchange, response: &mut Response<ProxyBody>) 
     let filters = &exchange.http.hcm.filters;
     let status = response.status();
     let mut wanted = None;
+    for number in &codings.missed {
+        if let Some(HttpFilter::Compressor(filter)) = filters.get(*number)
+            && compress::suits(filter, status, response.headers())
+        {
+            compress::vary(response.headers_mut());
+        }
+    }
     for number in codings.filters.iter().rev() {
         match filters.get(*number) {
             Some(HttpFilter::Compressor(filter)) if compress::suits(filter, status, response.headers()) => {

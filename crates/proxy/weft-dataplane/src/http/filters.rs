@@ -80,7 +80,7 @@ impl<'a> Destination<'a> {
         self.overrides().find_map(|o| o.rate_limit.as_ref())
     }
 
-    fn is_disabled(&self, filter: &str) -> bool {
+    pub fn is_disabled(&self, filter: &str) -> bool {
         let said = |o: &FilterOverrides| o.switched.iter().find(|(name, _)| &**name == filter).map(|(_, on)| *on);
         self.overrides().find_map(said) == Some(false)
     }

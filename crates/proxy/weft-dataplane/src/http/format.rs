@@ -4,6 +4,7 @@ use crate::http::exchange::{Exchange, ExchangeFacts};
 use crate::http::intake::Head;
 use crate::log::{LogFacts, LoggedRequest, LoggedUpstream};
 use http::{HeaderMap, HeaderValue};
+use std::net::SocketAddr;
 use std::time::SystemTime;
 use weft_core::Strng;
 use weft_route::HeaderEdit;
@@ -39,6 +40,7 @@ pub(crate) fn edit_copy(
         authority: head.authority().to_string(),
         scheme: head.scheme,
         version: head.version,
+        client: head.client,
     };
     edit.apply(
         headers,
@@ -58,6 +60,7 @@ pub(crate) fn remember(exchange: &Exchange, head: &Head) {
         authority: head.host.to_str().unwrap_or_default().to_string(),
         scheme: head.scheme,
         version: head.version,
+        client: Some(head.client),
         headers: head.headers.clone(),
         ..LoggedRequest::default()
     };
@@ -82,6 +85,7 @@ struct Shown {
     authority: String,
     scheme: &'static str,
     version: http::Version,
+    client: SocketAddr,
 }
 
 struct Source<'a> {
@@ -139,6 +143,7 @@ impl Values<'_> {
             authority: shown.authority.clone(),
             scheme: shown.scheme,
             version: shown.version,
+            client: Some(shown.client),
             ..LoggedRequest::default()
         });
         let upstream = LoggedUpstream {

@@ -5,6 +5,7 @@ use crate::http::exchange::{Exchange, RequestObserver};
 use crate::http::filters::Marks;
 use crate::http::forwarded::X_FORWARDED_HOST;
 use crate::http::intake::Head;
+use crate::http::limits::{self, Limits};
 use crate::http::mirror::Mirrored;
 use crate::http::place::Place;
 use crate::http::retry::{self, Retries};
@@ -12,7 +13,7 @@ use crate::http::upgrade::{self, Upgrade, UpgradeKind};
 use crate::http::{compress, format, mirror, respond};
 use http::header::{CONTENT_LENGTH, HOST, VIA};
 use http::uri::{Authority, PathAndQuery, Scheme, Uri};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use smallvec::SmallVec;
 use std::future::{Future, poll_fn};
@@ -35,12 +36,6 @@ use weft_route::{Forward, HostRewrite, Route, RouteTable, VirtualHost, WeightedC
 pub(crate) const ATTEMPT_COUNT: HeaderName = HeaderName::from_static("x-envoy-attempt-count");
 const ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
-const EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
-const TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-timeout-ms");
-const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-/// The largest number that `grpc-timeout` takes: eight digits.
-const MAX_GRPC_DIGITS: u64 = 99_999_999;
-const PER_TRY_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-upstream-rq-per-try-timeout-ms");
 /// How often a request that came back untouched is put on another connection within one try.
 const MAX_RESENDS: u32 = 3;
 
@@ -57,24 +52,6 @@ pub(crate) struct Forwarding<'a> {
     pub weighted: Option<&'a WeightedCluster>,
     pub cluster: &'a str,
     pub marks: Marks,
-}
-
-/// A request's time limits.
-#[derive(Debug, Clone, Copy, Default)]
-struct Limits {
-    whole: Option<Duration>,
-    per_try: Option<Duration>,
-}
-
-impl Limits {
-    /// How long an endpoint has: the time of a try, unless the whole request has less.
-    fn expected(&self) -> Option<Duration> {
-        match (self.per_try, self.whole) {
-            (Some(each), Some(whole)) if each >= whole => Some(whole),
-            (Some(each), _) => Some(each),
-            (None, whole) => whole,
-        }
-    }
 }
 
 /// A request's body, as far as tries need to know.
@@ -123,9 +100,9 @@ pub(crate) async fn run(
         return Box::pin(terminate(exchange, head, &cluster, forward)).await;
     }
     let mut cookies = Vec::new();
-    let hash = balancing_hash(forward, head, exchange, &mut cookies);
+    let hash = balancing_hash(forward, head, &mut cookies);
     let client_key = head.upgrade.as_ref().and_then(|_| upgrade::websocket_key_of(&head.headers));
-    let (wish, limits) = wishes(exchange, forward, &mut head.headers, head.internal);
+    let (wish, limits) = limits::wishes(exchange, forward, &mut head.headers, head.internal);
     let policy = forward.retry.as_deref().or(forwarding.host.retry.as_deref());
     let per_try = limits.per_try.or(policy.and_then(|p| p.per_try_timeout)).filter(|d| !d.is_zero());
     let limits = Limits { per_try, ..limits };
@@ -261,11 +238,12 @@ fn finish(
 }
 
 /// The hash by which an endpoint is chosen; cookies to set for it.
-fn balancing_hash(forward: &Forward, head: &Head, exchange: &Exchange, cookies: &mut Vec<HeaderValue>) -> Option<u64> {
+fn balancing_hash(forward: &Forward, head: &Head, cookies: &mut Vec<HeaderValue>) -> Option<u64> {
     if forward.hash.is_empty() {
         return None;
     }
-    let source = exchange.conn.downstream.source.ip();
+    // Behind trusted proxies it is the client that counts, as for logs and rules.
+    let source = head.client.ip();
     rewrite::compute_hash(&forward.hash, &head.view(), Some(source), |name, lifetime, path| {
         let value = format!("{:016x}", fastrand::u64(..));
         let path = if path.is_empty() { String::new() } else { format!("; Path={path}") };
@@ -275,38 +253,6 @@ fn balancing_hash(forward: &Forward, head: &Head, exchange: &Exchange, cookies: 
         }
         value
     })
-}
-
-/// What the request itself asks for: retries and time limits. At the edge such headers are gone by now.
-fn wishes(
-    exchange: &Exchange,
-    forward: &Forward,
-    headers: &mut HeaderMap,
-    internal: bool,
-) -> (Option<HeaderMap>, Limits) {
-    let mut limits = Limits { whole: forward.timeout.filter(|d| !d.is_zero()), per_try: None };
-    if let Some(most) = forward.max_grpc_timeout
-        && exchange.facts.borrow().is_grpc
-        && let Some(asked) = grpc::timeout(headers)
-    {
-        limits.whole = Some(if most.is_zero() { asked } else { asked.min(most) });
-    }
-    if !internal {
-        return (None, limits);
-    }
-    let millis =
-        |value: Option<HeaderValue>| value.and_then(|v| v.to_str().ok()?.parse().ok()).map(Duration::from_millis);
-    if let Some(whole) = millis(headers.remove(TIMEOUT)) {
-        limits.whole = Some(whole).filter(|d| !d.is_zero());
-    }
-    limits.per_try = millis(headers.remove(PER_TRY_TIMEOUT));
-    let mut wish = HeaderMap::new();
-    for name in ["x-envoy-retry-on", "x-envoy-retry-grpc-on", "x-envoy-max-retries", "x-envoy-retriable-status-codes"] {
-        if let Some(value) = headers.remove(name) {
-            wish.insert(HeaderName::from_static(name), value);
-        }
-    }
-    (Some(wish), limits)
 }
 
 /// What the route does to headers, host and path, in Envoy's order: a rewrite sees the headers that were edited.
@@ -349,17 +295,7 @@ fn shape(exchange: &Exchange, head: &mut Head, forwarding: &Forwarding<'_>, limi
     if exchange.facts.borrow().shown.is_some() {
         format::remember(exchange, head);
     }
-    let expected = limits.expected().map(|limit| u64::try_from(limit.as_millis()).unwrap_or(u64::MAX));
-    if let Some(millis) = expected.filter(|_| !exchange.http.hcm.suppress_envoy_headers) {
-        head.headers.insert(EXPECTED_TIMEOUT, HeaderValue::from(millis));
-    }
-    if let Some(millis) = expected.filter(|millis| *millis <= MAX_GRPC_DIGITS)
-        && forward.max_grpc_timeout.is_some()
-        && exchange.facts.borrow().is_grpc
-        && let Ok(value) = HeaderValue::from_str(&format!("{millis}m"))
-    {
-        head.headers.insert(GRPC_TIMEOUT, value);
-    }
+    limits.tell(exchange, &mut head.headers, forward, Duration::ZERO);
 }
 
 /// The body, with copies for mirrors, kept for further tries when there may be some.
@@ -496,6 +432,8 @@ impl Tries<'_> {
         if !pause.is_zero() {
             Box::pin(tokio::time::sleep(pause)).await;
         }
+        let elapsed = self.exchange.request_done_time().map_or(Duration::ZERO, |at| at.elapsed());
+        self.limits.tell(self.exchange, &mut self.head.headers, self.forward, elapsed);
     }
 
     /// One try: the response's status. An error says whether its own time limit was the cause.
@@ -557,8 +495,8 @@ impl Tries<'_> {
         }
         let policy = self.retries.policy();
         let avoid: &[Rc<Host>] = match policy {
-            Some(policy) if !policy.avoid_previous_hosts => &[],
-            _ => &self.failed,
+            Some(policy) if policy.avoid_previous_hosts => &self.failed,
+            _ => &[],
         };
         let attempts = if avoid.is_empty() { 0 } else { policy.map_or(1, |p| p.host_attempts.clamp(1, 16)) };
         self.cluster.pick(&PickContext {

@@ -24,18 +24,21 @@ const INTERNAL_PREFIX: &str = "x-envoy-";
 pub(crate) struct Asker {
     /// The client's address as far as it can be trusted.
     pub client: SocketAddr,
-    /// The scheme that it used.
+    /// The scheme of what it asks for: its own word, else what the proxy in front says, else the connection's.
     pub scheme: &'static str,
+    /// It came by TLS, as far as is known.
+    pub by_tls: bool,
     /// It stands inside: what it says about retries and time limits is heeded.
     pub internal: bool,
 }
 
-/// Sets all of them.
+/// Sets all of them. `asked`: the scheme that the request itself names.
 pub(crate) fn apply(
     conn: &HttpConnection,
     hcm: &HttpConnectionManager,
     headers: &mut HeaderMap,
     marks: HeaderMarks,
+    asked: Option<&'static str>,
 ) -> Asker {
     let downstream = &conn.downstream;
     let told = marks.has(HeaderMarks::FORWARDED_FOR);
@@ -61,15 +64,17 @@ pub(crate) fn apply(
         headers.insert(X_FORWARDED_PORT, HeaderValue::from(downstream.destination.port()));
     }
     let own_word = hcm.use_remote_address && hcm.xff_trusted_hops == 0;
-    let told = if own_word || !marks.has(HeaderMarks::FORWARDED_PROTO) { None } else { scheme(headers) };
-    let scheme = told.unwrap_or_else(|| {
-        let own = downstream.scheme();
+    let (own, mut proto) = (downstream.scheme(), None);
+    if own_word || !marks.has(HeaderMarks::FORWARDED_PROTO) {
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(own));
-        own
-    });
+    } else {
+        proto = headers.get(X_FORWARDED_PROTO);
+    }
+    let by_tls = proto.map_or(own == "https", |proto| proto == "https");
+    let scheme = asked.or_else(|| proto.and_then(scheme)).unwrap_or(own);
     tell_client_cert(conn, hcm, headers, marks);
     request_id(hcm, headers, marks);
-    Asker { client, scheme, internal }
+    Asker { client, scheme, by_tls, internal }
 }
 
 /// Envoy's rule: the request has one address and no more, and that is one of those named as internal. Where the connection
@@ -109,8 +114,8 @@ pub(crate) fn append_hop(headers: &mut HeaderMap, address: IpAddr) {
 }
 
 /// The scheme that the proxy in front saw.
-fn scheme(headers: &HeaderMap) -> Option<&'static str> {
-    match headers.get(X_FORWARDED_PROTO)?.as_bytes() {
+fn scheme(proto: &HeaderValue) -> Option<&'static str> {
+    match proto.as_bytes() {
         b"http" => Some("http"),
         b"https" => Some("https"),
         _ => None,

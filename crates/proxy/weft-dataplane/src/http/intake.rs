@@ -30,8 +30,10 @@ pub(crate) struct Head {
     pub host: HeaderValue,
     /// The host in lower case, as routing and authorization see it.
     pub authority: HeaderValue,
-    /// `http` or `https`, as the client's first proxy saw it.
+    /// `http` or `https`, as the request names it itself (HTTP/2, absolute form), else as the client's first proxy saw it.
     pub scheme: &'static str,
+    /// The client's first proxy was asked by TLS.
+    pub by_tls: bool,
     /// The client behind trusted proxies.
     pub client: SocketAddr,
     /// The client stands inside: it may steer retries and time limits.
@@ -66,6 +68,7 @@ impl Head {
             host: self.host.clone(),
             authority: self.authority.clone(),
             scheme: self.scheme,
+            by_tls: self.by_tls,
             client: self.client,
             internal: self.internal,
             metadata: self.metadata.clone(),
@@ -119,8 +122,10 @@ pub(crate) fn admit(
         HostNormalization { strip_port: hcm.strip_port, strip_trailing_dot: hcm.strip_trailing_dot },
     );
     let Parts { mut method, uri, version, mut headers, .. } = parts;
+    let asked = uri.scheme_str().map(|scheme| if scheme.eq_ignore_ascii_case("https") { "https" } else { "http" });
     let uri = normalized(exchange, &method, uri)?;
-    let forwarded::Asker { client, scheme, internal } = forwarded::apply(&exchange.conn, hcm, &mut headers, marks);
+    let forwarded::Asker { client, scheme, by_tls, internal } =
+        forwarded::apply(&exchange.conn, hcm, &mut headers, marks, asked);
     hop::strip(&mut headers, marks);
     if let Some(upgrade) = &upgrade {
         upgrade.show(&mut method, &mut headers);
@@ -142,6 +147,7 @@ pub(crate) fn admit(
         host,
         authority,
         scheme,
+        by_tls,
         client,
         upgrade,
         metadata: DynamicMetadata::new(),
@@ -231,7 +237,7 @@ fn log_as_sent(exchange: &Exchange, parts: &Parts) {
 /// Keeps the headers that log lines need, as they are after all that this proxy did to them.
 pub(crate) fn log_headers(exchange: &Exchange, head: &Head) {
     if let Some(logged) = &mut exchange.facts.borrow_mut().logged {
-        logged.scheme = head.scheme;
+        (logged.scheme, logged.client) = (head.scheme, Some(head.client));
         LoggedRequest::keep(&mut logged.headers, &head.headers, exchange.http.logs.request_headers());
     }
 }

@@ -1,7 +1,7 @@
 //! HTTP: a client's connection ([`http1`], [`http2`]), and the life of each request on it.
 //!
 //! Reading order: [`conn`], [`serve`] (the life of a request, step by step), then its steps: [`intake`], [`forwarded`]
-//! (headers that say who asked), [`filters`], [`authorize`], [`ratelimit`], [`compress`], [`forward`], [`retry`], [`mirror`], [`upgrade`], [`respond`]. [`exchange`] is
+//! (headers that say who asked), [`filters`], [`authorize`], [`ratelimit`], [`compress`], [`forward`], [`limits`], [`retry`], [`mirror`], [`upgrade`], [`respond`]. [`exchange`] is
 //! what is known of one request and its response; [`trace`] makes a span of it, [`report`] sends that.
 
 pub(crate) mod authorize;
@@ -15,6 +15,7 @@ mod forwarded;
 mod http1;
 mod http2;
 mod intake;
+mod limits;
 mod mirror;
 mod place;
 pub(crate) mod ratelimit;

@@ -68,8 +68,7 @@ pub(crate) fn upstream_head<'e>(
     if !exchange.http.hcm.suppress_envoy_headers {
         headers.insert(UPSTREAM_SERVICE_TIME, service_time(millis));
     }
-    // Operations may ask for it.
-    exchange.facts.borrow_mut().code = status.as_u16();
+    answered(exchange, status);
     for edit in edits {
         format::edit_response(exchange, headers, edit);
     }
@@ -134,12 +133,18 @@ pub(crate) fn mark(headers: &mut HeaderMap, marks: Marks) {
     }
 }
 
-fn note(exchange: &Exchange, status: StatusCode, headers: &HeaderMap) {
+/// What operations may ask for.
+fn answered(exchange: &Exchange, status: StatusCode) {
     let mut facts = exchange.facts.borrow_mut();
     facts.code = status.as_u16();
     if facts.details.is_empty() {
         facts.details = "via_upstream".into();
     }
+}
+
+fn note(exchange: &Exchange, status: StatusCode, headers: &HeaderMap) {
+    answered(exchange, status);
+    let mut facts = exchange.facts.borrow_mut();
     if facts.is_grpc {
         facts.grpc_status = grpc::status(headers);
     }

@@ -6,7 +6,7 @@ use crate::http::exchange::Exchange;
 use crate::http::filters::{self, Admitted, Destination, Marks};
 use crate::http::forward::{self, Forwarding};
 use crate::http::intake::{self, Head};
-use crate::http::{format, respond, upgrade};
+use crate::http::{compress, format, respond, upgrade};
 use http::header::LOCATION;
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body::Body;
@@ -18,7 +18,7 @@ use weft_codec::{Flags, HeaderMarks, LocalReply, ProxyBody, Reason, grpc};
 use weft_proxy_config::RouteSource;
 use weft_route::rewrite;
 use weft_route::{
-    Action, ClusterChoice, DirectResponse, Forward, Redirect, Route, RouteTable, Routed, WeightedCluster,
+    Action, ClusterChoice, DirectResponse, Forward, HeaderEdit, Redirect, Route, RouteTable, Routed, WeightedCluster,
 };
 
 /// Serves one request, whose headers have `marks`. Whatever happens, there is an answer. `client`: the HTTP/1 client's connection,
@@ -79,15 +79,11 @@ async fn handle(
         match filters::run(exchange, &mut head, &mut body, destination, &mut marks, next).await {
             Ok(Some(after)) => next = after,
             Ok(None) => break (destination, wants_tls),
-            Err(reply) => {
-                remember(exchange, table, destination, &head);
-                return Ok(refused(exchange, *reply, table, destination, marks));
-            }
+            Err(reply) => return Ok(turned_away(exchange, *reply, table, destination, &head, marks)),
         }
     };
     if let Err(reply) = filters::recheck(exchange, &mut head, destination) {
-        remember(exchange, table, destination, &head);
-        return Ok(refused(exchange, *reply, table, destination, marks));
+        return Ok(turned_away(exchange, *reply, table, destination, &head, marks));
     }
     if wants_tls {
         return Ok(refused(exchange, to_https(&head), table, destination, marks));
@@ -144,6 +140,25 @@ fn makes_values(table: &RouteTable, to: Destination<'_>) -> bool {
     sides.into_iter().any(|side| rewrite::edits(table, host, route, to.weighted, side).any(|e| e.has_commands()))
 }
 
+/// A filter's answer. What is said of the request (logs, metrics, header values) names the cluster of its route, though nobody
+/// there was asked.
+fn turned_away(
+    exchange: &Rc<Exchange>,
+    reply: LocalReply,
+    table: Option<&RouteTable>,
+    to: Destination<'_>,
+    head: &Head,
+    marks: Marks,
+) -> Response<ProxyBody> {
+    remember(exchange, table, to, head);
+    if let Some(name) = to.cluster.map(Cow::Borrowed).or_else(|| cluster_by_header(to.route, head)) {
+        let cluster = exchange.conn.worker.clusters.get(&exchange.snapshot().config, &name);
+        exchange.facts.borrow_mut().cluster = cluster;
+    }
+    compress::pass_over(exchange, to);
+    refused(exchange, reply, table, to, marks)
+}
+
 /// An answer of this proxy in place of an endpoint's: the operations of a route that forwards apply to it all the same,
 /// but for the answer to a CORS preflight.
 fn refused(
@@ -156,15 +171,27 @@ fn refused(
     let preflight = reply.details == weft_filter::cors::DETAILS;
     // It has its answer, whatever rules come.
     exchange.facts.borrow_mut().admitted = None;
-    let mut response = respond::local(exchange, reply);
-    if let (Some(table), Some(host), Some(route)) = (table, to.host, to.route)
-        && matches!(route.action, Action::Forward(_))
-        && !preflight
-    {
-        let edits = rewrite::edits(table, host, route, to.weighted, rewrite::Side::Response);
-        respond::edit(exchange, response.headers_mut(), edits);
-    }
+    let response = respond::local(exchange, reply);
+    let edits = match (table, to.host, to.route) {
+        (Some(table), Some(host), Some(route)) if matches!(route.action, Action::Forward(_)) && !preflight => {
+            Some(rewrite::edits(table, host, route, to.weighted, rewrite::Side::Response))
+        }
+        _ => None,
+    };
+    adorned(exchange, response, edits.into_iter().flatten(), marks)
+}
+
+/// An own answer with what the route and the filters add to it. It has no status yet for values that ask for one (as in Envoy).
+fn adorned<'e>(
+    exchange: &Exchange,
+    mut response: Response<ProxyBody>,
+    edits: impl Iterator<Item = &'e HeaderEdit>,
+    marks: Marks,
+) -> Response<ProxyBody> {
+    let status = std::mem::take(&mut exchange.facts.borrow_mut().code);
+    respond::edit(exchange, response.headers_mut(), edits);
     respond::filters(exchange, response.headers_mut());
+    exchange.facts.borrow_mut().code = status;
     respond::mark(response.headers_mut(), marks);
     response
 }
@@ -190,7 +217,7 @@ fn choose<'a>(exchange: &Exchange, table: Option<&'a RouteTable>, head: &Head) -
         exchange.facts.borrow_mut().route = route.cloned();
         intake::log_headers(exchange, head);
     }
-    if host.is_some_and(|h| h.require_tls) && head.scheme == "http" {
+    if host.is_some_and(|h| h.require_tls) && !head.by_tls {
         return (Destination::default(), true);
     }
     (destination(host, route, fastrand::u64(..)), false)
@@ -270,11 +297,8 @@ fn answer(
     route: &Route,
     marks: Marks,
 ) -> Response<ProxyBody> {
-    let mut response = respond::local(exchange, reply);
-    respond::edit(exchange, response.headers_mut(), rewrite::edits(table, host, route, None, rewrite::Side::Response));
-    respond::filters(exchange, response.headers_mut());
-    respond::mark(response.headers_mut(), marks);
-    response
+    let edits = rewrite::edits(table, host, route, None, rewrite::Side::Response);
+    adorned(exchange, respond::local(exchange, reply), edits, marks)
 }
 
 #[cfg(test)]
@@ -305,6 +329,7 @@ mod tests {
             host: HeaderValue::from_static("a"),
             authority: HeaderValue::from_static("a"),
             scheme: "http",
+            by_tls: false,
             client,
             internal: false,
             metadata: DynamicMetadata::new(),

@@ -80,6 +80,7 @@ pub(crate) fn begin(exchange: &Exchange, head: &mut Head) {
         authority: head.host.to_str().unwrap_or_default().to_string(),
         scheme: head.scheme,
         version: head.version,
+        client: Some(head.client),
         headers: head.headers.clone(),
         ..LoggedRequest::default()
     };
