@@ -6,6 +6,7 @@ mod common;
 
 use common::World;
 use serde_json::{Value, json};
+use weft_proto::envoy::config::cluster::v3::Cluster;
 use weft_proto::envoy::config::route::v3::RouteConfiguration;
 use weft_proto::{json::to_json, unpack};
 use weft_xds_gen::{GenCache, ResourceMap, generate};
@@ -68,5 +69,78 @@ fn the_clients_own_rule_comes_before_an_older_one_of_all() {
         next.virtual_services.clone_from(&second.virtual_services);
         next.sections.virtual_services = next.version;
         assert_eq!(status(&next), json!(403), "{pod}");
+    }
+}
+
+/// When a service's owner limits connections to it, the service's own proxy keeps to it too: it is there that an application is
+/// kept from being called on a connection that it closes.
+#[test]
+fn limits_of_a_service_hold_at_its_own_proxy() {
+    let rule = |more: &str, policy: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: server, namespace: b}}\n\
+             spec: {{host: server{more}, trafficPolicy: {policy}}}\n---\n"
+        )
+    };
+    let sidecar = |spec: &str| {
+        format!(
+            "apiVersion: networking.istio.io/v1\nkind: Sidecar\nmetadata: {{name: s, namespace: b}}\nspec: {spec}\n---\n"
+        )
+    };
+    let pool = |requests: u32, connections: u32| {
+        format!(
+            "{{http: {{idleTimeout: {requests}s, maxRequestsPerConnection: {requests}}}, tcp: {{maxConnections: {connections}}}}}"
+        )
+    };
+    let of_rule = format!("{{connectionPool: {}, outlierDetection: {{consecutive5xxErrors: 1}}}}", pool(1, 10));
+    let of_port = format!(
+        "{{connectionPool: {}, portLevelSettings: [{{port: {{number: 8000}}, connectionPool: {}}}]}}",
+        pool(1, 10),
+        pool(2, 20)
+    );
+    let egress = "egress: [{hosts: ['*/*']}]";
+    let ingress = "ingress: [{port: {number: 80, name: http, protocol: HTTP}, defaultEndpoint: '127.0.0.1:80'";
+    let of_mesh = json!({"defaultTrafficPolicy": {"connectionPool": {"tcp": {"maxConnections": 50}}}});
+    let nothing = json!({});
+    // objects, mesh config, idle time and requests of a connection, connections
+    let cases = [
+        (String::new(), &nothing, None, u32::MAX),
+        (rule("", &of_rule), &nothing, Some(1), 10),
+        (rule("", &of_port), &nothing, Some(2), 20),
+        (rule(", workloadSelector: {matchLabels: {app: server}}", &of_rule), &nothing, None, u32::MAX),
+        (
+            rule("", &of_rule) + &sidecar(&format!("{{inboundConnectionPool: {}, {egress}}}", pool(3, 30))),
+            &nothing,
+            Some(3),
+            30,
+        ),
+        (
+            rule("", &of_rule) + &sidecar(&format!("{{{egress}, {ingress}, connectionPool: {}}}]}}", pool(4, 40))),
+            &nothing,
+            Some(4),
+            40,
+        ),
+        (rule("", &of_rule) + &sidecar(&format!("{{{egress}, {ingress}}}]}}")), &nothing, Some(1), 10),
+        (String::new(), &of_mesh, None, 50),
+    ];
+    for (objects, mesh, requests, connections) in cases {
+        let mut world = World::new();
+        world.mesh = mesh.clone();
+        let snapshot = world.add(WORLD).add(&objects).snapshot();
+        let refused: Vec<_> = snapshot.warnings.iter().filter(|w| w.code == "IST0106").collect();
+        assert!(refused.is_empty(), "{refused:?}");
+        let proxy = common::proxy(&snapshot, "b/server-0", false, &Value::Null);
+        let cluster = json_of::<Cluster>(&generate(&snapshot, &proxy).clusters, "inbound|80||");
+        assert_eq!(cluster["circuit_breakers"]["thresholds"][0]["max_connections"], json!(connections), "{objects}");
+        let options =
+            &cluster["typed_extension_protocol_options"]["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"];
+        let common = &options["common_http_protocol_options"];
+        let idle = requests.map_or(Value::Null, |n| json!(format!("{n}s")));
+        assert_eq!(
+            (&common["max_requests_per_connection"], &common["idle_timeout"]),
+            (&json!(requests), &idle),
+            "{objects}"
+        );
+        assert!(cluster["outlier_detection"].is_null(), "a proxy does not eject its own workload");
     }
 }

@@ -6,7 +6,7 @@ use crate::pb::endpoint::{ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityL
 use crate::pb::{address, core, value};
 use crate::proxy::ProxyView;
 use crate::resource::{Resource, Resources, by_name};
-use crate::traffic::Effective;
+use crate::traffic::{self, Effective};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use weft_core::names::ClusterName;
@@ -92,9 +92,22 @@ fn cluster(snapshot: &MeshSnapshot, proxy: &ProxyView, port: &InboundPort) -> cr
         }
     }
     protocol::set_for_port(&mut draft, port.protocol);
-    pool::apply(mesh, &mut draft, &Effective { connection_pool: port.pool.clone(), ..Effective::default() });
+    pool::apply(mesh, &mut draft, &limits(snapshot, proxy, port));
     draft.cluster.metadata = Some(metadata(port));
     draft.finish()
+}
+
+/// Limits of connections to the workload: those of its Sidecar, else those that clients of its service have by the destination
+/// rule. A rule with a workload selector is for clients alone.
+fn limits(snapshot: &MeshSnapshot, proxy: &ProxyView, port: &InboundPort) -> Effective {
+    let service = port.services.first().map(|(service, _)| service);
+    let rule = service.and_then(|s| snapshot.destination_rule_for(&s.host, proxy.namespace(), Some(s)));
+    let policy = traffic::for_port(&snapshot.mesh, rule, port.service_port());
+    Effective {
+        connection_pool: port.pool.clone().or(policy.connection_pool),
+        retry_budget: policy.retry_budget,
+        ..Effective::default()
+    }
 }
 
 fn one_endpoint(cluster: &str, at: core::Address) -> ClusterLoadAssignment {

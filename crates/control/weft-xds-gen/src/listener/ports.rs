@@ -4,12 +4,13 @@ use crate::cluster::inbound::{InboundEndpoint, InboundPort};
 use crate::proxy::ProxyView;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use weft_k8s_api::istio::{CaptureMode, IstioIngressListener};
+use weft_k8s_api::istio::{CaptureMode, ConnectionPoolSettings, IstioIngressListener};
 use weft_model::{MeshSnapshot, Protocol, Sidecar};
 
 /// The ports, by number. Of two services that lead to one port, the older says what is spoken there.
 pub(crate) fn of(snapshot: &MeshSnapshot, proxy: &ProxyView, sidecar: Option<&Sidecar>) -> Vec<InboundPort> {
-    let by_service = of_services(snapshot, proxy);
+    let limits = sidecar.and_then(|s| s.spec.inbound_connection_pool.as_ref());
+    let by_service = of_services(snapshot, proxy, limits);
     match sidecar.filter(|s| !s.spec.ingress.is_empty()) {
         Some(sidecar) => of_sidecar(proxy, sidecar, by_service),
         None if proxy.intercepts() => by_service.into_values().collect(),
@@ -17,7 +18,11 @@ pub(crate) fn of(snapshot: &MeshSnapshot, proxy: &ProxyView, sidecar: Option<&Si
     }
 }
 
-fn of_services(snapshot: &MeshSnapshot, proxy: &ProxyView) -> BTreeMap<u16, InboundPort> {
+fn of_services(
+    snapshot: &MeshSnapshot,
+    proxy: &ProxyView,
+    limits: Option<&ConnectionPoolSettings>,
+) -> BTreeMap<u16, InboundPort> {
     let Some(workload) = &proxy.workload else { return BTreeMap::new() };
     let mut instances = snapshot.service_instances(workload);
     instances.sort_by(|a, b| {
@@ -32,7 +37,7 @@ fn of_services(snapshot: &MeshSnapshot, proxy: &ProxyView) -> BTreeMap<u16, Inbo
             services: Vec::new(),
             endpoint: None,
             tls: None,
-            pool: None,
+            pool: limits.cloned(),
             bind: None,
             origin: instance.service.provenance.clone(),
         });
