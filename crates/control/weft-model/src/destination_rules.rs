@@ -1,4 +1,4 @@
-//! Destination rules by namespace and host; rules of one namespace for one host are one rule.
+//! Destination rules by namespace and host; rules of one namespace for one host and the same clients (`exportTo`) are one rule.
 //!
 //! The oldest rule's top-level traffic policy counts, and the first definition of a subset; what a younger rule says
 //! otherwise is reported. Rules with a workload selector stay by themselves.
@@ -14,23 +14,21 @@ use weft_k8s_api::istio::{self, PortSelector, PortTrafficPolicy};
 
 type Object = Arc<Parsed<istio::DestinationRule>>;
 
+/// By namespace of the rules, then by host; several of one host are for different clients, oldest first.
+type RulesByHost = BTreeMap<String, BTreeMap<String, Vec<Arc<DestinationRule>>>>;
+
 /// All destination rules.
 #[derive(Debug, Default)]
 pub(crate) struct Rules {
-    pub merged: BTreeMap<String, BTreeMap<String, Arc<DestinationRule>>>,
+    pub merged: RulesByHost,
     pub selected: BTreeMap<String, Vec<Arc<DestinationRule>>>,
     pub warnings: Vec<Warning>,
 }
 
 /// Merges rules, oldest first; those equal to one of `old` are that one.
-pub(crate) fn build(
-    objects: &[Object],
-    settings: &Settings,
-    default_export: &ExportTo,
-    old: &BTreeMap<String, BTreeMap<String, Arc<DestinationRule>>>,
-) -> Rules {
+pub(crate) fn build(objects: &[Object], settings: &Settings, default_export: &ExportTo, old: &RulesByHost) -> Rules {
     let mut rules = Rules::default();
-    let mut merged: BTreeMap<String, BTreeMap<String, DestinationRule>> = BTreeMap::new();
+    let mut merged: BTreeMap<String, BTreeMap<String, Vec<DestinationRule>>> = BTreeMap::new();
     for object in objects {
         let rule = from_object(object, settings, default_export);
         let has_selector = rule.spec.workload_selector.as_ref().is_some_and(|s| !s.match_labels.is_empty());
@@ -38,28 +36,38 @@ pub(crate) fn build(
             rules.selected.entry(rule.namespace.clone()).or_default().push(Arc::new(rule));
             continue;
         }
-        let of_namespace = merged.entry(rule.namespace.clone()).or_default();
-        if is_policy(&rule.name) {
+        let of_host = merged.entry(rule.namespace.clone()).or_default().entry(rule.host.to_string()).or_default();
+        let policy = is_policy(&rule.name);
+        if policy {
             let selecting = rules.selected.get_mut(&rule.namespace).into_iter().flatten();
             for own in selecting.filter(|own| own.host == rule.host) {
                 fill(Arc::make_mut(own), &rule, &mut rules.warnings);
             }
-        }
-        match of_namespace.get_mut(&*rule.host) {
-            Some(own) if is_policy(&rule.name) => fill(own, &rule, &mut rules.warnings),
-            Some(older) => merge(older, rule, &mut rules.warnings),
-            None => {
-                of_namespace.insert(rule.host.to_string(), rule);
+            for own in of_host.iter_mut() {
+                fill(own, &rule, &mut rules.warnings);
             }
+        }
+        match of_host.iter_mut().find(|older| older.export_to == rule.export_to) {
+            Some(_) if policy => {}
+            Some(older) => merge(older, rule, &mut rules.warnings),
+            // For clients that see none of the user's rules, in which the policy is by now.
+            None if policy => of_host.insert(0, rule),
+            None => of_host.push(rule),
         }
     }
     for (namespace, of_namespace) in merged {
         let before = old.get(&namespace);
-        let shared = of_namespace.into_iter().map(|(host, rule)| {
-            let rule = crate::parsed::reuse(before.and_then(|b| b.get(&host)), rule);
-            (host, rule)
+        let shared = of_namespace.into_iter().map(|(host, list)| {
+            let known = before.and_then(|b| b.get(&host)).map_or(&[][..], Vec::as_slice);
+            rules.warnings.extend(list.iter().enumerate().filter_map(|(i, rule)| hidden(rule, &list[i + 1..])));
+            let list = list.into_iter().map(|rule| {
+                let old = known.iter().find(|old| old.export_to == rule.export_to);
+                crate::parsed::reuse(old, rule)
+            });
+            (host, list.collect())
         });
-        rules.merged.insert(namespace, shared.collect());
+        let shared = shared.collect();
+        rules.merged.insert(namespace, shared);
     }
     rules
 }
@@ -70,10 +78,34 @@ fn from_object(object: &Object, settings: &Settings, default_export: &ExportTo) 
         host: hosts::complete(&spec.host, &meta.namespace, &settings.domain),
         namespace: meta.namespace.clone(),
         name: meta.name.clone(),
-        export_to: export_to(&spec.export_to, &meta.namespace, default_export),
+        export_to: seen_by(&spec.export_to, &meta.namespace, default_export),
         spec: spec.clone(),
         origins: vec![meta.provenance.clone()],
     }
+}
+
+/// A rule that does not say who sees it is seen in its own namespace, whatever the mesh's default is.
+fn seen_by(list: &[String], namespace: &str, default: &ExportTo) -> ExportTo {
+    match export_to(list, namespace, default) {
+        ExportTo::Namespaces(mut set) if list.is_empty() => {
+            set.insert(namespace.to_string());
+            ExportTo::Namespaces(set)
+        }
+        ExportTo::Nobody if list.is_empty() => ExportTo::Namespaces([namespace.to_string()].into()),
+        other => other,
+    }
+}
+
+/// Of rules for one host that a client sees, the youngest group holds (as in Istio): says so of an older one.
+fn hidden(rule: &DestinationRule, younger: &[DestinationRule]) -> Option<Warning> {
+    let by =
+        younger.iter().find(|other| rule.export_to.overlaps(&other.export_to)).filter(|_| !is_policy(&rule.name))?;
+    let message = format!(
+        "clients that see DestinationRule {} go by it for host {}, and not by this one; give both the same exportTo to have them merged",
+        by.name, rule.host
+    );
+    let at = rule.origins.first().cloned().unwrap_or_default().at("spec.exportTo");
+    Some(Warning { at, code: "DestinationRuleConflict", message })
 }
 
 /// Adds the TLS that policies of the Gateway API ask for, wherever a user's rule for the host has none: what it sets beside
@@ -138,9 +170,6 @@ fn merge(older: &mut DestinationRule, newer: DestinationRule, warnings: &mut Vec
         } else {
             spec.subsets.push(subset.clone());
         }
-    }
-    if newer.export_to != older.export_to {
-        conflict("spec.exportTo", "another exportTo".into());
     }
     older.spec = Arc::new(spec);
     older.origins.extend(newer.origins);

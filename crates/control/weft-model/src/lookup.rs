@@ -74,9 +74,7 @@ impl MeshSnapshot {
         service: Option<&Service>,
     ) -> Option<&Arc<DestinationRule>> {
         let root = self.settings.root_namespace.as_str();
-        // A namespace always sees its own rules, whatever they say of others.
-        let visible =
-            |rule: &DestinationRule| rule.namespace == client_namespace || rule.export_to.visible_in(client_namespace);
+        let visible = |rule: &DestinationRule| rule.export_to.visible_in(client_namespace);
         let own = if client_namespace == root {
             self.rule_in(root, host, |rule| rule.export_to.is_only(root))
         } else {
@@ -85,20 +83,21 @@ impl MeshSnapshot {
         own.or_else(|| self.rule_in(&service?.namespace, host, visible)).or_else(|| self.rule_in(root, host, visible))
     }
 
-    /// The rule of one namespace for `host`, of those that `seen` is true of.
-    fn rule_in(
-        &self,
+    /// The rule of one namespace for `host`, of those that `seen` is true of; of several of one host, the last.
+    fn rule_in<'a>(
+        &'a self,
         namespace: &str,
         host: &str,
         seen: impl Fn(&DestinationRule) -> bool,
-    ) -> Option<&Arc<DestinationRule>> {
+    ) -> Option<&'a Arc<DestinationRule>> {
         let rules = self.destination_rules.get(namespace)?;
-        if let Some(rule) = rules.get(host).filter(|rule| seen(rule)) {
+        let last_seen = |list: &'a Vec<Arc<DestinationRule>>| list.iter().rev().find(|rule| seen(rule));
+        if let Some(rule) = rules.get(host).and_then(last_seen) {
             return Some(rule);
         }
         // `*` sorts before any name, so wildcards come first.
-        let wildcards = rules.iter().take_while(|(h, _)| h.starts_with('*')).filter(|(_, rule)| seen(rule));
-        hosts::most_specific(host, wildcards.map(|(h, rule)| (h.as_str(), rule)))
+        let wildcards = rules.iter().take_while(|(h, _)| hosts::is_wildcard(h));
+        hosts::most_specific(host, wildcards.filter_map(|(h, list)| Some((h.as_str(), last_seen(list)?))))
     }
 
     /// As [`Self::destination_rule_for`], for the client workload with `labels`: a rule of its namespace that selects it

@@ -30,8 +30,9 @@ pub struct MeshSnapshot {
     pub workloads: HashMap<IpAddr, Arc<Workload>>,
     /// Virtual services after delegate resolution, oldest first (then by namespace and name), short hosts completed.
     pub virtual_services: Vec<Arc<VirtualService>>,
-    /// Destination rules by namespace of the rule, then by host (full name or wildcard), merged as Istio merges them.
-    pub destination_rules: BTreeMap<String, BTreeMap<String, Arc<DestinationRule>>>,
+    /// Destination rules by namespace of the rule, then by host (full name or wildcard), merged as Istio merges them: several
+    /// of one host have different `exportTo`, the oldest is first. Read through [`MeshSnapshot::destination_rule_for`].
+    pub destination_rules: BTreeMap<String, BTreeMap<String, Vec<Arc<DestinationRule>>>>,
     /// Gateways, oldest first.
     pub gateways: Vec<Arc<Gateway>>,
     /// Sidecar resources by namespace, those with a selector first, then oldest first.
@@ -338,6 +339,15 @@ impl ExportTo {
         }
     }
 
+    /// Whether some namespace sees an object of this and one of the other.
+    pub fn overlaps(&self, other: &ExportTo) -> bool {
+        match (self, other) {
+            (ExportTo::Nobody, _) | (_, ExportTo::Nobody) => false,
+            (ExportTo::All, _) | (_, ExportTo::All) => true,
+            (ExportTo::Namespaces(a), ExportTo::Namespaces(b)) => !a.is_disjoint(b),
+        }
+    }
+
     /// True when no other namespace than this one sees the object, and this one does.
     pub fn is_only(&self, namespace: &str) -> bool {
         matches!(self, ExportTo::Namespaces(set) if set.len() == 1 && set.contains(namespace))
@@ -457,7 +467,7 @@ pub struct VirtualService {
     pub provenance: Provenance,
 }
 
-/// A destination rule, merged from all of its host in its namespace.
+/// A destination rule, merged from all of its host and `exportTo` in its namespace.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DestinationRule {
     /// Host, fully qualified and lower case; may start with `*.`.

@@ -28,7 +28,7 @@ pub(crate) fn of_routes(snapshot: &MeshSnapshot) -> Vec<Warning> {
     for vs in &snapshot.virtual_services {
         virtual_service(&look, vs, &mut found);
     }
-    for rule in snapshot.destination_rules.values().flat_map(|rules| rules.values()) {
+    for rule in snapshot.destination_rules.values().flat_map(|rules| rules.values().flatten()) {
         if !hosts::is_wildcard(&rule.host) && !known_host(snapshot, &rule.host) {
             let at = rule.origins.first().cloned().unwrap_or_default().at("spec.host");
             found.push(not_found(at, format!("host {} is no service of the mesh; the rule has no effect", rule.host)));
@@ -103,7 +103,7 @@ struct Look<'a> {
 
 impl<'a> Look<'a> {
     fn new(snapshot: &'a MeshSnapshot) -> Self {
-        let merged = snapshot.destination_rules.values().flat_map(|rules| rules.values());
+        let merged = snapshot.destination_rules.values().flat_map(|rules| rules.values().flatten());
         let all = merged.chain(snapshot.selected_destination_rules.values().flatten());
         let (mut exact, mut wild): (HashMap<&str, Vec<&DestinationRule>>, _) = (HashMap::new(), Vec::new());
         for rule in all {
@@ -255,7 +255,7 @@ fn mesh_hosts(snapshot: &MeshSnapshot, found: &mut Vec<Warning>) {
     for vs in snapshot.virtual_services.iter().map(|vs| &**vs).filter(own).filter(of_mesh) {
         for (i, host) in vs.hosts.iter().enumerate() {
             let older = claimed.entry(host).or_default();
-            let same_clients = |o: &&&VirtualService| seen_together(&o.export_to, &vs.export_to) && alike(o, vs);
+            let same_clients = |o: &&&VirtualService| o.export_to.overlaps(&vs.export_to) && alike(o, vs);
             if let Some(first) = older.iter().find(same_clients) {
                 let by = format!("{}/{}", first.namespace, first.name);
                 let who = match (&first.export_to, &vs.export_to) {
@@ -277,15 +277,6 @@ fn mesh_hosts(snapshot: &MeshSnapshot, found: &mut Vec<Warning>) {
 
 /// Most virtual services of one host, for clients apart, that are compared.
 const MOST_CLAIMS: usize = 64;
-
-/// Whether some namespace sees both.
-fn seen_together(a: &ExportTo, b: &ExportTo) -> bool {
-    match (a, b) {
-        (ExportTo::Nobody, _) | (_, ExportTo::Nobody) => false,
-        (ExportTo::All, _) | (_, ExportTo::All) => true,
-        (ExportTo::Namespaces(a), ExportTo::Namespaces(b)) => !a.is_disjoint(b),
-    }
-}
 
 /// Rules for requests and rules for connections of one host stand beside each other.
 fn alike(a: &VirtualService, b: &VirtualService) -> bool {

@@ -178,7 +178,7 @@ impl AskedFacts {
             asked.labels.extend(selector);
         }
         let selected = snapshot.selected_destination_rules.values().flatten();
-        for rule in snapshot.destination_rules.values().flat_map(BTreeMap::values).chain(selected) {
+        for rule in snapshot.destination_rules.values().flat_map(BTreeMap::values).flatten().chain(selected) {
             let policies = rule.spec.subsets.iter().map(|s| &s.traffic_policy).chain([&rule.spec.traffic_policy]);
             policies.flatten().for_each(|policy| asked.add_policy(policy));
         }

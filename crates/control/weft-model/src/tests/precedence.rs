@@ -1,6 +1,6 @@
 //! Which of several objects for one host a client goes by.
 
-use super::{labels, mesh};
+use super::{inputs, labels, mesh, warnings_of};
 use crate::{DestinationRule, Labels, MeshSnapshot, VirtualService};
 use std::sync::Arc;
 
@@ -108,4 +108,62 @@ fn gateway_routes_of_the_clients_namespace_come_before_others_of_all() {
     route.whole_path_elements = true;
     assert_eq!(names(&mesh.mesh_virtual_services("b")), ["route", "older"]);
     assert_eq!(names(&mesh.mesh_virtual_services("c")), ["older", "route"]);
+}
+
+#[test]
+fn destination_rules_for_different_clients_are_not_merged() {
+    let tls = ", trafficPolicy: {tls: {mode: SIMPLE}}";
+    let subsets = |name: &str| format!(", subsets: [{{name: {name}, labels: {{version: {name}}}}}]");
+    let mesh = mesh(
+        &[
+            service("a"),
+            service("b"),
+            service("c"),
+            rule(0, "a", "private", "db", &format!("{tls}, exportTo: [\".\"]")),
+            rule(1, "a", "public", "db", &subsets("v1")),
+            rule(2, "a", "more", "db", &subsets("v2")),
+            // Younger than what is for all: the namespace's own clients go by it.
+            rule(3, "b", "public", "db", &subsets("v1")),
+            rule(4, "b", "private", "db", &format!("{tls}, exportTo: [\".\"]")),
+            rule(5, "b", "private-too", "db", &format!("{}, exportTo: [b]", subsets("v3"))),
+            rule(6, "c", "for-others", "db", ", exportTo: [b]"),
+            rule(7, "istio-system", "for-all", "*.local", ""),
+        ]
+        .concat(),
+    );
+    // host, client, name of the oldest, has TLS, subsets
+    for (host, client, name, tls, subsets) in [
+        ("db.a.svc.cluster.local", "elsewhere", "public", false, vec!["v1", "v2"]),
+        ("db.a.svc.cluster.local", "a", "public", false, vec!["v1", "v2"]),
+        ("db.b.svc.cluster.local", "elsewhere", "public", false, vec!["v1"]),
+        ("db.b.svc.cluster.local", "b", "private", true, vec!["v3"]),
+        ("db.c.svc.cluster.local", "b", "for-others", false, vec![]),
+        ("db.c.svc.cluster.local", "c", "for-all", false, vec![]),
+        ("db.c.svc.cluster.local", "elsewhere", "for-all", false, vec![]),
+    ] {
+        let rule = found(&mesh, host, client, &Labels::new()).unwrap_or_else(|| panic!("{host} from {client}"));
+        let own: Vec<&str> = rule.spec.subsets.iter().map(|s| s.name.as_str()).collect();
+        let got = (rule.name.as_str(), rule.spec.traffic_policy.is_some(), own);
+        assert_eq!(got, (name, tls, subsets), "{host} from {client}");
+    }
+    // Who sees both is told that one of them does nothing there.
+    for (name, count) in [("public", 1), ("private", 1), ("more", 0), ("for-others", 0)] {
+        let found = warnings_of(&mesh, "DestinationRule", name);
+        let conflicts = found.iter().filter(|w| *w == "DestinationRuleConflict spec.exportTo").count();
+        assert_eq!(conflicts, count, "{name}: {found:?}");
+    }
+}
+
+/// A mesh whose rules are for nobody unless they say so is one whose rules are for their own namespace.
+#[test]
+fn without_export_to_a_namespace_sees_its_own_rules() {
+    for (default, seen) in [(vec!["."], false), (vec!["b"], true), (vec!["*"], true)] {
+        let mut inputs = inputs(&[service("a"), rule(0, "a", "own", "db", "")].concat());
+        let config = Arc::make_mut(&mut inputs.mesh);
+        config.default_destination_rule_export_to = default.iter().map(ToString::to_string).collect();
+        let mesh = crate::build(&inputs, None);
+        let from = |client: &str| found(&mesh, "db.a.svc.cluster.local", client, &Labels::new()).is_some();
+        assert!(from("a"), "{default:?}");
+        assert_eq!(from("b"), seen, "{default:?}");
+    }
 }

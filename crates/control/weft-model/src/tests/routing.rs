@@ -197,7 +197,7 @@ spec:
   subsets: [{name: v1, labels: {version: v1}}]
 "#,
     );
-    let rule = &mesh.destination_rules["a"]["reviews.a.svc.cluster.local"];
+    let [rule] = mesh.destination_rules["a"]["reviews.a.svc.cluster.local"].as_slice() else { panic!("not merged") };
     assert_eq!((rule.name.as_str(), rule.origins.len()), ("first", 2));
     let subsets: Vec<_> = rule.spec.subsets.iter().map(|s| (s.name.as_str(), s.labels["version"].as_str())).collect();
     assert_eq!(subsets, [("v1", "v1"), ("v2", "v2")]);
