@@ -273,7 +273,6 @@ impl<'a> Build<'a> {
             &self.old.destination_rules,
         );
         self.new.destination_rules = rules.merged;
-        self.new.selected_destination_rules = rules.selected;
         self.state.rule_warnings = Arc::new(rules.warnings);
         self.new.sections.destination_rules = self.version;
     }

@@ -1,12 +1,13 @@
-//! Destination rules by namespace and host; rules of one namespace for one host and the same clients (`exportTo`) are one rule.
+//! Destination rules by namespace and host; rules of one namespace for one host and the same clients (`exportTo`,
+//! `workloadSelector`) are one rule.
 //!
 //! The oldest rule's top-level traffic policy counts, and the first definition of a subset; what a younger rule says
-//! otherwise is reported. Rules with a workload selector stay by themselves.
+//! otherwise is reported.
 
 use crate::gateway_api::is_policy;
 use crate::parsed::Parsed;
 use crate::services::export_to;
-use crate::{DestinationRule, ExportTo, Settings, Warning, hosts};
+use crate::{DestinationRule, ExportTo, Labels, Settings, Warning, hosts};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use weft_core::Provenance;
@@ -21,7 +22,6 @@ type RulesByHost = BTreeMap<String, BTreeMap<String, Vec<Arc<DestinationRule>>>>
 #[derive(Debug, Default)]
 pub(crate) struct Rules {
     pub merged: RulesByHost,
-    pub selected: BTreeMap<String, Vec<Arc<DestinationRule>>>,
     pub warnings: Vec<Warning>,
 }
 
@@ -31,23 +31,14 @@ pub(crate) fn build(objects: &[Object], settings: &Settings, default_export: &Ex
     let mut merged: BTreeMap<String, BTreeMap<String, Vec<DestinationRule>>> = BTreeMap::new();
     for object in objects {
         let rule = from_object(object, settings, default_export);
-        let has_selector = rule.spec.workload_selector.as_ref().is_some_and(|s| !s.match_labels.is_empty());
-        if has_selector {
-            rules.selected.entry(rule.namespace.clone()).or_default().push(Arc::new(rule));
-            continue;
-        }
         let of_host = merged.entry(rule.namespace.clone()).or_default().entry(rule.host.to_string()).or_default();
         let policy = is_policy(&rule.name);
         if policy {
-            let selecting = rules.selected.get_mut(&rule.namespace).into_iter().flatten();
-            for own in selecting.filter(|own| own.host == rule.host) {
-                fill(Arc::make_mut(own), &rule, &mut rules.warnings);
-            }
             for own in of_host.iter_mut() {
                 fill(own, &rule, &mut rules.warnings);
             }
         }
-        match of_host.iter_mut().find(|older| older.export_to == rule.export_to) {
+        match of_host.iter_mut().find(|older| same_clients(older, &rule)) {
             Some(_) if policy => {}
             Some(older) => merge(older, rule, &mut rules.warnings),
             // For clients that see none of the user's rules, in which the policy is by now.
@@ -61,7 +52,7 @@ pub(crate) fn build(objects: &[Object], settings: &Settings, default_export: &Ex
             let known = before.and_then(|b| b.get(&host)).map_or(&[][..], Vec::as_slice);
             rules.warnings.extend(list.iter().enumerate().filter_map(|(i, rule)| hidden(rule, &list[i + 1..])));
             let list = list.into_iter().map(|rule| {
-                let old = known.iter().find(|old| old.export_to == rule.export_to);
+                let old = known.iter().find(|old| same_clients(old, &rule));
                 crate::parsed::reuse(old, rule)
             });
             (host, list.collect())
@@ -78,10 +69,23 @@ fn from_object(object: &Object, settings: &Settings, default_export: &ExportTo) 
         host: hosts::complete(&spec.host, &meta.namespace, &settings.domain),
         namespace: meta.namespace.clone(),
         name: meta.name.clone(),
-        export_to: seen_by(&spec.export_to, &meta.namespace, default_export),
+        // What is for certain workloads is for those of the rule's own namespace.
+        export_to: match selector(spec) {
+            Some(_) => ExportTo::Namespaces([meta.namespace.clone()].into()),
+            None => seen_by(&spec.export_to, &meta.namespace, default_export),
+        },
         spec: spec.clone(),
         origins: vec![meta.provenance.clone()],
     }
+}
+
+/// Labels of the client workloads that a rule is for; `None` = all.
+pub(crate) fn selector(spec: &istio::DestinationRule) -> Option<&Labels> {
+    spec.workload_selector.as_ref().map(|s| &s.match_labels).filter(|labels| !labels.is_empty())
+}
+
+fn same_clients(a: &DestinationRule, b: &DestinationRule) -> bool {
+    a.export_to == b.export_to && selector(&a.spec) == selector(&b.spec)
 }
 
 /// A rule that does not say who sees it is seen in its own namespace, whatever the mesh's default is.
@@ -98,8 +102,9 @@ fn seen_by(list: &[String], namespace: &str, default: &ExportTo) -> ExportTo {
 
 /// Of rules for one host that a client sees, the youngest group holds (as in Istio): says so of an older one.
 fn hidden(rule: &DestinationRule, younger: &[DestinationRule]) -> Option<Warning> {
-    let by =
-        younger.iter().find(|other| rule.export_to.overlaps(&other.export_to)).filter(|_| !is_policy(&rule.name))?;
+    let for_all = |rule: &DestinationRule| selector(&rule.spec).is_none();
+    let hides = |other: &&DestinationRule| for_all(other) && rule.export_to.overlaps(&other.export_to);
+    let by = younger.iter().find(hides).filter(|_| for_all(rule) && !is_policy(&rule.name))?;
     let message = format!(
         "clients that see DestinationRule {} go by it for host {}, and not by this one; give both the same exportTo to have them merged",
         by.name, rule.host

@@ -6,7 +6,7 @@ use crate::policies::mtls_mode;
 use crate::virtual_services::MESH_GATEWAY;
 use crate::{
     DestinationRule, Endpoint, EndpointAddress, ExportTo, Gateway, Labels, MeshSnapshot, MtlsMode, Policy, Service,
-    ServicePort, VirtualService, Workload, hosts, services, workloads,
+    ServicePort, VirtualService, Workload, destination_rules, hosts, services, workloads,
 };
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -62,6 +62,11 @@ impl MeshSnapshot {
         self.services.values().filter_map(|list| choose(list.iter(), namespace)).cloned().collect()
     }
 
+    /// All destination rules.
+    pub fn all_destination_rules(&self) -> impl Iterator<Item = &Arc<DestinationRule>> {
+        self.destination_rules.values().flat_map(|hosts| hosts.values()).flatten()
+    }
+
     /// The destination rule for `host` as clients in `client_namespace` see it; `service` is the service of that host, if
     /// there is one. Looked for in the client's namespace, then the service's, then the root namespace; in each, the exact
     /// host before the most specific wildcard. What the root namespace says to others is a default, also for clients that run
@@ -73,35 +78,11 @@ impl MeshSnapshot {
         client_namespace: &str,
         service: Option<&Service>,
     ) -> Option<&Arc<DestinationRule>> {
-        let root = self.settings.root_namespace.as_str();
-        let visible = |rule: &DestinationRule| rule.export_to.visible_in(client_namespace);
-        let own = if client_namespace == root {
-            self.rule_in(root, host, |rule| rule.export_to.is_only(root))
-        } else {
-            self.rule_in(client_namespace, host, visible)
-        };
-        own.or_else(|| self.rule_in(&service?.namespace, host, visible)).or_else(|| self.rule_in(root, host, visible))
+        self.destination_rule_for_workload(host, client_namespace, &Labels::new(), service)
     }
 
-    /// The rule of one namespace for `host`, of those that `seen` is true of; of several of one host, the last.
-    fn rule_in<'a>(
-        &'a self,
-        namespace: &str,
-        host: &str,
-        seen: impl Fn(&DestinationRule) -> bool,
-    ) -> Option<&'a Arc<DestinationRule>> {
-        let rules = self.destination_rules.get(namespace)?;
-        let last_seen = |list: &'a Vec<Arc<DestinationRule>>| list.iter().rev().find(|rule| seen(rule));
-        if let Some(rule) = rules.get(host).and_then(last_seen) {
-            return Some(rule);
-        }
-        // `*` sorts before any name, so wildcards come first.
-        let wildcards = rules.iter().take_while(|(h, _)| hosts::is_wildcard(h));
-        hosts::most_specific(host, wildcards.filter_map(|(h, list)| Some((h.as_str(), last_seen(list)?))))
-    }
-
-    /// As [`Self::destination_rule_for`], for the client workload with `labels`: a rule of its namespace that selects it
-    /// comes before the others.
+    /// As [`Self::destination_rule_for`], for the client workload with `labels`: of the rules of its namespace for one host, one
+    /// that selects it comes before the others.
     pub fn destination_rule_for_workload(
         &self,
         host: &str,
@@ -109,12 +90,44 @@ impl MeshSnapshot {
         labels: &Labels,
         service: Option<&Service>,
     ) -> Option<&Arc<DestinationRule>> {
-        let selecting =
-            self.selected_destination_rules.get(client_namespace).into_iter().flatten().filter(|rule| {
-                rule.spec.workload_selector.as_ref().is_some_and(|s| selected_by(&s.match_labels, labels))
-            });
-        hosts::most_specific(host, selecting.map(|rule| (&*rule.host, rule)))
-            .or_else(|| self.destination_rule_for(host, client_namespace, service))
+        let root = self.settings.root_namespace.as_str();
+        let visible = |rule: &DestinationRule| rule.export_to.visible_in(client_namespace);
+        let own = if client_namespace == root {
+            self.rule_in(root, host, labels, |rule| rule.export_to.is_only(root))
+        } else {
+            self.rule_in(client_namespace, host, labels, visible)
+        };
+        own.or_else(|| self.rule_in(&service?.namespace, host, labels, visible))
+            .or_else(|| self.rule_in(root, host, labels, visible))
+    }
+
+    /// The rule of one namespace for `host` and clients with `labels`, of those that `seen` is true of.
+    fn rule_in<'a>(
+        &'a self,
+        namespace: &str,
+        host: &str,
+        labels: &Labels,
+        seen: impl Fn(&DestinationRule) -> bool,
+    ) -> Option<&'a Arc<DestinationRule>> {
+        let rules = self.destination_rules.get(namespace)?;
+        let of_host = |list: &'a Vec<Arc<DestinationRule>>| {
+            let mut chosen = None;
+            for rule in list.iter().filter(|rule| seen(rule)) {
+                match destination_rules::selector(&rule.spec) {
+                    Some(selector) if selects(selector, labels) => return Some(rule),
+                    Some(_) => {}
+                    // Of several the youngest, as in Istio.
+                    None => chosen = Some(rule),
+                }
+            }
+            chosen
+        };
+        if let Some(rule) = rules.get(host).and_then(of_host) {
+            return Some(rule);
+        }
+        // `*` sorts before any name, so wildcards come first.
+        let wildcards = rules.iter().take_while(|(h, _)| hosts::is_wildcard(h));
+        hosts::most_specific(host, wildcards.filter_map(|(h, list)| Some((h.as_str(), of_host(list)?))))
     }
 
     /// Virtual services bound to `gateway` (`mesh` or `namespace/name`) that proxies in `namespace` see, in the order of

@@ -31,7 +31,8 @@ pub struct MeshSnapshot {
     /// Virtual services after delegate resolution, oldest first (then by namespace and name), short hosts completed.
     pub virtual_services: Vec<Arc<VirtualService>>,
     /// Destination rules by namespace of the rule, then by host (full name or wildcard), merged as Istio merges them: several
-    /// of one host have different `exportTo`, the oldest is first. Read through [`MeshSnapshot::destination_rule_for`].
+    /// of one host have different `exportTo` or workload selectors, the oldest is first. Read through
+    /// [`MeshSnapshot::destination_rule_for`].
     pub destination_rules: BTreeMap<String, BTreeMap<String, Vec<Arc<DestinationRule>>>>,
     /// Gateways, oldest first.
     pub gateways: Vec<Arc<Gateway>>,
@@ -66,9 +67,6 @@ pub struct MeshSnapshot {
     pub services_by_namespace: BTreeMap<String, Vec<Arc<Service>>>,
     /// Workloads by `namespace/name`; of pods and workload entries of one name, the pod.
     pub workloads_by_name: HashMap<String, Arc<Workload>>,
-    /// Destination rules with a workload selector, by namespace, oldest first. They come before the rules without one,
-    /// for the clients they select. Read through [`MeshSnapshot::destination_rule_for_workload`].
-    pub selected_destination_rules: BTreeMap<String, Vec<Arc<DestinationRule>>>,
     /// Why what a secret says now is not, or should not be, shown to clients; by namespace and name. A sentence for the user.
     pub secret_problems: BTreeMap<(String, String), String>,
     /// When one of [`Self::secret_problems`] begins or ends by the clock alone, Unix seconds.
@@ -467,7 +465,7 @@ pub struct VirtualService {
     pub provenance: Provenance,
 }
 
-/// A destination rule, merged from all of its host and `exportTo` in its namespace.
+/// A destination rule, merged from all of its host, `exportTo` and workload selector in its namespace.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DestinationRule {
     /// Host, fully qualified and lower case; may start with `*.`.

@@ -28,7 +28,7 @@ pub(crate) fn of_routes(snapshot: &MeshSnapshot) -> Vec<Warning> {
     for vs in &snapshot.virtual_services {
         virtual_service(&look, vs, &mut found);
     }
-    for rule in snapshot.destination_rules.values().flat_map(|rules| rules.values().flatten()) {
+    for rule in snapshot.all_destination_rules() {
         if !hosts::is_wildcard(&rule.host) && !known_host(snapshot, &rule.host) {
             let at = rule.origins.first().cloned().unwrap_or_default().at("spec.host");
             found.push(not_found(at, format!("host {} is no service of the mesh; the rule has no effect", rule.host)));
@@ -103,10 +103,8 @@ struct Look<'a> {
 
 impl<'a> Look<'a> {
     fn new(snapshot: &'a MeshSnapshot) -> Self {
-        let merged = snapshot.destination_rules.values().flat_map(|rules| rules.values().flatten());
-        let all = merged.chain(snapshot.selected_destination_rules.values().flatten());
         let (mut exact, mut wild): (HashMap<&str, Vec<&DestinationRule>>, _) = (HashMap::new(), Vec::new());
-        for rule in all {
+        for rule in snapshot.all_destination_rules() {
             match hosts::is_wildcard(&rule.host) {
                 true => wild.push(&**rule),
                 false => exact.entry(&*rule.host).or_default().push(rule),

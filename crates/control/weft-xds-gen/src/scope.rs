@@ -173,12 +173,9 @@ impl AskedFacts {
             let tcp = vs.spec.tcp.iter().flat_map(|r| &r.matches).map(|m| &m.source_labels);
             asked.labels.extend(http.chain(tls).chain(tcp).flat_map(|labels| labels.keys().cloned()));
         }
-        for rule in snapshot.selected_destination_rules.values().flatten() {
+        for rule in snapshot.all_destination_rules() {
             let selector = rule.spec.workload_selector.iter().flat_map(|s| s.match_labels.keys().cloned());
             asked.labels.extend(selector);
-        }
-        let selected = snapshot.selected_destination_rules.values().flatten();
-        for rule in snapshot.destination_rules.values().flat_map(BTreeMap::values).flatten().chain(selected) {
             let policies = rule.spec.subsets.iter().map(|s| &s.traffic_policy).chain([&rule.spec.traffic_policy]);
             policies.flatten().for_each(|policy| asked.add_policy(policy));
         }

@@ -167,3 +167,41 @@ fn without_export_to_a_namespace_sees_its_own_rules() {
         assert_eq!(from("b"), seen, "{default:?}");
     }
 }
+
+#[test]
+fn an_exact_host_comes_before_a_selected_wildcard() {
+    let subset = |name: &str| format!(", subsets: [{{name: {name}, labels: {{version: {name}}}}}]");
+    let chosen = |app: &str| format!(", workloadSelector: {{matchLabels: {{app: {app}}}}}");
+    let mesh = mesh(
+        &[
+            service("a"),
+            service("b"),
+            service("c"),
+            rule(0, "a", "selected-wide", "*.local", &chosen("x")),
+            rule(1, "a", "exact", "db", &subset("v1")),
+            rule(2, "a", "wide", "*.b.svc.cluster.local", ""),
+            rule(3, "a", "selected-b", "db.b.svc.cluster.local", &(chosen("x") + &subset("v1"))),
+            rule(4, "a", "more-b", "db.b.svc.cluster.local", &(chosen("x") + &subset("v2"))),
+            rule(5, "a", "other-b", "db.b.svc.cluster.local", &(chosen("w") + &subset("v3"))),
+            rule(6, "a", "equal", "db.c.svc.cluster.local", ""),
+            rule(7, "a", "equal-selected", "db.c.svc.cluster.local", &chosen("x")),
+        ]
+        .concat(),
+    );
+    // host, label `app` of the client, rule, subsets
+    for (host, app, name, subsets) in [
+        ("db.a.svc.cluster.local", "x", "exact", vec!["v1"]),
+        ("db.b.svc.cluster.local", "x", "selected-b", vec!["v1", "v2"]),
+        ("db.b.svc.cluster.local", "w", "other-b", vec!["v3"]),
+        ("db.b.svc.cluster.local", "z", "wide", vec![]),
+        ("db.c.svc.cluster.local", "x", "equal-selected", vec![]),
+        ("db.c.svc.cluster.local", "z", "equal", vec![]),
+        ("db.elsewhere.svc.cluster.local", "x", "selected-wide", vec![]),
+    ] {
+        let rule = found(&mesh, host, "a", &labels(&[("app", app)])).unwrap_or_else(|| panic!("{host} from {app}"));
+        let own: Vec<&str> = rule.spec.subsets.iter().map(|s| s.name.as_str()).collect();
+        assert_eq!((rule.name.as_str(), own), (name, subsets), "{host} from {app}");
+    }
+    let other = found(&mesh, "db.b.svc.cluster.local", "elsewhere", &labels(&[("app", "x")]));
+    assert_eq!(other.map(|r| &r.name), None, "a rule with a selector is for its own namespace");
+}

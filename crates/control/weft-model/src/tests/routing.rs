@@ -251,7 +251,7 @@ fn destination_rule_lookup() {
     }
     let selected =
         mesh.destination_rule_for_workload("db.own.svc.cluster.local", "client", &labels(&[("app", "x")]), None);
-    assert_eq!(selected.unwrap().name, "selected");
+    assert_eq!(selected.unwrap().name, "client-exact", "the exact host comes first");
 }
 
 #[test]
