@@ -119,15 +119,16 @@ pub(crate) fn address_block(text: &str) -> Option<IpNet> {
 
 fn port(port: &istio::ServiceEntryPort) -> Option<ServicePort> {
     let number = u16::try_from(port.number).ok().filter(|n| *n != 0)?;
-    let said = match port.protocol.as_str() {
-        "" => protocol::of_service_port(number, &port.name, "TCP", None),
-        word => protocol::of_name(word),
+    let protocol = match port.protocol.as_str() {
+        // Detected, whatever the port's name is; not where the server is known to speak first.
+        "" => protocol::of_service_port(number, "", "TCP", None),
+        // A word that stands for no known protocol: bytes, since there may be no client whose first bytes tell.
+        word => Some(protocol::of_name(word)).filter(|said| *said != Protocol::Unknown).unwrap_or(Protocol::Tcp),
     };
     Some(ServicePort {
         number,
         name: port.name.clone(),
-        // An external port of no known protocol carries bytes: there may be no client whose first bytes tell.
-        protocol: if said == Protocol::Unknown { Protocol::Tcp } else { said },
+        protocol,
         target_port: Some(u16::try_from(port.target_port).ok().filter(|n| *n != 0).unwrap_or(number)),
         target_port_name: String::new(),
     })

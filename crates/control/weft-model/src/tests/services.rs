@@ -324,3 +324,22 @@ fn nulls_are_fields_that_are_not_there() {
     assert_eq!(mesh.workloads_by_name["default/gw"].service_account, "gw");
     assert!(mesh.warnings.is_empty(), "{:?}", mesh.warnings);
 }
+
+/// What is spoken on a port that says nothing of it is found in the first bytes, whatever the port's name begins with.
+#[test]
+fn ports_of_service_entries_without_a_protocol() {
+    for (port, want) in [
+        ("{number: 80, name: web}", Protocol::Unknown),
+        ("{number: 80, name: http}", Protocol::Unknown),
+        ("{number: 443, name: tcp-x}", Protocol::Unknown),
+        ("{number: 3306, name: db}", Protocol::Tcp),
+        ("{number: 80, name: web, protocol: HTTP}", Protocol::Http),
+        ("{number: 80, name: web, protocol: TCP}", Protocol::Tcp),
+    ] {
+        let mesh = mesh(&format!(
+            "{{apiVersion: networking.istio.io/v1, kind: ServiceEntry, metadata: {{name: s, namespace: a}}, \
+             spec: {{hosts: [s.corp], resolution: DNS, ports: [{port}]}}}}"
+        ));
+        assert_eq!(mesh.services["s.corp"][0].ports[0].protocol, want, "{port}");
+    }
+}
