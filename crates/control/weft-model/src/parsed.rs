@@ -75,6 +75,8 @@ impl From<String> for Unreadable {
 
 /// Group of the kinds that restrict who may talk to whom.
 const SECURITY_GROUP: &str = "security.istio.io";
+/// Other kinds of which the last that could be read stays in force.
+const STAYING_KINDS: [&str; 3] = ["Secret", "DestinationRule", "BackendTLSPolicy"];
 
 /// How an object of a kind is read.
 pub(crate) type Reader<T> = fn(&Object) -> Result<T, Unreadable>;
@@ -143,17 +145,18 @@ impl<T: PartialEq> Kind<T> {
                 Some(Arc::new(Parsed { meta, spec: Arc::new(spec) }))
             }
             Err(Unreadable { path, mut message }) => {
-                // Without its policy a workload is open to more than anyone asked for, and without its certificate a
-                // gateway is closed.
+                // Without its policy a workload is open to more than anyone asked for, without its certificate a gateway is
+                // closed, and without its rule a service is called in plain text.
                 let closed = [true, false].iter().find_map(|targets| reader(&closed(object, *targets)?).ok());
-                let before = old_read.filter(|_| object.group() == SECURITY_GROUP || object.kind == "Secret");
+                let stays = object.group() == SECURITY_GROUP || STAYING_KINDS.contains(&object.kind.as_str());
+                let before = old_read.filter(|_| stays);
                 let kept = match (before, closed) {
                     (Some(before), closed) if closed.as_ref() != Some(&*before.spec) => {
                         message.push_str("; what it said before stays in force");
                         Some(before.clone())
                     }
                     (_, Some(spec)) => {
-                        message.push_str("; until it can be read it refuses everything to the workloads it selects");
+                        message.push_str(told_of_closed(&object.kind));
                         Some(Arc::new(Parsed { meta: meta.clone(), spec: Arc::new(spec) }))
                     }
                     (before, None) => before.cloned(),
@@ -165,12 +168,22 @@ impl<T: PartialEq> Kind<T> {
     }
 }
 
+/// What is in force in place of an object that could never be read.
+fn told_of_closed(kind: &str) -> &'static str {
+    match kind {
+        "DestinationRule" => "; until it can be read only what it says of TLS and subsets is in force",
+        _ => "; until it can be read it refuses everything to the workloads it selects",
+    }
+}
+
 /// What a policy that could never be read is taken for: the most restrictive one of its kind, for the workloads that it
 /// selects as far as that can be told. An AuthorizationPolicy that allows nothing, a PeerAuthentication that is STRICT.
+/// Of a DestinationRule what it says of TLS.
 /// `targets`: bound to the objects that it names, if it names any.
 fn closed(object: &Object, targets: bool) -> Option<Object> {
     let mut spec = serde_json::Map::new();
     match object.kind.as_str() {
+        "DestinationRule" => return Some(only_tls(object)),
         _ if object.group() != SECURITY_GROUP => return None,
         // It would only write to a log.
         "AuthorizationPolicy" if object.spec().get("action").and_then(Value::as_str) == Some("AUDIT") => return None,
@@ -190,6 +203,38 @@ fn closed(object: &Object, targets: bool) -> Option<Object> {
     let mut closed = object.clone();
     closed.body.insert("spec".into(), Value::Object(spec));
     Some(closed)
+}
+
+/// A destination rule with its host, its clients, and its subsets and TLS alone.
+fn only_tls(object: &Object) -> Object {
+    let only = |value: &Value, fields: &[&str]| -> Value {
+        let kept = fields.iter().filter_map(|field| Some(((*field).to_string(), value.get(*field)?.clone())));
+        Value::Object(kept.collect())
+    };
+    let policy = |policy: &Value| {
+        let mut kept = only(policy, &["tls", "portLevelSettings"]);
+        if let Some(ports) = kept.get_mut("portLevelSettings").and_then(Value::as_array_mut) {
+            ports.iter_mut().for_each(|port| *port = only(port, &["port", "tls"]));
+        }
+        kept
+    };
+    let with_policy = |from: &Value, fields: &[&str]| {
+        let mut kept = only(from, fields);
+        let tls = from.get("trafficPolicy").map(policy).filter(|kept| kept.as_object().is_some_and(|m| !m.is_empty()));
+        if let (Some(tls), Some(kept)) = (tls, kept.as_object_mut()) {
+            kept.insert("trafficPolicy".into(), tls);
+        }
+        kept
+    };
+    let mut spec = with_policy(object.spec(), &["host", "exportTo", "workloadSelector"]);
+    if let (Some(subsets), Some(spec)) = (object.spec().get("subsets").and_then(Value::as_array), spec.as_object_mut())
+    {
+        let subsets = subsets.iter().map(|subset| with_policy(subset, &["name", "labels"]));
+        spec.insert("subsets".into(), subsets.collect());
+    }
+    let mut reduced = object.clone();
+    reduced.body.insert("spec".into(), spec);
+    reduced
 }
 
 /// The key of age: a conflict is decided for the older object, then by name and namespace.

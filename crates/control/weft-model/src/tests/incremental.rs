@@ -4,7 +4,7 @@ use super::{REVIEWS, inputs, objects};
 use crate::{Inputs, MeshSnapshot, Sections, build};
 use serde_json::json;
 use std::sync::Arc;
-use weft_k8s_api::Object;
+use weft_k8s_api::{Object, istio};
 
 const VS: &str = r#"
 ---
@@ -139,6 +139,62 @@ fn a_policy_that_was_never_valid_does_not_leave_a_door_open() {
     assert!(audit.authorization.get("default").is_none_or(Vec::is_empty), "it would refuse nothing when it is right");
     let peers = build(&inputs(&policy("PeerAuthentication", "{mtls: {mode: STRIKT}}")), None);
     assert_eq!(peers.mtls_mode("default", &Default::default(), 80), crate::MtlsMode::Strict);
+}
+
+/// A rule that says how a service is called: without it clients would call in plain text.
+#[test]
+fn a_rule_for_clients_that_becomes_invalid_still_asks_for_tls() {
+    let rule = |tries: &str| {
+        format!(
+            "{{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {{name: r, namespace: default}}, \
+             spec: {{host: a.example.com, subsets: [{{name: v1, labels: {{version: v1}}, trafficPolicy: {{tls: {{mode: DISABLE}}}}}}], \
+             trafficPolicy: {{tls: {{mode: SIMPLE, sni: a.example.com}}, connectionPool: {{http: {{maxRetries: {tries}}}}}, \
+             portLevelSettings: [{{port: {{number: 80}}, tls: {{mode: MUTUAL, credentialName: c}}}}]}}}}}}\n"
+        )
+    };
+    let told = |mesh: &MeshSnapshot, words: &str| {
+        let about = mesh.warnings.iter().filter(|w| w.code == "IST0106" && w.at.name == "r");
+        about.map(|w| w.message.contains(words)).collect::<Vec<_>>()
+    };
+    let found = |mesh: &MeshSnapshot| mesh.destination_rule_for("a.example.com", "default", None).cloned();
+    let first = build(&inputs(&rule("3")), None);
+    let known = found(&first).unwrap();
+    let broken = build(&inputs(&rule("-3")), Some(&first));
+    assert_eq!(found(&broken).unwrap().spec, known.spec);
+    assert_eq!(told(&broken, "stays in force"), [true]);
+    // Never read before, as after a restart: what it says of TLS can be read.
+    let anew = build(&inputs(&rule("-3")), None);
+    let policy = found(&anew).unwrap_or_else(|| panic!("{:?}", anew.warnings)).spec.traffic_policy.clone().unwrap();
+    let (was, of_ports) =
+        (known.spec.traffic_policy.as_ref().unwrap(), |p: &istio::TrafficPolicy| p.port_level_settings.clone());
+    assert_eq!((&policy.tls, of_ports(&policy)), (&was.tls, of_ports(was)));
+    assert_eq!(policy.connection_pool, None);
+    assert_eq!(found(&anew).unwrap().spec.subsets, known.spec.subsets);
+    assert_eq!(told(&anew, "only what it says of TLS"), [true]);
+    let unreadable = rule("3").replace("mode: SIMPLE", "mode: SIMPEL");
+    let anew = build(&inputs(&unreadable), None);
+    assert!(found(&anew).is_none() && told(&anew, "TLS") == [false], "{:?}", anew.warnings);
+    assert_eq!(found(&build(&inputs(&unreadable), Some(&first))).unwrap().spec, known.spec);
+    assert!(found(&build(&inputs(REVIEWS), Some(&broken))).is_none(), "deleted is deleted");
+}
+
+#[test]
+fn a_policy_for_backends_that_becomes_invalid_stays_as_it_was() {
+    let policy = |target: &str| {
+        format!(
+            "{{apiVersion: gateway.networking.k8s.io/v1, kind: BackendTLSPolicy, metadata: {{name: p, namespace: default}}, \
+             spec: {{targetRefs: [{target}], validation: {{hostname: a.example.com, wellKnownCACertificates: System}}}}}}\n---\n{REVIEWS}"
+        )
+    };
+    let tls = |mesh: &MeshSnapshot| {
+        let rule = mesh.destination_rule_for("reviews.default.svc.cluster.local", "default", None)?;
+        rule.spec.traffic_policy.as_ref()?.tls.as_ref().map(|tls| tls.sni.clone())
+    };
+    let first = build(&inputs(&policy("{group: '', kind: Service, name: reviews}")), None);
+    assert_eq!(tls(&first).as_deref(), Some("a.example.com"), "{:?}", first.warnings);
+    let broken = build(&inputs(&policy("{group: '', kind: Service, name: [reviews]}")), Some(&first));
+    assert!(broken.warnings.iter().any(|w| w.code == "IST0106" && w.at.name == "p"), "{:?}", broken.warnings);
+    assert_eq!(tls(&broken).as_deref(), Some("a.example.com"));
 }
 
 fn changed(old: &MeshSnapshot, new: &MeshSnapshot) -> Sections {
