@@ -39,7 +39,7 @@ pub use gateway_api::StatusUpdate;
 pub use inputs::{Inputs, KINDS};
 pub use jwks::{FetchedKeys, KeyRequest, KeySource};
 pub use lookup::ServiceInstance;
-pub use scope::{EgressScope, HostPattern, SidecarScope};
+pub use scope::{EgressScope, HostPattern, SidecarScope, stands_for_all_ports};
 pub use secrets::CA_SUFFIX;
 pub use snapshot::*;
 pub use trim::{kept, trim};

@@ -15,7 +15,7 @@ use crate::on_demand::{self, Addresses, Directory, Hosts, Names, Standing};
 use crate::proxy::ProxyView;
 use crate::resource::{ProxyResources, Resource, ResourceMap, Resources};
 use crate::route::{self, KeptRoutes};
-use crate::scope::{AskedFacts, Scope, ScopeKey, View};
+use crate::scope::{AskedFacts, Egress, Scope, ScopeKey, View};
 use crate::shared::{PartKey, Parts, Pool, lock};
 use crate::{endpoint, envoy_filter, name_table};
 use std::cell::LazyCell;
@@ -228,7 +228,9 @@ impl Step<'_> {
         let routes = self.routes(kept, &outbound);
         let clusters = self.clusters(kept);
         let own = self.own(|| &*observe);
-        let directory = self.proxy.on_demand().then(|| self.directory(kept, &outbound, &routes, &own));
+        // Who may be asked for any host of any port has no questions.
+        let asks = self.proxy.on_demand() && !self.view.scope.egress.iter().any(Egress::for_all_ports);
+        let directory = asks.then(|| self.directory(kept, &outbound, &routes, &own));
 
         ProxyResources {
             listeners: ResourceMap::new(self.without_own(&outbound), own.listeners),

@@ -13,7 +13,7 @@ use weft_core::Strng;
 use weft_k8s_api::istio::{self, OutboundTrafficPolicyMode as Mode};
 use weft_model::{
     DestinationRule, ExportTo, Labels, MESH_GATEWAY, MeshSnapshot, Near, Resolution, Service, ServicePort, Sidecar,
-    VirtualService,
+    VirtualService, stands_for_all_ports,
 };
 
 /// What the outbound configuration of a proxy depends on, besides the snapshot.
@@ -111,6 +111,13 @@ impl<'a> View<'a> {
         let service = self.scope.meant(host).map(|s| &**s);
         let host = service.map_or(host, |service| &service.host);
         self.snapshot.destination_rule_for_workload(host, &key.namespace, &key.labels, service).cloned()
+    }
+}
+
+impl Egress {
+    /// Takes requests to all ports at a port or socket of its own.
+    pub fn for_all_ports(&self) -> bool {
+        self.listener.as_ref().is_some_and(stands_for_all_ports)
     }
 }
 

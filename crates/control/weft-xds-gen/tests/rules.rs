@@ -7,7 +7,8 @@ mod common;
 use common::World;
 use serde_json::{Value, json};
 use weft_proto::envoy::config::cluster::v3::Cluster;
-use weft_proto::envoy::config::route::v3::RouteConfiguration;
+use weft_proto::envoy::config::listener::v3::Listener;
+use weft_proto::envoy::config::route::v3::{RouteConfiguration, VirtualHost};
 use weft_proto::{json::to_json, unpack};
 use weft_xds_gen::{GenCache, ResourceMap, generate};
 
@@ -143,4 +144,82 @@ fn limits_of_a_service_hold_at_its_own_proxy() {
         );
         assert!(cluster["outlier_detection"].is_null(), "a proxy does not eject its own workload");
     }
+}
+
+/// A Sidecar's listener on a Unix socket, or one that clients are told to use as a proxy, takes requests to all ports.
+#[test]
+fn listeners_for_all_ports() {
+    let objects = "
+apiVersion: v1
+kind: Service
+metadata: {name: other, namespace: b}
+spec: {selector: {app: server}, ports: [{name: http, port: 80}, {name: http-2, port: 9000}, {name: tcp, port: 9001}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: x, namespace: b}
+spec: {hosts: [x.example.com], http: [{directResponse: {status: 418}}]}
+---
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {name: s, namespace: b}
+spec:
+  egress:
+  - {port: {number: 0, protocol: HTTP, name: e}, bind: 'unix:///run/e.sock', hosts: ['./*']}
+  - {port: {number: 0, protocol: TCP, name: t}, bind: 'unix:///run/t.sock', hosts: ['./server.b.svc.cluster.local']}
+  - {port: {number: 15080, protocol: HTTP_PROXY, name: p}, bind: 127.0.0.1, captureMode: NONE, hosts: ['./*']}
+  - {port: {number: 9000, protocol: TCP, name: bytes}, hosts: ['./*']}
+  - {hosts: ['./*']}
+";
+    let snapshot = World::new().add(WORLD).add(objects).snapshot();
+    let refused: Vec<_> = snapshot.warnings.iter().filter(|w| w.code == "IST0106").collect();
+    assert!(refused.is_empty(), "{refused:?}");
+    for weft in [false, true] {
+        let more = if weft { json!({"WEFT_ON_DEMAND": "true"}) } else { Value::Null };
+        let made = generate(&snapshot, &common::proxy(&snapshot, "b/caller-0", weft, &more));
+        assert!(made.directory.is_none(), "a proxy that may be asked for anything has everything");
+        let socket = json_of::<Listener>(&made.listeners, "unix:///run/e.sock_0");
+        assert_eq!(socket["address"]["pipe"]["path"], "/run/e.sock");
+        let manager = |listener: &Value| listener["filter_chains"][0]["filters"][0]["typed_config"].clone();
+        assert_eq!(manager(&socket)["rds"]["route_config_name"], "unix:///run/e.sock");
+        let proxy = json_of::<Listener>(&made.listeners, "127.0.0.1_15080");
+        assert_eq!(manager(&proxy)["rds"]["route_config_name"], "15080");
+        for route in ["unix:///run/e.sock", "15080"] {
+            let routes = json_of::<RouteConfiguration>(&made.routes, route);
+            assert!(routes["ignore_port_in_host_matching"].is_null(), "{routes}");
+            let mut hosts: Vec<Value> = routes["virtual_hosts"].as_array().cloned().unwrap_or_default();
+            let apart = made.virtual_hosts.iter().filter(|r| r.name.starts_with(&format!("{route}/")));
+            hosts.extend(apart.map(|r| json_of::<VirtualHost>(&made.virtual_hosts, &r.name)));
+            let action = |domain: &str| {
+                let has = |host: &&Value| host["domains"].as_array().unwrap().iter().any(|d| d == domain);
+                let found: Vec<&Value> = hosts.iter().filter(has).collect();
+                assert!(found.len() <= 1, "{domain} is there twice");
+                found.first().map(|host| host["routes"][0].clone()).unwrap_or_default()
+            };
+            for (domain, cluster) in [
+                ("server", "outbound|8000||server.b.svc.cluster.local"),
+                ("server:8000", "outbound|8000||server.b.svc.cluster.local"),
+                ("other", "outbound|80||other.b.svc.cluster.local"),
+                ("other.b.svc.cluster.local:80", "outbound|80||other.b.svc.cluster.local"),
+                ("other:9000", "outbound|9000||other.b.svc.cluster.local"),
+            ] {
+                assert_eq!(action(domain)["route"]["cluster"], cluster, "{route} {domain}");
+            }
+            assert!(action("other:9001").is_null() && action("other:8000").is_null(), "{route}");
+            assert_eq!(action("x.example.com")["direct_response"]["status"], 418, "{route}");
+            assert_eq!(action("*")["name"], "allow_any", "{route}");
+        }
+        let bytes = |name: &str| json_of::<Listener>(&made.listeners, name)["filter_chains"][0]["filters"].to_string();
+        assert!(bytes("unix:///run/t.sock_0").contains("outbound|8000||server.b.svc.cluster.local"));
+        // What the Sidecar says of the port counts, not what the service says.
+        let (address, _) = address_of(&snapshot, "other.b.svc.cluster.local");
+        let at = format!("{address}_9000");
+        assert!(bytes(&at).contains("tcp_proxy") && !bytes(&at).contains("http_connection_manager"), "{}", bytes(&at));
+    }
+}
+
+/// The virtual address of a service, and its first port.
+fn address_of(snapshot: &weft_model::MeshSnapshot, host: &str) -> (String, u16) {
+    let service = &snapshot.services[host][0];
+    (service.addresses[0].addr().to_string(), service.ports[0].number)
 }

@@ -9,6 +9,7 @@ use super::chain::{Chain, PLAIN_HTTP, RAW_BUFFER, add_without_collision};
 use super::hcm::{self, Options, Place, RouteSource};
 use super::l4::Call;
 use super::{Maker, inspect};
+use crate::gateway;
 use crate::pb::core::TrafficDirection;
 use crate::pb::listener::{FilterChain, FilterChainMatch, Listener};
 use crate::pb::{self, address, http_filter, network_filter, value};
@@ -20,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use weft_core::Strng;
-use weft_k8s_api::istio::{CaptureMode, IstioEgressListener};
+use weft_k8s_api::istio::{CaptureMode, IstioEgressListener, Port};
 use weft_model::{EndpointAddress, Protocol, Registry, Resolution, Service, ServicePort};
 use weft_proto::envoy::extensions::filters::http::dynamic_forward_proxy::v3 as http_dfp;
 use weft_proto::envoy::extensions::filters::network::sni_dynamic_forward_proxy::v3 as sni_dfp;
@@ -77,11 +78,14 @@ pub(crate) fn listeners(maker: Maker<'_>, intercepts: bool) -> Outbound {
     let mut build = Build { maker, entries: BTreeMap::new(), routes: BTreeSet::new(), of_pods: BTreeMap::new() };
     for egress in &maker.view.scope.egress {
         let binding = binding(egress.listener.as_ref(), intercepts, maker.view.scope.key.ipv6);
-        let port = egress.listener.as_ref().and_then(|l| l.port.as_ref()).and_then(|p| u16::try_from(p.number).ok());
-        if port.is_none() {
-            build.entries.values_mut().for_each(|entry| entry.closed = true);
+        match egress.listener.as_ref().and_then(|l| l.port.as_ref()) {
+            Some(own) if egress.for_all_ports() => build.for_all_ports(egress, own, &binding),
+            Some(own) => build.of_port(egress, own, &binding),
+            None => {
+                build.entries.values_mut().for_each(|entry| entry.closed = true);
+                build.egress(egress, &binding);
+            }
         }
-        build.egress(egress, port, &binding);
     }
     let sockets = build.entries.values().filter(|entry| entry.bind_to_port);
     let bound = sockets.map(|entry| listener_name(&entry.bind, entry.port).into()).collect();
@@ -102,16 +106,53 @@ fn binding(listener: Option<&IstioEgressListener>, intercepts: bool, ipv6: bool)
 }
 
 impl Build<'_> {
-    fn egress(&mut self, egress: &Egress, port: Option<u16>, binding: &Binding) {
-        // Who calls a service by another name dials its addresses.
-        for service in egress.services.iter().filter(|service| service.alias_of.is_none()) {
+    fn egress(&mut self, egress: &Egress, binding: &Binding) {
+        for service in own_services(egress) {
             for service_port in service.ports.iter().filter(|p| p.protocol != Protocol::Udp) {
-                if port.is_some_and(|port| port != service_port.number) {
-                    continue;
-                }
                 self.service_port(egress, service, service_port, binding);
             }
         }
+    }
+
+    /// The Sidecar's listener says what is spoken on its port.
+    fn of_port(&mut self, egress: &Egress, own: &Port, binding: &Binding) {
+        for service in own_services(egress) {
+            let of_port = |p: &&ServicePort| p.protocol != Protocol::Udp && u32::from(p.number) == own.number;
+            for port in service.ports.iter().filter(of_port) {
+                let port = ServicePort { protocol: gateway::protocol(&own.protocol), ..port.clone() };
+                self.service_port(egress, service, &port, binding);
+            }
+        }
+    }
+
+    /// One listener, whatever port a request is for. Bytes do not say which: they go to the first service that has one port.
+    fn for_all_ports(&mut self, egress: &Egress, own: &Port, binding: &Binding) {
+        let protocol = gateway::protocol(&own.protocol);
+        let Ok(number) = u16::try_from(own.number) else { return };
+        let carried = |s: &Service| s.ports.iter().filter(|p| p.protocol != Protocol::Udp).count();
+        let first = |s: &&Arc<Service>| protocol.is_http() || carried(s) == 1;
+        let Some(service) = own_services(egress).find(first) else { return };
+        let bind = binding.bind.clone().unwrap_or_else(|| self.maker.view.scope.key.wildcard().into());
+        let (kind, chains) = if protocol.is_http() {
+            let route = if number == 0 { OutboundRoute::Socket(bind.clone()) } else { OutboundRoute::Port(number) };
+            let port = ServicePort { number, protocol, ..ServicePort::default() };
+            let dynamic: Vec<Strng> = egress.services.iter().flat_map(|s| own_name(s)).collect();
+            let chain = http_chain(self.maker, &bind, &port, service, &route, (false, &dynamic));
+            self.routes.insert(route);
+            (Kind::Http, vec![chain])
+        } else {
+            let of_service = service.ports.iter().find(|p| p.protocol != Protocol::Udp);
+            let Some(port) = of_service.map(|port| ServicePort { protocol, ..port.clone() }) else { return };
+            let call =
+                Call { service, port: &port, listen_port: port.number, destinations: Vec::new(), wildcard: false };
+            let mut own = Vec::new();
+            add_without_collision(&mut own, self.maker.l4_chains(&call, &egress.virtual_services));
+            (Kind::Tcp, own)
+        };
+        let key = (bind.clone(), number);
+        let bind_to_port = binding.bind_to_port;
+        let entry = Entry { bind, port: number, bind_to_port, kind, protocol, chains, closed: true };
+        self.entries.entry(key).or_insert(entry);
     }
 
     fn service_port(&mut self, egress: &Egress, service: &Arc<Service>, port: &ServicePort, binding: &Binding) {
@@ -246,6 +287,11 @@ impl Build<'_> {
             }
         }
     }
+}
+
+/// Who calls a service by another name dials its addresses.
+fn own_services(egress: &Egress) -> impl Iterator<Item = &Arc<Service>> {
+    egress.services.iter().filter(|service| service.alias_of.is_none())
 }
 
 /// Addresses of a service for this scope: its own; those the mesh gave it where the proxy answers DNS.

@@ -44,6 +44,8 @@ pub(crate) enum OutboundRoute {
     Port(u16),
     /// HTTP found on a port of one service whose protocol is not known: `host:port`.
     Sniffed(String, u16),
+    /// All HTTP of a Unix socket: its path, as `unix:///path`.
+    Socket(String),
 }
 
 impl OutboundRoute {
@@ -52,6 +54,33 @@ impl OutboundRoute {
         match self {
             OutboundRoute::Port(port) => port.to_string(),
             OutboundRoute::Sniffed(host, port) => format!("{host}:{port}"),
+            OutboundRoute::Socket(path) => path.clone(),
+        }
+    }
+
+    /// The Sidecar's listener that it is for: the one for the port or socket, else the one for all that no other names.
+    pub fn egress<'a>(&self, scope: &'a Scope) -> Option<&'a Egress> {
+        let declared = |e: &&Egress, number: u16| {
+            e.listener.as_ref().and_then(|l| l.port.as_ref()).is_some_and(|p| p.number == u32::from(number))
+        };
+        match self {
+            OutboundRoute::Port(port) | OutboundRoute::Sniffed(_, port) => {
+                let for_rest = |e: &&Egress| e.listener.as_ref().is_none_or(|l| l.port.is_none());
+                let of_port = scope.egress.iter().find(|e| declared(e, *port));
+                of_port.or_else(|| scope.egress.iter().find(for_rest))
+            }
+            OutboundRoute::Socket(path) => {
+                let binds = |e: &&Egress| e.listener.as_ref().is_some_and(|l| l.bind == *path) && declared(e, 0);
+                scope.egress.iter().find(binds)
+            }
+        }
+    }
+
+    /// The port of the requests; zero for a socket.
+    pub fn port(&self) -> u16 {
+        match self {
+            OutboundRoute::Port(port) | OutboundRoute::Sniffed(_, port) => *port,
+            OutboundRoute::Socket(_) => 0,
         }
     }
 }
@@ -93,14 +122,6 @@ pub(crate) fn shell(name: String, virtual_hosts: Vec<VirtualHost>) -> RouteConfi
         ignore_port_in_host_matching: true,
         ..Default::default()
     }
-}
-
-/// The Sidecar's listener for the port, else the one for all ports.
-pub(super) fn egress_for(scope: &Scope, port: u16) -> Option<&Egress> {
-    let of_port =
-        |e: &&Egress| e.listener.as_ref().and_then(|l| l.port.as_ref()).is_some_and(|p| p.number == u32::from(port));
-    let for_all = |e: &&Egress| e.listener.as_ref().is_none_or(|l| l.port.is_none());
-    scope.egress.iter().find(of_port).or_else(|| scope.egress.iter().find(for_all))
 }
 
 /// What happens to requests for unknown hosts.

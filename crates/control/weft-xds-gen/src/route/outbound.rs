@@ -2,10 +2,10 @@
 //! nothing but the routes of some of them is new, only the virtual hosts made of those are made again.
 
 use super::vhosts::{self, Made};
-use super::{OutboundRoute, Routes, VIRTUAL_HOSTS_TAG, catch_all, egress_for, shell};
+use super::{OutboundRoute, Routes, VIRTUAL_HOSTS_TAG, catch_all, shell};
 use crate::pb::route::VirtualHost;
 use crate::resource::{Resource, Resources};
-use crate::scope::View;
+use crate::scope::{Egress, View};
 use crate::shared::Pool;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -77,17 +77,20 @@ pub(crate) fn outbound(
 
 /// Makes a route configuration from nothing.
 fn make(view: View<'_>, route: &OutboundRoute, routes: &mut Routes) -> KeptRoute {
-    let (OutboundRoute::Port(port) | OutboundRoute::Sniffed(_, port)) = route;
-    let egress = egress_for(view.scope, *port);
+    let egress = route.egress(view.scope);
+    let all_ports = egress.is_some_and(Egress::for_all_ports);
     let rules = egress.map(|egress| egress.virtual_services.clone()).unwrap_or_default();
     let Made { mut hosts, routed } = match (route, egress) {
+        (OutboundRoute::Port(_) | OutboundRoute::Socket(_), Some(egress)) if all_ports => {
+            vhosts::for_all_ports(view, egress)
+        }
         (OutboundRoute::Port(port), Some(egress)) => vhosts::for_port(view, egress, *port),
         (OutboundRoute::Sniffed(host, port), Some(egress)) => {
             vhosts::for_service(view, egress, host, *port).unwrap_or_default()
         }
-        (_, None) => Made::default(),
+        (OutboundRoute::Socket(_), _) | (_, None) => Made::default(),
     };
-    if matches!(route, OutboundRoute::Port(_)) {
+    if !matches!(route, OutboundRoute::Sniffed(..)) {
         hosts.push((catch_all(view.scope), None));
     }
     let name = route.name();
@@ -104,8 +107,11 @@ fn make(view: View<'_>, route: &OutboundRoute, routes: &mut Routes) -> KeptRoute
         }
         packed.push(resource);
     }
-    let apart = view.scope.key.weft;
-    routes.add_packed(shell(name, Vec::new()), &packed, apart);
+    // Virtual hosts that come apart are named after the route, which must have no slash for that.
+    let apart = view.scope.key.weft && !matches!(route, OutboundRoute::Socket(_));
+    let mut shell = shell(name, Vec::new());
+    shell.ignore_port_in_host_matching = !all_ports;
+    routes.add_packed(shell, &packed, apart);
     KeptRoute { rules, made: Arc::new(made), hosts: if apart { Vec::new() } else { packed } }
 }
 
@@ -121,9 +127,10 @@ struct Next<'a> {
 impl Next<'_> {
     /// One configuration; `None` when more changed than the routes of virtual services.
     fn route(&mut self, route: &OutboundRoute, kept: &KeptRoute) -> Option<KeptRoute> {
-        let (OutboundRoute::Port(port) | OutboundRoute::Sniffed(_, port)) = route;
-        let rules = egress_for(self.view.scope, *port).map(|e| e.virtual_services.clone()).unwrap_or_default();
-        if rules.len() != kept.rules.len() {
+        let egress = route.egress(self.view.scope);
+        let rules = egress.map(|e| e.virtual_services.clone()).unwrap_or_default();
+        let same = || rules.iter().map(Arc::as_ptr).eq(kept.rules.iter().map(Arc::as_ptr));
+        if rules.len() != kept.rules.len() || (egress.is_some_and(Egress::for_all_ports) && !same()) {
             return None;
         }
         let mut hosts = kept.hosts.clone();
@@ -132,7 +139,7 @@ impl Next<'_> {
             if Arc::ptr_eq(new, old) {
                 continue;
             }
-            let routes = vhosts::routes(self.view, new, *port);
+            let routes = vhosts::routes(self.view, new, route.port());
             if new.hosts != old.hosts || routes.is_empty() == made.routed {
                 return None;
             }
