@@ -172,13 +172,14 @@ impl<T: PartialEq> Kind<T> {
 fn told_of_closed(kind: &str) -> &'static str {
     match kind {
         "DestinationRule" => "; until it can be read only what it says of TLS and subsets is in force",
+        "RequestAuthentication" => "; until it can be read it refuses every token to the workloads it selects",
         _ => "; until it can be read it refuses everything to the workloads it selects",
     }
 }
 
 /// What a policy that could never be read is taken for: the most restrictive one of its kind, for the workloads that it
-/// selects as far as that can be told. An AuthorizationPolicy that allows nothing, a PeerAuthentication that is STRICT.
-/// Of a DestinationRule what it says of TLS.
+/// selects as far as that can be told. An AuthorizationPolicy that allows nothing, a PeerAuthentication that is STRICT, a
+/// RequestAuthentication that takes no token; of a DestinationRule what it says of TLS.
 /// `targets`: bound to the objects that it names, if it names any.
 fn closed(object: &Object, targets: bool) -> Option<Object> {
     let mut spec = serde_json::Map::new();
@@ -188,6 +189,11 @@ fn closed(object: &Object, targets: bool) -> Option<Object> {
         // It would only write to a log.
         "AuthorizationPolicy" if object.spec().get("action").and_then(Value::as_str) == Some("AUDIT") => return None,
         "AuthorizationPolicy" => {}
+        // An issuer that nobody is, in the usual places: whatever token comes is refused.
+        "RequestAuthentication" => {
+            let rule = serde_json::json!({"issuer": "weft:nobody", "jwks": crate::jwks::NO_KEYS});
+            spec.insert("jwtRules".into(), serde_json::json!([rule]));
+        }
         "PeerAuthentication" => drop(spec.insert("mtls".into(), serde_json::json!({"mode": "STRICT"}))),
         _ => return None,
     }

@@ -139,6 +139,16 @@ fn a_policy_that_was_never_valid_does_not_leave_a_door_open() {
     assert!(audit.authorization.get("default").is_none_or(Vec::is_empty), "it would refuse nothing when it is right");
     let peers = build(&inputs(&policy("PeerAuthentication", "{mtls: {mode: STRIKT}}")), None);
     assert_eq!(peers.mtls_mode("default", &Default::default(), 80), crate::MtlsMode::Strict);
+    let tokens = "{selector: {matchLabels: {app: a}}, jwtRules: [{issuer: i, jwks: 7}]}";
+    let tokens = build(&inputs(&policy("RequestAuthentication", tokens)), None);
+    let held = &tokens.request_auth["default"][0];
+    assert_eq!((held.selector.clone(), held.spec.jwt_rules.len()), (crate::tests::labels(&[("app", "a")]), 1));
+    assert!(
+        held.spec.jwt_rules[0].issuer == "weft:nobody"
+            && crate::jwks::only_usable(&held.spec.jwt_rules[0].jwks).is_ok()
+    );
+    let said: Vec<_> = tokens.warnings.iter().map(|w| (w.code, w.message.contains("refuses every token"))).collect();
+    assert_eq!(said, [("IST0106", true)]);
 }
 
 /// A rule that says how a service is called: without it clients would call in plain text.

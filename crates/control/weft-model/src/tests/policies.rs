@@ -42,6 +42,11 @@ apiVersion: security.istio.io/v1
 kind: PeerAuthentication
 metadata: {name: web, namespace: foo}
 spec: {selector: {matchLabels: {app: web}}, mtls: {mode: STRICT}, portLevelMtls: {90: {mode: PERMISSIVE}}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: everywhere, namespace: istio-system}
+spec: {selector: {matchLabels: {app: web}}, mtls: {mode: DISABLE}}
 "#,
     );
     for (namespace, app, port, want) in [
@@ -58,6 +63,7 @@ spec: {selector: {matchLabels: {app: web}}, mtls: {mode: STRICT}, portLevelMtls:
         assert_eq!(mesh.mtls_mode(namespace, &labels(&[("app", app)]), port), want, "{namespace} {app} {port}");
     }
     assert_eq!(warnings_of(&mesh, "PeerAuthentication", "late"), ["PolicyConflict "]);
+    assert_eq!(warnings_of(&mesh, "PeerAuthentication", "everywhere"), ["PolicyScope spec.selector"]);
     assert_eq!(super::mesh("").mtls_mode("any", &labels(&[]), 1), MtlsMode::Permissive);
 }
 
