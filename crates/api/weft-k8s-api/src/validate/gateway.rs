@@ -180,12 +180,14 @@ fn certificates(tls: &ServerTlsSettings, files: &[&str], secrets: &[&str], path:
         report.required(format_args!("{path}.serverCertificate"), &tls.server_certificate, what);
         let what = "the key's file, or use credentialName";
         report.required(format_args!("{path}.privateKey"), &tls.private_key, what);
-        if verifies && tls.ca_cert_credential_name.is_empty() {
-            let what = "the file of the clients' CA, or use credentialName";
-            report.required(format_args!("{path}.caCertificates"), &tls.ca_certificates, what);
-        }
     } else if !files.is_empty() && files != ["caCertificates"] {
         report.warn(path, format!("has {}; {} is used", files.join(" and "), secrets.join(" and ")));
+    }
+    let by_secret = !tls.credential_name.is_empty() || !tls.credential_names.is_empty();
+    let in_list = tls.tls_certificates.iter().any(|pair| !pair.ca_certificates.is_empty());
+    if verifies && !by_secret && !in_list && tls.ca_cert_credential_name.is_empty() {
+        let what = "the file of the clients' CA, or use credentialName";
+        report.required(format_args!("{path}.caCertificates"), &tls.ca_certificates, what);
     }
 }
 

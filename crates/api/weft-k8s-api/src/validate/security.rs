@@ -274,13 +274,14 @@ fn check_condition(condition: &Condition, path: &str, report: &mut Report) {
     }
 }
 
-const CONDITION_KEYS: [&str; 14] = [
+const CONDITION_KEYS: [&str; 15] = [
     "request.headers[NAME]",
     "source.ip",
     "remote.ip",
     "source.namespace",
     "source.principal",
     "source.serviceAccount",
+    "source.trustDomain",
     "request.auth.principal",
     "request.auth.audiences",
     "request.auth.presenter",
@@ -311,6 +312,7 @@ mod tests {
     #[test]
     fn keys_of_conditions_have_both_brackets() {
         for (key, known) in [
+            ("source.trustDomain", true),
             ("experimental.envoy.filters.a.b[c]", true),
             ("experimental.envoy.filters.a[b][c]", true),
             ("experimental.envoy.filters.x]", false),

@@ -44,7 +44,7 @@ pub(crate) fn server_context(settings: &ServerTlsSettings, http: bool) -> Option
         _ => {
             certificates(&mut common, settings);
             if verifies_clients(settings) {
-                common.validation_context_type = client_validation(settings);
+                common.validation_context_type = Some(client_validation(settings));
             }
             parameters(&mut common, settings);
         }
@@ -127,14 +127,14 @@ fn client_roots(settings: &ServerTlsSettings) -> Option<String> {
     named(settings).first().map(|name| format!("{}{CA_SUFFIX}", credential_resource(name)))
 }
 
-fn client_validation(settings: &ServerTlsSettings) -> Option<ValidationContextType> {
-    let roots = match client_roots(settings) {
-        Some(name) => secret::from_control_plane(&name),
-        None => {
-            let in_list = settings.tls_certificates.iter().map(|c| c.ca_certificates.as_str());
-            let file = std::iter::once(settings.ca_certificates.as_str()).chain(in_list).find(|f| !f.is_empty())?;
-            secret::from_agent(&format!("file-root:{file}"))
-        }
+fn client_validation(settings: &ServerTlsSettings) -> ValidationContextType {
+    let in_list = settings.tls_certificates.iter().map(|c| c.ca_certificates.as_str());
+    let file = std::iter::once(settings.ca_certificates.as_str()).chain(in_list).find(|f| !f.is_empty());
+    let roots = match (client_roots(settings), file) {
+        (Some(name), _) => secret::from_control_plane(&name),
+        (None, Some(file)) => secret::from_agent(&format!("file-root:{file}")),
+        // Validation refuses it. Without any check an Envoy would take every certificate.
+        (None, None) => return nobodys(settings),
     };
     let crl = Some(settings.ca_crl.as_str()).filter(|file| !file.is_empty());
     let mut validation = combined(roots, &[], crl);
@@ -144,7 +144,20 @@ fn client_validation(settings: &ServerTlsSettings) -> Option<ValidationContextTy
         context.verify_certificate_spki.clone_from(&settings.verify_certificate_spki);
         context.verify_certificate_hash.clone_from(&settings.verify_certificate_hash);
     }
-    Some(validation)
+    validation
+}
+
+/// Takes the certificates that are pinned and no other; without pins none.
+fn nobodys(settings: &ServerTlsSettings) -> ValidationContextType {
+    let mut context = tls::CertificateValidationContext {
+        verify_certificate_spki: settings.verify_certificate_spki.clone(),
+        verify_certificate_hash: settings.verify_certificate_hash.clone(),
+        ..Default::default()
+    };
+    if context.verify_certificate_spki.is_empty() && context.verify_certificate_hash.is_empty() {
+        context.verify_certificate_hash.push("0".repeat(64));
+    }
+    ValidationContextType::ValidationContext(context)
 }
 
 /// A client's name may be of any kind.
@@ -215,6 +228,25 @@ mod tests {
             assert_eq!(context.is_some(), opened, "{json}");
             assert_eq!(context.and_then(|c| c.require_client_certificate).unwrap_or(false), required, "{json}");
             assert_eq!(credentials(&settings), secrets, "{json}");
+        }
+    }
+
+    #[test]
+    fn class_san_parsing_mutual_tls_without_roots_takes_no_certificate() {
+        let pair = serde_json::json!([{"serverCertificate": "/c", "privateKey": "/k"}]);
+        for (json, hashes, spki) in [
+            (serde_json::json!({"mode": "MUTUAL", "tlsCertificates": pair}), vec!["0".repeat(64)], vec![]),
+            (
+                serde_json::json!({"mode": "MUTUAL", "tlsCertificates": pair, "verifyCertificateSpki": ["s"]}),
+                vec![],
+                vec!["s".to_string()],
+            ),
+        ] {
+            let common = server_context(&settings(json.clone()), true).unwrap().common_tls_context.unwrap();
+            let Some(ValidationContextType::ValidationContext(context)) = common.validation_context_type else {
+                panic!("{json}: no validation of clients")
+            };
+            assert_eq!((context.verify_certificate_hash, context.verify_certificate_spki), (hashes, spki), "{json}");
         }
     }
 }
