@@ -138,11 +138,12 @@ pub(crate) fn hosts(authority: &str) -> SmallVec<[&str; 3]> {
     forms
 }
 
-/// All `/ns/NAME/` of a name.
+/// All `/ns/NAME/` of a name, also those that share a slash: `/ns/ns/sa/` holds `/ns/ns/` and `/ns/sa/`, as the expression of a
+/// policy sees it.
 fn namespaces(name: &str) -> impl Iterator<Item = &str> {
-    name.match_indices("/ns/").filter_map(|(at, mark)| {
-        let rest = &name[at + mark.len()..];
-        rest.find('/').map(|end| &name[at..=at + mark.len() + end])
+    name.match_indices('/').filter_map(|(at, _)| {
+        let rest = name[at..].strip_prefix("/ns/")?;
+        rest.find('/').map(|end| &name[at..=at + "/ns/".len() + end])
     })
 }
 

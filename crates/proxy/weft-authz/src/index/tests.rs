@@ -26,7 +26,8 @@ impl Dice {
 
 const PATHS: [&str; 6] = ["/", "/a", "/a/b", "/api/x", "/api/y", "/other"];
 const HOSTS: [&str; 4] = ["a.example", "a.example:80", "b.example.", "c.example"];
-const CLIENTS: [&str; 4] = ["td/ns/foo/sa/a", "td/ns/foo/sa/b", "td/ns/bar/sa/a", "other/ns/x/sa/ns/foo/y"];
+const CLIENTS: [&str; 5] =
+    ["td/ns/foo/sa/a", "td/ns/foo/sa/b", "td/ns/bar/sa/a", "other/ns/x/sa/ns/foo/y", "td/ns/ns/sa/x"];
 
 fn permission(dice: &mut Dice) -> String {
     let path = dice.pick(&PATHS);
@@ -49,7 +50,7 @@ fn principal(dice: &mut Dice) -> String {
         0 => format!("{{authenticated: {{principal_name: {{exact: 'spiffe://{}'}}}}}}", dice.pick(&CLIENTS)),
         1 => format!(
             "{{authenticated: {{principal_name: {{safe_regex: {{regex: '.*/ns/{}/.*'}}}}}}}}",
-            dice.pick(&["foo", "bar"])
+            dice.pick(&["foo", "bar", "sa", "ns"])
         ),
         2 => format!("{{not_id: {}}}", principal(dice)),
         3 => format!("{{or_ids: {{ids: [{}, {}]}}}}", principal(dice), principal(dice)),
