@@ -41,6 +41,8 @@ const MAX_MESSAGE: usize = 1024;
 const QUEUE: usize = 1024;
 /// How often entries without a proxy are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
+/// Pause before an entry that could not be written or removed is tried again.
+const RETRY: Duration = Duration::from_secs(5);
 /// How much longer an entry of an earlier process of this instance stays: its proxy may be waiting before it connects again.
 const RETURN: Duration = Duration::from_secs(60);
 
@@ -65,6 +67,8 @@ pub(crate) struct Registrar {
     /// Age at which an entry that nobody renewed has no proxy any more.
     forgotten: Duration,
     known: Mutex<HashMap<ObjectKey, Known>>,
+    /// What could not be written: when it is tried again, and why.
+    failed: Mutex<HashMap<ObjectKey, (Instant, String)>>,
     reports: mpsc::Sender<Report>,
 }
 
@@ -76,10 +80,8 @@ impl Registrar {
         // Each new stream of a proxy renews its entry, and streams last no longer than that age (and a tenth).
         let forgotten = settings.max_connection_age.saturating_mul(2).saturating_add(RETURN).saturating_add(grace);
         let revision = settings.revision().to_string();
-        (
-            Arc::new(Self { client, cache, revision, instance, grace, forgotten, known: Mutex::default(), reports }),
-            receiver,
-        )
+        let (known, failed) = (Mutex::default(), Mutex::default());
+        (Arc::new(Self { client, cache, revision, instance, grace, forgotten, known, failed, reports }), receiver)
     }
 
     /// Writes reports, and removes entries whose proxies are gone, for as long as the process lives.
@@ -103,12 +105,40 @@ impl Registrar {
                 if self.known().get(&key).is_none_or(|known| known.streams.is_empty()) {
                     continue;
                 }
-                if let Err(error) = self.write_health(&key, wrong.as_deref()).await {
-                    tracing::warn!("health of {key}: {error}; it is tried again");
+                if self.waits(&key) {
+                    wanted.insert(key, wrong);
+                    continue;
+                }
+                let written = self.write_health(&key, wrong.as_deref()).await;
+                if !self.note(&key, "its health cannot be written", &written) {
                     wanted.insert(key, wrong);
                 }
             }
         }
+    }
+
+    /// Whether it is too early to try an entry again.
+    fn waits(&self, key: &ObjectKey) -> bool {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.get(key).is_some_and(|(again, _)| *again > Instant::now())
+    }
+
+    /// Notes what came of a try, true when all is well. The same failure of an entry is told of once; that somebody else was
+    /// quicker is none.
+    fn note(&self, key: &ObjectKey, what: &str, done: &Result<(), ClientError>) -> bool {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        match done {
+            Ok(()) => drop(failed.remove(key)),
+            Err(error) if error.is_conflict() => {}
+            Err(error) => {
+                let why = error.to_string();
+                if failed.get(key).is_none_or(|(_, said)| *said != why) {
+                    tracing::warn!("{key}: {what}: {why}; it is tried again");
+                }
+                failed.insert(key.clone(), (Instant::now() + RETRY, why));
+            }
+        }
+        done.is_ok()
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<ObjectKey, Known>> {
@@ -178,15 +208,14 @@ impl Registrar {
         self.client.replace(&next, &WriteOptions::default()).await.map(drop)
     }
 
-    /// The group's template with the address, network, locality and labels of the proxy.
+    /// The group's template with the address, network and locality of the proxy.
     fn entry(&self, proxy: &Present, group: &Object, spec: &WorkloadGroup) -> Object {
         let view = &proxy.view;
         let template = spec.template.clone().unwrap_or_default();
         let meta = spec.metadata.clone().unwrap_or_default();
         let first = |own: &str, other: &str| if own.is_empty() { other.to_string() } else { own.to_string() };
-        // The group has the last word: policies select by labels, and what a proxy says of itself must not choose them.
-        let mut labels = view.labels.clone();
-        labels.extend(meta.labels.clone());
+        // The group's alone: services and policies select by labels, and what a machine says of itself must not choose them.
+        let mut labels = meta.labels.clone();
         labels.extend(template.labels.clone());
         let entry = WorkloadEntry {
             address: view.node.ip.to_string(),
@@ -247,6 +276,9 @@ impl Registrar {
     /// instance left behind, and those of instances that are gone.
     async fn remove_abandoned(&self) {
         let (now, time) = (Instant::now(), jiff::Timestamp::now());
+        // Whoever is not tried any more is not remembered for ever.
+        let tried = |(again, _): &(Instant, String)| now.saturating_duration_since(*again) < RETRY;
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, failure| tried(failure));
         let mut forgotten = Vec::new();
         for object in self.cache.list(GROUP, "WorkloadEntry") {
             if annotation(&object, REGISTERED_BY).is_none() {
@@ -258,21 +290,19 @@ impl Registrar {
                 if entry.streams.is_empty() {
                     entry.gone.get_or_insert(now + RETURN);
                 }
-            } else if self.is_forgotten(&object, time) {
+            } else if !self.waits(&object.key()) && self.is_forgotten(&object, time) {
                 forgotten.push(object.key());
             }
         }
         let late = |k: &Known| k.gone.is_some_and(|since| since.elapsed() >= self.grace);
         let due: Vec<ObjectKey> = self.known().iter().filter(|(_, k)| late(k)).map(|(key, _)| key.clone()).collect();
-        for key in due.into_iter().chain(forgotten) {
-            match self.remove(&key).await {
-                Ok(()) => {
-                    let mut known = self.known();
-                    if known.get(&key).is_some_and(|known| known.streams.is_empty()) {
-                        known.remove(&key);
-                    }
+        for key in due.into_iter().filter(|key| !self.waits(key)).chain(forgotten) {
+            let removed = self.remove(&key).await;
+            if self.note(&key, "it stays though its proxy is gone", &removed) {
+                let mut known = self.known();
+                if known.get(&key).is_some_and(|known| known.streams.is_empty()) {
+                    known.remove(&key);
                 }
-                Err(error) => tracing::warn!("{key} stays though its proxy is gone: {error}"),
             }
         }
     }
@@ -449,6 +479,30 @@ mod tests {
         ] {
             assert_eq!(older(since, now, Duration::from_secs(61 * 60)), want, "{since:?}");
         }
+    }
+
+    /// Without the right to delete, each entry is no line of the log and no request in each second.
+    #[tokio::test]
+    async fn what_cannot_be_removed_is_not_tried_all_the_time() {
+        use clap::Parser;
+        let entry = json!({"apiVersion": "networking.istio.io/v1", "kind": "WorkloadEntry", "metadata": {
+            "name": "vm", "namespace": "shop", "annotations": {REGISTERED_BY: "vms", CONTROLLER: "weftd"}}});
+        let entry: Object = serde_json::from_value(entry).unwrap();
+        let key = entry.key();
+        // Nobody answers there.
+        let client = ApiClient::connect("http://127.0.0.1:1", None).unwrap();
+        let settings = Settings::parse_from(["weftd", "--workload-entry-grace", "0s"]);
+        let (registrar, _reports) = Registrar::new(client, Arc::new(Cache::from_objects([entry])), &settings);
+        registrar.known().insert(key.clone(), Known { streams: Vec::new(), gone: Some(Instant::now()) });
+        let again = || registrar.failed.lock().unwrap().get(&key).map(|(again, _)| *again);
+        registrar.remove_abandoned().await;
+        let first = again().expect("it failed");
+        registrar.remove_abandoned().await;
+        assert_eq!(again(), Some(first), "it was not tried");
+        registrar.failed.lock().unwrap().get_mut(&key).unwrap().0 = Instant::now();
+        registrar.remove_abandoned().await;
+        assert!(again() > Some(first), "it was tried when it was time");
+        assert!(registrar.note(&key, "", &Ok(())) && again().is_none());
     }
 
     #[tokio::test]

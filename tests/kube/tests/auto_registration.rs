@@ -61,6 +61,8 @@ async fn machine(cluster: &Cluster, weftd: &Weftd, name: &str, account: &str, pr
         ("TRUST_DOMAIN", "cluster.local".into()),
         ("ISTIO_META_AUTO_REGISTER_GROUP", "web".into()),
         ("ISTIO_META_INTERCEPTION_MODE", "NONE".into()),
+        // No label that the group does not give: it would choose services and policies.
+        ("ISTIO_METAJSON_LABELS", json!({"tier": "db", "version": "v0"}).to_string()),
         ("ISTIO_META_NETWORK", "vms".into()),
         ("PROXY_CONFIG", config.to_string()),
         ("ENVOY_STATUS_PORT", free_port().to_string()),
@@ -130,8 +132,10 @@ async fn a_machine_comes_falls_ill_and_goes(cluster: Cluster) -> Result<()> {
     ensure!(unwell["message"].as_str().is_some_and(|m| m.contains("503")), "{unwell}");
     let entry = cluster.get("workloadentries", "shop", ENTRY).await?;
     let spec = &entry.body["spec"];
-    let shown = (&spec["address"], &spec["serviceAccount"], &spec["network"], &spec["labels"]["version"]);
-    ensure!(shown == (&json!("127.0.0.1"), &json!("web"), &json!("vms"), &json!("v1")), "{spec}");
+    let shown = (&spec["address"], &spec["serviceAccount"], &spec["network"], &spec["labels"]);
+    let labels = json!({"app": "web", "version": "v1"});
+    ensure!(shown == (&json!("127.0.0.1"), &json!("web"), &json!("vms"), &labels), "{spec}");
+    ensure!(json!(entry.metadata.labels) == labels, "{:?}", entry.metadata.labels);
     let annotations = entry.metadata.annotations.clone().unwrap_or_default();
     for (name, value) in [
         ("istio.io/autoRegistrationGroup", "web"),
