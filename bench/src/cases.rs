@@ -31,9 +31,9 @@ const RSS_ONE: Metric = Metric { name: "memory of one proxy", unit: "MB" };
 const ALL: &[Peer] = &[Peer::Weft, Peer::Envoy, Peer::Haproxy, Peer::Nginx];
 const NO_NGINX: &[Peer] = &[Peer::Weft, Peer::Envoy, Peer::Haproxy];
 const ENVOY: &[Peer] = &[Peer::Weft, Peer::Envoy];
-const OURS: &[Peer] = &[Peer::Weft];
+pub const OURS: &[Peer] = &[Peer::Weft];
 
-const MESH: Features = Features {
+pub const MESH: Features = Features {
     authorization: true,
     access_log: false,
     metrics: false,
@@ -60,7 +60,7 @@ pub struct Bench {
     pub mesh: control_plane::Size,
 }
 
-type Figures = Vec<(Metric, f64)>;
+pub type Figures = Vec<(Metric, f64)>;
 
 /// One thing to measure.
 pub struct Case {
@@ -205,7 +205,7 @@ pub const CASES: &[Case] = &[
     },
 ];
 
-fn closed(http2: bool, connections: usize, streams: usize) -> Plan {
+pub fn closed(http2: bool, connections: usize, streams: usize) -> Plan {
     Plan {
         target: local(0),
         http2,

@@ -45,6 +45,11 @@ impl Program {
         Ok(())
     }
 
+    /// Its number.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// CPU time that it has used, user and system.
     pub fn cpu(&self) -> Result<Duration> {
         cpu_of(self.child.id())

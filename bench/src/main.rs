@@ -9,6 +9,7 @@ mod cases;
 mod child;
 mod config;
 mod control_plane;
+mod instructions;
 mod jwt;
 mod load;
 mod on_demand;
@@ -17,7 +18,7 @@ mod pki;
 mod report;
 
 use anyhow::{Context as _, Result, bail};
-use cases::{Bench, CASES};
+use cases::{Bench, CASES, Case};
 use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use pair::Programs;
@@ -49,6 +50,10 @@ struct Cli {
     /// Proxies of the simulated mesh [default: 500; with --quick 60].
     #[arg(long)]
     proxies: Option<usize>,
+    /// Counts the instructions of requests, with valgrind, instead of measuring time. Needs a program with its symbols only to
+    /// tell what they are: the numbers are the same without.
+    #[arg(long)]
+    instructions: bool,
     /// Names the cases.
     #[arg(long)]
     list: bool,
@@ -66,10 +71,16 @@ struct Cli {
     envoy: PathBuf,
 }
 
+impl Cli {
+    fn cases(&self) -> &'static [Case] {
+        if self.instructions { instructions::CASES } else { CASES }
+    }
+}
+
 fn main() -> Result<()> {
     let cli = Cli::parse();
     if cli.list {
-        CASES.iter().for_each(|case| println!("{:24} {}", case.name, case.about));
+        cli.cases().iter().for_each(|case| println!("{:24} {}", case.name, case.about));
         return Ok(());
     }
     weft_tls::install_provider();
@@ -80,7 +91,12 @@ fn main() -> Result<()> {
     let bench = Bench {
         folder: folder.path().to_path_buf(),
         pki: pki::write(folder.path())?,
-        programs: Programs { weft: programs.join("weft-proxy"), envoy: cli.envoy.clone(), files },
+        programs: Programs {
+            weft: programs.join("weft-proxy"),
+            envoy: cli.envoy.clone(),
+            files,
+            counting: cli.instructions,
+        },
         backend: backend::start()?,
         duration: Duration::from_secs(cli.seconds.unwrap_or(if cli.quick { 2 } else { 6 })),
         full: !cli.quick,
@@ -117,7 +133,7 @@ fn measure(cli: &Cli, bench: &Bench) -> Result<Report> {
     let rounds = cli.rounds.unwrap_or(if cli.quick { 1 } else { 3 }).max(1);
     let chosen = |name: &str| cli.only.is_empty() || cli.only.iter().any(|part| name.contains(part.as_str()));
     let mut report = Report::default();
-    for case in CASES.iter().filter(|case| chosen(case.name)) {
+    for case in cli.cases().iter().filter(|case| chosen(case.name)) {
         report.case(case.name, case.about);
         for round in 0..rounds {
             for peer in case.peers {

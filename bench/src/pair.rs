@@ -2,6 +2,7 @@
 
 use crate::child::{Program, local};
 use crate::config::{self, Features, Ports, Traffic};
+use crate::instructions;
 use anyhow::{Context as _, Result};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -41,12 +42,19 @@ pub struct Programs {
     pub envoy: PathBuf,
     /// Files that each may have open.
     pub files: usize,
+    /// `weft-proxy` runs under callgrind.
+    pub counting: bool,
 }
 
 impl Programs {
     /// The command that runs that file with one worker.
     pub fn run(&self, peer: Peer, file: &Path) -> Command {
         let (program, words): (OsString, &[&str]) = match peer {
+            Peer::Weft if self.counting => {
+                let mut command = instructions::counting(&self.weft);
+                command.args(["--concurrency", "1", "-c"]).arg(file);
+                return command;
+            }
             Peer::Weft => (self.weft.clone().into(), &["--concurrency", "1", "-c"]),
             Peer::Envoy => {
                 (self.envoy.clone().into(), &["--concurrency", "1", "--disable-hot-restart", "-l", "error", "-c"])
@@ -106,6 +114,11 @@ impl Pair {
     /// CPU time of both.
     pub fn cpu(&self) -> Result<Duration> {
         Ok(self.client.cpu()? + self.server.cpu()?)
+    }
+
+    /// The numbers of both: the client's side, the server's side.
+    pub fn pids(&self) -> [u32; 2] {
+        [self.client.pid(), self.server.pid()]
     }
 
     /// CPU time of the server's side.
