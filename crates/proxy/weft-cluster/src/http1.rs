@@ -67,7 +67,7 @@ impl Http1 {
 
     /// The endpoint has not closed it, as far as is known at this moment.
     pub fn is_open(&self) -> bool {
-        self.poll_stale(&mut Context::from_waker(Waker::noop())).is_pending()
+        self.wire.borrow().is_quiet() || self.poll_stale(&mut Context::from_waker(Waker::noop())).is_pending()
     }
 
     /// Request and response have passed in order, and the endpoint keeps the connection.

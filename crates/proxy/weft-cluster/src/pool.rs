@@ -95,6 +95,8 @@ pub struct Lease {
     pub facts: Rc<ConnectionFacts>,
     /// The connection has served before.
     pub reused: bool,
+    /// When the place was taken: the request goes out at once.
+    pub taken: Instant,
     pool: Rc<Pool>,
     kind: Kind,
 }
@@ -228,7 +230,7 @@ impl Pool {
         }
         let now = Instant::now();
         if let Some(conn) = self.take_shared(limits, now) {
-            return Some(Lease::shared(host, self, conn, true));
+            return Some(Lease::shared(host, self, conn, Some(now)));
         }
         let mut idle = self.idle.borrow_mut();
         let mut at = idle.len();
@@ -244,7 +246,7 @@ impl Pool {
             }
             let conn = idle.remove(at);
             if conn.is_open() {
-                return Some(Lease::exclusive(host, self, conn, true));
+                return Some(Lease::exclusive(host, self, conn, Some(now)));
             }
         }
         None
@@ -414,11 +416,11 @@ impl Pool {
             if !self.drained.get() {
                 self.shared.borrow_mut().push(conn.clone());
             }
-            Lease::shared(host, self, conn, false)
+            Lease::shared(host, self, conn, None)
         } else {
             cluster.stats.cx_http1_total.inc();
             let idle_limit = self.idle_limit(&cluster.config.limits);
-            Lease::exclusive(host, self, Http1::new(io, facts, secrets, guard, idle_limit), false)
+            Lease::exclusive(host, self, Http1::new(io, facts, secrets, guard, idle_limit), None)
         };
         drop(attempt);
         Ok(lease)
@@ -531,18 +533,21 @@ impl Drop for OpenGuard {
 }
 
 impl Lease {
-    fn exclusive(host: &Rc<Host>, pool: &Rc<Pool>, conn: Box<Http1>, reused: bool) -> Self {
-        let facts = conn.facts.clone();
-        host.active.set(host.active.get() + 1);
-        Self { host: host.clone(), facts, reused, pool: pool.clone(), kind: Kind::Http1(Some(conn)) }
+    /// `reused`: the time now, when the connection has served before.
+    fn exclusive(host: &Rc<Host>, pool: &Rc<Pool>, conn: Box<Http1>, reused: Option<Instant>) -> Self {
+        Self::new(host, pool, conn.facts.clone(), Kind::Http1(Some(conn)), reused)
     }
 
-    fn shared(host: &Rc<Host>, pool: &Rc<Pool>, conn: Rc<Http2>, reused: bool) -> Self {
-        let facts = conn.facts.clone();
+    fn shared(host: &Rc<Host>, pool: &Rc<Pool>, conn: Rc<Http2>, reused: Option<Instant>) -> Self {
         conn.active.set(conn.active.get() + 1);
         conn.served.set(conn.served.get().saturating_add(1));
+        Self::new(host, pool, conn.facts.clone(), Kind::Http2(conn, Rest::Nothing), reused)
+    }
+
+    fn new(host: &Rc<Host>, pool: &Rc<Pool>, facts: Rc<ConnectionFacts>, kind: Kind, reused: Option<Instant>) -> Self {
         host.active.set(host.active.get() + 1);
-        Self { host: host.clone(), facts, reused, pool: pool.clone(), kind: Kind::Http2(conn, Rest::Nothing) }
+        let taken = reused.unwrap_or_else(Instant::now);
+        Self { host: host.clone(), facts, reused: reused.is_some(), taken, pool: pool.clone(), kind }
     }
 
     /// The connection speaks HTTP/2.
@@ -656,7 +661,9 @@ impl Drop for Lease {
         self.host.active.set(self.host.active.get().saturating_sub(1));
         if let Kind::Http2(conn, _) = &self.kind {
             conn.active.set(conn.active.get().saturating_sub(1));
-            conn.idle_since.set(Instant::now());
+            if conn.active.get() == 0 {
+                conn.idle_since.set(Instant::now());
+            }
             self.pool.freed.notify_one();
         }
     }

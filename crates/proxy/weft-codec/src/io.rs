@@ -6,8 +6,8 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::task::{Context, Poll};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use weft_tls::{ClientStream, ServerStream};
 
@@ -90,20 +90,17 @@ impl Io {
         &self.stream
     }
 
-    /// Pending when there is certainly nothing to read, not even the end; the waker is told when that may have changed. A read
-    /// that finds nothing costs many times as much, since it goes through all of TLS.
-    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.prefix.is_empty() {
-            return Poll::Ready(());
-        }
-        // What TLS has decrypted already does not make the socket readable.
-        let (tcp, wants_more) = match &self.stream {
-            Stream::Tcp(tcp) => (tcp, true),
-            Stream::ServerTls(tls) => (tls.get_ref().0, tls.get_ref().1.wants_read()),
-            Stream::ClientTls(tls) => (tls.get_ref().0, tls.get_ref().1.wants_read()),
-            Stream::Unix(unix) => return unix.poll_read_ready(cx).map(drop),
-        };
-        if wants_more { tcp.poll_read_ready(cx).map(drop) } else { Poll::Ready(()) }
+    /// There is something to read, or the end, as far as has been noticed. Asking costs next to nothing, and nobody is told when
+    /// that changes.
+    pub fn is_readable(&self) -> bool {
+        let noticed = |tcp: &TcpStream| tcp.try_io(Interest::READABLE, || Ok(())).is_ok();
+        !self.prefix.is_empty()
+            || match &self.stream {
+                Stream::Tcp(tcp) => noticed(tcp),
+                Stream::ServerTls(tls) => !tls.get_ref().1.wants_read() || noticed(tls.get_ref().0),
+                Stream::ClientTls(tls) => !tls.get_ref().1.wants_read() || noticed(tls.get_ref().0),
+                Stream::Unix(unix) => unix.try_io(Interest::READABLE, || Ok(())).is_ok(),
+            }
     }
 
     /// When it is dropped the other side hears of a broken connection (RST), not of its end; what is not yet sent is lost.
@@ -123,12 +120,24 @@ impl Io {
     }
 }
 
+/// Pending when TLS finds certainly nothing to read, not even the end; the waker is told when that may have changed. Going
+/// through all of TLS to find nothing costs many times as much. What is decrypted already does not make the socket readable.
+fn poll_tls(tcp: &TcpStream, wants_more: bool, cx: &mut Context<'_>) -> Poll<()> {
+    if wants_more { tcp.poll_read_ready(cx).map(drop) } else { Poll::Ready(()) }
+}
+
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Stream::Tcp(s) => Pin::new(s).poll_read(cx, buf),
-            Stream::ServerTls(s) => Pin::new(s).poll_read(cx, buf),
-            Stream::ClientTls(s) => Pin::new(s).poll_read(cx, buf),
+            Stream::ServerTls(s) => {
+                ready!(poll_tls(s.get_ref().0, s.get_ref().1.wants_read(), cx));
+                Pin::new(s).poll_read(cx, buf)
+            }
+            Stream::ClientTls(s) => {
+                ready!(poll_tls(s.get_ref().0, s.get_ref().1.wants_read(), cx));
+                Pin::new(s).poll_read(cx, buf)
+            }
             Stream::Unix(s) => Pin::new(s).poll_read(cx, buf),
         }
     }

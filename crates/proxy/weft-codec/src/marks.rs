@@ -8,20 +8,43 @@ use http::HeaderMap;
 pub struct HeaderMarks(u32);
 
 macro_rules! marks {
-    ($($(#[$doc:meta])* $name:ident = $bit:expr, [$($text:pat),*];)*) => {
+    ($($(#[$doc:meta])* $name:ident = $bit:expr, [$($text:literal),*];)*) => {
         impl HeaderMarks {
             $($(#[$doc])* pub const $name: HeaderMarks = HeaderMarks(1 << $bit);)*
 
             /// The mark of one name, in lower case.
             pub(crate) fn of_name(name: &str) -> HeaderMarks {
+                if !may_have_mark(name) {
+                    return HeaderMarks(0);
+                }
                 match name {
                     $($($text)|* => HeaderMarks::$name,)*
-                    other if other.starts_with("x-envoy-") => HeaderMarks::INTERNAL,
+                    other if other.starts_with(INTERNAL_PREFIX) => HeaderMarks::INTERNAL,
                     _ => HeaderMarks(0),
                 }
             }
         }
+
+        /// Lengths of the names above, by first letter: most names are none of them, and found out by one look.
+        const LENGTHS: [u32; 26] = {
+            let mut lengths = [0; 26];
+            $($(note(&mut lengths, $text);)*)*
+            lengths
+        };
     };
+}
+
+/// Every `x-envoy-…` has a mark.
+const INTERNAL_PREFIX: &str = "x-envoy-";
+
+const fn note(lengths: &mut [u32; 26], name: &str) {
+    lengths[(name.as_bytes()[0] - b'a') as usize] |= 1 << name.len();
+}
+
+fn may_have_mark(name: &str) -> bool {
+    let first = name.as_bytes().first().map_or(usize::MAX, |first| usize::from(first.wrapping_sub(b'a')));
+    let lengths = LENGTHS.get(first).copied().unwrap_or_default();
+    lengths.checked_shr(name.len() as u32).is_some_and(|rest| rest & 1 == 1) || name.starts_with(INTERNAL_PREFIX)
 }
 
 marks! {
@@ -55,6 +78,8 @@ marks! {
     GRPC_STATUS = 13, ["grpc-status"];
     /// Any `x-envoy-…`.
     INTERNAL = 14, ["x-envoy-"];
+    /// `traceparent`, `b3`, `x-b3-traceid`, `x-b3-spanid`, `x-b3-parentspanid`
+    TRACE = 15, ["traceparent", "b3", "x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid"];
 }
 
 impl HeaderMarks {
@@ -80,6 +105,11 @@ impl HeaderMarks {
         )
     }
 
+    /// Those of both.
+    pub(crate) const fn and(self, other: HeaderMarks) -> Self {
+        HeaderMarks(self.0 | other.0)
+    }
+
     /// All of them: for a message that was not looked at.
     pub const ALL: HeaderMarks = HeaderMarks(u32::MAX);
 
@@ -92,7 +122,7 @@ impl HeaderMarks {
 impl std::ops::BitOr for HeaderMarks {
     type Output = HeaderMarks;
     fn bitor(self, other: HeaderMarks) -> HeaderMarks {
-        HeaderMarks(self.0 | other.0)
+        self.and(other)
     }
 }
 
@@ -111,5 +141,27 @@ mod tests {
         assert!(marks.has(HeaderMarks::TE) && marks.has(HeaderMarks::INTERNAL) && marks.has(HeaderMarks::REQUEST_ID));
         assert!(!marks.has(HeaderMarks::CONNECTION | HeaderMarks::UPGRADE | HeaderMarks::EXPECT));
         assert!(HeaderMarks::ALL.has(HeaderMarks::GRPC_STATUS));
+    }
+
+    #[test]
+    fn names_that_look_like_others() {
+        for (name, want) in [
+            ("b3", HeaderMarks::TRACE),
+            ("te", HeaderMarks::TE),
+            ("x-forwarded-client-cert", HeaderMarks::CLIENT_CERT),
+            ("x-envoy-a-name-that-is-longer-than-thirty-two-bytes", HeaderMarks::INTERNAL),
+            ("x-envoy-", HeaderMarks::INTERNAL),
+            // Of the length and first letter of one that has a mark.
+            ("ta", HeaderMarks(0)),
+            ("content-lengtx", HeaderMarks(0)),
+            ("x-forwarded-client-cers", HeaderMarks(0)),
+            // Of other lengths and letters.
+            ("", HeaderMarks(0)),
+            ("0", HeaderMarks(0)),
+            ("~", HeaderMarks(0)),
+            ("t-name-of-thirty-four-bytes-length", HeaderMarks(0)),
+        ] {
+            assert_eq!(HeaderMarks::of_name(name), want, "{name:?}");
+        }
     }
 }

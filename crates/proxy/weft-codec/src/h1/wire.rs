@@ -137,7 +137,6 @@ impl Wire {
     /// Reads what is there; 0 at the end.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let Some(io) = &mut self.io else { return Poll::Ready(Ok(0)) };
-        ready!(io.poll_readable(cx));
         let expected = self.decoder.expected().saturating_sub(self.read.len() as u64);
         if expected < LARGE {
             let read = &mut self.read;
@@ -339,6 +338,11 @@ impl Wire {
             }
         }
         Poll::Pending
+    }
+
+    /// An idle connection may be used, as far as has been noticed.
+    pub fn is_quiet(&self) -> bool {
+        self.read.is_empty() && self.io.as_ref().is_some_and(|io| !io.is_readable())
     }
 
     /// Ready when an idle connection must not be used any more: it ended, or said something unasked.

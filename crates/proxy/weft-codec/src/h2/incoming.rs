@@ -13,6 +13,8 @@ pub struct StreamBody {
     stream: RecvStream,
     /// Bytes still to come, where the head says how many there are. That they come is checked with the frames.
     left: Option<u64>,
+    /// Nothing more comes, as far as was known when the last frame was taken. Kept here, since each look locks the connection.
+    ended: bool,
     data_done: bool,
 }
 
@@ -20,8 +22,9 @@ impl StreamBody {
     /// The body that follows a head with those headers. One that has ended with its head has no bytes, whatever the head says
     /// (as in the answer to a HEAD).
     pub fn new(stream: RecvStream, headers: &HeaderMap) -> Self {
-        let left = if stream.is_end_stream() { Some(0) } else { head::length(headers) };
-        Self { stream, left, data_done: false }
+        let ended = stream.is_end_stream();
+        let left = if ended { Some(0) } else { head::length(headers) };
+        Self { stream, left, ended, data_done: false }
     }
 
     /// The stream itself.
@@ -42,6 +45,7 @@ impl StreamBody {
                     // Fails only for more bytes than came.
                     let _ = self.stream.flow_control().release_capacity(data.len());
                     self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
+                    self.ended = self.stream.is_end_stream();
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
                 Some(Err(error)) => return Poll::Ready(self.ended(error)),
@@ -49,7 +53,10 @@ impl StreamBody {
             }
         }
         match ready!(self.stream.poll_trailers(cx)) {
-            Ok(trailers) => Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers)))),
+            Ok(trailers) => {
+                self.ended = true;
+                Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
+            }
             Err(error) => Poll::Ready(self.ended(error)),
         }
     }
@@ -59,9 +66,9 @@ impl StreamBody {
         if error.reason() == Some(Reason::NO_ERROR) && whole { None } else { Some(Err(error)) }
     }
 
-    /// Nothing more comes.
+    /// Nothing more comes. One whose end came by itself does not know it before it is asked for a frame.
     pub fn is_end_stream(&self) -> bool {
-        self.stream.is_end_stream()
+        self.ended
     }
 
     /// How much is to come.

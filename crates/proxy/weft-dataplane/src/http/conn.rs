@@ -54,7 +54,7 @@ pub(crate) struct HttpConnection {
     /// Those that its client gave up before they had an answer.
     given_up: Cell<u32>,
     active: Cell<u32>,
-    /// When the last request ended.
+    /// When the last request ended; of no meaning while there is one.
     quiet_since: Cell<Instant>,
     /// When the first bytes of a request arrived whose headers are not complete. Of HTTP/1 only: HTTP/2 has frames that belong
     /// to no request.
@@ -184,11 +184,14 @@ impl Drive for Http2 {
 /// Runs a connection; lets it end in order when it is drained or its time is over.
 async fn drive(connection: &Rc<HttpConnection>, mut served: impl Drive) -> Result<(), Failure> {
     let mut timer = pin!(tokio::time::sleep(connection.tick.get()));
+    // It knows whom to wake: until it has gone off, asking it again changes nothing.
+    let mut armed = false;
     let mut ending = false;
     std::future::poll_fn(|cx| {
         connection.entry().set_waker(cx.waker());
         if connection.rearm.take() {
             timer.as_mut().reset(tokio::time::Instant::now() + connection.tick.get());
+            armed = false;
         }
         if let Some(end) = connection.end_now() {
             connection.cut(end);
@@ -202,7 +205,13 @@ async fn drive(connection: &Rc<HttpConnection>, mut served: impl Drive) -> Resul
         if let Poll::Ready(outcome) = served.poll(cx) {
             return Poll::Ready(outcome);
         }
-        while timer.as_mut().poll(cx).is_ready() {
+        while !armed || timer.is_elapsed() {
+            if timer.as_mut().poll(cx).is_pending() {
+                // A task that has used up its turn was not heard.
+                armed = tokio::task::coop::has_budget_remaining();
+                break;
+            }
+            armed = false;
             let next = match connection.watch() {
                 Watched::Again(next) => next,
                 Watched::Drain => {
@@ -444,9 +453,14 @@ impl HttpConnection {
     /// A request ended.
     pub fn end(&self) {
         self.active.set(self.active.get().saturating_sub(1));
-        self.quiet_since.set(Instant::now());
+        if self.active.get() == 0 {
+            self.quiet_since.set(Instant::now());
+        }
         self.downstream.meter.take_touched();
-        self.exchanges.borrow_mut().retain(|exchange| exchange.strong_count() > 0);
+        let mut exchanges = self.exchanges.borrow_mut();
+        if let Some(at) = exchanges.iter().position(|exchange| exchange.strong_count() == 0) {
+            exchanges.swap_remove(at);
+        }
     }
 
     /// Looks at limits at least so often from now on.
