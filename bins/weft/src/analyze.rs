@@ -105,16 +105,20 @@ pub fn put(inputs: &mut Inputs, object: &Object) {
 /// Objects that this control plane leaves to another one.
 fn of_other_revisions(inputs: &Inputs, files: &BTreeMap<ObjectKey, &Document>, found: &mut Vec<Message>) {
     for object in inputs.of_other_revisions() {
-        let own = &inputs.settings.revision;
-        let text = format!(
-            "{REVISION} gives it to the control plane of revision {:?} alone; that of {own:?} does not look at it: remove the \
-             label to have all control planes read it",
-            object.label(REVISION).unwrap_or_default()
-        );
         let location = files.get(&object.key()).map(|document| document.locate("metadata.labels"));
         let at = Provenance::object(&object.kind, object.namespace(), object.name()).at("metadata.labels");
-        found.push(Message { code: "OtherRevision".into(), level: about("OtherRevision").1, at, location, text });
+        let (level, text) = (about("OtherRevision").1, told_of_revision(object, &inputs.settings.revision));
+        found.push(Message { code: "OtherRevision".into(), level, at, location, text });
     }
+}
+
+/// Why an object does nothing at the control plane of revision `own`.
+pub fn told_of_revision(object: &Object, own: &str) -> String {
+    format!(
+        "{REVISION} gives it to the control plane of revision {:?} alone; that of {own:?} does not look at it: remove the label to \
+         have all control planes read it",
+        object.label(REVISION).unwrap_or_default()
+    )
 }
 
 fn is_about(object: &Object, at: &Provenance) -> bool {

@@ -1,6 +1,6 @@
 //! `weft explain`: what becomes of a request, and which object decided each step.
 
-use crate::analyze::put;
+use crate::analyze::{put, told_of_revision};
 use crate::authz::{World, mesh_config, read_inputs, settings};
 use crate::cli::{Connection, ControlPlane};
 use crate::commands::get::document;
@@ -86,6 +86,9 @@ impl From {
         documents.iter().for_each(|document| put(&mut inputs, &document.object));
         if client.is_none() {
             stand_in::complete(&mut inputs, &documents);
+        }
+        for object in inputs.of_other_revisions() {
+            output::warn(format!("{}: {}", object.key(), told_of_revision(object, &inputs.settings.revision)));
         }
         let world = World::of(&inputs);
         for unread in world.snapshot.warnings.iter().filter(|warning| warning.code == "IST0106") {
