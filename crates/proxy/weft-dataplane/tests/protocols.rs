@@ -316,3 +316,59 @@ async fn a_client_that_leaves_ends_the_request() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn class_memory_of_many_small_headers() {
+    let a = Backend::echo("a").await;
+    let routes = all(r#"[{match: {prefix: "/"}, route: {cluster: a}}]"#);
+    let hcm = "common_http_protocol_options: {max_headers_count: 20},";
+    let proxy = Proxy::start(&http_bootstrap(hcm, &routes, &[("a", a.addr, "")])).await;
+    let mut h2 = http2(proxy.addr()).await;
+    for (count, want) in [(20, 200), (21, 431), (20, 200)] {
+        let names: Vec<String> = (0..count).map(|n| format!("x-{n}")).collect();
+        let mut ask = http::Request::get("http://a/");
+        for name in &names {
+            ask = ask.header(name, "1");
+        }
+        let answer = h2.send_request(ask.body(http_body_util::Full::default()).unwrap());
+        let answer = tokio::time::timeout(PATIENCE, answer).await.expect("in time").unwrap();
+        assert_eq!(answer.status(), want, "{count} over HTTP/2");
+        // There the host is one of them.
+        let names: Vec<(&str, &str)> = names[1..].iter().map(|name| (name.as_str(), "1")).collect();
+        assert_eq!(get_with(proxy.addr(), "/", &names).await.status, want, "{count} over HTTP/1.1");
+    }
+    assert_eq!(a.count(), 4);
+}
+
+/// Requests that are given up as soon as an endpoint has them: each is cheap for the client alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn class_http2_who_gives_up_most_requests_is_asked_to_go() {
+    const MANY: usize = 500;
+    let (slow, mut asked, _never) = slow(|| reply(200, "")).await;
+    let routes = all(r#"[{match: {prefix: "/"}, route: {cluster: a, timeout: 0s}}]"#);
+    let proxy = Proxy::start(&http_bootstrap("", &routes, &[("a", slow.addr, HTTP2)])).await;
+    let stream = TcpStream::connect(proxy.addr()).await.unwrap();
+    let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let mut given_up = 0;
+    loop {
+        client = match client.ready().await {
+            Ok(client) => client,
+            Err(error) => break assert!(error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR), "{error}"),
+        };
+        assert!(given_up < 2 * MANY, "it goes on");
+        let request = http::Request::get("http://a/").body(()).unwrap();
+        let (mut answer, mut stream) = client.send_request(request, true).unwrap();
+        let come = async {
+            tokio::select! {
+                asked = asked.recv() => asked.unwrap(),
+                // It crossed the word that asks to go.
+                answer = &mut answer => assert!(answer.is_err()),
+            }
+        };
+        tokio::time::timeout(PATIENCE, come).await.expect("the endpoint has it");
+        stream.send_reset(h2::Reason::CANCEL);
+        given_up += 1;
+    }
+    assert!(given_up >= MANY, "{given_up}");
+}

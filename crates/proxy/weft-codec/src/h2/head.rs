@@ -1,9 +1,11 @@
-//! Heads on their way into HTTP/2: without headers of one connection, and with the length of the body where it is known.
+//! Heads on their way into HTTP/2: without headers of one connection, and with the length of the body where it is known. And on
+//! their way out of it: with the cookies in one piece.
 
 use crate::h1::date;
 use crate::hop;
 use crate::marks::HeaderMarks;
-use http::header::{CONTENT_LENGTH, DATE};
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, COOKIE, DATE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use std::cell::RefCell;
 
@@ -33,6 +35,24 @@ pub fn response(headers: &mut HeaderMap, length: Option<u64>) {
     }
     if !headers.contains_key(DATE) {
         headers.insert(DATE, now());
+    }
+}
+
+/// Makes one line of the cookies, which clients cut into pieces for the sake of compression: whoever looks at them here, and an
+/// endpoint that speaks HTTP/1, knows no pieces (RFC 9113 §8.2.3).
+pub fn join_cookies(headers: &mut HeaderMap) {
+    let mut pieces = headers.get_all(COOKIE).iter();
+    let (Some(first), Some(second)) = (pieces.next(), pieces.next()) else { return };
+    let mut all = first.as_bytes().to_vec();
+    for piece in [second].into_iter().chain(pieces) {
+        if !all.is_empty() && !piece.is_empty() {
+            all.extend_from_slice(b"; ");
+        }
+        all.extend_from_slice(piece.as_bytes());
+    }
+    // What pieces may hold, all of them may.
+    if let Ok(all) = HeaderValue::from_maybe_shared(Bytes::from(all)) {
+        headers.insert(COOKIE, all);
     }
 }
 
@@ -108,6 +128,23 @@ mod tests {
         let mut left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["te", "x-other"]);
+    }
+
+    #[test]
+    fn cookies_are_one_line() {
+        for (pieces, want) in [
+            (&[][..], None),
+            (&["a=1; b=2"], Some("a=1; b=2")),
+            (&["a=1", "b=2", "c=3"], Some("a=1; b=2; c=3")),
+            (&["", "a=1", "", "b=2"], Some("a=1; b=2")),
+        ] {
+            let lines: Vec<_> = pieces.iter().map(|piece| ("cookie", *piece)).chain([("x-other", "1")]).collect();
+            let mut headers = map(&lines);
+            join_cookies(&mut headers);
+            let got: Vec<_> = headers.get_all(COOKIE).iter().collect();
+            assert!(got.iter().copied().eq(want), "{pieces:?}: {got:?}");
+            assert_eq!(headers["x-other"], "1");
+        }
     }
 
     #[test]

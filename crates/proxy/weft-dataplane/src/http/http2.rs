@@ -83,10 +83,12 @@ impl Http2 {
                     self.state = State::Serving(Box::new(frames));
                 }
                 State::Serving(frames) => match ready!(frames.poll_accept(cx)) {
-                    Some(Ok((request, respond))) if request.headers().len() > self.max_headers => {
-                        too_large(respond);
-                    }
-                    Some(Ok((request, respond))) => {
+                    Some(Ok((mut request, respond))) => {
+                        head::join_cookies(request.headers_mut());
+                        if request.headers().len() > self.max_headers {
+                            too_large(respond);
+                            continue;
+                        }
                         // In a box: the runtime would move the whole of it several times.
                         tokio::task::spawn_local(Box::pin(stream(self.connection.clone(), request, respond)));
                     }
