@@ -8,6 +8,7 @@ use axum::body::Body;
 use axum::extract::FromRequestParts;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
 use axum::response::Response;
+use futures_util::future::BoxFuture;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
@@ -161,16 +162,7 @@ async fn run(socket: WebSocket, streams: ExecStreams) {
         let outputs = async {
             tokio::join!(copy(STDOUT, stdout, &outbox, &moved), copy(STDERR, stderr, &outbox, &moved));
         };
-        let mut outputs = std::pin::pin!(outputs);
-        let mut exit = exit;
-        let (result, done) = tokio::select! {
-            result = &mut exit => (result, false),
-            () = &mut outputs => (exit.await, true),
-        };
-        let mut seen = u64::MAX;
-        while !done && timeout(LAST_OUTPUT, &mut outputs).await.is_err() && seen != moved.load(Ordering::Relaxed) {
-            seen = moved.load(Ordering::Relaxed);
-        }
+        let result = ended(exit, outputs, &moved).await;
         let _ = outbox.send(message(RESULT, result_status(result).to_string().as_bytes())).await;
     };
     let reading = read(source, stdin, resize);
@@ -182,6 +174,24 @@ async fn run(socket: WebSocket, streams: ExecStreams) {
     if finished {
         let _ = timeout(CLOSE_TIMEOUT, reading).await;
     }
+}
+
+/// How a command ended, when its output is out too. `moved` counts what `outputs` moves.
+pub(super) async fn ended(
+    mut exit: BoxFuture<'static, io::Result<i32>>,
+    outputs: impl Future<Output = ()>,
+    moved: &AtomicU64,
+) -> io::Result<i32> {
+    let mut outputs = std::pin::pin!(outputs);
+    let result = tokio::select! {
+        result = &mut exit => result,
+        () = &mut outputs => return exit.await,
+    };
+    let mut seen = u64::MAX;
+    while timeout(LAST_OUTPUT, &mut outputs).await.is_err() && seen != moved.load(Ordering::Relaxed) {
+        seen = moved.load(Ordering::Relaxed);
+    }
+    result
 }
 
 pub(super) fn message(channel: u8, data: &[u8]) -> Message {

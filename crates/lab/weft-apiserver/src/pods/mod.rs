@@ -172,7 +172,7 @@ async fn logs(context: &Context, pod: &Object) -> Result<Response, ApiError> {
         container: container(pod, params, &["containers", "initContainers"])?,
         follow: params.is_set("follow"),
         tail_lines: params.number("tailLines")?,
-        since_seconds: params.number("sinceSeconds")?,
+        since_seconds: since(params)?,
         previous: params.is_set("previous"),
         timestamps: params.is_set("timestamps"),
         limit_bytes: params.number("limitBytes")?,
@@ -185,6 +185,19 @@ async fn logs(context: &Context, pod: &Object) -> Result<Response, ApiError> {
         item
     });
     Ok(([(CONTENT_TYPE, "text/plain; charset=utf-8")], Body::from_stream(log)).into_response())
+}
+
+/// How many seconds back a log begins: `sinceSeconds`, or `sinceTime` (RFC 3339), not both.
+fn since(params: &Params) -> Result<Option<u64>, ApiError> {
+    let seconds = params.number("sinceSeconds")?;
+    let Some(text) = params.get("sinceTime") else { return Ok(seconds) };
+    if seconds.is_some() {
+        return Err(ApiError::bad_request("sinceSeconds, sinceTime: at most one of them may be given"));
+    }
+    let wrong = |_| ApiError::bad_request(format!("sinceTime={text}: a time such as 2026-01-31T12:00:00Z is expected"));
+    let time: jiff::Timestamp = text.parse().map_err(wrong)?;
+    let ago = jiff::Timestamp::now().as_second().saturating_sub(time.as_second());
+    Ok(Some(u64::try_from(ago).unwrap_or(0).max(1)))
 }
 
 fn backend(context: &Context) -> Result<std::sync::Arc<dyn PodBackend>, ApiError> {
@@ -226,5 +239,24 @@ fn container(pod: &Object, params: &Params, lists: &[&str]) -> Result<String, Ap
             pod.name(),
             names.join(" ")
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Uri;
+
+    #[test]
+    fn a_log_begins_at_a_time_or_some_seconds_ago() {
+        let asked = |query: &str| since(&Params::read(&format!("/log?{query}").parse::<Uri>().unwrap()).unwrap());
+        let hour_ago = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second() - 3600).unwrap();
+        let found = asked(&format!("sinceTime={hour_ago}")).unwrap().unwrap();
+        assert!((3600..3660).contains(&found), "{found}");
+        assert_eq!(asked("sinceSeconds=5").unwrap(), Some(5));
+        assert_eq!(asked("sinceTime=2999-01-01T00:00:00Z").unwrap(), Some(1), "what is to come");
+        assert_eq!(asked("").unwrap(), None);
+        assert!(asked("sinceTime=yesterday").is_err());
+        assert!(asked("sinceTime=2026-01-01T00:00:00Z&sinceSeconds=5").is_err());
     }
 }

@@ -1,7 +1,7 @@
 //! Commands and ports over SPDY: how a connection becomes one (an upgraded connection, or a WebSocket that carries its bytes), and
 //! what its streams are for. Source: Kubernetes' `remotecommand` (`v4.channel.k8s.io`) and `portforward.k8s.io` protocols.
 
-use super::exec::{MAX_MESSAGE, result_status};
+use super::exec::{MAX_MESSAGE, ended, result_status};
 use super::spdy::{self, CHUNK, Output, Stream};
 use super::{ExecStreams, PodBackend, PodRef};
 use crate::server::{Context, closed};
@@ -17,6 +17,7 @@ use hyper_util::rt::TokioIo;
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc::Receiver;
@@ -26,7 +27,7 @@ use tokio::time::timeout;
 const PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
 /// Time that a client gets to open the streams of a command, or the second stream of a connection.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
-/// After the command's end its output is read as long as some comes within this time.
+/// After the client's end, what still goes on over its connections gets this time each.
 const LAST_OUTPUT: Duration = Duration::from_secs(2);
 /// Connections that are carried at once.
 const MAX_CONNECTIONS: usize = 128;
@@ -139,7 +140,7 @@ async fn collect(mut opened: Receiver<Stream>, wanted: &[&'static str]) -> Optio
 }
 
 async fn exchange(mut found: HashMap<String, Stream>, streams: ExecStreams) {
-    let ExecStreams { stdin, stdout, stderr, resize, mut exit } = streams;
+    let ExecStreams { stdin, stdout, stderr, resize, exit } = streams;
     let mut side = |name: &str| found.remove(name);
     let (error, input) = (side("error"), side("stdin"));
     let (out, err, sizes) = (side("stdout"), side("stderr"), side("resize"));
@@ -165,15 +166,11 @@ async fn exchange(mut found: HashMap<String, Stream>, streams: ExecStreams) {
             }
         });
     }
-    let outputs = async { tokio::join!(copy(stdout, out), copy(stderr, err)) };
-    let mut outputs = std::pin::pin!(outputs);
-    let result = tokio::select! {
-        result = &mut exit => {
-            let _ = timeout(LAST_OUTPUT, &mut outputs).await;
-            result
-        }
-        _ = &mut outputs => exit.await,
+    let moved = AtomicU64::new(0);
+    let outputs = async {
+        tokio::join!(copy(stdout, out, &moved), copy(stderr, err, &moved));
     };
+    let result = ended(exit, outputs, &moved).await;
     if let Some(error) = error {
         error.output.send(result_status(result).to_string().as_bytes()).await;
         error.output.close().await;
@@ -181,7 +178,7 @@ async fn exchange(mut found: HashMap<String, Stream>, streams: ExecStreams) {
     helpers.shutdown().await;
 }
 
-async fn copy(from: Option<Box<dyn AsyncRead + Send + Unpin>>, to: Option<Stream>) {
+async fn copy(from: Option<Box<dyn AsyncRead + Send + Unpin>>, to: Option<Stream>, moved: &AtomicU64) {
     let Some(to) = to else { return };
     if let Some(mut from) = from {
         let mut buffer = vec![0; CHUNK];
@@ -190,6 +187,7 @@ async fn copy(from: Option<Box<dyn AsyncRead + Send + Unpin>>, to: Option<Stream
             if !to.output.send(data).await {
                 break;
             }
+            moved.fetch_add(1, Ordering::Relaxed);
         }
     }
     to.output.close().await;
