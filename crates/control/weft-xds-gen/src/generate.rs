@@ -299,7 +299,7 @@ impl Step<'_> {
         let policies = snapshot.authorization_for(proxy.namespace(), &proxy.labels);
         let part = OwnPart {
             listeners: Inbound { maker, proxy, ports: &served, policies, tokens }.listeners(),
-            clusters: inbound::clusters(snapshot, proxy, &served),
+            clusters: inbound::clusters(self.view, proxy, &served),
         };
         own.0 = Some((mark, proxy.workload.clone(), part.clone()));
         part
@@ -365,7 +365,7 @@ impl Step<'_> {
         remember(&mut kept.clusters, mark.clone(), |old| {
             let make = || {
                 let mut all = cluster::outbound(self.view);
-                all.extend(fixed::outbound(self.view.mesh(), self.view.scope.key.gateway));
+                all.extend(fixed::outbound(self.view.mesh(), &self.view.scope.key));
                 let none = ClusterPart::default();
                 let clusters = self.cache.pool.reuse(&old.map_or(&none, |old| old).clusters, all);
                 Arc::new(ClusterPart { clusters, credentials: cluster::credentials(self.view) })

@@ -30,4 +30,4 @@ pub use generate::{GenCache, generate, generate_endpoints};
 pub use pb::value::{PROVENANCE_KEY, read_provenance};
 pub use proxy::ProxyView;
 pub use resource::{ProxyResources, Resource, ResourceMap, Resources};
-pub use scope::{AskedFacts, Scope, ScopeKey};
+pub use scope::{AskedFacts, HeaderSettings, Scope, ScopeKey};

@@ -43,6 +43,19 @@ pub struct ScopeKey {
     pub labels: BTreeMap<String, String>,
     /// Node of the proxy; empty when no service is served on its own node only.
     pub node: String,
+    /// Settings of the proxy about headers.
+    pub headers: HeaderSettings,
+}
+
+/// What `proxyHeaders` of a proxy's settings say of routes and clusters. The defaults are Istio's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HeaderSettings {
+    /// No `x-envoy-attempt-count`.
+    pub no_attempt_count: bool,
+    /// `x-forwarded-host` where a rule changes the host.
+    pub forwarded_host: bool,
+    /// Names of headers of HTTP/1.1 stay in upper and lower case as they are. Envoys only.
+    pub keeps_case: bool,
 }
 
 /// What is seen by the proxies of one key.
@@ -139,6 +152,7 @@ impl ScopeKey {
             locality: if asked.locality { proxy.locality.clone() } else { String::new() },
             labels: labels.map(|(k, v)| (k.clone(), v.clone())).collect(),
             node: if asked.node { proxy.node_name().into() } else { String::new() },
+            headers: crate::observe::header_settings(snapshot, proxy),
         }
     }
 

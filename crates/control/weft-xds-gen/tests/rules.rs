@@ -223,3 +223,78 @@ fn address_of(snapshot: &weft_model::MeshSnapshot, host: &str) -> (String, u16) 
     let service = &snapshot.services[host][0];
     (service.addresses[0].addr().to_string(), service.ports[0].number)
 }
+
+/// What `proxyHeaders` says, in the mesh config and in a pod's annotation.
+#[test]
+fn settings_of_headers() {
+    let objects = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: own, namespace: b}
+spec:
+  template:
+    metadata:
+      labels: {app: own}
+      annotations: {proxy.istio.io/config: '{proxyHeaders: {requestId: {disabled: true}}}'}
+    spec: {containers: [{name: c, image: i}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: server, namespace: b}
+spec:
+  hosts: [server]
+  gateways: [mesh, istio-system/gw]
+  http: [{rewrite: {authority: other.example.com}, route: [{destination: {host: server}}]}]
+---
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: gw, namespace: istio-system}
+spec: {selector: {istio: ingressgateway}, servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}]}
+";
+    let said = json!({
+        "attemptCount": {"disabled": true}, "xForwardedHost": {"enabled": true}, "preserveHttp1HeaderCase": true,
+    });
+    let snapshot = |headers: Value| {
+        let mut world = World::new();
+        world.mesh = json!({"defaultConfig": {"proxyHeaders": headers}});
+        world.add(WORLD).add(common::INGRESS).add(objects).snapshot()
+    };
+    let (plain, told) = (snapshot(json!({})), snapshot(said));
+    // mesh config, pod, weft, the settings hold, case too
+    for (snapshot, pod, weft, holds, keeps_case) in [
+        (&plain, "b/caller-0", false, false, false),
+        (&told, "b/caller-0", false, true, true),
+        (&told, "b/server-0", false, true, true),
+        (&told, "b/caller-0", true, true, false),
+        (&told, "b/own-0", false, false, false),
+        (&told, "istio-system/istio-ingressgateway-0", false, true, true),
+    ] {
+        let resources = generate(snapshot, &common::proxy(snapshot, pod, weft, &Value::Null));
+        let apart = resources.virtual_hosts.iter().map(|r| json_of::<VirtualHost>(&resources.virtual_hosts, &r.name));
+        let whole = resources.routes.iter().flat_map(|r| {
+            let routes = json_of::<RouteConfiguration>(&resources.routes, &r.name);
+            routes["virtual_hosts"].as_array().cloned().unwrap_or_default()
+        });
+        let hosts: Vec<Value> = apart.chain(whole).collect();
+        assert!(hosts.len() > 1 || pod.starts_with("istio-system"), "{pod}: {hosts:?}");
+        for host in &hosts {
+            assert_eq!(host["include_request_attempt_count"] == true, !holds, "{pod} {weft}: {host}");
+        }
+        let rewriting = hosts.iter().find(|host| host["name"].as_str().unwrap().starts_with("server.b.")).unwrap();
+        let action = &rewriting["routes"][0]["route"];
+        assert_eq!(action["host_rewrite_literal"], "other.example.com");
+        assert_eq!(action["append_x_forwarded_host"] == true, holds, "{pod} {weft}: {action}");
+        let cases = |text: String| text.contains("preserve_case");
+        let cluster = json_of::<Cluster>(&resources.clusters, "outbound|8000||server.b.svc.cluster.local");
+        assert_eq!(cases(cluster.to_string()), keeps_case, "{pod} {weft}: {cluster}");
+        for listener in resources.listeners.iter() {
+            let listener = json_of::<Listener>(&resources.listeners, &listener.name);
+            let managers = listener.to_string().matches("http_connection_manager.v3.HttpConnectionManager").count();
+            assert!(managers == 0 || cases(listener.to_string()) == keeps_case, "{pod} {weft}: {listener}");
+        }
+        if pod == "b/server-0" {
+            let cluster = json_of::<Cluster>(&resources.clusters, "inbound|80||");
+            assert!(cases(cluster.to_string()), "{cluster}");
+        }
+    }
+}

@@ -5,7 +5,7 @@ use crate::ProxyView;
 use crate::pb::cluster::{CircuitBreakers, Cluster, cluster as c};
 use crate::pb::{self, core};
 use crate::resource::{Resource, Resources, by_name};
-use crate::scope::ScopeKey;
+use crate::scope::{HeaderSettings, ScopeKey};
 use c::{ClusterDiscoveryType, DiscoveryType, DnsLookupFamily, LbPolicy};
 use weft_core::names;
 use weft_k8s_api::istio::MeshConfig;
@@ -14,10 +14,10 @@ use weft_proto::envoy::extensions::common::dynamic_forward_proxy::v3::DnsCacheCo
 use weft_proto::pack;
 
 /// `BlackHoleCluster` and, for sidecars, `PassthroughCluster`.
-pub(crate) fn outbound(mesh: &MeshConfig, gateway: bool) -> Resources {
+pub(crate) fn outbound(mesh: &MeshConfig, key: &ScopeKey) -> Resources {
     let mut clusters = vec![black_hole(mesh)];
-    if !gateway {
-        clusters.push(passthrough(mesh, names::PASSTHROUGH_CLUSTER));
+    if !key.gateway {
+        clusters.push(passthrough(mesh, names::PASSTHROUGH_CLUSTER, key.headers));
     }
     by_name(clusters.iter().map(|c| Resource::new(c.name.as_str(), c)))
 }
@@ -34,10 +34,11 @@ fn black_hole(mesh: &MeshConfig) -> Cluster {
 }
 
 /// Goes on to the address that was dialled.
-fn passthrough(mesh: &MeshConfig, name: &str) -> Cluster {
+fn passthrough(mesh: &MeshConfig, name: &str, settings: HeaderSettings) -> Cluster {
     let mut draft = Draft::new(name.into());
     draft.set_type(DiscoveryType::OriginalDst);
     draft.http.use_downstream();
+    draft.http.keeps_case = settings.keeps_case;
     draft.cluster.common_lb_config = None;
     draft.cluster.lb_policy = LbPolicy::ClusterProvided as i32;
     draft.cluster.connect_timeout = mesh.connect_timeout.map(|d| pb::duration(d.get()));
@@ -47,9 +48,9 @@ fn passthrough(mesh: &MeshConfig, name: &str) -> Cluster {
 }
 
 /// Goes on to the workload at the port that was dialled, from an address whose connections are not captured again.
-pub(crate) fn inbound_passthrough(mesh: &MeshConfig, proxy: &ProxyView) -> Cluster {
+pub(crate) fn inbound_passthrough(mesh: &MeshConfig, proxy: &ProxyView, settings: HeaderSettings) -> Cluster {
     let source = Some(bind_for_workload(proxy));
-    Cluster { upstream_bind_config: source, ..passthrough(mesh, names::INBOUND_PASSTHROUGH_CLUSTER) }
+    Cluster { upstream_bind_config: source, ..passthrough(mesh, names::INBOUND_PASSTHROUGH_CLUSTER, settings) }
 }
 
 /// Connections to the proxy's own workload: from an address that is not captured, of the family that is dialled.

@@ -6,6 +6,7 @@ use crate::pb::endpoint::{ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityL
 use crate::pb::{address, core, value};
 use crate::proxy::ProxyView;
 use crate::resource::{Resource, Resources, by_name};
+use crate::scope::View;
 use crate::traffic::{self, Effective};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -61,16 +62,16 @@ impl InboundPort {
 }
 
 /// All of the workload's clusters, and the one for ports that no service leads to.
-pub(crate) fn clusters(snapshot: &MeshSnapshot, proxy: &ProxyView, ports: &[InboundPort]) -> Resources {
-    let mut clusters: Vec<_> = ports.iter().map(|port| cluster(snapshot, proxy, port)).collect();
+pub(crate) fn clusters(view: View<'_>, proxy: &ProxyView, ports: &[InboundPort]) -> Resources {
+    let mut clusters: Vec<_> = ports.iter().map(|port| cluster(view, proxy, port)).collect();
     if proxy.intercepts() {
-        clusters.push(fixed::inbound_passthrough(&snapshot.mesh, proxy));
+        clusters.push(fixed::inbound_passthrough(view.mesh(), proxy, view.scope.key.headers));
     }
     by_name(clusters.iter().map(|c| Resource::new(c.name.as_str(), c)))
 }
 
-fn cluster(snapshot: &MeshSnapshot, proxy: &ProxyView, port: &InboundPort) -> crate::pb::cluster::Cluster {
-    let mesh = &snapshot.mesh;
+fn cluster(view: View<'_>, proxy: &ProxyView, port: &InboundPort) -> crate::pb::cluster::Cluster {
+    let mesh = view.mesh();
     let mut draft = Draft::new(port.cluster());
     let localhost = mesh.inbound_traffic_policy.as_ref().map(|p| p.mode) == Some(InboundTrafficPolicyMode::Localhost);
     let fixed_address = match &port.endpoint {
@@ -92,7 +93,8 @@ fn cluster(snapshot: &MeshSnapshot, proxy: &ProxyView, port: &InboundPort) -> cr
         }
     }
     protocol::set_for_port(&mut draft, port.protocol);
-    pool::apply(mesh, &mut draft, &limits(snapshot, proxy, port));
+    protocol::keep_case(&mut draft, port.protocol, view.scope.key.headers);
+    pool::apply(mesh, &mut draft, &limits(view.snapshot, proxy, port));
     draft.cluster.metadata = Some(metadata(port));
     draft.finish()
 }

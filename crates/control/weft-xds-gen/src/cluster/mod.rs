@@ -148,6 +148,7 @@ fn build(view: View<'_>, target: Target<'_>, mode: Mode) -> Option<Cluster> {
         discover(view, &mut draft, &target)?;
     }
     protocol::set_for_port(&mut draft, target.port.protocol);
+    protocol::keep_case(&mut draft, target.port.protocol, view.scope.key.headers);
     if protocol::upgrades(view.mesh(), target.port.protocol, target.policy.connection_pool.as_ref()) {
         draft.http.use_http2();
     }

@@ -2,7 +2,8 @@
 
 use super::Draft;
 use crate::pb::core::{Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions, UpstreamHttpProtocolOptions};
-use crate::pb::upstream_http as http;
+use crate::pb::{self, upstream_http as http};
+use crate::scope::HeaderSettings;
 use http::http_protocol_options::{
     ExplicitHttpConfig, OutlierDetection, UpstreamProtocolOptions as Options, UseDownstreamHttpConfig,
     explicit_http_config::ProtocolConfig,
@@ -19,6 +20,8 @@ pub(crate) struct HttpOptions {
     pub upstream: Option<UpstreamHttpProtocolOptions>,
     pub http2: Http2ProtocolOptions,
     pub outlier: Option<OutlierDetection>,
+    /// Names of headers stay as they were written, where HTTP/1.1 is spoken.
+    pub keeps_case: bool,
 }
 
 /// Version towards the endpoints.
@@ -56,16 +59,18 @@ impl HttpOptions {
 
     /// The message; `None` when all of it is default.
     pub fn pack(&self) -> Option<Any> {
-        let extras = self.common.is_some() || self.upstream.is_some() || self.outlier.is_some();
+        let extras = self.common.is_some() || self.upstream.is_some() || self.outlier.is_some() || self.keeps_case;
         if self.version == Version::Http1 && !extras {
             return None;
         }
+        let http1 =
+            Http1ProtocolOptions { header_key_format: self.keeps_case.then(pb::header_case), ..Default::default() };
         let explicit = |config| Options::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config: Some(config) });
         let options = match self.version {
-            Version::Http1 => explicit(ProtocolConfig::HttpProtocolOptions(Http1ProtocolOptions::default())),
+            Version::Http1 => explicit(ProtocolConfig::HttpProtocolOptions(http1)),
             Version::Http2 => explicit(ProtocolConfig::Http2ProtocolOptions(self.http2.clone())),
             Version::Downstream => Options::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
-                http_protocol_options: Some(Http1ProtocolOptions::default()),
+                http_protocol_options: Some(http1),
                 http2_protocol_options: Some(self.http2.clone()),
                 ..Default::default()
             }),
@@ -88,6 +93,11 @@ pub(super) fn set_for_port(draft: &mut Draft, protocol: Protocol) {
         Protocol::Unknown => draft.http.use_downstream(),
         _ => {}
     }
+}
+
+/// Leaves names of headers as they were written where the proxy's settings ask for that.
+pub(super) fn keep_case(draft: &mut Draft, protocol: Protocol, settings: HeaderSettings) {
+    draft.http.keeps_case = settings.keeps_case && (protocol.is_http() || protocol.is_unknown());
 }
 
 /// Whether HTTP/1.1 requests are sent on as HTTP/2: as the destination rule says, else as the mesh says.

@@ -207,6 +207,7 @@ mod tests {
             locality: locality.into(),
             labels: labels.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect(),
             node: String::new(),
+            headers: Default::default(),
         }
     }
 

@@ -131,7 +131,7 @@ fn virtual_host(view: View<'_>, servers: &[&GatewayServer], host: &str, shares: 
     for share in shares {
         let server = servers.get(share.server)?;
         let Some(vs) = &share.vs else {
-            let known = out.get_or_insert_with(|| empty(host, server.declared_port, &server.origin));
+            let known = out.get_or_insert_with(|| empty(view, host, server.declared_port, &server.origin));
             known.require_tls = TlsRequirementType::All as i32;
             continue;
         };
@@ -141,7 +141,7 @@ fn virtual_host(view: View<'_>, servers: &[&GatewayServer], host: &str, shares: 
         if routes.is_empty() {
             continue;
         }
-        let known = out.get_or_insert_with(|| empty(host, server.declared_port, &vs.provenance));
+        let known = out.get_or_insert_with(|| empty(view, host, server.declared_port, &vs.provenance));
         add_routes(known, &routes, !met.insert(Arc::as_ptr(vs)));
         if server.redirects() {
             known.require_tls = TlsRequirementType::All as i32;
@@ -161,11 +161,11 @@ fn add_routes(host: &mut VirtualHost, more: &[Route], again: bool) {
     host.routes = first;
 }
 
-fn empty(host: &str, port: u16, origin: &Provenance) -> VirtualHost {
+fn empty(view: View<'_>, host: &str, port: u16, origin: &Provenance) -> VirtualHost {
     VirtualHost {
         name: host_port(host, port),
         domains: vec![bracketed(host)],
-        include_request_attempt_count: true,
+        include_request_attempt_count: !view.scope.key.headers.no_attempt_count,
         metadata: Some(value::provenance(origin)),
         ..Default::default()
     }

@@ -96,6 +96,9 @@ fn manager(mesh: &MeshConfig, observe: &Observability, options: Options) -> Http
     }
     normalise(&mut manager, mesh);
     headers(&mut manager, options.place, &observe.proxy_config);
+    if observe.keeps_case {
+        manager.http_protocol_options.get_or_insert_default().header_key_format = Some(pb::header_case());
+    }
     if observe.proxy_config.proxy_metadata.get(HTTP10).is_some_and(|value| value == "1") {
         manager.http_protocol_options.get_or_insert_default().accept_http_10 = true;
     }

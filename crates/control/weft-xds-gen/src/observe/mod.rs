@@ -10,7 +10,7 @@ mod tracing;
 
 use crate::pb::{accesslog::AccessLog, hcm, listener};
 use crate::proxy::ProxyView;
-use crate::scope::View;
+use crate::scope::{HeaderSettings, View};
 use std::sync::Arc;
 use weft_k8s_api::istio::{self, WorkloadMode};
 use weft_model::{MeshSnapshot, Policy};
@@ -71,6 +71,8 @@ pub(crate) struct Observability {
     server: SideSettings,
     /// Proxy settings that hold for the workload.
     pub proxy_config: Arc<istio::MeshProxyConfig>,
+    /// See [`HeaderSettings::keeps_case`].
+    pub keeps_case: bool,
 }
 
 /// Finished messages for one side.
@@ -110,7 +112,8 @@ impl Observability {
                 tcp_metrics: view.scope.key.weft.then(|| metrics::tcp(&bound, side)),
             }
         };
-        Self { client: side(Side::Client), server: side(Side::Server), proxy_config: config }
+        let (client, server) = (side(Side::Client), side(Side::Server));
+        Self { client, server, proxy_config: config, keeps_case: view.scope.key.headers.keeps_case }
     }
 
     /// The messages for a side.
@@ -119,6 +122,23 @@ impl Observability {
             Side::Client => &self.client,
             Side::Server => &self.server,
         }
+    }
+}
+
+/// What the settings of a proxy say of the headers of requests.
+pub(crate) fn header_settings(snapshot: &MeshSnapshot, proxy: &ProxyView) -> HeaderSettings {
+    let annotation = proxy.annotation(weft_core::well_known::annotation::PROXY_CONFIG);
+    let own = annotation.filter(|text| proxy_config::says_of_headers(text));
+    let of_mesh = || snapshot.mesh.default_config.as_ref().and_then(|config| config.proxy_headers.clone());
+    let headers = match own {
+        Some(text) => proxy_config::effective(&snapshot.mesh, Some(text)).proxy_headers,
+        None => of_mesh(),
+    };
+    let Some(headers) = headers else { return HeaderSettings::default() };
+    HeaderSettings {
+        no_attempt_count: headers.attempt_count.as_ref().is_some_and(|h| h.disabled == Some(true)),
+        forwarded_host: headers.x_forwarded_host.as_ref().is_some_and(|h| h.enabled == Some(true)),
+        keeps_case: headers.preserve_http1_header_case == Some(true) && !proxy.is_weft,
     }
 }
 

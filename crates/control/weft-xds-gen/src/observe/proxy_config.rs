@@ -14,6 +14,11 @@ pub(crate) fn effective(mesh: &MeshConfig, annotation: Option<&str>) -> MeshProx
     annotation.and_then(|text| overlaid(&base, text)).unwrap_or(base)
 }
 
+/// Whether an annotation may say something of headers: most do not, and need not be read for that.
+pub(crate) fn says_of_headers(annotation: &str) -> bool {
+    annotation.contains("proxyHeaders") || annotation.contains("proxy_headers")
+}
+
 fn overlaid(base: &MeshProxyConfig, text: &str) -> Option<MeshProxyConfig> {
     if text.len() > MAX_ANNOTATION {
         return None;

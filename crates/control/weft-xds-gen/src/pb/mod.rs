@@ -83,6 +83,16 @@ pub(crate) fn extension<M: Message + Name>(name: &str, config: &M) -> core::Type
     core::TypedExtensionConfig { name: name.into(), typed_config: Some(pack(config)) }
 }
 
+/// Names of headers of HTTP/1.1 stay in upper and lower case as they are.
+pub(crate) fn header_case() -> core::http1_protocol_options::HeaderKeyFormat {
+    use core::http1_protocol_options::{HeaderKeyFormat, header_key_format::HeaderFormat};
+    const TYPE: &str =
+        "type.googleapis.com/envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig";
+    let config = weft_proto::Any { type_url: TYPE.into(), ..Default::default() };
+    let formatter = core::TypedExtensionConfig { name: "preserve_case".into(), typed_config: Some(config) };
+    HeaderKeyFormat { header_format: Some(HeaderFormat::StatefulFormatter(formatter)) }
+}
+
 /// `percent` of all, in parts per million.
 pub(crate) fn fraction(percent: f64) -> envoy_type::FractionalPercent {
     envoy_type::FractionalPercent {

@@ -38,6 +38,7 @@ fn forward(conversion: &Conversion<'_>, route: &mut Route, http: &HttpRoute, aut
     let cluster = |destination: &Destination| cluster_of(scope, destination, conversion.port);
     let timeout = http.timeout.map_or_else(pb::zero, |t| pb::duration(t.get()));
     let mut action = timed(timeout);
+    action.append_x_forwarded_host = scope.key.headers.forwarded_host;
     if conversion.vs.whole_path_elements {
         action.cluster_not_found_response_code = ClusterNotFoundResponseCode::InternalServerError as i32;
     }

@@ -131,7 +131,11 @@ pub(super) fn catch_all(scope: &Scope) -> VirtualHost {
             Some(proxy) => convert::cluster_of(scope, proxy, 0),
             None => names::PASSTHROUGH_CLUSTER.into(),
         };
-        let action = RouteAction { cluster_specifier: Some(ClusterSpecifier::Cluster(cluster)), ..timed(pb::zero()) };
+        let action = RouteAction {
+            cluster_specifier: Some(ClusterSpecifier::Cluster(cluster)),
+            append_x_forwarded_host: scope.key.headers.forwarded_host,
+            ..timed(pb::zero())
+        };
         (names::ALLOW_ANY_VIRTUAL_HOST, Action::Route(action))
     } else {
         let refused = DirectResponseAction { status: UNKNOWN_HOST_STATUS, ..Default::default() };
@@ -142,7 +146,7 @@ pub(super) fn catch_all(scope: &Scope) -> VirtualHost {
         name: name.into(),
         domains: vec!["*".into()],
         routes: vec![route],
-        include_request_attempt_count: true,
+        include_request_attempt_count: !scope.key.headers.no_attempt_count,
         ..Default::default()
     }
 }

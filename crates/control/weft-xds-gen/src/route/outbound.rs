@@ -146,7 +146,7 @@ impl Next<'_> {
             for name in &made.hosts {
                 let before = self.before(name, &hosts)?;
                 let known: VirtualHost = weft_proto::unpack(&before.any).ok()?;
-                let host = vhosts::virtual_host(known.name, known.domains, routes.clone(), &new.provenance);
+                let host = vhosts::virtual_host(self.view, known.name, known.domains, routes.clone(), &new.provenance);
                 let resource = Resource::new(name.clone(), &host);
                 if resource.hash != before.hash {
                     self.replace(self.pool.shared(&resource), &mut hosts);

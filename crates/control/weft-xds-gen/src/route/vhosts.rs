@@ -42,7 +42,7 @@ pub(super) fn for_port(view: View<'_>, egress: &Egress, port: u16) -> Made {
     for (rule, claimed) in rules.iter().zip(claimed) {
         for host in hosts_without_service(view, rule, &services, port) {
             if !claimed.is_empty() || port == 80 {
-                let host = taken.host(&host, port, rule.routes.clone(), &rule.vs.provenance);
+                let host = taken.host(view, &host, port, rule.routes.clone(), &rule.vs.provenance);
                 out.extend(host.map(|host| (host, Some(rule.place))));
             }
         }
@@ -97,7 +97,7 @@ pub(super) fn for_service(view: View<'_>, egress: &Egress, host: &str, port: u16
         Some(rule) => (rule.routes.clone(), &rule.vs.provenance, Some(rule.place)),
         None => (vec![convert::default_route(view, service, port)], &service.provenance, None),
     };
-    let host = virtual_host(host_port(host, port), vec!["*".into()], routes, origin);
+    let host = virtual_host(view, host_port(host, port), vec!["*".into()], routes, origin);
     Some(Made { hosts: vec![(host, place)], routed: rules.iter().map(|rule| rule.place).collect() })
 }
 
@@ -189,9 +189,16 @@ impl Taken {
         Self { names: BTreeSet::new(), domains: BTreeSet::new(), full_names: full.collect() }
     }
 
-    fn host(&mut self, host: &str, port: u16, routes: Vec<Route>, origin: &Provenance) -> Option<VirtualHost> {
+    fn host(
+        &mut self,
+        view: View<'_>,
+        host: &str,
+        port: u16,
+        routes: Vec<Route>,
+        origin: &Provenance,
+    ) -> Option<VirtualHost> {
         let domains = vec![crate::pb::address::bracketed(host)];
-        self.add(host_port(host, port), domains, &[], routes, origin)
+        self.add((view, host_port(host, port)), domains, &[], routes, origin)
     }
 
     fn service(
@@ -203,12 +210,12 @@ impl Taken {
         origin: &Provenance,
     ) -> Option<VirtualHost> {
         let (domains, short) = domains::of_service(service, &view.scope.key);
-        self.add(host_port(&service.host, port), domains, &short, routes, origin)
+        self.add((view, host_port(&service.host, port)), domains, &short, routes, origin)
     }
 
     fn add(
         &mut self,
-        name: String,
+        (view, name): (View<'_>, String),
         mut domains: Vec<String>,
         short: &[String],
         routes: Vec<Route>,
@@ -221,16 +228,22 @@ impl Taken {
             let gives_way = short.contains(domain) && self.full_names.contains(domain);
             !gives_way && self.domains.insert(domain.to_ascii_lowercase())
         });
-        (!domains.is_empty()).then(|| virtual_host(name, domains, routes, origin))
+        (!domains.is_empty()).then(|| virtual_host(view, name, domains, routes, origin))
     }
 }
 
-pub(super) fn virtual_host(name: String, domains: Vec<String>, routes: Vec<Route>, origin: &Provenance) -> VirtualHost {
+pub(super) fn virtual_host(
+    view: View<'_>,
+    name: String,
+    domains: Vec<String>,
+    routes: Vec<Route>,
+    origin: &Provenance,
+) -> VirtualHost {
     VirtualHost {
         name,
         domains,
         routes,
-        include_request_attempt_count: true,
+        include_request_attempt_count: !view.scope.key.headers.no_attempt_count,
         metadata: Some(value::provenance(origin)),
         ..Default::default()
     }
