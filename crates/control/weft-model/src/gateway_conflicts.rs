@@ -1,8 +1,11 @@
 //! Servers of Gateways that the same workloads serve and that cannot be served together: the older one keeps port and hosts.
-//! The generator leaves the others out; here is said which, and why.
+//! The generator leaves the others out; here is said which, and why. So it is with server names that two of them want.
 
-use crate::{Gateway, GatewayWorkloads, Warning};
+use crate::virtual_services::MESH_GATEWAY;
+use crate::{Gateway, GatewayWorkloads, VirtualService, Warning, hosts};
 use std::collections::HashMap;
+use std::sync::Arc;
+use weft_core::Provenance;
 use weft_k8s_api::istio::{Server, ServerTlsMode};
 
 /// Code of a server that is left out for that of another Gateway.
@@ -68,6 +71,84 @@ fn claim<'a>(taken: &mut Taken<'a>, gateway: &'a Gateway, server: &Server, port:
     None
 }
 
+/// Where a name is asked for: workloads, port, address.
+type Slot<'a> = (&'a [GatewayWorkloads], u32, &'a str);
+
+/// Server names that several servers or TLS rules ask for at one port: the first has them, as a listener has one chain for a
+/// name. `gateways` and `rules` are oldest first.
+pub(crate) fn server_names<'a>(
+    gateways: impl Iterator<Item = &'a Gateway>,
+    rules: &'a [Arc<VirtualService>],
+) -> Vec<Warning> {
+    let mut by_gateway: HashMap<&str, Vec<&VirtualService>> = HashMap::new();
+    for vs in rules.iter().filter(|vs| !vs.spec.tls.is_empty()) {
+        vs.gateways.iter().for_each(|gateway| by_gateway.entry(gateway).or_default().push(vs));
+    }
+    by_gateway.remove(MESH_GATEWAY);
+    let mut found = Vec::new();
+    if by_gateway.is_empty() {
+        return found;
+    }
+    let mut taken: HashMap<(Slot<'_>, String), &Provenance> = HashMap::new();
+    for gateway in gateways {
+        let id = format!("{}/{}", gateway.namespace, gateway.name);
+        let bound = by_gateway.get(id.as_str()).map_or(&[][..], Vec::as_slice);
+        for (index, server) in gateway.spec.servers.iter().enumerate().filter(|(_, server)| opens_or_passes(server)) {
+            let slot =
+                (gateway.workloads.as_slice(), server.port.as_ref().map_or(0, |p| p.number), server.bind.as_str());
+            let asked = match server.tls.as_ref().map(|tls| tls.mode) {
+                Some(ServerTlsMode::Passthrough) => {
+                    bound.iter().flat_map(|vs| passed_on(vs, &id, server, slot.1)).collect()
+                }
+                Some(ServerTlsMode::AutoPassthrough) | None => Vec::new(),
+                Some(_) => {
+                    let at = |host: &String| {
+                        (bare(host).to_ascii_lowercase(), &gateway.provenance, format!("spec.servers[{index}].hosts"))
+                    };
+                    server.hosts.iter().map(at).collect()
+                }
+            };
+            for (name, by, path) in asked {
+                let first = *taken.entry((slot, name.clone())).or_insert(by);
+                if first != by {
+                    let message = format!(
+                        "server name {name} on port {} already belongs to {} {}/{}, which has it; the other names are served",
+                        slot.1, first.kind, first.namespace, first.name
+                    );
+                    // Of objects of the Gateway API the fields are others.
+                    let own = matches!(by.kind.as_str(), "VirtualService" | "Gateway");
+                    found.push(Warning { at: if own { by.at(path) } else { by.clone() }, code: CONFLICT, message });
+                }
+            }
+        }
+    }
+    found
+}
+
+/// Server names that the rules of `vs` pass on through a server, each with its place.
+fn passed_on<'a>(
+    vs: &'a VirtualService,
+    gateway: &str,
+    server: &Server,
+    port: u32,
+) -> Vec<(String, &'a Provenance, String)> {
+    let mut found = Vec::new();
+    if !server.hosts.iter().any(|host| vs.hosts.iter().any(|own| hosts::overlap(&bare(host).to_ascii_lowercase(), own)))
+    {
+        return found;
+    }
+    for (i, route) in vs.spec.tls.iter().enumerate() {
+        for (j, condition) in route.matches.iter().enumerate() {
+            let here = condition.gateways.is_empty() || condition.gateways.iter().any(|g| g == gateway);
+            if here && (condition.port == 0 || condition.port == port) {
+                let path = format!("spec.tls[{i}].match[{j}].sniHosts");
+                found.extend(condition.sni_hosts.iter().map(|name| (name.clone(), &vs.provenance, path.clone())));
+            }
+        }
+    }
+    found
+}
+
 fn name(gateway: &Gateway) -> String {
     format!("{}/{}", gateway.provenance.namespace, gateway.provenance.name)
 }
@@ -131,5 +212,36 @@ spec:
         assert_eq!(of("old"), Vec::<String>::new());
         assert_eq!(of("new"), ["IST0145 spec.servers[1]", "IST0145 spec.servers[2]"]);
         assert_eq!(of("elsewhere"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_server_name_belongs_to_the_first_that_asks_for_it() {
+        let gateway = |name: &str, protocol: &str, hosts: &str, tls: &str| {
+            format!(
+                "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {{name: {name}, namespace: a}}\nspec: {{selector: \
+                 {{istio: x}}, servers: [{{port: {{number: 443, name: p, protocol: {protocol}}}, hosts: {hosts}, tls: {tls}}}]}}\n---\n"
+            )
+        };
+        let rule = |name: &str, hosts: &str, names: &str| {
+            format!(
+                "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: {name}, namespace: a}}\nspec: \
+                 {{hosts: {hosts}, gateways: [a, b], tls: [{{match: [{{sniHosts: {names}}}], route: [{{destination: {{host: h}}}}]}}]}}\n---\n"
+            )
+        };
+        let pass = "{mode: PASSTHROUGH}";
+        let mesh = mesh(&format!(
+            "{}{}{}{}{}",
+            gateway("a", "TLS", r#"["*.x.com"]"#, pass),
+            gateway("b", "TLS", "[b.x.com]", pass),
+            gateway("c", "HTTPS", "[c.x.com, d.x.com]", "{mode: SIMPLE, credentialName: c}"),
+            rule("one", r#"["*.x.com"]"#, "[a.x.com, b.x.com, c.x.com]"),
+            rule("two", "[b.x.com]", "[b.x.com]"),
+        ));
+        let of = |kind, name| {
+            warnings_of(&mesh, kind, name).into_iter().filter(|w| w.starts_with(CONFLICT)).collect::<Vec<_>>()
+        };
+        assert_eq!(of("VirtualService", "one"), Vec::<String>::new(), "bound twice, it is the same rule");
+        assert_eq!(of("VirtualService", "two"), ["IST0145 spec.tls[0].match[0].sniHosts"]);
+        assert_eq!(of("Gateway", "c"), ["IST0145 spec.servers[0].hosts"]);
     }
 }

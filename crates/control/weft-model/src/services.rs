@@ -183,7 +183,7 @@ mod tests {
 ---
 {apiVersion: v1, kind: Service, metadata: {name: b, namespace: x}, spec: {type: ExternalName, externalName: a.x.svc.cluster.local, ports: [{name: http, port: 80}]}}
 ---
-{apiVersion: v1, kind: Service, metadata: {name: c, namespace: y}, spec: {type: ExternalName, externalName: B.x.svc.cluster.local.}}
+{apiVersion: v1, kind: Service, metadata: {name: c, namespace: far}, spec: {type: ExternalName, externalName: B.x.svc.cluster.local.}}
 ---
 {apiVersion: v1, kind: Service, metadata: {name: out, namespace: x}, spec: {type: ExternalName, externalName: www.example.com}}
 ---
@@ -191,23 +191,23 @@ mod tests {
 ---
 apiVersion: networking.istio.io/v1
 kind: Sidecar
-metadata: {name: narrow, namespace: y}
+metadata: {name: narrow, namespace: far}
 spec: {egress: [{port: {number: 9080, protocol: HTTP, name: h}, hosts: ["./*"]}]}
 ---
 apiVersion: networking.istio.io/v1
 kind: VirtualService
-metadata: {name: v, namespace: y}
-spec: {hosts: [v.example], http: [{route: [{destination: {host: c, port: {number: 9080}}}, {destination: {host: c, port: {number: 80}}}]}]}
+metadata: {name: v, namespace: far}
+spec: {hosts: [v.example], http: [{route: [{destination: {host: c, port: {number: 9080}}, weight: 1}, {destination: {host: c, port: {number: 80}}, weight: 1}]}]}
 "#,
         );
         let alias_of = |host: &str| mesh.services[host][0].alias_of.as_deref();
         let a = "a.x.svc.cluster.local";
-        assert_eq!((alias_of("b.x.svc.cluster.local"), alias_of("c.y.svc.cluster.local")), (Some(a), Some(a)));
+        assert_eq!((alias_of("b.x.svc.cluster.local"), alias_of("c.far.svc.cluster.local")), (Some(a), Some(a)));
         assert_eq!((alias_of("out.x.svc.cluster.local"), alias_of("self.x.svc.cluster.local")), (None, None));
         // Who sees the name sees what it stands for, at the ports that it has.
-        let seen = mesh.sidecar_scope("y", &labels(&[]));
+        let seen = mesh.sidecar_scope("far", &labels(&[]));
         let hosts: Vec<&str> = seen.egress[0].services.iter().map(|s| &*s.host).collect();
-        assert_eq!(hosts, [a, "c.y.svc.cluster.local"]);
+        assert_eq!(hosts, [a, "c.far.svc.cluster.local"]);
         assert_eq!(
             warnings_of(&mesh, "VirtualService", "v"),
             ["IST0101 spec.http[0].route[1].destination.port.number"]

@@ -25,6 +25,8 @@ pub(crate) fn of_routes(snapshot: &MeshSnapshot) -> Vec<Warning> {
     let mut found = Vec::new();
     let look = Look::new(snapshot);
     mesh_hosts(snapshot, &mut found);
+    let gateways = snapshot.gateways.iter().map(|gateway| &**gateway);
+    found.extend(gateway_conflicts::server_names(gateways, &snapshot.virtual_services));
     for vs in &snapshot.virtual_services {
         virtual_service(&look, vs, &mut found);
     }
