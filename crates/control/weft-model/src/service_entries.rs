@@ -379,10 +379,10 @@ fn locality(spec: &istio::WorkloadEntry, labels: &Labels) -> String {
     }
 }
 
-/// Labels of the workload: those of the spec, and those of the object that the spec does not set.
+/// Labels of the workload: those of the object, and those of the spec that the object does not have.
 fn entry_labels(entry: &Parsed<Declared>) -> Labels {
-    let mut labels = (*entry.meta.labels).clone();
-    labels.extend(entry.spec.labels.clone());
+    let mut labels = entry.spec.labels.clone();
+    labels.extend((*entry.meta.labels).clone());
     labels
 }
 

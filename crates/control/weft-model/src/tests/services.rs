@@ -343,3 +343,14 @@ fn ports_of_service_entries_without_a_protocol() {
         assert_eq!(mesh.services["s.corp"][0].ports[0].protocol, want, "{port}");
     }
 }
+
+#[test]
+fn a_workload_entrys_metadata_says_more_than_its_spec() {
+    let mesh = mesh(
+        "{apiVersion: networking.istio.io/v1, kind: WorkloadEntry, \
+          metadata: {name: vm, namespace: a, labels: {version: v2, tier: db}}, \
+          spec: {address: 198.51.100.1, labels: {app: vm, version: v1}}}",
+    );
+    let labels = &mesh.workloads_by_name["a/vm"].labels;
+    assert_eq!(**labels, super::labels(&[("app", "vm"), ("tier", "db"), ("version", "v2")]));
+}
