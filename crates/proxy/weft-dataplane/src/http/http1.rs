@@ -5,8 +5,7 @@ use crate::http::conn::HttpConnection;
 use crate::http::serve;
 use http::{Method, Request, Response, Version};
 use http_body::Body;
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -127,7 +126,8 @@ async fn answer(
     marks: HeaderMarks,
     client: Option<Upgrading>,
 ) -> Option<Response<ProxyBody>> {
-    let mut serving = boxed(connection, request, marks, client);
+    // In a box, so that an idle connection does not hold the room for it.
+    let mut serving = Box::pin(serve::serve(connection.clone(), request, marks, client));
     poll_fn(|cx| {
         if connection.is_cut() {
             return Poll::Ready(None);
@@ -138,18 +138,6 @@ async fn answer(
         }
     })
     .await
-}
-
-/// The future in a box, so that an idle connection does not hold the room for it; in a function of its own, where it is made in
-/// the box and not moved there.
-#[inline(never)]
-fn boxed(
-    connection: &Rc<HttpConnection>,
-    request: Request<ProxyBody>,
-    marks: HeaderMarks,
-    client: Option<Upgrading>,
-) -> Pin<Box<dyn Future<Output = Response<ProxyBody>>>> {
-    Box::pin(serve::serve(connection.clone(), request, marks, client))
 }
 
 /// Writes the response; false when the client left or was cut meanwhile, or the body broke off, which the client learns by the
