@@ -122,6 +122,7 @@ fn load_balancer(lb: &LoadBalancerSettings, path: &str, report: &mut Report) {
     }
     if let Some(zone) = &lb.zone_aware_lb_setting {
         let path = format!("{path}.zoneAwareLbSetting");
+        report.warn(&path, "has no effect; use localityLbSetting");
         failovers(&zone.failover, &path, report);
         if zone.min_cluster_size == Some(0) {
             report.error(format_args!("{path}.minClusterSize"), "is 0; it must be at least 1");

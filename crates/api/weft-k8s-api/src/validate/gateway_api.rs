@@ -62,6 +62,9 @@ fn gateway(spec: &api::Gateway, report: &mut Report) {
     if spec.listeners.len() > 64 {
         report.error("spec.listeners", "has more than 64 items");
     }
+    if spec.tls.as_ref().is_some_and(|tls| tls.backend.is_some()) {
+        report.warn("spec.tls.backend", "has no effect; a DestinationRule with tls.mode MUTUAL shows a certificate");
+    }
     let mut names = BTreeSet::new();
     for (i, listener) in spec.listeners.iter().enumerate() {
         let path = format!("spec.listeners[{i}]");

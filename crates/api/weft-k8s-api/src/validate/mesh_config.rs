@@ -5,7 +5,7 @@ use super::check::{is_dns_label, set_of};
 use super::destination_rule::{client_tls, connection_pool, locality_lb, outlier_detection};
 use super::workload::check_probe;
 use crate::de::{Dialect, UnknownField, read};
-use crate::istio::{ExtensionProvider, MeshConfig, MeshProxyConfig};
+use crate::istio::{ConnectionSettings, ExtensionProvider, MeshConfig, MeshProxyConfig};
 use crate::yaml;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -59,6 +59,9 @@ pub(super) fn check(config: &MeshConfig, root: &str, report: &mut Report) {
     if let Some(locality) = &config.locality_lb_setting {
         locality_lb(locality, &at("localityLbSetting"), report);
     }
+    if config.zone_aware_lb_setting.is_some() {
+        report.warn(at("zoneAwareLbSetting"), "has no effect; use localityLbSetting");
+    }
     if let Some(policy) = &config.default_traffic_policy {
         if let Some(pool) = &policy.connection_pool {
             connection_pool(pool, &at("defaultTrafficPolicy.connectionPool"), report);
@@ -83,6 +86,23 @@ fn is_trust_domain(domain: &str) -> bool {
     domain.len() <= 255 && domain.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b".-_".contains(&b))
 }
 
+/// Settings that are read, and that no proxy, or not every proxy, goes by.
+fn without_effect(proxy: &MeshProxyConfig, path: &str, report: &mut Report) {
+    if let Some(settings) = &proxy.connection_settings {
+        let limit = settings.listener_per_connection_buffer_limit_bytes;
+        let known = ConnectionSettings { listener_per_connection_buffer_limit_bytes: limit, ..Default::default() };
+        if *settings != known {
+            let message = "has no effect but for listenerPerConnectionBufferLimitBytes, which holds at gateways";
+            report.warn(format_args!("{path}.connectionSettings"), message);
+        }
+    }
+    if proxy.proxy_headers.as_ref().is_some_and(|h| h.preserve_http1_header_case == Some(true)) {
+        let message =
+            "has no effect with Weft's own proxy, which writes names of headers in lower case; Envoys keep them";
+        report.warn(format_args!("{path}.proxyHeaders.preserveHttp1HeaderCase"), message);
+    }
+}
+
 fn proxy_settings(proxy: &MeshProxyConfig, path: &str, report: &mut Report) {
     report.optional_port(format_args!("{path}.proxyAdminPort"), proxy.proxy_admin_port);
     report.optional_port(format_args!("{path}.statusPort"), proxy.status_port);
@@ -103,6 +123,7 @@ fn proxy_settings(proxy: &MeshProxyConfig, path: &str, report: &mut Report) {
     if let Some(probe) = &proxy.readiness_probe {
         check_probe(probe, &format!("{path}.readinessProbe"), report);
     }
+    without_effect(proxy, path, report);
     if let Some(tracing) = &proxy.tracing {
         report.percent(format_args!("{path}.tracing.sampling"), tracing.sampling);
         if let Some(tls) = &tracing.tls_settings {

@@ -789,6 +789,35 @@ fn mesh_config() {
         let found = check(&map(mesh));
         assert!(has(&found.errors, path, part), "{mesh}\nwanted {path}: {part}\ngot {:#?}", found.errors);
     }
+    for (mesh, path) in [
+        ("zoneAwareLbSetting: {minClusterSize: 3}", "data.mesh: zoneAwareLbSetting"),
+        ("defaultConfig: {connectionSettings: {httpIdleTimeout: 3s}}", "data.mesh: defaultConfig.connectionSettings"),
+        (
+            "defaultConfig: {proxyHeaders: {preserveHttp1HeaderCase: true}}",
+            "data.mesh: defaultConfig.proxyHeaders.preserveHttp1HeaderCase",
+        ),
+    ] {
+        let found = check(&map(mesh));
+        assert!(found.errors.is_empty() && has(&found.warnings, path, "has no effect"), "{mesh}\ngot {found:#?}");
+    }
+    let found = check(&map("defaultConfig: {connectionSettings: {listenerPerConnectionBufferLimitBytes: 32768}}"));
+    assert!(found.errors.is_empty() && found.warnings.is_empty(), "{found:#?}");
+    for (api_version, kind, spec, path) in [
+        (
+            NET,
+            "DestinationRule",
+            "host: a\ntrafficPolicy: {loadBalancer: {simple: ROUND_ROBIN, zoneAwareLbSetting: {minClusterSize: 3}}}",
+            "spec.trafficPolicy.loadBalancer.zoneAwareLbSetting",
+        ),
+        (
+            "gateway.networking.k8s.io/v1",
+            "Gateway",
+            "gatewayClassName: istio\nlisteners: [{name: a, port: 80, protocol: HTTP}]\ntls: {backend: {clientCertificateRef: {name: c}}}",
+            "spec.tls.backend",
+        ),
+    ] {
+        warns(api_version, kind, &[(spec, path, "has no effect")]);
+    }
     let found = check(&map("accesLogFile: x"));
     assert!(has(&found.unknown_fields, "data.mesh: accesLogFile", "accessLogFile"));
 }
