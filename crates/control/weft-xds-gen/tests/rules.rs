@@ -298,3 +298,21 @@ spec: {selector: {istio: ingressgateway}, servers: [{port: {number: 80, name: ht
         }
     }
 }
+
+/// Istio's defaults: a client that asks whether to send a body is answered by the service, and may name the statuses after which
+/// it is tried again.
+#[test]
+fn defaults_of_requests() {
+    let snapshot = World::new().add(WORLD).snapshot();
+    let resources = generate(&snapshot, &common::proxy(&snapshot, "b/server-0", false, &Value::Null));
+    let routes = json_of::<RouteConfiguration>(&resources.routes, "8000");
+    let host = routes["virtual_hosts"].as_array().unwrap().iter().find(|h| h["name"] != "allow_any").unwrap();
+    let retries = host["routes"][0]["route"]["retry_policy"]["retry_on"].as_str().unwrap();
+    assert_eq!(retries, "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes");
+    for name in ["virtualInbound", "0.0.0.0_8000"] {
+        let listener = json_of::<Listener>(&resources.listeners, name).to_string();
+        let managers = listener.matches("http_connection_manager.v3.HttpConnectionManager").count();
+        assert!(managers > 0);
+        assert_eq!(listener.matches("\"proxy_100_continue\":true").count(), managers, "{listener}");
+    }
+}

@@ -718,7 +718,7 @@ impl MeshConfig {
             path_normalization: Some(ProxyPathNormalization { normalization: NormalizationType::Base }),
             default_http_retry_policy: Some(HttpRetry {
                 attempts: 2,
-                retry_on: "connect-failure,refused-stream,unavailable,cancelled".into(),
+                retry_on: "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes".into(),
                 ..Default::default()
             }),
             ..Default::default()

@@ -195,7 +195,7 @@ spec! {
         attempts: u32,
         /// Time for each try. Default: that of the route.
         per_try_timeout: Option<Duration>,
-        /// Conditions, comma-separated. Default: `connect-failure,refused-stream,unavailable,cancelled`.
+        /// Conditions, comma-separated. Default: `connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes`.
         retry_on: String,
         /// Whether retries may go to other localities.
         retry_remote_localities: Option<bool>,

@@ -78,6 +78,8 @@ fn manager(mesh: &MeshConfig, observe: &Observability, options: Options) -> Http
         stat_prefix: options.stat_prefix,
         use_remote_address: Some(options.place != Place::Inbound),
         upgrade_configs: vec![UpgradeConfig { upgrade_type: "websocket".into(), ..Default::default() }],
+        // Who asks whether to send a body is answered by the service, not by the proxy.
+        proxy_100_continue: true,
         // Streams may be idle as long as their route lets them: long polls, server-sent events.
         stream_idle_timeout: Some(pb::zero()),
         access_log: reports.logs.clone(),

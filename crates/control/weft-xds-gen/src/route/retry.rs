@@ -12,8 +12,9 @@ use weft_proto::pack;
 
 /// Tries after the first, when nothing is said.
 const DEFAULT_ATTEMPTS: u32 = 2;
-/// Conditions, when nothing is said: the request certainly or very likely did not reach the service.
-const DEFAULT_RETRY_ON: &str = "connect-failure,refused-stream,unavailable,cancelled";
+/// Conditions, when nothing is said: the request certainly or very likely did not reach the service, or the answer has one of the
+/// statuses that the request itself names (`x-envoy-retriable-status-codes`).
+const DEFAULT_RETRY_ON: &str = "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes";
 /// How often another host is looked for that has not failed yet.
 const HOST_SELECTION_ATTEMPTS: i64 = 5;
 
