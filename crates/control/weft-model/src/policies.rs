@@ -221,9 +221,10 @@ pub(crate) fn peer_authentication(
         if !selector.is_empty() {
             if meta.namespace == settings.root_namespace {
                 // The API's reference has it bind workloads everywhere. Istio's control plane looks at it nowhere.
-                let message = "holds for workloads of the root namespace alone, whatever the selector finds elsewhere; write it \
+                let message =
+                    "holds for workloads of the root namespace alone, whatever the selector finds elsewhere; write it \
                                into the workloads' namespaces, or without a selector for the whole mesh"
-                    .to_string();
+                        .to_string();
                 warnings.push(Warning { at: meta.provenance.at("spec.selector"), code: "PolicyScope", message });
             }
             out.workloads.entry(meta.namespace.clone()).or_default().push(Arc::new(policy(object, selector)));
