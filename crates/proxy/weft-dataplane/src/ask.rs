@@ -76,7 +76,7 @@ async fn once(cluster: &Rc<LiveCluster>, how: &Ask<'_>, request: Request<Bytes>)
         return Err(format!("cluster {} does not speak HTTP/2", how.cluster));
     }
     let mut request = request.map(ProxyBody::full);
-    crate::http::forward::address(&mut request, how.host, "http", lease.is_http2());
+    crate::http::target::address(&mut request, how.host, "http", lease.is_http2());
     cluster.stats.rq_total.inc();
     let response = lease.send(request).await.map_err(|failure| failed(failure.error.reason.details().to_string()))?;
     let status = response.status().as_u16();

@@ -2,7 +2,7 @@
 //! speaks. What passes through it is the caller's matter.
 
 use crate::downstream::Downstream;
-use crate::http::forward::address;
+use crate::http::target::address;
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::uri::PathAndQuery;

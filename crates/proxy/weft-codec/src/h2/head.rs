@@ -6,8 +6,11 @@ use crate::hop;
 use crate::marks::HeaderMarks;
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, COOKIE, DATE};
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderMap, HeaderValue, Method};
 use std::cell::RefCell;
+
+/// Their values are others in each request.
+const OF_ONE_REQUEST: HeaderMarks = HeaderMarks::REQUEST_ID.and(HeaderMarks::TRACE);
 
 thread_local! {
     static NOW: RefCell<Option<HeaderValue>> = const { RefCell::new(None) };
@@ -15,11 +18,18 @@ thread_local! {
 
 /// Makes the headers of a request fit. `length`: that of its body, when it is known.
 pub fn request(headers: &mut HeaderMap, method: &Method, length: Option<u64>) {
-    strip(headers);
-    let unique = headers.iter_mut().filter(|(name, _)| is_of_one_request(name));
-    // The compression's table would fill with values that never come again, and each further one be compared with all of them
-    // (RFC 7541 §7.1.3 has a form for what is not worth a place).
-    unique.for_each(|(_, value)| value.set_sensitive(true));
+    let mut marks = HeaderMarks::default();
+    for (name, value) in headers.iter_mut() {
+        let mark = HeaderMarks::of_name(name.as_str());
+        marks = marks | mark;
+        if mark.has(OF_ONE_REQUEST) {
+            // The compression's table would fill with values that never come again, and each further one be compared with all of
+            // them (RFC 7541 §7.1.3 has a form for what is not worth a place).
+            value.set_sensitive(true);
+        }
+    }
+    // Headers of one connection are malformed in HTTP/2 (RFC 9113 §8.2.2).
+    hop::strip(headers, marks);
     // RFC 9110 §8.6: no length means no body, unless the method expects one.
     let expects = matches!(*method, Method::POST | Method::PUT | Method::PATCH);
     if let Some(length) = length.filter(|length| *length > 0 || expects) {
@@ -29,7 +39,8 @@ pub fn request(headers: &mut HeaderMap, method: &Method, length: Option<u64>) {
 
 /// Makes the headers of a response fit. `length`: that of its body, when it is known and there is one.
 pub fn response(headers: &mut HeaderMap, length: Option<u64>) {
-    strip(headers);
+    let marks = HeaderMarks::of(headers);
+    hop::strip(headers, marks);
     if let Some(length) = length {
         say_length(headers, length);
     }
@@ -54,20 +65,6 @@ pub fn join_cookies(headers: &mut HeaderMap) {
     if let Ok(all) = HeaderValue::from_maybe_shared(Bytes::from(all)) {
         headers.insert(COOKIE, all);
     }
-}
-
-/// Its value is another in each request.
-fn is_of_one_request(name: &HeaderName) -> bool {
-    matches!(
-        name.as_str(),
-        "x-request-id" | "traceparent" | "x-b3-traceid" | "x-b3-spanid" | "x-b3-parentspanid" | "b3"
-    )
-}
-
-/// Headers of one connection are malformed in HTTP/2 (RFC 9113 §8.2.2).
-fn strip(headers: &mut HeaderMap) {
-    let marks = HeaderMarks::of(headers);
-    hop::strip(headers, marks);
 }
 
 fn say_length(headers: &mut HeaderMap, length: u64) {
@@ -102,6 +99,7 @@ pub(super) fn length(headers: &HeaderMap) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::HeaderName;
 
     fn map(lines: &[(&'static str, &'static str)]) -> HeaderMap {
         let line = |(name, value): &(&'static str, &'static str)| {

@@ -15,9 +15,9 @@ pub(crate) fn edit_request(exchange: &Exchange, head: &mut Head, edit: &HeaderEd
     if edit.is_empty() {
         return;
     }
-    let mut headers = std::mem::take(&mut head.headers);
+    let mut headers = head.headers.take();
     let host = edit_copy(exchange, head, &mut headers, edit);
-    head.headers = headers;
+    head.headers = headers.into();
     if let Some(host) = host {
         head.host = host;
     }
@@ -61,7 +61,7 @@ pub(crate) fn remember(exchange: &Exchange, head: &Head) {
         scheme: head.scheme,
         version: head.version,
         client: Some(head.client),
-        headers: head.headers.clone(),
+        headers: HeaderMap::clone(&head.headers),
         ..LoggedRequest::default()
     };
     exchange.facts.borrow_mut().shown = Some(Box::new(shown));

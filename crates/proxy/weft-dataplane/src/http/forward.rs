@@ -10,10 +10,10 @@ use crate::http::mirror::Mirrored;
 use crate::http::place::Place;
 use crate::http::retry::{self, Retries};
 use crate::http::upgrade::{self, Upgrade, UpgradeKind};
-use crate::http::{compress, format, mirror, respond};
+use crate::http::{compress, format, mirror, respond, target};
 use http::header::{CONTENT_LENGTH, HOST, VIA};
-use http::uri::{Authority, PathAndQuery, Scheme, Uri};
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::uri::{PathAndQuery, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use smallvec::SmallVec;
 use std::future::{Future, poll_fn};
@@ -26,7 +26,6 @@ use weft_cluster::limits::{Limit, Permit};
 use weft_cluster::outlier::Outcome;
 use weft_cluster::{Host, Lease, LiveCluster, PickContext, Retry, SendFailure, UpstreamError, Want};
 use weft_codec::h1::encode::Asking;
-use weft_codec::h1::pool;
 use weft_codec::replay::{self, Replay};
 use weft_codec::{Flags, HeaderMarks, LocalReply, ProxyBody, Reason, grpc};
 use weft_proxy_config::Discovery;
@@ -138,7 +137,6 @@ pub(crate) async fn run(
     outcome.map_err(|reply| with_attempts(exchange, &forwarding, reply))?;
     let Some(answer) = tries.answer.take() else { return Err(Box::new(LocalReply::new(Reason::LocalReset))) };
     drop(tries);
-    pool::keep_map(std::mem::take(&mut head.headers));
     let attempts = exchange.facts.borrow().attempts;
     let marks = std::mem::take(&mut forwarding.marks);
     let mut response = finish(exchange, &forwarding, answer, upgrade, client_key, marks);
@@ -537,7 +535,7 @@ impl Tries<'_> {
             }
             self.exchange.facts.borrow_mut().upstream = Some(lease.facts.clone());
             let repeatable = lease.reused && self.is_repeatable();
-            let sent_at = Instant::now();
+            let sent_at = lease.taken;
             self.cluster.stats.rq_total.inc();
             let sent = if self.goes_as_it_is(&lease) && returned.is_none() {
                 let Some(body) = self.payload.next() else { return Err(NOTHING_TO_SEND) };
@@ -663,7 +661,7 @@ impl Tries<'_> {
             }
         };
         let head = &*self.head;
-        address(&mut request, named.as_ref().unwrap_or(&head.host), head.scheme, lease.is_http2());
+        target::address(&mut request, named.as_ref().unwrap_or(&head.host), head.scheme, lease.is_http2());
         Ok(request)
     }
 
@@ -675,53 +673,11 @@ impl Tries<'_> {
         let mut request = Request::new(body);
         *request.method_mut() = head.method.clone();
         *request.uri_mut() = head.uri.clone();
-        *request.headers_mut() = if keep { head.headers.clone() } else { std::mem::take(&mut head.headers) };
+        *request.headers_mut() = if keep { HeaderMap::clone(&head.headers) } else { head.headers.take() };
         if let Some(upgrade) = self.upgrade {
             request.headers_mut().remove(CONTENT_LENGTH);
             upgrade.ask_endpoint(&mut request, lease.is_http2());
         }
         Ok(request)
     }
-}
-
-/// Writes target and host of a request in the way of its protocol: `host` and a path, or a whole URI.
-pub(crate) fn address(request: &mut Request<ProxyBody>, host: &HeaderValue, scheme: &str, is_http2: bool) {
-    let path = request.uri().path_and_query().cloned();
-    if request.method() == Method::CONNECT && (path.is_none() || !is_http2) {
-        if let Ok(authority) = Authority::try_from(host.as_bytes()) {
-            let mut parts = http::uri::Parts::default();
-            parts.authority = Some(authority);
-            *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
-        }
-        if is_http2 {
-            request.headers_mut().remove(HOST)
-        } else {
-            request.headers_mut().insert(HOST, host.clone())
-        };
-        set_version(request, is_http2);
-        return;
-    }
-    if is_http2 {
-        request.headers_mut().remove(HOST);
-        let mut parts = http::uri::Parts::default();
-        parts.scheme = Some(if scheme == "https" { Scheme::HTTPS } else { Scheme::HTTP });
-        parts.authority = Authority::try_from(host.as_bytes()).ok();
-        parts.path_and_query = path.or_else(|| Some(PathAndQuery::from_static("/")));
-        if let Ok(uri) = Uri::from_parts(parts) {
-            *request.uri_mut() = uri;
-        }
-    } else {
-        if request.uri().authority().is_some() {
-            *request.uri_mut() = Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
-        }
-        let same = request.headers().get(HOST).is_some_and(|h| h == host);
-        if !same {
-            request.headers_mut().insert(HOST, host.clone());
-        }
-    }
-    set_version(request, is_http2);
-}
-
-fn set_version(request: &mut Request<ProxyBody>, is_http2: bool) {
-    *request.version_mut() = if is_http2 { Version::HTTP_2 } else { Version::HTTP_11 };
 }

@@ -3,6 +3,7 @@
 
 use crate::http::exchange::Exchange;
 use crate::http::forwarded;
+use crate::http::headers::Headers;
 use crate::http::trace;
 use crate::http::upgrade::Upgrade;
 use crate::log::LoggedRequest;
@@ -25,7 +26,7 @@ pub(crate) struct Head {
     pub version: Version,
     /// Path and query, normalised; the whole target for `CONNECT`.
     pub uri: Uri,
-    pub headers: HeaderMap,
+    pub headers: Headers,
     /// The host, as it goes to the endpoint.
     pub host: HeaderValue,
     /// The host in lower case, as routing and authorization see it.
@@ -143,7 +144,7 @@ pub(crate) fn admit(
         method,
         version,
         uri,
-        headers,
+        headers: headers.into(),
         host,
         authority,
         scheme,

@@ -1,6 +1,7 @@
 //! A request's time limits: what the route says, what a trusted request asks for, and what the endpoint is told of them.
 
 use crate::http::exchange::Exchange;
+use crate::http::headers::Headers;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::time::Duration;
 use weft_codec::grpc;
@@ -34,7 +35,7 @@ impl Limits {
     }
 
     /// Tells the endpoint of a try how long it has.
-    pub fn tell(&self, exchange: &Exchange, headers: &mut HeaderMap, forward: &Forward, elapsed: Duration) {
+    pub fn tell(&self, exchange: &Exchange, headers: &mut Headers, forward: &Forward, elapsed: Duration) {
         let Some(expected) = self.expected(elapsed) else { return };
         let millis = u64::try_from(expected.as_millis()).unwrap_or(u64::MAX);
         if !exchange.http.hcm.suppress_envoy_headers {
@@ -54,7 +55,7 @@ impl Limits {
 pub(crate) fn wishes(
     exchange: &Exchange,
     forward: &Forward,
-    headers: &mut HeaderMap,
+    headers: &mut Headers,
     internal: bool,
 ) -> (Option<HeaderMap>, Limits) {
     let mut limits = Limits { whole: forward.timeout.filter(|d| !d.is_zero()), per_try: None };

@@ -78,7 +78,7 @@ pub(crate) fn start(of: &Mirrored<'_>) -> Copies {
 /// Headers and host of a copy. As Envoy: it is a request of the proxy's own, so it comes from inside, and this machine is
 /// one more hop.
 fn shadow(of: &Mirrored<'_>, mirror: &Mirror) -> (HeaderMap, HeaderValue) {
-    let mut headers = of.head.headers.clone();
+    let mut headers = HeaderMap::clone(&of.head.headers);
     // Nobody would speak the other protocol to a mirror.
     for name in [CONNECTION, UPGRADE] {
         headers.remove(name);
@@ -131,7 +131,7 @@ async fn send(
     if let Some(worker) = introduced.filter(|_| lease.facts.tls.is_some()) {
         worker.parties.introduce(request.headers_mut());
     }
-    crate::http::forward::address(&mut request, &host, "http", lease.is_http2());
+    crate::http::target::address(&mut request, &host, "http", lease.is_http2());
     cluster.stats.rq_total.inc();
     match lease.send(request).await {
         Ok(response) => {

@@ -325,7 +325,7 @@ mod tests {
             method: Method::GET,
             version: Version::HTTP_11,
             uri: Uri::from_static("/"),
-            headers: HeaderMap::new(),
+            headers: HeaderMap::new().into(),
             host: HeaderValue::from_static("a"),
             authority: HeaderValue::from_static("a"),
             scheme: "http",

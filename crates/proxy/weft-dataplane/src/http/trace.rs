@@ -81,7 +81,7 @@ pub(crate) fn begin(exchange: &Exchange, head: &mut Head) {
         scheme: head.scheme,
         version: head.version,
         client: Some(head.client),
-        headers: head.headers.clone(),
+        headers: HeaderMap::clone(&head.headers),
         ..LoggedRequest::default()
     };
     let span = ActiveSpan {
