@@ -52,7 +52,7 @@ thread_local! {
 /// The host as a target has it; `None` when it is no authority.
 fn authority(host: &HeaderValue) -> Option<Authority> {
     LAST.with_borrow_mut(|last| {
-        if !last.as_ref().is_some_and(|known| known.as_str().as_bytes() == host.as_bytes()) {
+        if last.as_ref().is_none_or(|known| known.as_str().as_bytes() != host.as_bytes()) {
             *last = Some(Authority::try_from(host.as_bytes()).ok()?);
         }
         last.clone()
