@@ -100,6 +100,31 @@ async fn identity_authorization_and_metrics() {
     }
 }
 
+/// Who the caller is is told to proxies of the mesh alone, not to every server that TLS is spoken with.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_outside_the_mesh_is_not_told_who_calls() {
+    let pki = Pki::new();
+    let backend = Backend::echo("app").await;
+    // No filter of theirs takes the headers away before the application.
+    for (socket, told) in [(pki.server("server", "http/1.1"), true), (pki.outside("server.example"), false)] {
+        let config = bootstrap(&listener("l", "", &all(FORWARD), &socket), &cluster("a", &[backend.addr], ""));
+        let server = Proxy::start(&config).await;
+        let config = match told {
+            true => client_config(&pki, server.addr(), "server", "client"),
+            false => client_config(&pki, server.addr(), "server", "client").replace(
+                "san_type: URI, matcher: {exact: \"spiffe://cluster.local/ns/default/sa/server\"}",
+                "san_type: DNS, matcher: {exact: server.example}",
+            ),
+        };
+        let client = Proxy::start_with(&config, |o| o.local = workload("productpage")).await;
+        let got = get_with(client.addr(), "/x", &[]).await;
+        assert_eq!((got.status, got.backend()), (200, "app"), "{}", got.body);
+        for header in ["x-envoy-peer-metadata", "x-envoy-peer-metadata-id"] {
+            assert_eq!(got.seen(header).is_some(), told, "{header}: {}", got.body);
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_wrong_peer_is_refused() {
     let (pki, other) = (Pki::new(), Pki::new());

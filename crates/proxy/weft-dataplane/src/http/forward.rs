@@ -620,7 +620,7 @@ impl Tries<'_> {
             && !telemetry.destination
         {
             let parties = &self.exchange.conn.worker.parties;
-            match lease.facts.tls.is_some() {
+            match leads_into_mesh(lease) {
                 true => parties.introduce(headers),
                 // What an earlier try told another endpoint.
                 false if self.exchange.facts.borrow().attempts > 1 => parties.forget(headers),
@@ -680,4 +680,9 @@ impl Tries<'_> {
         }
         Ok(request)
     }
+}
+
+/// Whether the endpoint is a proxy of a mesh, by its certificate: nobody else is told who the caller is.
+pub(super) fn leads_into_mesh(lease: &Lease) -> bool {
+    lease.facts.peer_uri().is_some_and(|uri| uri.starts_with("spiffe://"))
 }

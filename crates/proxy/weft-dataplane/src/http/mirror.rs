@@ -128,7 +128,7 @@ async fn send(
         cluster.report(&endpoint, Outcome::LocalError);
         return;
     };
-    if let Some(worker) = introduced.filter(|_| lease.facts.tls.is_some()) {
+    if let Some(worker) = introduced.filter(|_| crate::http::forward::leads_into_mesh(&lease)) {
         worker.parties.introduce(request.headers_mut());
     }
     crate::http::target::address(&mut request, &host, "http", lease.is_http2());

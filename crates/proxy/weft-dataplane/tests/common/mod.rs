@@ -509,8 +509,12 @@ impl Pki {
 
     /// Chain and key of a workload.
     pub fn leaf(&self, sa: &str) -> (String, String) {
+        self.leaf_of(weft_tls::San::Uri(format!("spiffe://cluster.local/ns/default/sa/{sa}")))
+    }
+
+    fn leaf_of(&self, name: weft_tls::San) -> (String, String) {
         let key = weft_tls::PrivateKey::generate(weft_tls::KeyKind::default()).unwrap();
-        let names = vec![weft_tls::San::Uri(format!("spiffe://cluster.local/ns/default/sa/{sa}"))];
+        let names = vec![name];
         let leaf = weft_tls::LeafParams { names, not_before: self.not_before, not_after: self.not_after };
         let issued = self.issuer.sign_key(&key, &leaf).unwrap();
         (issued.pem, key.to_pem().to_string())
@@ -533,6 +537,17 @@ impl Pki {
         format!(
             r#"transport_socket: {{name: envoy.transport_sockets.tls, typed_config: {{"@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, require_client_certificate: true, common_tls_context: {}}}}}"#,
             self.context(sa, &format!(", alpn_protocols: [{alpn}]"))
+        )
+    }
+
+    /// Transport socket of a listener outside of the mesh: its certificate is of a DNS name, and clients show none.
+    pub fn outside(&self, host: &str) -> String {
+        let (chain, key) = self.leaf_of(weft_tls::San::Dns(host.into()));
+        let quote = |text: &str| serde_json::Value::from(text).to_string();
+        format!(
+            r#"transport_socket: {{name: envoy.transport_sockets.tls, typed_config: {{"@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext, common_tls_context: {{tls_certificates: [{{certificate_chain: {{inline_string: {}}}, private_key: {{inline_string: {}}}}}]}}}}}}"#,
+            quote(&chain),
+            quote(&key)
         )
     }
 
