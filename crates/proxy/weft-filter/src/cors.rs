@@ -35,9 +35,11 @@ pub fn request(policy: &CorsPolicy, method: &Method, headers: &HeaderMap) -> Out
     let preflight =
         method == Method::OPTIONS && headers.get(ACCESS_CONTROL_REQUEST_METHOD).is_some_and(|m| !m.is_empty());
     match (allowed, preflight) {
-        (true, true) => Outcome::Reply(Box::new(preflight_reply(policy, origin, headers))),
+        (true, true) => Outcome::Reply(Box::new(preflight_reply(policy, Some(origin), headers))),
         (true, false) => Outcome::Allowed(origin.clone()),
-        (false, true) if !policy.forward_unmatched_preflights => Outcome::Reply(Box::new(empty_reply())),
+        (false, true) if !policy.forward_unmatched_preflights => {
+            Outcome::Reply(Box::new(preflight_reply(policy, None, headers)))
+        }
         (false, _) => Outcome::Pass,
     }
 }
@@ -53,10 +55,14 @@ fn empty_reply() -> LocalReply {
     }
 }
 
-fn preflight_reply(policy: &CorsPolicy, origin: &HeaderValue, request: &HeaderMap) -> LocalReply {
+/// The answer to a preflight. Without an `origin` that may read anything it says, as Envoy's, what others may do: no browser
+/// lets the script on then.
+fn preflight_reply(policy: &CorsPolicy, origin: Option<&HeaderValue>, request: &HeaderMap) -> LocalReply {
     let mut reply = empty_reply();
     let headers = &mut reply.headers;
-    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+    if let Some(origin) = origin {
+        headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+    }
     if policy.credentials {
         headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, TRUE);
     }
@@ -64,7 +70,7 @@ fn preflight_reply(policy: &CorsPolicy, origin: &HeaderValue, request: &HeaderMa
         (ACCESS_CONTROL_ALLOW_METHODS, &policy.methods),
         (ACCESS_CONTROL_ALLOW_HEADERS, &policy.headers),
         (ACCESS_CONTROL_MAX_AGE, &policy.max_age),
-        (ACCESS_CONTROL_EXPOSE_HEADERS, &policy.expose),
+        (ACCESS_CONTROL_EXPOSE_HEADERS, origin.map_or(&None, |_| &policy.expose)),
     ];
     for (name, value) in optional {
         if let Some(value) = value {
@@ -129,7 +135,8 @@ mod tests {
         assert!(matches!(request(&policy(), &Method::OPTIONS, &strange), Outcome::Pass));
         let strict = CorsPolicy { forward_unmatched_preflights: false, ..policy() };
         let Outcome::Reply(reply) = request(&strict, &Method::OPTIONS, &strange) else { panic!("no reply") };
-        assert!(reply.headers.is_empty());
+        assert!(!reply.headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN));
+        assert_eq!(reply.headers[ACCESS_CONTROL_ALLOW_METHODS], "GET,POST");
         assert!(matches!(request(&policy(), &Method::GET, &HeaderMap::new()), Outcome::Pass));
     }
 
