@@ -3,6 +3,7 @@
 //! Reading order: this file (finding things in a dump), then one module per table. Pure: dumps come in as JSON.
 
 pub mod clusters;
+pub mod compare;
 pub mod ecds;
 pub mod endpoints;
 pub mod listeners;

@@ -474,8 +474,14 @@ fn proxy_answers() -> BTreeMap<u16, Vec<(&'static str, Value)>> {
         "proxy_type": "sidecar", "version": "0.1.0",
         "types": {"CDS": synced, "LDS": synced, "EDS": synced, "RDS": {"status": "STALE"}}}]);
     let loggers = "active loggers:\n  default: info\n  rbac: debug\n";
-    let admin = vec![("/config_dump?include_eds", dump), ("POST /logging?rbac=debug", loggers.into())];
-    BTreeMap::from([(15000, admin), (15014, vec![("/debug/syncz", proxies)])])
+    let admin = vec![("/config_dump?include_eds", dump.clone()), ("POST /logging?rbac=debug", loggers.into())];
+    // What the proxy should have: a cluster more.
+    let mut wanted = dump;
+    let clusters = wanted["configs"][0]["dynamic_active_clusters"].as_array_mut().unwrap();
+    clusters.push(json!({"cluster": {"name": "a"}}));
+    let kept = ("/config_dump", admin[0].1.clone());
+    let control_plane = vec![("/debug/syncz", proxies), ("/debug/config_dump?proxyID=reviews-v1-1.default", wanted)];
+    BTreeMap::from([(15000, [admin, vec![kept]].concat()), (15014, control_plane)])
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -492,6 +498,14 @@ async fn what_proxies_have() {
         fields[1],
         ["reviews-v1-1.default", "Kubernetes", "SYNCED", "SYNCED", "SYNCED", "STALE", "istiod-1", "0.1.0"]
     );
+    let text = server.ok(&["ps", "reviews-v1-1"]).await;
+    assert!(
+        text.contains("Clusters don't match (should -> is):\n  a is missing at the proxy\n")
+            && text.contains("Routes match"),
+        "{text}"
+    );
+    let one: Value = serde_json::from_str(&server.ok(&["ps", "reviews-v1-1", "-o", "json"]).await).unwrap();
+    assert_eq!(one[0]["differences"]["Listeners"], json!([]));
     let status = server.ok(&["status"]).await;
     assert!(status.contains("1/1 ready in istio-system, 1 proxies connected"), "{status}");
     assert!(status.contains("pod/reviews-v1-1") && status.contains("1 STALE"), "{status}");

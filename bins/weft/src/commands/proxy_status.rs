@@ -3,6 +3,8 @@
 use crate::cli::{Connection, ControlPlane};
 use crate::commands::get::document;
 use crate::connect::connect;
+use crate::dump::Dump;
+use crate::dump::compare::compare;
 use crate::output::{self, Format, Table};
 use crate::{forward, target};
 use anyhow::{Context, bail};
@@ -20,7 +22,7 @@ const CONTROL_PLANE: &str = "app=istiod";
 /// What the columns show.
 const TYPES: [&str; 4] = ["CDS", "LDS", "EDS", "RDS"];
 
-/// Shows whether proxies have the configuration that they should have.
+/// Shows whether proxies have the configuration that they should have; of one that is named, also where it differs.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Only this proxy: POD.NAMESPACE, deploy/NAME.NAMESPACE
@@ -116,6 +118,7 @@ pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode>
         );
     }
     let mut proxies = proxies(&client, &control_plane).await?;
+    let mut differences = Vec::new();
     if let Some(text) = &args.target {
         let target = target::parse(text, args.namespace.as_deref(), true)?;
         let pod = target::resolve(&client, &target).await?;
@@ -128,6 +131,10 @@ pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode>
                 pod.namespace()
             );
         }
+        differences = compared(&client, &control_plane, &proxies, &pod).await.unwrap_or_else(|error| {
+            output::warn(format!("what it has cannot be compared with what it should have: {error:#}"));
+            Vec::new()
+        });
     } else if let Some(namespace) = &args.namespace {
         proxies.retain(|p| p.proxy.ends_with(&format!(".{namespace}")));
     }
@@ -135,7 +142,13 @@ pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode>
         output::note_plain("No proxies are connected.");
     }
     if args.output != Format::Table {
-        document(&values(&proxies), args.output == Format::Yaml)?;
+        let mut shown = values(&proxies);
+        if args.target.is_some() {
+            let all: serde_json::Map<_, _> =
+                differences.iter().map(|(name, lines)| ((*name).into(), json!(lines))).collect();
+            shown[0]["differences"] = all.into();
+        }
+        document(&shown, args.output == Format::Yaml)?;
         return Ok(ExitCode::SUCCESS);
     }
     if !proxies.is_empty() {
@@ -143,6 +156,10 @@ pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode>
     }
     for (proxy, kind, error) in errors(&proxies) {
         output::warn(format!("{proxy} refused its {kind}: {error}"));
+    }
+    for (name, lines) in &differences {
+        output::line(format!("{name} {}", if lines.is_empty() { "match" } else { "don't match (should -> is):" }))?;
+        lines.iter().try_for_each(|line| output::line(format!("  {line}")))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -159,6 +176,24 @@ pub fn report(proxies: &[Proxy]) -> String {
     let refused =
         errors(proxies).into_iter().map(|(proxy, kind, error)| format!("{proxy} refused its {kind}: {error}\n"));
     table(proxies).render(false) + &refused.collect::<String>()
+}
+
+/// What differs between the configuration that the control plane has for a proxy and that which the proxy has.
+async fn compared(
+    client: &ApiClient,
+    control_plane: &[Object],
+    proxies: &[Proxy],
+    pod: &Object,
+) -> anyhow::Result<Vec<(&'static str, Vec<String>)>> {
+    let of = proxies.first().map(|proxy| proxy.istiod.as_str());
+    let instance = control_plane.iter().find(|pod| Some(pod.name()) == of).or(control_plane.first());
+    let instance = instance.context("no control plane runs")?;
+    let token = debug_token(client, instance).await?;
+    let path = format!("/debug/config_dump?proxyID={}.{}", pod.name(), pod.namespace());
+    let wanted = forward::get_as(client, instance, port::MONITORING, &path, Some(&token)).await?;
+    let there = forward::get(client, pod, port::ADMIN, "/config_dump").await?;
+    let read = |dump: &[u8]| Dump::parse(dump).map_err(anyhow::Error::msg);
+    Ok(compare(&read(&wanted)?, &read(&there)?))
 }
 
 /// Running pods of the control plane.
