@@ -480,6 +480,22 @@ fn kubernetes_services(run: &mut Run) -> Result<()> {
             Ok(())
         })
     });
+    run.check(
+        &[],
+        "one that leads to a service of the mesh: its mutual TLS, which is asked for, and its rules",
+        |lab| {
+            lab.apply_sample("httpbin/httpbin.yaml")?;
+            lab.wait_deployments("default", &["httpbin"])?;
+            lab.apply_yaml("egress/own-name.yaml", "default")?;
+            eventually(SOON, || {
+                let out = lab.curl(&["-sS", "-i", "http://another-name:8000/headers"])?;
+                ensure!(out.contains("X-Forwarded-Client-Cert") && out.contains("ns/default/sa/sleep"), "{out}");
+                ensure!(out.to_ascii_lowercase().contains("x-by-rule: httpbin"), "{out}");
+                Ok(())
+            })?;
+            lab.delete_yaml("egress/own-name.yaml", "default").map(drop)
+        },
+    );
     run.lab.apply_yaml("egress/my-wikipedia.yaml", "default")?;
     let pods = run.lab.objects("pods", &["-n", "outside"])?;
     let site =
