@@ -18,11 +18,14 @@ pub struct Journey {
     pub proves: &'static [&'static str],
     /// Why real Envoy cannot be the proxy; `None`: it can.
     pub not_with_envoy: Option<&'static str>,
-    /// Further options of `weft up`.
+    /// Further options of `weft up`, and [`WITH_ENVOY`].
     pub options: &'static [&'static str],
     /// The steps. An error ends the journey; a failed [`Run::check`] lets it go on.
     pub run: fn(&mut Run) -> Result<()>,
 }
+
+/// Among a journey's options: the lab knows real Envoy, whichever proxy runs beside the workloads.
+pub const WITH_ENVOY: &str = "with Envoy";
 
 /// Capabilities that do not hold yet, with which proxy (`None`: with both), and what is missing. Their checks are told as
 /// gaps and fail nothing; an entry leaves this list with the change that closes it.
@@ -106,10 +109,14 @@ impl Journey {
     }
 
     fn start(&self, engine: Engine) -> Result<Run> {
-        let mut options: Vec<String> = self.options.iter().map(ToString::to_string).collect();
-        if engine == Engine::Envoy {
+        let (known, others): (Vec<&str>, Vec<&str>) = self.options.iter().partition(|option| **option == WITH_ENVOY);
+        let mut options: Vec<String> = others.into_iter().map(str::to_string).collect();
+        if engine == Engine::Envoy || !known.is_empty() {
             let path = envoy()?.to_str().context("Envoy's path is not UTF-8")?.to_string();
-            options.extend(["--envoy".into(), path, "--engine".into(), "envoy".into()]);
+            options.extend(["--envoy".into(), path]);
+        }
+        if engine == Engine::Envoy {
+            options.extend(["--engine".into(), "envoy".into()]);
         }
         let options: Vec<&str> = options.iter().map(String::as_str).collect();
         let lab = Lab::start(&options)?;

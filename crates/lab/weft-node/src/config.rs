@@ -54,6 +54,13 @@ pub enum ConfigError {
 }
 
 impl LabConfig {
+    /// A real Envoy: containers see its folder, and the image `envoyproxy/envoy` is it, unless the file says otherwise.
+    pub fn add_envoy(&mut self, program: &Path) {
+        self.mounts.extend(program.parent().map(PathBuf::from));
+        let words = ImageCommand::Words(vec![program.display().to_string()]);
+        self.images.entry("envoyproxy/envoy".into()).or_insert(words);
+    }
+
     /// Reads the file.
     ///
     /// # Errors
@@ -98,6 +105,15 @@ impl ImageCommand {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_lab_s_envoy_is_an_image_too() {
+        let mut config = LabConfig::default();
+        config.add_envoy(Path::new("/opt/peers/envoy"));
+        config.add_envoy(Path::new("/elsewhere/envoy"));
+        assert_eq!(config.images["envoyproxy/envoy"].words(), ["/opt/peers/envoy"]);
+        assert_eq!(config.mounts, [Path::new("/opt/peers"), Path::new("/elsewhere")]);
+    }
 
     #[test]
     fn reads_and_refuses() {

@@ -215,7 +215,9 @@ fn node(
         Some(path) => LabConfig::read(path).map_err(|error| error.to_string())?,
         None => LabConfig::default(),
     };
-    config.mounts.extend(options.envoy.as_ref().and_then(|path| path.parent()).map(PathBuf::from));
+    if let Some(envoy) = &options.envoy {
+        config.add_envoy(envoy);
+    }
     Ok(Node {
         store,
         links,

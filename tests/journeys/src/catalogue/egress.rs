@@ -441,7 +441,7 @@ fn egress_origination(run: &mut Run) -> Result<()> {
 }
 
 /// A namespace without injection and a sleep pod in it.
-fn without_istio(lab: &Lab, namespace: &str) -> Result<()> {
+pub(super) fn without_istio(lab: &Lab, namespace: &str) -> Result<()> {
     lab.apply(&format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}}}\n"))?;
     lab.apply_sample_in("sleep/sleep.yaml", namespace)?;
     lab.wait_deployments(namespace, &["sleep"])

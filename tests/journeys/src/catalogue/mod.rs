@@ -15,6 +15,7 @@ mod protocols;
 mod resilience;
 mod security;
 mod traffic;
+mod tunnel;
 mod wildcard;
 
 use crate::journey::Journey;
@@ -37,6 +38,7 @@ pub fn all() -> Vec<Journey> {
         policy::JOURNEYS,
         on_demand::JOURNEYS,
         families::JOURNEYS,
+        tunnel::JOURNEYS,
     ]
     .concat();
     // Spec files in their order; within one the order of the modules above.
