@@ -136,6 +136,8 @@ pub enum Experimental {
     /// Which namespaces' pods get proxies, and whose
     #[command(subcommand)]
     Injector(commands::injector::Action),
+    /// Show a debug page of the control plane
+    InternalDebug(commands::internal_debug::Args),
     /// Wait until proxies have what an object says
     Wait(commands::wait::Args),
 }
@@ -230,6 +232,7 @@ mod tests {
             "weft completion bash",
             "weft proxy-config ecds p.default -o json",
             "weft x injector list -n default",
+            "weft x internal-debug syncz",
             "weft x check-inject reviews-v1-1.default",
             "weft experimental check-inject -n default -l app=a,version=v1",
             "weft experimental wait --for=distribution virtualservice bookinfo.default --timeout 1m --threshold 0.9",

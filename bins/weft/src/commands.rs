@@ -16,6 +16,7 @@ pub mod explain;
 pub mod get;
 pub mod injector;
 pub mod install;
+pub mod internal_debug;
 pub mod kube_inject;
 pub mod logs;
 pub mod manifest;
@@ -69,6 +70,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::BugReport(args) => block_on(bug_report::run(args, connection)),
         Command::Completion(args) => completion::run(args),
         Command::Experimental(Experimental::CheckInject(args)) => block_on(check_inject::run(args, connection)),
+        Command::Experimental(Experimental::InternalDebug(args)) => block_on(internal_debug::run(args, connection)),
         Command::Experimental(Experimental::Injector(action)) => block_on(injector::run(action, connection)),
         Command::Dashboard(args) => block_on(dashboard::run(args, connection)),
         Command::Validate(args) => validate::run(args),

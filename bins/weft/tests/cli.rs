@@ -504,6 +504,10 @@ async fn what_proxies_have() {
             && text.contains("Routes match"),
         "{text}"
     );
+    let page: Value = serde_json::from_str(&server.ok(&["x", "internal-debug", "syncz"]).await).unwrap();
+    assert_eq!(page[0]["proxy"], "reviews-v1-1.default");
+    let done = server.weft(&["x", "internal-debug", "nothing"]).await;
+    assert!(done.code == 1 && done.stderr.contains("does not show /debug/nothing"), "{}", done.stderr);
     let one: Value = serde_json::from_str(&server.ok(&["ps", "reviews-v1-1", "-o", "json"]).await).unwrap();
     assert_eq!(one[0]["differences"]["Listeners"], json!([]));
     let status = server.ok(&["status"]).await;

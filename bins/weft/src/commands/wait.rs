@@ -4,6 +4,7 @@
 use crate::cli::{Connection, ControlPlane};
 use crate::commands::proxy_status::{control_plane, debug_token};
 use crate::connect::connect;
+use crate::install::cluster::REVISION;
 use crate::waiting::Waiting;
 use crate::{forward, output};
 use anyhow::{Context, bail};
@@ -188,8 +189,13 @@ pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode>
         };
         let state = match wanted(&args, current.as_ref()) {
             Some(wanted) => {
-                let told = ask(&client, &args.control_plane.istio_namespace, kind, &namespace, &name).await?;
-                progress(&wanted, &told)
+                let pods = control_plane(&client, &args.control_plane.istio_namespace).await?;
+                if pods.is_empty() {
+                    let root = &args.control_plane.istio_namespace;
+                    bail!("no control plane runs in {root}; `weft up` starts one, `weft status` shows what runs");
+                }
+                let pods = of_revision(pods, current.as_ref().and_then(|object| object.label(REVISION)));
+                progress(&wanted, &ask(&client, &pods, kind, &namespace, &name).await?)
             }
             None if args.what == For::Distribution => {
                 waiting.clear();
@@ -265,22 +271,27 @@ fn named(args: &Args, default: &str) -> anyhow::Result<(&'static KindInfo, Strin
     Ok((info, namespace, name.to_string()))
 }
 
+/// The pods that look at an object with this label: those of the revision that it names, of those that there are.
+fn of_revision(mut pods: Vec<Object>, revision: Option<&str>) -> Vec<Object> {
+    let is_of = |pod: &Object| revision.is_some() && pod.label(REVISION) == revision;
+    if pods.iter().any(is_of) {
+        pods.retain(is_of);
+    }
+    pods
+}
+
 /// What each pod of the control plane says.
 async fn ask(
     client: &ApiClient,
-    root: &str,
+    pods: &[Object],
     kind: &KindInfo,
     namespace: &str,
     name: &str,
 ) -> anyhow::Result<Vec<Told>> {
-    let pods = control_plane(client, root).await?;
-    if pods.is_empty() {
-        bail!("no control plane runs in {root}; `weft up` starts one, `weft status` shows what runs");
-    }
     let path =
         format!("/debug/config_distribution?group={}&kind={}&namespace={namespace}&name={name}", kind.group, kind.kind);
     let mut told = Vec::new();
-    for pod in &pods {
+    for pod in pods {
         let token = debug_token(client, pod).await?;
         let page = forward::get_as(client, pod, port::MONITORING, &path, Some(&token)).await?;
         told.push(serde_json::from_slice(&page).context("/debug/config_distribution is not what was expected")?);
@@ -316,6 +327,21 @@ mod tests {
         assert_eq!(progress(&Wanted::None, &told).unknown, 2);
         let gone: Told = serde_json::from_value(json!({"object": null, "version": 1, "proxies": []})).unwrap();
         assert!(progress(&Wanted::None, &[gone]).is_enough(1.0), "nobody has to have it");
+    }
+
+    #[test]
+    fn other_revisions_do_not_look_at_what_is_labelled() {
+        let pod = |revision: &str| -> Object {
+            let metadata = json!({"name": revision, "labels": {REVISION: revision}});
+            serde_json::from_value(json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata})).unwrap()
+        };
+        let names = |revision: Option<&str>| -> Vec<String> {
+            let pods = of_revision(vec![pod("default"), pod("canary")], revision);
+            pods.iter().map(|pod| pod.name().to_string()).collect()
+        };
+        assert_eq!(names(None), ["default", "canary"]);
+        assert_eq!(names(Some("canary")), ["canary"]);
+        assert_eq!(names(Some("a-tag")), ["default", "canary"]);
     }
 
     #[test]
