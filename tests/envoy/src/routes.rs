@@ -1,7 +1,7 @@
 //! The Gateway API from a seed: a Gateway whose listeners are for hosts, HTTPRoutes of all that they may ask for, and requests
 //! that are likely to meet them.
 
-use crate::random::{self, HEADERS, PARAMS, VALUES, one};
+use crate::random::{self, HEADERS, OPERATED, PARAMS, VALUES, one};
 use crate::twin::Ask;
 use crate::wide;
 use fastrand::Rng;
@@ -203,7 +203,7 @@ fn headers(rng: &mut Rng) -> Value {
     let mut changes = json!({});
     if rng.bool() {
         changes["set"] =
-            json!([{"name": one(rng, &HEADERS), "value": "set"}, {"name": "X-Set", "value": one(rng, &VALUES[..4])}]);
+            json!([{"name": one(rng, OPERATED), "value": "set"}, {"name": "X-Set", "value": one(rng, &VALUES[..4])}]);
     }
     if rng.bool() {
         changes["add"] = json!([{"name": "x-version", "value": "added"}, {"name": "x-add", "value": "two"}]);

@@ -2,7 +2,7 @@
 //! that are formats, hosts that headers set, compression, HTTP/2 to endpoints, hash policies, normalisation, trusted hops, and
 //! requests to meet it. What the endpoints saw is compared too, so that copies and tries count.
 
-use crate::random::{self, HEADERS, PARAMS, VALUES, one};
+use crate::random::{self, HEADERS, OPERATED, PARAMS, VALUES, one};
 use crate::twin::Ask;
 use fastrand::Rng;
 use serde_json::{Value, json};
@@ -277,13 +277,13 @@ fn formats(rng: &mut Rng) -> Value {
     let mut side = |request: bool| {
         let mut operations = json!({});
         if rng.bool() {
-            operations["set"] = json!({"x-format": value(rng), one(rng, &HEADERS): value(rng)});
+            operations["set"] = json!({"x-format": value(rng), one(rng, OPERATED): value(rng)});
         }
         if rng.bool() {
             operations["add"] = json!({"x-more": value(rng)});
         }
         if often(rng, 3) {
-            operations["remove"] = json!([one(rng, &HEADERS), "x-format"]);
+            operations["remove"] = json!([one(rng, OPERATED), "x-format"]);
         }
         if request && often(rng, 6) {
             operations["set"]["host"] = json!("header.example");

@@ -98,8 +98,6 @@ pub(crate) async fn run(
     if forward.terminate_connect && head.upgrade.as_ref().is_some_and(|u| u.kind == UpgradeKind::Connect) {
         return Box::pin(terminate(exchange, head, &cluster, forward)).await;
     }
-    let mut cookies = Vec::new();
-    let hash = balancing_hash(forward, head, &mut cookies);
     let client_key = head.upgrade.as_ref().and_then(|_| upgrade::websocket_key_of(&head.headers));
     let (wish, limits) = limits::wishes(exchange, forward, &mut head.headers, head.internal);
     let policy = forward.retry.as_deref().or(forwarding.host.retry.as_deref());
@@ -107,6 +105,9 @@ pub(crate) async fn run(
     let limits = Limits { per_try, ..limits };
     let retries = Retries::new(policy, wish.as_ref(), &head.view());
     shape(exchange, head, &forwarding, limits);
+    // Of the request as it goes out: the route may have changed what its endpoint is found by (as in Envoy).
+    let mut cookies = Vec::new();
+    let hash = balancing_hash(forward, head, &mut cookies);
     let upgrade = head.upgrade.take();
     let counts = forwarding.host.include_attempt_count;
     let payload = payload(exchange, head, body, forward, limits, retries.is_possible(), counts);

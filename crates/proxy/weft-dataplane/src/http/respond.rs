@@ -25,7 +25,8 @@ pub(crate) fn local(exchange: &Rc<Exchange>, reply: LocalReply) -> Response<Prox
         let mut facts = exchange.facts.borrow_mut();
         facts.flags |= reply.flags;
         facts.details = reply.details.clone();
-        facts.is_grpc
+        // Browsers send preflights, whatever the request behind them is to be.
+        facts.is_grpc && reply.details != cors::DETAILS
     };
     let mut response = reply.into_response(is_grpc);
     compress::response(exchange, &mut response);
