@@ -240,10 +240,11 @@ async fn hosts_for_tls_alone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_where_there_is_no_route() {
     let hosts = r#"[{name: v, domains: [a.example], response_headers_to_add: [{header: {key: x-host, value: v}}], routes: [{match: {prefix: "/here"}, route: {cluster: a}}, {match: {prefix: "/no"}, route: {cluster: none}}]}]"#;
-    let asks: Vec<Ask> = [("a.example", "/here"), ("a.example", "/no"), ("a.example", "/there"), ("b.example", "/here")]
-        .iter()
-        .map(|(host, path)| Ask::get(path, &[("host", host), ("origin", "https://x.example")]))
-        .collect();
+    let asks: Vec<Ask> =
+        [("a.example", "/here"), ("a.example", "/no"), ("a.example", "/there"), ("b.example", "/here")]
+            .iter()
+            .map(|(host, path)| Ask::get(path, &[("host", host), ("origin", "https://x.example")]))
+            .collect();
     same("", hosts, MUTATION, "", &asks).await;
 }
 
