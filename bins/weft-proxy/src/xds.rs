@@ -3,7 +3,7 @@
 
 use crate::plane::Plane;
 use futures_util::future::BoxFuture;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -158,7 +158,8 @@ pub async fn follow(
     }
     let mut asking = subscriptions.demands.as_ref().map(Asking::new);
     let mut answers = Answers::new();
-    let mut start = Some(Start { block, server, clusters: false, listeners: false, until: None });
+    let mut start =
+        Some(Start { block, server, clusters: false, listeners: false, until: None, gone: BTreeSet::new() });
     let mut connection = client.state();
     loop {
         if let Some(waiting) = start.take() {
@@ -170,6 +171,7 @@ pub async fn follow(
             update = updates.recv() => {
                 let Some(update) = update else { return };
                 let seen = update.type_url.clone();
+                start.iter_mut().for_each(|start| start.told(&seen, &update.removals));
                 match &subscriptions.demands {
                     Some(demands) if seen == type_url::DEMAND => answered(update, demands, &plane, &mut answers),
                     _ => apply(update, &plane),
@@ -319,6 +321,9 @@ struct Start {
     listeners: bool,
     /// When the wait for what the configuration names ends.
     until: Option<Instant>,
+    /// Secrets that the control plane says there are not, as `secret NAME`: nothing is to be waited for. What needs one fails
+    /// until there is one.
+    gone: BTreeSet<String>,
 }
 
 impl Start {
@@ -328,6 +333,19 @@ impl Start {
         if self.clusters && self.listeners && self.until.is_none() {
             self.until = Some(Instant::now() + INITIAL_FETCH);
         }
+    }
+
+    /// What is not there. A secret that comes after all is not missing.
+    fn told(&mut self, type_url: &str, removals: &[String]) {
+        if type_url == type_url::SECRET {
+            self.gone.extend(removals.iter().map(|name| format!("secret {name}")));
+        }
+    }
+
+    /// Of what is missing that which may come.
+    fn still_to_come(&self, mut missing: Vec<String>) -> Vec<String> {
+        missing.retain(|name| !self.gone.contains(name));
+        missing
     }
 
     fn due(&self) -> Option<Instant> {
@@ -346,7 +364,7 @@ impl Start {
             self.block.set_reason(format!("{part} from {}{why}", self.server));
             return Some(self);
         };
-        let missing = plane.missing();
+        let missing = self.still_to_come(plane.missing());
         if missing.is_empty() {
             return None;
         }
@@ -361,5 +379,24 @@ impl Start {
         let more = if missing.len() > 3 { format!(" and {} more", missing.len() - 3) } else { String::new() };
         self.block.set_reason(format!("{named}{more} from {}", self.server));
         Some(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weft_runtime::Readiness;
+
+    #[test]
+    fn a_start_does_not_wait_for_secrets_that_there_are_not() {
+        let block = Readiness::default().block("configuration");
+        let (server, gone) = ("weftd".to_string(), BTreeSet::new());
+        let mut start = Start { block, server, clusters: true, listeners: true, until: None, gone };
+        let missing = || ["secret a", "secret b", "route a", "endpoints a"].map(String::from).to_vec();
+        assert_eq!(start.still_to_come(missing()), missing());
+        start.told(type_url::ENDPOINT, &["a".into()]);
+        assert_eq!(start.still_to_come(missing()), missing(), "other kinds come later");
+        start.told(type_url::SECRET, &["a".into()]);
+        assert_eq!(start.still_to_come(missing()), ["secret b", "route a", "endpoints a"]);
     }
 }

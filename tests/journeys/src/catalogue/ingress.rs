@@ -413,5 +413,26 @@ fn gateway_api(run: &mut Run) -> Result<()> {
             Ok(())
         })
     });
+    run.check(&[], "a BackendTLSPolicy without its CA certificates: nothing goes out, and a new proxy starts", |lab| {
+        let policy = "apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {name: httpbin, namespace: \
+                      default}\nspec:\n  targetRefs: [{group: \"\", kind: Service, name: httpbin}]\n  validation: {hostname: \
+                      httpbin.example.com, caCertificateRefs: [{group: \"\", kind: ConfigMap, name: gone}]}\n";
+        lab.apply(policy)?;
+        answers(lab, "v1.example.com", "/get", 503)?;
+        lab.apply_sample("sleep/sleep.yaml")?;
+        lab.wait_deployments("default", &["sleep"])?;
+        let code = ["-s", "-o", "/dev/null", "-w", "%{http_code}", "http://httpbin:8000/get"];
+        let answered = |want: &str| {
+            eventually(SOON, || {
+                let code = lab.curl(&code)?;
+                ensure!(code == want, "{code}");
+                Ok(())
+            })
+        };
+        answered("503")?;
+        lab.weft(&["delete", "backendtlspolicy", "httpbin", "-n", "default"])?;
+        answers(lab, "v1.example.com", "/get", 200)?;
+        answered("200")
+    });
     Ok(())
 }
