@@ -140,6 +140,10 @@ impl Applier {
             return Err(refused(message(&answer)));
         }
         let own = format!("{collection}/{}", object.name());
+        let (_, there) = self.send(Method::GET, &own, &Value::Null).await.map_err(refused)?;
+        let mut object = object.clone();
+        // Kinds that other clients write too are overwritten by those alone who say what they have seen.
+        object.metadata.resource_version = there["metadata"]["resourceVersion"].as_str().map(str::to_string);
         let (status, answer) = self.send(Method::PUT, &own, &object.to_value()).await.map_err(refused)?;
         if status.is_success() { Ok(()) } else { Err(refused(message(&answer))) }
     }
