@@ -122,6 +122,9 @@ fn load_balancer(lb: &LoadBalancerSettings, path: &str, report: &mut Report) {
     }
     if let Some(zone) = &lb.zone_aware_lb_setting {
         let path = format!("{path}.zoneAwareLbSetting");
+        if zone.enabled != Some(false) {
+            report.warn(&path, "has no effect: all zones are served alike; use localityLbSetting");
+        }
         report.warn(&path, "has no effect; use localityLbSetting");
         failovers(&zone.failover, &path, report);
         if zone.min_cluster_size == Some(0) {

@@ -176,6 +176,11 @@ fn virtual_service() {
                 "spec.http[0].fault.abort",
                 "percentage",
             ),
+            (
+                "hosts: [a]\ntcp: [{match: [{sourceSubnet: 10.0.0.0/8}], route: [{destination: {host: a}}]}]",
+                "spec.tcp[0].match[0].sourceSubnet",
+                "no effect",
+            ),
         ],
     );
 }
@@ -278,6 +283,11 @@ fn destination_rule() {
                 "host: a\ntrafficPolicy: {outlierDetection: {consecutiveErrors: 5}}",
                 "spec.trafficPolicy.outlierDetection.consecutiveErrors",
                 "consecutive5xxErrors",
+            ),
+            (
+                "host: a\ntrafficPolicy: {loadBalancer: {zoneAwareLbSetting: {minClusterSize: 3}}}",
+                "spec.trafficPolicy.loadBalancer.zoneAwareLbSetting",
+                "no effect",
             ),
         ],
     );

@@ -235,6 +235,8 @@ fn tcp_route(route: &TcpRoute, path: &str, report: &mut Report) {
         subnets(&request.destination_subnets, &path, report);
         if !request.source_subnet.is_empty() {
             report.cidr(format_args!("{path}.sourceSubnet"), &request.source_subnet);
+            let remedy = "has no effect, as in Istio: the rule fits all clients; use sourceLabels, or an AuthorizationPolicy by ipBlocks";
+            report.warn(format_args!("{path}.sourceSubnet"), remedy);
         }
         report.optional_port(format_args!("{path}.port"), request.port);
         report.selector(format_args!("{path}.sourceLabels"), &request.source_labels);
