@@ -3,7 +3,7 @@
 //! anew, is looked at again.
 
 use crate::status::Told;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,14 +16,25 @@ use weft_store::{ApiClient, Cache, ClientError};
 
 /// Pause before writing, so that what is mended at once is never written.
 const SETTLE: Duration = Duration::from_millis(200);
+/// Pause before a status that somebody wrote over is written again, doubled with each time until [`LONGEST`]: another control plane
+/// may think otherwise of the same object, and two that never tire would wear out the API server.
+const FIRST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(300);
 
 /// What became of a status.
 struct Looked {
     status: Arc<StatusUpdate>,
     /// The object that it was compared with.
     object: Arc<Object>,
-    /// When to try again what could not be written; nothing for what is right.
+    /// When to write what could not be written, or was written over; nothing for what is right.
     again: Option<Instant>,
+    /// How often it was written over.
+    undone: u32,
+}
+
+/// How long a status rests that was written over so many times.
+fn rest(undone: u32) -> Duration {
+    FIRST.saturating_mul(1 << undone.saturating_sub(1).min(16)).min(LONGEST)
 }
 
 /// Writes the statuses of each snapshot until the sender goes away. An object is looked at again when its status or the object
@@ -37,18 +48,32 @@ pub(crate) async fn write(client: ApiClient, cache: Arc<Cache>, mut snapshots: w
         let statuses = snapshots.borrow_and_update().statuses.clone();
         changed.mark_unchanged();
         looked.retain(|key, _| cache.get(key).is_some());
-        for update in statuses.iter() {
-            let Some(object) = cache.get(&update.object) else { continue };
-            let is_done = |before: &Looked| {
-                let same = Arc::ptr_eq(&before.status, update) && Arc::ptr_eq(&before.object, &object);
-                same && before.again.is_none_or(|at| Instant::now() < at)
-            };
-            if looked.get(&update.object).is_some_and(is_done) {
+        for status in statuses.iter() {
+            let Some(object) = cache.get(&status.object) else { continue };
+            let before = looked.get(&status.object).filter(|before| {
+                Arc::ptr_eq(&before.status, status) && before.object.metadata.uid == object.metadata.uid
+            });
+            let (again, mut undone) = before.map_or((None, 0), |before| (before.again, before.undone));
+            let is_known = before.is_some_and(|before| Arc::ptr_eq(&before.object, &object));
+            let resting = again.is_some_and(|at| Instant::now() < at);
+            if is_known && (resting || again.is_none()) {
                 continue;
             }
-            let failure = put(&client, &object, update).await.err();
-            let again = failure.as_ref().map(|error| Instant::now() + told.pause_after(&update.object, error));
-            looked.insert(update.object.clone(), Looked { status: update.clone(), object, again });
+            let mut next = again;
+            if before.is_some() && !is_known && wanted(&object, status).is_some() {
+                if again.is_none() {
+                    undone = undone.saturating_add(1);
+                    next = Some(Instant::now() + rest(undone));
+                }
+                if next.is_some_and(|at| Instant::now() < at) {
+                    looked
+                        .insert(status.object.clone(), Looked { status: status.clone(), object, again: next, undone });
+                    continue;
+                }
+            }
+            let failure = put(&client, &object, status).await.err();
+            let again = failure.as_ref().map(|error| Instant::now() + told.pause_after(&status.object, error));
+            looked.insert(status.object.clone(), Looked { status: status.clone(), object, again, undone });
             if failure.is_some_and(|error| error.is_unreachable()) {
                 break;
             }
@@ -69,15 +94,19 @@ pub(crate) async fn write(client: ApiClient, cache: Arc<Cache>, mut snapshots: w
     }
 }
 
-async fn put(client: &ApiClient, object: &Object, update: &StatusUpdate) -> Result<(), ClientError> {
-    let Some(kind) = by_kind(&update.object.group, &update.object.kind) else { return Ok(()) };
+/// The status that an object should have, when it has another one and the update is about the object's present spec.
+fn wanted(object: &Object, update: &StatusUpdate) -> Option<Value> {
     if object.metadata.generation.is_some_and(|g| g != update.generation) {
         // The snapshot is about an older spec; the one about this spec is on its way.
-        return Ok(());
+        return None;
     }
     let current = object.body.get("status").cloned().unwrap_or(Value::Null);
-    let now = json!(format!("{:.0}", jiff::Timestamp::now()));
-    let Some(next) = update.onto(&current, now.as_str().unwrap_or_default()) else { return Ok(()) };
+    update.onto(&current, &format!("{:.0}", jiff::Timestamp::now()))
+}
+
+async fn put(client: &ApiClient, object: &Object, update: &StatusUpdate) -> Result<(), ClientError> {
+    let Some(kind) = by_kind(&update.object.group, &update.object.kind) else { return Ok(()) };
+    let Some(next) = wanted(object, update) else { return Ok(()) };
     // Fields that are not ours are left out.
     let own = update.status.as_object().into_iter().flat_map(|fields| fields.keys());
     let patch: Map<String, Value> =
@@ -92,6 +121,7 @@ async fn put(client: &ApiClient, object: &Object, update: &StatusUpdate) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
     use weft_apiserver::{AdminToken, ApiServer, ApiServerOptions};
     use weft_store::MemoryStore;
 
@@ -154,6 +184,12 @@ mod tests {
             }
         };
         tokio::time::timeout(Duration::from_secs(60), arrived).await.expect("the condition")
+    }
+
+    #[test]
+    fn who_is_written_over_rests_longer_each_time() {
+        let seconds: Vec<u64> = [1, 2, 3, 8, 9, 10, u32::MAX].map(|undone| rest(undone).as_secs()).into();
+        assert_eq!(seconds, [1, 2, 4, 128, 256, 300, 300]);
     }
 
     #[tokio::test]

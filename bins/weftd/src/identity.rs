@@ -43,7 +43,7 @@ pub(crate) async fn begin(client: &ApiClient, settings: &Arc<Settings>, meshes: 
     let signing = authority::load_or_create(client, settings, &mesh, &own).await?;
     let names = LiveTrust::new(own.clone(), aliases);
     let callers = Callers::new(client, &names, meshes.clone(), &settings.namespace);
-    let certificates = CertificateService::new(signing.clone(), callers.authenticators.clone());
+    let certificates = CertificateService::with_trust(signing.clone(), names.clone(), callers.authenticators.clone());
     let options = transport::tls_settings(settings.compliance_policy);
     let context = transport::context(&signing, &settings.server_names(), options).await;
     let tls = Arc::new(ArcSwap::from_pointee(context.context("the server's own certificate")?));

@@ -43,6 +43,16 @@ impl Requests {
         IDLE.checked_sub(ended.elapsed()).filter(|left| !left.is_zero())
     }
 
+    /// Comes back when the connection is about to be ended for that nothing is asked on it, while there is still time to say so
+    /// in order.
+    pub async fn quiet(&self) {
+        let notice = IDLE / 6;
+        while let Some(left) = self.time_left().and_then(|left| left.checked_sub(notice)).filter(|left| !left.is_zero())
+        {
+            tokio::time::sleep(left).await;
+        }
+    }
+
     pub fn begin(self: &Arc<Self>) -> Open {
         self.open.fetch_add(1, Ordering::AcqRel);
         Open(self.clone())

@@ -556,6 +556,9 @@ async fn the_trust_domain_changes_live_and_pods_of_the_old_one_can_renew() {
     let serial = first.certificate.facts().serial.clone();
     let renewed = secrets(&old, "a renewal under the old name", |now| now.certificate.facts().serial != serial).await;
     assert_eq!(renewed.svid.id.to_string(), old_id);
+    // One that has only its token left, as after a restart of its proxy, has the account's name of now.
+    let restarted = SvidManager::start(pod.config(weftd.secure, old_id));
+    assert_eq!(secrets(&restarted, "an identity by token", |_| true).await.svid.id.to_string(), new_id);
     // Without the alias the old name is a stranger's.
     mesh_config(&cluster, "trustDomain: new-td").await;
     until("the refusal", async || {

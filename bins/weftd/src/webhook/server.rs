@@ -150,7 +150,8 @@ async fn connection(
     // What was agreed on is spoken: to find it out from the first bytes would mean to wait for them.
     let http2 = accepted.facts.alpn.as_deref() == Some(b"h2");
     let stream = Quiet::new(accepted.stream);
-    let asker = Asker { address, requests: stream.requests().clone() };
+    let requests = stream.requests().clone();
+    let asker = Asker { address, requests: requests.clone() };
     let answer = service_fn(move |mut request: http::Request<Incoming>| {
         request.extensions_mut().insert(asker.clone());
         router.clone().call(request)
@@ -163,7 +164,13 @@ async fn connection(
     builder.http2().max_concurrent_streams(100);
     let served = builder.serve_connection(TokioIo::new(stream), answer);
     tokio::pin!(served);
-    let stop = async move { _ = closing.wait_for(|closing| *closing).await };
+    // A question that is on its way while an idle connection ends would be lost: the other side is told first.
+    let stop = async move {
+        tokio::select! {
+            _ = closing.wait_for(|closing| *closing) => {}
+            () = requests.quiet() => {}
+        }
+    };
     let result = tokio::select! {
         result = &mut served => result,
         () = stop => {

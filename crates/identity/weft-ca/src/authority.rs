@@ -250,19 +250,21 @@ impl Authority {
     }
 
     /// Signs a request for `caller`'s own identity. Nothing but the key is taken from the request; names in it must be the
-    /// caller's. `ttl` of zero asks for the default.
+    /// caller's, or the same account's in one of the `domains`: a pod that began before the mesh got its name asks for what it was,
+    /// and gets what it is. `ttl` of zero asks for the default.
     ///
     /// # Errors
     /// When the request is broken, asks for another identity or for an authority's powers, or signing fails.
     pub fn sign(
         &self,
         caller: &SpiffeId,
+        domains: &[TrustDomain],
         csr: &[u8],
         ttl: Duration,
         now: SystemTime,
     ) -> Result<SignedChain, SignError> {
         let request = CertificateRequest::from_pem(csr).map_err(|error| SignError::BadRequest(error.to_string()))?;
-        own_names(&request, caller)?;
+        own_account(&request, caller, domains)?;
         let names = vec![San::Uri(caller.to_string())];
         let signed = self.issuer.sign_request(&request, &self.leaf(names, self.policy.ttl(ttl), now))?;
         Ok(SignedChain { chain: self.chain_of(signed.pem), facts: signed.facts })
@@ -313,11 +315,26 @@ impl Authority {
 
 /// A request may name its caller and nobody else, and asks for no authority's powers.
 pub(crate) fn own_names(request: &CertificateRequest, caller: &SpiffeId) -> Result<(), SignError> {
+    let identity = caller.to_string();
+    names_only(request, caller, |uri| uri == identity)
+}
+
+/// As [`own_names`]; the caller's account may be named in one of the `domains` too, where the request's names are not what is
+/// signed.
+fn own_account(request: &CertificateRequest, caller: &SpiffeId, domains: &[TrustDomain]) -> Result<(), SignError> {
+    let account = caller.namespace_and_account();
+    let is_own = |id: SpiffeId| {
+        let same = account.is_some() && id.namespace_and_account() == account;
+        id == *caller || (same && domains.contains(id.trust_domain()))
+    };
+    names_only(request, caller, |uri| SpiffeId::parse(uri).is_ok_and(is_own))
+}
+
+fn names_only(request: &CertificateRequest, caller: &SpiffeId, is_own: impl Fn(&str) -> bool) -> Result<(), SignError> {
     if request.wants_ca {
         return Err(SignError::BadRequest("a certificate that signs others is never given".into()));
     }
-    let identity = caller.to_string();
-    match request.uris.iter().find(|uri| **uri != identity).or(request.other_names.first()) {
+    match request.uris.iter().find(|uri| !is_own(uri)).or(request.other_names.first()) {
         Some(asked) => Err(SignError::NotYours { caller: caller.clone(), asked: asked.chars().take(128).collect() }),
         None => Ok(()),
     }

@@ -254,7 +254,7 @@ mod tests {
         let signer_first = TrustAnchors::from_pem(pem::encode_chain(&roots[..1]).as_bytes()).unwrap();
         let id = SpiffeId::parse("spiffe://td/ns/a/sa/b").unwrap();
         let csr = generate_key_and_csr(KeyKind::EcdsaP256, &[San::Uri(id.to_string())]).unwrap().csr_pem;
-        let leaf = now.sign(&id, csr.as_bytes(), Duration::ZERO, SystemTime::now()).unwrap().chain[0].clone();
+        let leaf = now.sign(&id, &[], csr.as_bytes(), Duration::ZERO, SystemTime::now()).unwrap().chain[0].clone();
         let leaf = pem::certificates("leaf", leaf.as_bytes()).unwrap();
         let by_old = old.roots().verify_chain(&leaf, SystemTime::now()).is_ok();
         (by_old, roots.len(), signer_first.verify_chain(&leaf, SystemTime::now()).is_ok())
@@ -302,7 +302,7 @@ mod tests {
         let roots = now.roots().clone();
         let id = SpiffeId::parse("spiffe://td/ns/a/sa/b").unwrap();
         let csr = generate_key_and_csr(KeyKind::EcdsaP256, &[San::Uri(id.to_string())]).unwrap().csr_pem;
-        let leaf = old.sign(&id, csr.as_bytes(), Duration::ZERO, SystemTime::now()).unwrap().chain[0].clone();
+        let leaf = old.sign(&id, &[], csr.as_bytes(), Duration::ZERO, SystemTime::now()).unwrap().chain[0].clone();
         let leaf = pem::certificates("leaf", leaf.as_bytes()).unwrap();
         let anchors = if count == 0 { Ok(roots) } else { roots.with_crls(crl.as_bytes()) };
         let of_old = anchors.unwrap().verify_unrevoked(&leaf, SystemTime::now()).is_ok();

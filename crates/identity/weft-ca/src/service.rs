@@ -3,7 +3,9 @@
 use crate::caller::bearer;
 use crate::rate::RateLimiter;
 use crate::transport::{peer_of, remote_of};
-use crate::{AuthFailure, Caller, CallerAuthenticator, Evidence, SignError, Signing, Token, Wish, authenticate};
+use crate::{
+    AuthFailure, Caller, CallerAuthenticator, Evidence, LiveTrust, SignError, Signing, Token, Wish, authenticate,
+};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -49,6 +51,8 @@ pub struct CertificateService {
 
 struct Inner {
     signing: RwLock<Signing>,
+    /// The mesh's names.
+    trust: Option<LiveTrust>,
     authenticators: Vec<Arc<dyn CallerAuthenticator>>,
     limiter: Mutex<RateLimiter<SpiffeId>>,
     stats: Arc<ServiceStats>,
@@ -58,10 +62,23 @@ struct Inner {
 impl CertificateService {
     /// Signs with `signing` for those whom one of `authenticators` knows.
     pub fn new(signing: impl Into<Signing>, authenticators: Vec<Arc<dyn CallerAuthenticator>>) -> Self {
+        Self::build(signing.into(), None, authenticators)
+    }
+
+    /// As [`new`](Self::new); a request may name its caller's account under any name of the mesh.
+    pub fn with_trust(
+        signing: impl Into<Signing>,
+        trust: LiveTrust,
+        authenticators: Vec<Arc<dyn CallerAuthenticator>>,
+    ) -> Self {
+        Self::build(signing.into(), Some(trust), authenticators)
+    }
+
+    fn build(signing: Signing, trust: Option<LiveTrust>, authenticators: Vec<Arc<dyn CallerAuthenticator>>) -> Self {
         let limiter = Mutex::new(RateLimiter::new(BURST, PER_SECOND));
-        let signing = RwLock::new(signing.into());
+        let signing = RwLock::new(signing);
         let (stats, source_missing) = Default::default();
-        Self { inner: Arc::new(Inner { signing, authenticators, limiter, stats, source_missing }) }
+        Self { inner: Arc::new(Inner { signing, trust, authenticators, limiter, stats, source_missing }) }
     }
 
     /// The service for a tonic server, with its bounds set.
@@ -103,7 +120,8 @@ impl CertificateService {
         let refused = |text: String| SignError::BadRequest(text);
         let seconds = u64::try_from(request.validity_duration)
             .map_err(|_| refused("validity_duration is negative; give seconds, or 0 for the default".into()))?;
-        let wish = Wish { ttl: Duration::from_secs(seconds), signer: signer(request)?, token };
+        let domains = self.inner.trust.as_ref().map(LiveTrust::all).unwrap_or_default();
+        let wish = Wish { ttl: Duration::from_secs(seconds), signer: signer(request)?, token, domains };
         // Under the name that was proven and no other: an alias of our trust domain may be a partner's name.
         let identity = &caller.identity;
         let signed = self.signing().sign(identity, request.csr.as_bytes(), wish).await?;

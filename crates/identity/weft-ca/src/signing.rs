@@ -3,7 +3,7 @@
 use crate::{Authority, Registration, SignError, SignedChain, Token};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use weft_identity::SpiffeId;
+use weft_identity::{SpiffeId, TrustDomain};
 use weft_tls::{CertificateFacts, CertifiedKey, TrustAnchors, Zeroizing};
 
 /// What signs. A clone is one reference count.
@@ -24,6 +24,8 @@ pub struct Wish {
     pub signer: Option<String>,
     /// The caller's token, when it showed one.
     pub token: Option<Token>,
+    /// Trust domains in which the request may name the caller's account beside its own.
+    pub domains: Arc<[TrustDomain]>,
 }
 
 impl Signing {
@@ -37,7 +39,7 @@ impl Signing {
                 let text = "this mesh has one signer, its own authority; leave CertSigner out, or set up EXTERNAL_CA";
                 Err(SignError::BadRequest(text.into()))
             }
-            Self::Own(authority) => authority.sign(caller, csr, wish.ttl, SystemTime::now()),
+            Self::Own(authority) => authority.sign(caller, &wish.domains, csr, wish.ttl, SystemTime::now()),
             Self::Elsewhere(registration) => registration.sign(caller, csr, wish.ttl, wish.signer, wish.token).await,
         }
     }

@@ -57,7 +57,7 @@ fn openssl_accepts_what_is_signed() {
     let authority = authority();
     for kind in [KeyKind::EcdsaP256, KeyKind::EcdsaP384, KeyKind::Rsa2048] {
         let request = csr(kind, &[uri(REVIEWS)]);
-        let signed = authority.sign(&id(REVIEWS), request.as_bytes(), Duration::ZERO, SystemTime::now()).unwrap();
+        let signed = authority.sign(&id(REVIEWS), &[], request.as_bytes(), Duration::ZERO, SystemTime::now()).unwrap();
         let (leaf, root) = (file("leaf.pem", &signed.chain[0]), file("root.pem", authority.root_pem()));
         for purpose in ["sslserver", "sslclient"] {
             let text = openssl(&["verify", "-x509_strict", "-purpose", purpose, "-CAfile", &root, &leaf]);
@@ -133,8 +133,9 @@ fn an_intermediate_made_by_openssl_can_be_plugged_in() {
     let material = CaMaterial::from_secret(&data).unwrap();
     let now = SystemTime::now() + Duration::from_secs(1);
     let authority = Authority::from_material(material.clone(), domain(), CaPolicy::default(), now).unwrap();
-    let signed =
-        authority.sign(&id(REVIEWS), csr(KeyKind::EcdsaP256, &[]).as_bytes(), Duration::from_secs(3600), now).unwrap();
+    let signed = authority
+        .sign(&id(REVIEWS), &[], csr(KeyKind::EcdsaP256, &[]).as_bytes(), Duration::from_secs(3600), now)
+        .unwrap();
     assert_eq!(signed.chain.len(), 4, "leaf, intermediate, the root as cert-chain.pem has it, and the roots to trust");
     std::fs::write(path("leaf.pem"), &signed.chain[0]).unwrap();
     openssl(&["verify", "-x509_strict", "-CAfile", &root, "-untrusted", &ca, &path("leaf.pem")]);
@@ -143,7 +144,7 @@ fn an_intermediate_made_by_openssl_can_be_plugged_in() {
     // While roots are changed there are two: the last text of a chain has both.
     let both = CaMaterial { root_cert: format!("{}{}", material.root_cert, stranger.root_pem()), ..material.clone() };
     let both = Authority::from_material(both, domain(), CaPolicy::default(), now).unwrap();
-    let signed = both.sign(&id(REVIEWS), csr(KeyKind::EcdsaP256, &[]).as_bytes(), Duration::from_secs(3600), now);
+    let signed = both.sign(&id(REVIEWS), &[], csr(KeyKind::EcdsaP256, &[]).as_bytes(), Duration::from_secs(3600), now);
     let chain = signed.unwrap().chain;
     assert_eq!((chain.len(), chain[3].matches("BEGIN CERTIFICATE").count()), (4, 2));
     let wrong_root = CaMaterial { root_cert: stranger.root_pem().to_owned(), ..material.clone() };
@@ -168,7 +169,7 @@ fn lifetimes() {
     let now = SystemTime::now();
     for (asked, given) in [(0, 24 * 3600), (10, 10), (u64::from(u32::MAX) * 1000, 90 * 24 * 3600)] {
         let signed = authority
-            .sign(&id(REVIEWS), csr(KeyKind::EcdsaP256, &[]).as_bytes(), Duration::from_secs(asked), now)
+            .sign(&id(REVIEWS), &[], csr(KeyKind::EcdsaP256, &[]).as_bytes(), Duration::from_secs(asked), now)
             .unwrap();
         let life = signed.facts.not_after.duration_since(now).unwrap().as_secs_f64();
         assert!((life - given as f64).abs() <= 1.0, "asked {asked}, given {life}");
@@ -190,13 +191,18 @@ fn nobody_gets_anothers_identity() {
         vec![San::Dns("istiod.istio-system.svc".into())],
         vec![San::Ip("10.0.0.1".parse().unwrap())],
     ] {
-        let refused =
-            authority.sign(&id(REVIEWS), csr(KeyKind::EcdsaP256, &names).as_bytes(), Duration::ZERO, SystemTime::now());
+        let refused = authority.sign(
+            &id(REVIEWS),
+            &[],
+            csr(KeyKind::EcdsaP256, &names).as_bytes(),
+            Duration::ZERO,
+            SystemTime::now(),
+        );
         assert!(matches!(refused, Err(SignError::NotYours { .. })), "{names:?}: {refused:?}");
     }
     for names in [vec![], vec![uri(REVIEWS)]] {
         let signed = authority
-            .sign(&id(REVIEWS), csr(KeyKind::EcdsaP256, &names).as_bytes(), Duration::ZERO, SystemTime::now())
+            .sign(&id(REVIEWS), &[], csr(KeyKind::EcdsaP256, &names).as_bytes(), Duration::ZERO, SystemTime::now())
             .unwrap();
         assert_eq!(signed.facts.uris.iter().map(|u| u.to_string()).collect::<Vec<_>>(), [REVIEWS]);
         assert!(signed.facts.dns.is_empty() && signed.facts.subject.is_empty() && !signed.facts.is_ca);
@@ -246,7 +252,7 @@ fn requests_that_are_not_are_refused() {
         (read("weak.csr"), "1024 bits"),
         (read("ca.csr"), "never given"),
     ] {
-        let refused = authority.sign(&id(REVIEWS), request.as_bytes(), Duration::ZERO, SystemTime::now());
+        let refused = authority.sign(&id(REVIEWS), &[], request.as_bytes(), Duration::ZERO, SystemTime::now());
         let Err(SignError::BadRequest(text)) = refused else { panic!("{says}: {refused:?}") };
         assert!(text.contains(says), "{says}: {text}");
     }
@@ -337,13 +343,22 @@ async fn class_impersonation_nobody_gets_his_account_under_another_trust_domain(
         Box::pin(async move { Ok(who) })
     });
     let names = LiveTrust::new(domain(), [TrustDomain::new("alias").unwrap()]);
-    let tokens = TokenAuthenticator::new(names, review);
-    let service = CertificateService::new(Arc::new(authority()), vec![Arc::new(tokens)]);
+    let tokens = TokenAuthenticator::new(names.clone(), review);
+    let service = CertificateService::with_trust(Arc::new(authority()), names, vec![Arc::new(tokens)]);
+    let stranger = REVIEWS.replacen("cluster.local", "stranger", 1);
+    let other = REVIEWS.replacen("reviews", "ratings", 1);
+    let [alias, others] = [REVIEWS, &other].map(|name| name.replacen("cluster.local", "alias", 1));
     for (name, expected) in
-        [(REVIEWS.to_string(), Ok(2)), (REVIEWS.replacen("cluster.local", "alias", 1), Err(Code::PermissionDenied))]
+        [(REVIEWS, Ok(REVIEWS)), (&alias, Ok(REVIEWS)), (&other, Err(())), (&others, Err(())), (&stranger, Err(()))]
     {
-        let answer = ask(&service, Some("token"), csr(KeyKind::EcdsaP256, &[uri(&name)]), 0).await;
-        assert_eq!(answer.map(|chain| chain.len()), expected, "{name}");
+        let answer = ask(&service, Some("token"), csr(KeyKind::EcdsaP256, &[uri(name)]), 0).await;
+        let signed = answer.map(|chain| {
+            let leaf = weft_tls::pem::certificates("leaf", chain[0].as_bytes()).unwrap();
+            let facts = weft_tls::CertificateFacts::from_der("leaf", &leaf[0]).unwrap();
+            facts.spiffe_id().map(|id| id.to_string())
+        });
+        let expected = expected.map(|id| Some(id.to_string())).map_err(|()| Code::PermissionDenied);
+        assert_eq!(signed, expected, "{name}");
     }
 }
 

@@ -252,8 +252,14 @@ fn check_identity(config: &SvidConfig, certificate: &CertifiedKey) -> Result<Spi
     let Some(id) = certificate.facts().spiffe_id() else {
         return Err(CaError::Answer("the certificate has no SPIFFE ID".into()));
     };
+    // The account must be ours. What the mesh is called is the authority's to say: it may have changed since we began.
+    let same_account = |a: &SpiffeId, b: &SpiffeId| {
+        a.namespace_and_account().is_some() && a.namespace_and_account() == b.namespace_and_account()
+    };
     match &config.identity {
-        Some(wanted) if *wanted != id => Err(CaError::Answer(format!("it is for {id}, but we are {wanted}"))),
+        Some(wanted) if *wanted != id && !same_account(wanted, &id) => {
+            Err(CaError::Answer(format!("it is for {id}, but we are {wanted}")))
+        }
         _ => Ok(id),
     }
 }
