@@ -41,25 +41,27 @@ impl Chain {
             && self.destinations.iter().all(|net| net.prefix_len() == 0)
     }
 
-    /// Takes from the chain what `older` matches already; false when nothing is left. A listener with two chains for one
-    /// combination of conditions is refused whole, by Envoy and by us.
-    fn gives_way_to(&mut self, older: &Self) -> bool {
+    /// The chain without what `older` matches already: in parts, for what is left need be no product of names and ranges. A
+    /// listener with two chains for one combination of conditions is refused whole, by Envoy and by us.
+    fn without(self, older: &Self) -> Vec<Self> {
         if self.port != older.port || self.transport != older.transport {
-            return true;
+            return vec![self];
         }
         let (names, ranges, protocols) = (self.names(), self.ranges(), self.protocols.clone());
         let (of_names, of_ranges, of_protocols) = (older.names(), older.ranges(), older.protocols.clone());
         if !meet(&names, &of_names) || !meet(&ranges, &of_ranges) || !meet(&protocols, &of_protocols) {
-            return true;
+            return vec![self];
         }
-        // The names go first: they are what clients ask for. Where all of them are taken, the ranges that are not stay.
-        let rest: Vec<String> = names.iter().filter(|name| !of_names.contains(name)).cloned().collect();
-        if !rest.is_empty() {
-            self.sni = rest;
-            return true;
+        let (shared, sni): (Vec<String>, Vec<String>) = names.into_iter().partition(|name| of_names.contains(name));
+        let destinations: Vec<IpNet> = ranges.into_iter().filter(|range| !of_ranges.contains(range)).collect();
+        let mut left = Vec::new();
+        if !sni.is_empty() {
+            left.push(Self { sni, ..self.clone() });
         }
-        self.destinations = ranges.into_iter().filter(|range| !of_ranges.contains(range)).collect();
-        !self.destinations.is_empty()
+        if !destinations.is_empty() {
+            left.push(Self { sni: shared, destinations, ..self });
+        }
+        left
     }
 
     /// Server names; none stands for all.
@@ -112,10 +114,10 @@ fn meet<T: PartialEq>(a: &[T], b: &[T]) -> bool {
 
 /// Adds chains to a list, each without what one of the list matches already; those of which nothing is left stay out.
 pub(crate) fn add_without_collision(chains: &mut Vec<Chain>, more: Vec<Chain>) {
-    for mut chain in more {
-        if chains.iter().all(|older| chain.gives_way_to(older)) {
-            chains.push(chain);
-        }
+    for chain in more {
+        let left =
+            chains.iter().fold(vec![chain], |left, older| left.into_iter().flat_map(|c| c.without(older)).collect());
+        chains.extend(left);
     }
 }
 
@@ -129,6 +131,12 @@ mod tests {
         let nets = |list: &[&str]| list.iter().map(|n| n.parse().unwrap()).collect::<Vec<IpNet>>();
         let chain =
             |sni: &[&str], ranges: &[&str]| Chain { sni: names(sni), destinations: nets(ranges), ..Chain::default() };
+        let of = |c: &Chain| (c.sni.clone(), c.destinations.clone());
+        // Of the new names and ranges only the pair that is there already is left out.
+        let mut chains = vec![chain(&["a"], &["10.0.0.0/8"])];
+        add_without_collision(&mut chains, vec![chain(&["a", "c"], &["10.0.0.0/8", "11.0.0.0/8"])]);
+        let parts = [chain(&["c"], &["10.0.0.0/8", "11.0.0.0/8"]), chain(&["a"], &["11.0.0.0/8"])];
+        assert_eq!(chains[1..].iter().map(of).collect::<Vec<_>>(), parts.iter().map(of).collect::<Vec<_>>());
         // What is there, what comes, what is left of it.
         for (old, new, left) in [
             (chain(&["a", "b"], &[]), chain(&["b", "c"], &[]), Some(chain(&["c"], &[]))),
