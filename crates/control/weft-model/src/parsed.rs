@@ -78,6 +78,9 @@ const SECURITY_GROUP: &str = "security.istio.io";
 /// Other kinds of which the last that could be read stays in force.
 const STAYING_KINDS: [&str; 3] = ["Secret", "DestinationRule", "BackendTLSPolicy"];
 
+/// A name that no issuer of tokens has, and no certificate.
+const NOBODY: &str = "weft:nobody";
+
 /// How an object of a kind is read.
 pub(crate) type Reader<T> = fn(&Object) -> Result<T, Unreadable>;
 
@@ -147,7 +150,7 @@ impl<T: PartialEq> Kind<T> {
             Err(Unreadable { path, mut message }) => {
                 // Without its policy a workload is open to more than anyone asked for, without its certificate a gateway is
                 // closed, and without its rule a service is called in plain text.
-                let closed = [true, false].iter().find_map(|targets| reader(&closed(object, *targets)?).ok());
+                let closed = [true, false].iter().find_map(|whole| reader(&closed(object, *whole)?).ok());
                 let stays = object.group() == SECURITY_GROUP || STAYING_KINDS.contains(&object.kind.as_str());
                 let before = old_read.filter(|_| stays);
                 let kept = match (before, closed) {
@@ -171,8 +174,13 @@ impl<T: PartialEq> Kind<T> {
 /// What is in force in place of an object that could never be read.
 fn told_of_closed(kind: &str) -> &'static str {
     match kind {
-        "DestinationRule" => "; until it can be read only what it says of TLS and subsets is in force",
-        "RequestAuthentication" => "; until it can be read it refuses every token to the workloads it selects",
+        "DestinationRule" => {
+            "; until it can be read only what it says of TLS, as far as that can be read, and of subsets is in force"
+        }
+        "RequestAuthentication" => {
+            "; until it can be read every token where tokens are usually sent is refused at the workloads it \
+             selects, but for those that another RequestAuthentication accepts"
+        }
         _ => "; until it can be read it refuses everything to the workloads it selects",
     }
 }
@@ -180,18 +188,19 @@ fn told_of_closed(kind: &str) -> &'static str {
 /// What a policy that could never be read is taken for: the most restrictive one of its kind, for the workloads that it
 /// selects as far as that can be told. An AuthorizationPolicy that allows nothing, a PeerAuthentication that is STRICT, a
 /// RequestAuthentication that takes no token; of a DestinationRule what it says of TLS.
-/// `targets`: bound to the objects that it names, if it names any.
-fn closed(object: &Object, targets: bool) -> Option<Object> {
+/// `whole`: bound to the objects that it names, if it names any; with all that a DestinationRule says of TLS, not its mode alone.
+fn closed(object: &Object, whole: bool) -> Option<Object> {
     let mut spec = serde_json::Map::new();
     match object.kind.as_str() {
-        "DestinationRule" => return Some(only_tls(object)),
+        "DestinationRule" => return Some(only_tls(object, whole)),
         _ if object.group() != SECURITY_GROUP => return None,
         // It would only write to a log.
         "AuthorizationPolicy" if object.spec().get("action").and_then(Value::as_str) == Some("AUDIT") => return None,
         "AuthorizationPolicy" => {}
-        // An issuer that nobody is, in the usual places: whatever token comes is refused.
+        // An issuer that nobody is, in the usual places: whatever token comes there is refused, unless another policy for the
+        // workload knows its issuer.
         "RequestAuthentication" => {
-            let rule = serde_json::json!({"issuer": "weft:nobody", "jwks": crate::jwks::NO_KEYS});
+            let rule = serde_json::json!({"issuer": NOBODY, "jwks": crate::jwks::NO_KEYS});
             spec.insert("jwtRules".into(), serde_json::json!([rule]));
         }
         "PeerAuthentication" => drop(spec.insert("mtls".into(), serde_json::json!({"mode": "STRICT"}))),
@@ -201,7 +210,7 @@ fn closed(object: &Object, targets: bool) -> Option<Object> {
     if let Some(labels) = labels.filter(|labels| labels.values().all(Value::is_string)) {
         spec.insert("selector".into(), serde_json::json!({ "matchLabels": labels }));
     }
-    for field in ["targetRef", "targetRefs"].into_iter().filter(|_| targets) {
+    for field in ["targetRef", "targetRefs"].into_iter().filter(|_| whole) {
         if let Some(named) = object.spec().get(field) {
             spec.insert(field.into(), named.clone());
         }
@@ -211,16 +220,32 @@ fn closed(object: &Object, targets: bool) -> Option<Object> {
     Some(closed)
 }
 
-/// A destination rule with its host, its clients, and its subsets and TLS alone.
-fn only_tls(object: &Object) -> Object {
+/// A destination rule with its host, its clients, and its subsets and TLS alone. Not `whole`: of TLS its mode alone, by which servers
+/// are held to what is so without further settings; where that says too little (MUTUAL asks for a certificate, and a mode may be
+/// none that is known) no server will do, as none has the name of nobody.
+fn only_tls(object: &Object, whole: bool) -> Object {
     let only = |value: &Value, fields: &[&str]| -> Value {
         let kept = fields.iter().filter_map(|field| Some(((*field).to_string(), value.get(*field)?.clone())));
         Value::Object(kept.collect())
     };
+    let with_tls = |from: &Value, field: &str| {
+        let mut kept = only(from, &[field, "tls"]);
+        if let Some(tls) = kept.get_mut("tls").filter(|tls| !whole && !tls.is_null()) {
+            let alone = |mode: &&str| ["DISABLE", "SIMPLE", "ISTIO_MUTUAL"].contains(mode);
+            *tls = match (&*tls, tls.get("mode")) {
+                (Value::Object(_), None | Some(Value::Null)) => serde_json::json!({}),
+                (_, mode) => match mode.and_then(Value::as_str).filter(alone) {
+                    Some(mode) => serde_json::json!({ "mode": mode }),
+                    None => serde_json::json!({"mode": "SIMPLE", "subjectAltNames": [NOBODY]}),
+                },
+            };
+        }
+        kept
+    };
     let policy = |policy: &Value| {
-        let mut kept = only(policy, &["tls", "portLevelSettings"]);
+        let mut kept = with_tls(policy, "portLevelSettings");
         if let Some(ports) = kept.get_mut("portLevelSettings").and_then(Value::as_array_mut) {
-            ports.iter_mut().for_each(|port| *port = only(port, &["port", "tls"]));
+            ports.iter_mut().for_each(|port| *port = with_tls(port, "port"));
         }
         kept
     };

@@ -147,7 +147,11 @@ fn a_policy_that_was_never_valid_does_not_leave_a_door_open() {
         held.spec.jwt_rules[0].issuer == "weft:nobody"
             && crate::jwks::only_usable(&held.spec.jwt_rules[0].jwks).is_ok()
     );
-    let said: Vec<_> = tokens.warnings.iter().map(|w| (w.code, w.message.contains("refuses every token"))).collect();
+    let said: Vec<_> = tokens
+        .warnings
+        .iter()
+        .map(|w| (w.code, w.message.contains("every token where tokens are usually sent is refused")))
+        .collect();
     assert_eq!(said, [("IST0106", true)]);
 }
 
@@ -183,7 +187,18 @@ fn a_rule_for_clients_that_becomes_invalid_still_asks_for_tls() {
     assert_eq!(told(&anew, "only what it says of TLS"), [true]);
     let unreadable = rule("3").replace("mode: SIMPLE", "mode: SIMPEL");
     let anew = build(&inputs(&unreadable), None);
-    assert!(found(&anew).is_none() && told(&anew, "TLS") == [false], "{:?}", anew.warnings);
+    let tls = |mesh: &MeshSnapshot| found(mesh)?.spec.traffic_policy.clone()?.tls;
+    let simple = |names: &[&str]| istio::ClientTlsSettings {
+        mode: istio::ClientTlsMode::Simple,
+        subject_alt_names: names.iter().map(ToString::to_string).collect(),
+        ..Default::default()
+    };
+    assert_eq!(tls(&anew), Some(simple(&["weft:nobody"])), "{:?}", anew.warnings);
+    assert_eq!(told(&anew, "only what it says of TLS"), [true]);
+    let half = build(&inputs(&rule("3").replace("sni: a.example.com", "sni: [a.example.com]")), None);
+    assert_eq!(tls(&half), Some(simple(&[])), "{:?}", half.warnings);
+    let of_port = found(&half).unwrap().spec.traffic_policy.clone().unwrap().port_level_settings[0].clone();
+    assert_eq!((of_port.port.unwrap().number, of_port.tls), (80, Some(simple(&["weft:nobody"]))));
     assert_eq!(found(&build(&inputs(&unreadable), Some(&first))).unwrap().spec, known.spec);
     assert!(found(&build(&inputs(REVIEWS), Some(&broken))).is_none(), "deleted is deleted");
 }
