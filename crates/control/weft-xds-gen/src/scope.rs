@@ -180,8 +180,10 @@ pub struct AskedFacts {
     pub dialled: bool,
     /// Namespaces with a service whose endpoints are listed and not selected: whom it leads to depends on them.
     pub listed: BTreeSet<String>,
-    /// The virtual services of sidecars, oldest first, when all namespaces see all of them in this order.
+    /// The virtual services of sidecars, oldest first, when all namespaces but those of `own_order` see all of them in this order.
     pub rules_of_all: Option<Arc<Vec<Arc<VirtualService>>>>,
+    /// Namespaces that see virtual services in an order of their own: their own routes of the Gateway API first.
+    pub own_order: BTreeSet<String>,
 }
 
 impl AskedFacts {
@@ -208,8 +210,8 @@ impl AskedFacts {
         asked.listed.extend(services().filter(|s| s.selector.is_empty()).map(|s| s.namespace.clone()));
         let of_mesh = |vs: &&Arc<VirtualService>| vs.gateways.iter().any(|g| g == MESH_GATEWAY);
         let rules = || snapshot.virtual_services.iter().filter(of_mesh);
-        // Those of the Gateway API come first where they are, so that each namespace has an order of its own.
-        if rules().all(|vs| vs.export_to == ExportTo::All && !vs.whole_path_elements) {
+        if rules().all(|vs| vs.export_to == ExportTo::All) {
+            asked.own_order = rules().filter(|vs| vs.whole_path_elements).map(|vs| vs.namespace.clone()).collect();
             asked.rules_of_all = Some(Arc::new(rules().cloned().collect()));
         }
         asked
@@ -268,7 +270,8 @@ impl Scope {
             return None;
         }
         let seen_here = || Arc::new(snapshot.mesh_virtual_services(&self.key.namespace));
-        let virtual_services = asked.rules_of_all.clone().unwrap_or_else(seen_here);
+        let of_all = asked.rules_of_all.clone().filter(|_| !asked.own_order.contains(&self.key.namespace));
+        let virtual_services = of_all.unwrap_or_else(seen_here);
         let egress = Egress { listener: None, services: egress.services.clone(), virtual_services };
         Some(Self {
             key: self.key.clone(),

@@ -10,7 +10,7 @@ use weft_proto::envoy::config::cluster::v3::Cluster;
 use weft_proto::envoy::config::listener::v3::Listener;
 use weft_proto::envoy::config::route::v3::{RouteConfiguration, VirtualHost};
 use weft_proto::{json::to_json, unpack};
-use weft_xds_gen::{GenCache, ResourceMap, generate};
+use weft_xds_gen::{AskedFacts, GenCache, ResourceMap, generate};
 
 /// A caller, and a deployment that serves one port.
 const WORLD: &str = "
@@ -161,6 +161,11 @@ metadata: {name: x, namespace: b}
 spec: {hosts: [x.example.com], http: [{directResponse: {status: 418}}]}
 ---
 apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: wide, namespace: b}
+spec: {hosts: ['*.b.svc.cluster.local'], http: [{match: [{port: 9000}], directResponse: {status: 417}}]}
+---
+apiVersion: networking.istio.io/v1
 kind: Sidecar
 metadata: {name: s, namespace: b}
 spec:
@@ -201,11 +206,11 @@ spec:
                 ("server:8000", "outbound|8000||server.b.svc.cluster.local"),
                 ("other", "outbound|80||other.b.svc.cluster.local"),
                 ("other.b.svc.cluster.local:80", "outbound|80||other.b.svc.cluster.local"),
-                ("other:9000", "outbound|9000||other.b.svc.cluster.local"),
             ] {
                 assert_eq!(action(domain)["route"]["cluster"], cluster, "{route} {domain}");
             }
             assert!(action("other:9001").is_null() && action("other:8000").is_null(), "{route}");
+            assert_eq!(action("other:9000")["direct_response"]["status"], 417, "{route}");
             assert_eq!(action("x.example.com")["direct_response"]["status"], 418, "{route}");
             assert_eq!(action("*")["name"], "allow_any", "{route}");
         }
@@ -216,6 +221,59 @@ spec:
         let at = format!("{address}_9000");
         assert!(bytes(&at).contains("tcp_proxy") && !bytes(&at).contains("http_connection_manager"), "{}", bytes(&at));
     }
+}
+
+/// A route of one namespace for its own clients takes nothing from the others: they go by one list of rules.
+#[test]
+fn namespaces_without_routes_of_their_own_share_their_rules() {
+    let objects = "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: older, namespace: a, creationTimestamp: '2026-01-01T00:00:00Z'}
+spec: {hosts: [server.b.svc.cluster.local], http: [{directResponse: {status: 418}}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: own, namespace: b, creationTimestamp: '2026-01-02T00:00:00Z'}
+spec: {parentRefs: [{group: '', kind: Service, name: server}], rules: [{backendRefs: [{name: server, port: 8000}]}]}
+";
+    let snapshot = World::new().add(WORLD).add(objects).snapshot();
+    let asked = AskedFacts::of(&snapshot);
+    assert!(asked.own_order.iter().eq(["b"]), "{:?}", asked.own_order);
+    let shared = asked.rules_of_all.unwrap();
+    let same = |namespace: &str| snapshot.mesh_virtual_services(namespace).iter().eq(shared.iter());
+    assert!(same("a") && same("c") && !same("b"));
+}
+
+/// A Sidecar's listener that says HTTP of a port of which the service says TCP.
+#[test]
+fn a_listener_that_says_http_routes_to_services_that_say_tcp() {
+    let objects = "
+apiVersion: v1
+kind: Service
+metadata: {name: other, namespace: b}
+spec: {selector: {app: server}, ports: [{name: tcp, port: 9001}, {name: udp, port: 9001, protocol: UDP}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: datagrams, namespace: b}
+spec: {selector: {app: server}, ports: [{name: udp, port: 9001, protocol: UDP}]}
+---
+apiVersion: networking.istio.io/v1
+kind: Sidecar
+metadata: {name: s, namespace: b}
+spec:
+  egress:
+  - {port: {number: 9001, protocol: HTTP, name: h}, hosts: ['./*']}
+";
+    let snapshot = World::new().add(WORLD).add(objects).snapshot();
+    let made = generate(&snapshot, &common::proxy(&snapshot, "b/caller-0", false, &Value::Null));
+    let listener = json_of::<Listener>(&made.listeners, "0.0.0.0_9001").to_string();
+    assert!(listener.contains("http_connection_manager"), "{listener}");
+    let routes = json_of::<RouteConfiguration>(&made.routes, "9001");
+    let clusters: Vec<&Value> =
+        routes["virtual_hosts"].as_array().unwrap().iter().map(|h| &h["routes"][0]["route"]["cluster"]).collect();
+    assert_eq!(clusters, ["outbound|9001||other.b.svc.cluster.local", "PassthroughCluster"]);
 }
 
 /// The virtual address of a service, and its first port.

@@ -2,6 +2,7 @@
 
 use super::convert::{self, Conversion};
 use super::domains;
+use crate::gateway;
 use crate::pb::address::host_port;
 use crate::pb::route::{Route, VirtualHost};
 use crate::pb::value;
@@ -9,7 +10,7 @@ use crate::scope::{Egress, View};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use weft_core::Provenance;
-use weft_model::{MESH_GATEWAY, Service, ServicePort, VirtualService, hosts};
+use weft_model::{MESH_GATEWAY, Protocol, Service, ServicePort, VirtualService, hosts};
 
 /// A virtual service with the routes it has for this port and these clients.
 struct Rule<'a> {
@@ -18,6 +19,9 @@ struct Rule<'a> {
     vs: &'a Arc<VirtualService>,
     routes: Vec<Route>,
 }
+
+/// Which virtual services are of use for services of a port.
+type Wanted = fn(&VirtualService, &BTreeMap<&str, Arc<Service>>) -> bool;
 
 /// Virtual hosts of a route configuration, and what came of virtual services, by their places among the listener's.
 #[derive(Debug, Default)]
@@ -30,8 +34,13 @@ pub(super) struct Made {
 
 /// All virtual hosts of a port, by name.
 pub(super) fn for_port(view: View<'_>, egress: &Egress, port: u16) -> Made {
+    with_rules(view, egress, port, |_, _| true)
+}
+
+/// Those of a port, by the rules that are `wanted` there.
+fn with_rules(view: View<'_>, egress: &Egress, port: u16, wanted: Wanted) -> Made {
     let services = http_services(egress, port);
-    let rules = rules_for(view, egress, port);
+    let rules = rules_for(view, egress, port, |vs| wanted(vs, &services));
     let claims = claims(&rules, &services);
     let mut claimed: Vec<Vec<&Arc<Service>>> = vec![Vec::new(); rules.len()];
     for (host, index) in &claims {
@@ -67,7 +76,9 @@ pub(super) fn for_all_ports(view: View<'_>, egress: &Egress) -> Made {
     let ports = egress.services.iter().flat_map(|s| s.ports.iter().filter(speaks)).map(|p| p.number);
     // Hosts that no service has are known at port 80.
     let ports: BTreeSet<u16> = ports.chain([80]).collect();
-    let made: Vec<(u16, Made)> = ports.into_iter().map(|port| (port, for_port(view, egress, port))).collect();
+    // A rule is converted for the ports of the services that it may be for, not for every port of the mesh.
+    let of_one = |port| with_rules(view, egress, port, if port == 80 { |_, _| true } else { names_one });
+    let made: Vec<(u16, Made)> = ports.into_iter().map(|port| (port, of_one(port))).collect();
     let mut ports_of: BTreeMap<String, Vec<u16>> = BTreeMap::new();
     for (port, host) in made.iter().flat_map(|(port, made)| made.hosts.iter().map(move |(host, _)| (*port, host))) {
         host.domains.iter().for_each(|domain| ports_of.entry(domain.clone()).or_default().push(port));
@@ -91,7 +102,7 @@ pub(super) fn for_all_ports(view: View<'_>, egress: &Egress) -> Made {
 pub(super) fn for_service(view: View<'_>, egress: &Egress, host: &str, port: u16) -> Option<Made> {
     let services = http_services(egress, port);
     let service = services.get(host)?;
-    let rules = rules_for(view, egress, port);
+    let rules = rules_for(view, egress, port, |_| true);
     let claim = claims(&rules, &services).get(host).copied();
     let (routes, origin, place) = match claim.and_then(|index| rules.get(index)) {
         Some(rule) => (rule.routes.clone(), &rule.vs.provenance, Some(rule.place)),
@@ -101,11 +112,14 @@ pub(super) fn for_service(view: View<'_>, egress: &Egress, host: &str, port: u16
     Some(Made { hosts: vec![(host, place)], routed: rules.iter().map(|rule| rule.place).collect() })
 }
 
-/// Services that speak, or may speak, HTTP on the port, by host; and their other names.
+/// Services that speak, or may speak, HTTP on the port, by host; and their other names. Where the Sidecar's listener has the port
+/// and says that it is HTTP, that counts and not what the service says.
 fn http_services(egress: &Egress, port: u16) -> BTreeMap<&str, Arc<Service>> {
-    let speaks = |s: &&Arc<Service>| {
-        s.ports.iter().any(|p| p.number == port && (p.protocol.is_http() || p.protocol.is_unknown()))
-    };
+    let own = egress.listener.as_ref().and_then(|l| l.port.as_ref()).filter(|own| own.number == u32::from(port));
+    let declared = own.is_some_and(|own| gateway::protocol(&own.protocol).is_http()) && !egress.for_all_ports();
+    let is_http =
+        |p: &ServicePort| p.protocol.is_http() || p.protocol.is_unknown() || (declared && p.protocol != Protocol::Udp);
+    let speaks = |s: &&Arc<Service>| s.ports.iter().any(|p| p.number == port && is_http(p));
     let own = egress.services.iter().filter(|s| s.alias_of.is_none());
     let mut found: BTreeMap<&str, Arc<Service>> = own.filter(speaks).map(|s| (&*s.host, s.clone())).collect();
     let known = |s: &&Arc<Service>| s.alias_of.as_ref().is_some_and(|host| found.contains_key(&**host));
@@ -114,9 +128,25 @@ fn http_services(egress: &Egress, port: u16) -> BTreeMap<&str, Arc<Service>> {
     found
 }
 
-/// Virtual services that have a route for the port and these clients.
-fn rules_for<'a>(view: View<'_>, egress: &'a Egress, port: u16) -> Vec<Rule<'a>> {
+/// Whether a rule has a host that one of the services has.
+fn names_one(vs: &VirtualService, services: &BTreeMap<&str, Arc<Service>>) -> bool {
+    vs.hosts.iter().any(|host| match hosts::is_wildcard(host) {
+        true => services.keys().any(|service| hosts::covers(host, service)),
+        false => services.contains_key(&**host),
+    })
+}
+
+/// Virtual services, of those that are `wanted`, that have a route for the port and these clients.
+fn rules_for<'a>(
+    view: View<'_>,
+    egress: &'a Egress,
+    port: u16,
+    wanted: impl Fn(&VirtualService) -> bool,
+) -> Vec<Rule<'a>> {
     let convert = |(place, vs): (usize, &'a Arc<VirtualService>)| {
+        if !wanted(vs) {
+            return None;
+        }
         let routes = routes(view, vs, port);
         (!routes.is_empty()).then_some(Rule { place, vs, routes })
     };
