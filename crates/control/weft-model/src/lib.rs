@@ -35,7 +35,7 @@ mod warnings;
 mod workloads;
 
 pub use build::build;
-pub use gateway_api::StatusUpdate;
+pub use gateway_api::{StatusUpdate, UNSERVED};
 pub use inputs::{Inputs, KINDS};
 pub use jwks::{FetchedKeys, KeyRequest, KeySource};
 pub use lookup::ServiceInstance;

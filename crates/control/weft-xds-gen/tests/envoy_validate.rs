@@ -129,17 +129,35 @@ fn validate(envoy: &Path, folder: &Path, name: &str, text: &str) -> Result<(), S
     Err(format!("{name} ({}): {}", file.display(), said.lines().take(12).collect::<Vec<_>>().join("\n")))
 }
 
-/// The worlds of the golden files.
+/// A backend that is to have TLS by authorities which are not there.
+const WITHOUT_AUTHORITIES: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: web}, ports: [{name: https, port: 443}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: BackendTLSPolicy
+metadata: {name: p}
+spec:
+  targetRefs: [{group: '', kind: Service, name: web}]
+  validation: {hostname: web.example, caCertificateRefs: [{group: '', kind: ConfigMap, name: gone}]}
+---
+";
+
+/// The worlds of the golden files, and what these do not have.
 fn worlds() -> Vec<(String, World)> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let mut files: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
     files.sort();
     let yaml = files.iter().filter(|f| f.extension().is_some_and(|e| e == "yaml"));
-    yaml.map(|file| {
+    let golden = yaml.map(|file| {
         let name = file.file_stem().unwrap().to_string_lossy().into_owned();
         (name, World::of_case(&std::fs::read_to_string(file).unwrap()).1)
-    })
-    .collect()
+    });
+    let mut missing = World::new();
+    missing.add(common::INGRESS).add(WITHOUT_AUTHORITIES);
+    golden.chain([("without-authorities".to_string(), missing)]).collect()
 }
 
 /// All pods that have a proxy.

@@ -59,12 +59,15 @@ fn policy(name: &str, targets: &str, authority: &str) -> String {
     )
 }
 
-/// Server name and SDS name of the authorities that a cluster of `web` has TLS with; `None` in the clear.
+/// Server name and SDS name of the authorities that a cluster of `web` has TLS with, or the only certificate that is taken; `None`
+/// in the clear.
 fn tls_of(resources: &ProxyResources, port: u16, subset: &str) -> Option<(String, String)> {
     let cluster = cluster(resources, &format!("outbound|{port}|{subset}|web.default.svc.cluster.local"));
     let tls = &cluster["transport_socket"]["typed_config"];
-    let roots =
-        tls.pointer("/common_tls_context/combined_validation_context/validation_context_sds_secret_config/name");
+    let validation = &tls["common_tls_context"];
+    let roots = validation
+        .pointer("/combined_validation_context/validation_context_sds_secret_config/name")
+        .or_else(|| validation.pointer("/validation_context/verify_certificate_hash/0"));
     Some((tls["sni"].as_str()?.to_string(), roots?.as_str()?.to_string()))
 }
 
@@ -73,18 +76,22 @@ fn a_backend_that_is_to_have_tls_never_gets_plain_text() {
     let web = r#"[{group: "", kind: Service, name: web}]"#;
     let authority =
         |kind: &str, name: &str| format!(r#"caCertificateRefs: [{{group: "", kind: {kind}, name: {name}}}]"#);
+    let nobodys = "0".repeat(64);
     for (kind, name, roots) in [
         ("ConfigMap", "ca", "configmap://default/ca-cacert"),
-        ("ConfigMap", "gone", "configmap://default/gone-cacert"),
+        ("ConfigMap", "gone", nobodys.as_str()),
         ("Secret", "ca", "kubernetes-gateway://default/ca-cacert"),
-        ("Secret", "gone", "kubernetes-gateway://default/gone-cacert"),
-        ("Widget", "ca", "unserved://default/ca-cacert"),
+        ("Secret", "gone", nobodys.as_str()),
+        ("Widget", "ca", nobodys.as_str()),
     ] {
         let snapshot = mesh(&policy("p", web, &authority(kind, name)));
         for pod in ["client-0", "istio-system/istio-ingressgateway-0"] {
             let resources = of(&snapshot, pod);
             assert_eq!(tls_of(&resources, 443, ""), Some(("p.example".into(), roots.into())), "{pod} {kind} {name}");
-            assert!(resources.credentials.iter().any(|c| **c == *roots), "{pod}: {:?}", resources.credentials);
+            // An Envoy that asks for what never comes does not become ready.
+            let asked: Vec<_> = resources.credentials.iter().filter(|c| c.ends_with("-cacert")).collect();
+            assert_eq!(asked.iter().any(|c| ***c == *roots), roots != nobodys, "{pod}: {asked:?}");
+            assert_eq!(asked.len(), usize::from(roots != nobodys), "{pod}: {asked:?}");
         }
         let status = snapshot.statuses.iter().find(|s| s.object.kind == "BackendTLSPolicy").unwrap();
         let accepted = &status.status["ancestors"][0]["conditions"][0];

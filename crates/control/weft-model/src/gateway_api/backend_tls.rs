@@ -17,8 +17,8 @@ use weft_k8s_api::istio::{self, ClientTlsMode, ClientTlsSettings, PortSelector, 
 
 /// The field that names the authorities.
 const CA_FIELD: &str = "caCertificateRefs";
-/// Beginning of the name of authorities of a kind that is not read: nothing is served under it.
-const UNSERVED: &str = "unserved://";
+/// Beginning of the name of authorities that are not to be had: nothing is served under it, and nobody is to be asked for it.
+pub const UNSERVED: &str = "unserved://";
 /// Ending of the names of destination rules that stand for policies; no object's name can have it.
 const GENERATED: &str = "~backend-tls";
 /// Most entries of a policy's status (the API's bound of `status.ancestors`).
@@ -46,10 +46,11 @@ pub(crate) struct Targets<'a> {
     pub secrets: &'a BTreeMap<(String, String), Arc<Credential>>,
 }
 
-/// Reads all policies. Of two for one port of a host the older counts.
+/// Reads all policies. Of two of one namespace for one port of a host the older counts. Service entries of several namespaces may
+/// declare one host: none of these decides for the others.
 pub(crate) fn rules(policies: &[Policy], targets: &Targets<'_>) -> BackendTls {
     let mut out = BackendTls::default();
-    let mut taken: BTreeSet<(Strng, Option<u16>)> = BTreeSet::new();
+    let mut taken: BTreeSet<(&str, Strng, Option<u16>)> = BTreeSet::new();
     let mut rules = Rules::default();
     for policy in policies {
         let (settings, missing) = targets.settings(policy);
@@ -60,7 +61,7 @@ pub(crate) fn rules(policies: &[Policy], targets: &Targets<'_>) -> BackendTls {
             let outcome = targets.find(policy, to).and_then(|(hosts, port)| {
                 let mut conflict = None;
                 for host in hosts {
-                    if taken.insert((host.clone(), port)) {
+                    if taken.insert((policy.meta.namespace.as_str(), host.clone(), port)) {
                         rules.add(policy, &host, port, settings.clone());
                     } else {
                         conflict = Some(format!("an older BackendTLSPolicy is already for {host}"));
@@ -82,18 +83,19 @@ pub(crate) fn is_policy(name: &str) -> bool {
     name.ends_with(GENERATED)
 }
 
-/// One destination rule for each host, while policies are added.
+/// One destination rule for each namespace and host, while policies are added.
 #[derive(Default)]
 struct Rules {
     /// Places in the list.
-    by_host: BTreeMap<Strng, usize>,
+    by_host: BTreeMap<(String, Strng), usize>,
     list: Vec<Parsed<istio::DestinationRule>>,
 }
 
 impl Rules {
     /// Adds TLS of a whole host, or of a port of it. The rule has the name of the oldest policy.
     fn add(&mut self, policy: &Policy, host: &Strng, port: Option<u16>, tls: ClientTlsSettings) {
-        let index = *self.by_host.entry(host.clone()).or_insert(self.list.len());
+        let key = (policy.meta.namespace.clone(), host.clone());
+        let index = *self.by_host.entry(key).or_insert(self.list.len());
         if index == self.list.len() {
             let meta = Meta { name: format!("{}{GENERATED}", policy.meta.name), ..policy.meta.clone() };
             self.list.push(Parsed {
@@ -184,8 +186,8 @@ impl Targets<'_> {
         service.spec.ports.iter().find(|p| p.name == section).map(|p| p.port)
     }
 
-    /// TLS as the policy asks for it. With authorities that are not to be had it names what no proxy is served, so that no
-    /// connection comes about: what asked for TLS never goes out in the clear, nor to a server that nobody vouched for.
+    /// TLS as the policy asks for it. Authorities that are not to be had are named as [`UNSERVED`], by which proxies take no
+    /// server's certificate: what asked for TLS never goes out in the clear, nor to a server that nobody vouched for.
     fn settings(&self, policy: &Policy) -> (ClientTlsSettings, Option<Problem>) {
         let validation = &policy.spec.validation;
         let mut out = ClientTlsSettings {
@@ -203,17 +205,19 @@ impl Targets<'_> {
             return (out, None);
         };
         let key = (policy.meta.namespace.clone(), to.name.clone());
+        let unserved = format!("{UNSERVED}{}/{}", key.0, key.1);
         let (scheme, found) = match to.kind.as_str() {
             "ConfigMap" => ("configmap", self.authorities.get(&key)),
             "Secret" => ("kubernetes-gateway", self.secrets.get(&key)),
             other => {
-                out.credential_name = format!("{UNSERVED}{}/{}", key.0, key.1);
+                out.credential_name = unserved;
                 let message = format!("{CA_FIELD}: kind {other:?} is not supported; use a ConfigMap");
                 return (out, Some(Problem::new("InvalidKind", message)));
             }
         };
-        out.credential_name = format!("{scheme}://{}/{}", key.0, key.1);
-        let missing = found.is_none_or(|c| c.ca.is_none()).then(|| {
+        let is_missing = found.is_none_or(|c| c.ca.is_none());
+        out.credential_name = if is_missing { unserved } else { format!("{scheme}://{}/{}", key.0, key.1) };
+        let missing = is_missing.then(|| {
             let message = format!(
                 "{CA_FIELD}: {} {}/{} does not exist, or has no ca.crt; connections fail until it is there",
                 to.kind, key.0, key.1

@@ -18,6 +18,7 @@ mod report;
 mod routes;
 pub(crate) mod status;
 
+pub use backend_tls::UNSERVED;
 pub(crate) use backend_tls::is_policy;
 pub(crate) use backends::INVALID_HOST;
 pub(crate) use listeners::GATEWAY_NAME;

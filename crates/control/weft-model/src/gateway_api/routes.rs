@@ -120,11 +120,7 @@ pub(crate) fn virtual_services(
             let namespace = attached.route.meta.namespace.as_str();
             let place = Place { gateway: MESH_GATEWAY, namespace, hostname: "", port };
             let kind = attached.route.spec.kind;
-            let slot_host = match &export_to {
-                ExportTo::All => host.to_string(),
-                _ => format!("{host} {namespace}"),
-            };
-            let slot = (mesh_slot(kind, port), slot_host);
+            let slot = (mesh_slot(kind, port), format!("{host} {namespace}{}", seen_by(&export_to)));
             let group = collected.entry(slot).or_insert_with(|| Group::new(place, vec![host.to_string()], export_to));
             group.passes = kind == RouteKind::Tls;
             group.members.push((&attached.route, rules));
@@ -155,6 +151,15 @@ fn mesh_slot(kind: RouteKind, port: Option<u32>) -> String {
         format!("{MESH_GATEWAY} {port}")
     } else {
         format!("{MESH_GATEWAY} {} {port}", kind.name())
+    }
+}
+
+/// Who sees rules, as part of their name: service entries of one namespace for one host may be for different clients.
+fn seen_by(export_to: &ExportTo) -> String {
+    match export_to {
+        ExportTo::All => String::new(),
+        ExportTo::Nobody => " ~".into(),
+        ExportTo::Namespaces(set) => set.iter().map(|namespace| format!(" {namespace}")).collect(),
     }
 }
 
@@ -302,17 +307,23 @@ fn with_port(route: &HttpRoute, port: Option<u32>) -> HttpRoute {
     route
 }
 
-/// Hosts whose callers in the mesh the route is for, with the port that it names: all callers when the route stands beside
-/// the service, else those of its own namespace.
+/// Hosts whose callers in the mesh the route is for, with the port that it names: all who see the service when the route
+/// stands beside it, else those of its own namespace.
 fn mesh_parents(route: &Parsed<RouteSpec>, references: &References<'_>) -> Vec<(Strng, Option<u32>, ExportTo)> {
     let Parents::Named(parents) = &route.spec.parents else { return Vec::new() };
     let mut found = Vec::new();
     for parent in parents.iter().filter(|p| is_mesh(p)) {
         let beside = parent.namespace.as_ref().is_none_or(|namespace| *namespace == route.meta.namespace);
         let own = ExportTo::Namespaces([route.meta.namespace.clone()].into());
-        let export_to = if beside { ExportTo::All } else { own };
-        let hosts = mesh_hosts(parent, &route.meta.namespace, references);
-        found.extend(hosts.into_iter().map(|host| (host, parent.port, export_to.clone())));
+        let seen = |host: &Strng| {
+            let services = references.services.get(host).filter(|_| beside)?;
+            let same = services.iter().find(|service| service.namespace == route.meta.namespace)?;
+            Some(same.export_to.clone())
+        };
+        for host in mesh_hosts(parent, &route.meta.namespace, references) {
+            let export_to = seen(&host).unwrap_or_else(|| own.clone());
+            found.push((host, parent.port, export_to));
+        }
     }
     found
 }

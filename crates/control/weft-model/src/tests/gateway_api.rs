@@ -184,6 +184,100 @@ spec:
     assert_eq!([first(0), first(1), first(2)], want);
 }
 
+/// A service entry of a namespace for a host that another namespace's service, or entry, has too.
+fn entry(namespace: &str, host: &str, more: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: far, namespace: {namespace}}}\nspec: {{hosts: \
+         [{host}], ports: [{{number: 443, name: tls, protocol: TLS}}], resolution: DNS{more}}}\n---\n"
+    )
+}
+
+#[test]
+fn policies_of_several_namespaces_for_one_host_all_hold() {
+    let policy = |namespace: &str, minute: u8, kind: &str, name: &str| {
+        let group = if kind == "Service" { "''" } else { "networking.istio.io" };
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {{name: p, namespace: {namespace}, \
+             creationTimestamp: \"2026-01-01T00:0{minute}:00Z\"}}\nspec: {{targetRefs: [{{group: {group}, kind: {kind}, name: \
+             {name}}}], validation: {{hostname: {namespace}.example, wellKnownCACertificates: System}}}}\n---\n"
+        )
+    };
+    let host = "payments.prod.svc.cluster.local";
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: payments, namespace: prod}\nspec: {clusterIP: 10.96.0.8, \
+                   ports: [{name: tls, port: 443}]}\n---\n";
+    let yaml = [
+        entry("evil", host, ""),
+        policy("evil", 0, "ServiceEntry", "far"),
+        service.into(),
+        policy("prod", 1, "Service", "payments"),
+        entry("a", "far.example", ""),
+        policy("a", 2, "ServiceEntry", "far"),
+        entry("b", "far.example", ", exportTo: ['.']"),
+        policy("b", 3, "ServiceEntry", "far"),
+    ];
+    let mesh = mesh(&yaml.concat());
+    for (host, client) in [(host, "prod"), (host, "evil"), ("far.example", "a"), ("far.example", "b")] {
+        let rule =
+            mesh.destination_rule_for(host, client, None).unwrap_or_else(|| panic!("{client}: {:?}", mesh.warnings));
+        let tls = rule.spec.traffic_policy.as_ref().and_then(|policy| policy.tls.as_ref()).unwrap();
+        assert_eq!(tls.sni, format!("{client}.example"), "{host}");
+    }
+    for status in mesh.statuses.iter().filter(|s| s.object.kind == "BackendTLSPolicy") {
+        let ancestor = &status.status["ancestors"][0];
+        assert_eq!(told(&ancestor["conditions"])[0], "Accepted=True Accepted", "{}", status.object.namespace);
+    }
+}
+
+#[test]
+fn routes_beside_service_entries_of_one_host_are_not_mixed() {
+    let to = |namespace: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r, namespace: {namespace}}}\nspec:\n  \
+             parentRefs: [{{group: networking.istio.io, kind: ServiceEntry, name: far, port: 443}}]\n  rules:\n  - filters: \
+             [{{type: RequestHeaderModifier, requestHeaderModifier: {{set: [{{name: x-of, value: {namespace}}}]}}}}]\n    \
+             backendRefs: [{{group: networking.istio.io, kind: ServiceEntry, name: far, port: 443}}]\n---\n"
+        )
+    };
+    let yaml = [
+        entry("a", "far.example", ""),
+        to("a"),
+        entry("b", "far.example", ""),
+        to("b"),
+        entry("c", "far.example", ", exportTo: ['.']"),
+        to("c"),
+    ];
+    let mesh = mesh(&yaml.concat());
+    assert_eq!(rules(&mesh, "far.example").len(), 3);
+    for client in ["a", "b", "c"] {
+        let first = mesh.mesh_virtual_services(client)[0].clone();
+        assert_eq!((first.namespace.as_str(), first.spec.http.len()), (client, 1));
+    }
+    let of_others: Vec<String> = mesh.mesh_virtual_services("d").iter().map(|vs| vs.namespace.clone()).collect();
+    assert_eq!(of_others, ["a", "b"], "an entry of its namespace's own clients is no business of others");
+}
+
+#[test]
+fn a_policy_without_its_authorities_names_them_once_they_are_there() {
+    let policy = "apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {name: p, namespace: default}\nspec: \
+                  {targetRefs: [{group: '', kind: Service, name: db}], validation: {hostname: db.example, caCertificateRefs: \
+                  [{group: '', kind: ConfigMap, name: ca}]}}\n---\n";
+    let (pem, _) = super::pair(&["a"], 0, 4_000_000_000);
+    let map = serde_json::json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "ca", "namespace": "default"}, "data": {"ca.crt": pem},
+    });
+    let named = |mesh: &MeshSnapshot| {
+        let rule = mesh.destination_rule_for("db.default.svc.cluster.local", "default", None).unwrap();
+        rule.spec.traffic_policy.as_ref().unwrap().tls.as_ref().unwrap().credential_name.clone()
+    };
+    let first = build(&inputs(&format!("{DB}{policy}")), None);
+    assert_eq!(named(&first), "unserved://default/ca");
+    let then = build(&inputs(&format!("{DB}{policy}{map}\n")), Some(&first));
+    assert_eq!(named(&then), "configmap://default/ca");
+    assert!(then.sections.destination_rules > first.sections.destination_rules, "clusters are made anew");
+    let gone = build(&inputs(&format!("{DB}{policy}")), Some(&then));
+    assert_eq!(named(&gone), "unserved://default/ca");
+}
+
 #[test]
 fn a_route_is_counted_once_at_a_listener() {
     let spec =

@@ -15,7 +15,7 @@ use weft_k8s_api::istio::{
     ClientTlsMode, ClientTlsSettings, MeshTlsProtocol, MutualTls, PeerAuthentication, PeerAuthenticationMode,
     ProxyProtocol, SimpleLb, TlsConfig,
 };
-use weft_model::{DestinationRule, MtlsMode, Registry, Resolution};
+use weft_model::{DestinationRule, MtlsMode, Registry, Resolution, UNSERVED};
 use weft_proto::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use weft_proto::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
 
@@ -255,7 +255,10 @@ fn origination(
         upstream.auto_san_validation = names.is_empty() && !unverified;
     }
     let mut common = tls::CommonTlsContext { tls_params: Some(mesh_params()), ..Default::default() };
-    if by_secret {
+    if settings.credential_name.starts_with(UNSERVED) {
+        // No name for SDS: an Envoy that waits for what never comes does not become ready.
+        common.validation_context_type = Some(nobodys());
+    } else if by_secret {
         from_secret(&mut common, settings, &names, mutual);
     } else {
         from_files(&mut common, settings, &names, mutual);
@@ -286,7 +289,8 @@ pub(super) fn credentials(view: View<'_>, rule: &Arc<DestinationRule>) -> Vec<St
         policies.flat_map(|p| p.tls.iter().chain(p.port_level_settings.iter().filter_map(|s| s.tls.as_ref())));
     let mut names = Vec::new();
     for tls in settings.filter(|t| matches!(t.mode, ClientTlsMode::Simple | ClientTlsMode::Mutual)) {
-        if tls.credential_name.is_empty() || !may_name(view, Some(rule), &tls.credential_name) {
+        let served = !tls.credential_name.is_empty() && !tls.credential_name.starts_with(UNSERVED);
+        if !served || !may_name(view, Some(rule), &tls.credential_name) {
             continue;
         }
         let name = crate::gateway::tls::credential_resource(&tls.credential_name);
@@ -311,6 +315,14 @@ fn from_files(common: &mut tls::CommonTlsContext, settings: &ClientTlsSettings, 
     };
     let crl = Some(settings.ca_crl.as_str()).filter(|file| !file.is_empty());
     common.validation_context_type = Some(combined(secret::from_agent(&roots), names, crl));
+}
+
+/// Takes nobody's certificate.
+fn nobodys() -> ValidationContextType {
+    ValidationContextType::ValidationContext(tls::CertificateValidationContext {
+        verify_certificate_hash: vec!["0".repeat(64)],
+        ..Default::default()
+    })
 }
 
 fn from_secret(common: &mut tls::CommonTlsContext, settings: &ClientTlsSettings, names: &[String], mutual: bool) {
