@@ -62,7 +62,7 @@ pub struct Args {
     /// Folder that bug-report.tar.gz is put into
     #[arg(long, alias = "output-dir", value_name = "DIR", default_value = ".")]
     dir: PathBuf,
-    /// After this time the report is what was read until then
+    /// Time for logs and pages: what is not read by then is left out
     #[arg(long, value_name = "DURATION", value_parser = weft_core::duration::parse, default_value = "30m")]
     timeout: Duration,
     /// Say what would be in it, and write nothing

@@ -81,6 +81,11 @@ impl Seat {
         self.met.facts()
     }
 
+    /// The listener as it is, or was when it was there last.
+    pub fn listener(&self) -> Rc<LiveListener> {
+        self.listener.borrow().clone()
+    }
+
     /// When it ends in any case; `None` while there is no reason for it. The first reason counts: its connection is not looked
     /// at again when that time has passed.
     pub fn ends_at(&self) -> Option<Instant> {

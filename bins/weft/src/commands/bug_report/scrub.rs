@@ -20,8 +20,8 @@ const PEM_KEY: &str = "PRIVATE KEY-----";
 const PEM_END: &str = "-----END ";
 /// Beginning of a JSON web token: `{"` in base64url.
 const JWT: &str = "eyJ";
-/// Word before a token in headers.
-const BEARER: [&str; 2] = ["Bearer ", "bearer "];
+/// The word before a token in headers, but for its first letter, which may be large.
+const EARER: &str = "earer ";
 /// Shorter words after it are no tokens, but prose.
 const SHORTEST_TOKEN: usize = 16;
 
@@ -88,7 +88,7 @@ pub fn text(found: &str) -> String {
 
 /// The clean text; `None` where there is nothing to take out.
 fn changed(found: &str) -> Option<String> {
-    let suspicious = found.contains(PEM_KEY) || found.contains(JWT) || BEARER.iter().any(|word| found.contains(word));
+    let suspicious = found.contains(PEM_KEY) || found.contains(JWT) || found.contains(EARER);
     suspicious.then(|| bearers(&tokens(&keys(found))))
 }
 
@@ -141,8 +141,14 @@ fn tokens(found: &str) -> String {
 fn bearers(found: &str) -> String {
     let mut out = String::with_capacity(found.len());
     let mut rest = found;
-    while let Some((at, word)) = BEARER.iter().filter_map(|word| Some((rest.find(word)?, word))).min() {
-        let (before, after) = rest.split_at(at + word.len());
+    let first = |text: &str| {
+        let mut found = text.match_indices(EARER);
+        found
+            .find(|(at, _)| text.as_bytes().get(at.wrapping_sub(1)).is_some_and(|b| matches!(b, b'B' | b'b')))
+            .map(|(at, _)| at)
+    };
+    while let Some(at) = first(rest) {
+        let (before, after) = rest.split_at(at + EARER.len());
         out.push_str(before);
         let of_token = |c: char| of_base64url(c) || "._~+/=".contains(c);
         let end = after.find(|c| !of_token(c)).unwrap_or(after.len());

@@ -316,7 +316,8 @@ impl HttpConnection {
         }
         // As it is now: a host may have got a chain of its own since the connection was made.
         let snapshot = self.worker.snapshot();
-        let listener = snapshot.listeners.named(&self.listener.config.name).unwrap_or(&self.listener);
+        let last = self.entry().standing.seat.listener();
+        let listener = snapshot.listeners.named(&self.listener.config.name).unwrap_or(&last);
         let facts = ConnectionFacts { server_name: Some(host), ..self.entry().standing.seat.facts() };
         let own = self.slot.current();
         // A chain that came for the same connections, and not for names, says nothing of the host.

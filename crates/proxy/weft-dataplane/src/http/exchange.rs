@@ -90,6 +90,8 @@ pub(crate) struct ExchangeFacts {
     pub admitted: Option<Box<Admitted>>,
     /// What policy it was that came later and denied it; the details word.
     pub denied: Option<String>,
+    /// One has, and is not asked again. The record stays: what goes on before it notices is judged by it.
+    pub is_denied: bool,
     /// What compressors noted for the response.
     pub codings: Option<Box<Codings>>,
     /// Host asked for, for the standard metrics.
@@ -234,11 +236,13 @@ impl Exchange {
             return;
         }
         let mut facts = self.facts.borrow_mut();
+        if facts.is_denied {
+            return;
+        }
         let Some(admitted) = &facts.admitted else { return };
         if let Some(details) = admitted.denied(&self.conn.downstream, http) {
             facts.denied = Some(details);
-            // Once is enough, however often rules change before it has ended.
-            facts.admitted = None;
+            facts.is_denied = true;
             drop(facts);
             self.cancel(Reason::AccessDenied);
         }

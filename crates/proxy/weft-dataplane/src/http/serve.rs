@@ -365,6 +365,7 @@ mod tests {
             [&open, &answered].into_iter().for_each(|exchange| exchange.judge_again(&denying));
         }
         assert_eq!(denying.stats.rbac_denied.get(), 1);
+        assert!(open.facts.borrow().admitted.is_some(), "who goes on before he notices is judged by it");
         assert_eq!((open.facts.borrow().denied.is_some(), answered.facts.borrow().denied.is_some()), (true, false));
     }
 }
