@@ -35,18 +35,32 @@ pub async fn run(args: Args, connection: Connection) -> anyhow::Result<ExitCode>
     if pods.is_empty() {
         bail!("no control plane runs in {root}; `weft up` starts one, `weft status` shows what runs");
     }
+    // A page about one proxy is at the pod that it is connected to alone.
+    let mut failures = Vec::new();
     for pod in &pods {
+        let token = debug_token(&client, pod).await?;
+        let page = forward::get_as(&client, pod, port::MONITORING, &path(&args.page), Some(&token)).await;
+        let page = match page.with_context(|| format!("{} does not show {}", pod.name(), path(&args.page))) {
+            Ok(page) => page,
+            Err(error) => {
+                failures.push(error);
+                continue;
+            }
+        };
         if pods.len() > 1 {
             output::note_plain(format!("{}:", pod.name()));
         }
-        let token = debug_token(&client, pod).await?;
-        let page = forward::get_as(&client, pod, port::MONITORING, &path(&args.page), Some(&token)).await;
-        let page = page.with_context(|| format!("{} does not show {}", pod.name(), path(&args.page)))?;
         match serde_json::from_slice::<serde_json::Value>(&page) {
             Ok(value) => output::line(serde_json::to_string_pretty(&value)?)?,
             Err(_) => output::print(&String::from_utf8_lossy(&page))?,
         }
     }
+    if failures.len() == pods.len()
+        && let Some(last) = failures.pop()
+    {
+        return Err(last);
+    }
+    failures.iter().for_each(|error| output::warn(format!("{error:#}")));
     Ok(ExitCode::SUCCESS)
 }
 
