@@ -412,8 +412,10 @@ mod tests {
             [Content::new("No Name", &[(CRL_KEY, &"list".into())]), Content::new("good", &[(CRL_KEY, &"list".into())])];
         let cache = Cache::from_objects([shop]);
         let mut seen = Seen::default();
-        let again = seen.look(&client, &cache, &wanted).await.unwrap();
+        seen.look(&client, &cache, &wanted).await.unwrap();
         assert!(data(&client, "good").await.is_some());
+        let again = Instant::now() + Duration::from_secs(600);
+        seen.failed.values_mut().for_each(|(at, _)| *at = again);
         assert_eq!(seen.look(&client, &cache, &wanted).await, Some(again), "it was not tried");
         seen.failed.values_mut().for_each(|(again, _)| *again = Instant::now());
         assert_eq!(seen.look(&client, &cache, &wanted[1..]).await, None, "it is not wanted any more");

@@ -18,7 +18,7 @@ use weft_tls::{ClientAuth, ServerContext, ServerParams, TlsSettings, TlsVersion}
 use weft_xds_server::places::{Place, Places};
 
 /// Time for a handshake.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 60 } else { 10 });
 /// Connections at once, handshakes included.
 const MAX_CONNECTIONS: usize = if cfg!(test) { 16 } else { 20_000 };
 /// Accepted connections that wait for the gRPC server.

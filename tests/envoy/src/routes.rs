@@ -134,7 +134,7 @@ fn rule(rng: &mut Rng) -> Value {
             filters.push(json!({"type": "RequestMirror", "requestMirror": mirror}));
         }
         5 => filters.push(json!({"type": "CORS", "cors": cors(rng)})),
-        6 => rule["timeouts"] = json!({"request": "12s", "backendRequest": one(rng, &["3s", "12s", "0s"])}),
+        6 => rule["timeouts"] = json!({"request": "12500ms", "backendRequest": one(rng, &["10s", "12500ms", "0s"])}),
         7 => {
             rule["retry"] = json!({"codes": [503, 500], "attempts": rng.u8(..4), "backoff": "1ms"});
         }

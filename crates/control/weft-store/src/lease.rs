@@ -372,7 +372,7 @@ mod tests {
             namespace: "istio-system".into(),
             name: "weftd-leader".into(),
             identity: "a".into(),
-            duration: Duration::from_secs(3),
+            duration: Duration::from_secs(15),
         };
         let missing = json!({
             "kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404,

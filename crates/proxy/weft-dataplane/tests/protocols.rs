@@ -351,14 +351,20 @@ async fn class_http2_who_gives_up_most_requests_is_asked_to_go() {
     let (mut client, connection) = h2::client::handshake(stream).await.unwrap();
     tokio::spawn(connection);
     let mut given_up = 0;
+    let asked_to_go = |error: h2::Error| {
+        assert!(error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR), "{error}");
+    };
     loop {
         client = match client.ready().await {
             Ok(client) => client,
-            Err(error) => break assert!(error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR), "{error}"),
+            Err(error) => break asked_to_go(error),
         };
         assert!(given_up < 2 * MANY, "it goes on");
         let request = http::Request::get("http://a/").body(()).unwrap();
-        let (mut answer, mut stream) = client.send_request(request, true).unwrap();
+        let (mut answer, mut stream) = match client.send_request(request, true) {
+            Ok(sent) => sent,
+            Err(error) => break asked_to_go(error),
+        };
         let come = async {
             tokio::select! {
                 asked = asked.recv() => asked.unwrap(),
